@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/conv.h"
+
+#include "cpu/panels.h"
+#include "cpu/parallel.h"
+
+namespace sniper::cpu {
+namespace {
+
+// Tokens of a task. Chosen so that a panel of inputs stays in the second-level cache while a block row's weights stream.
+constexpr int64_t kProductTokens = 96;
+
+struct Twin {
+  const Index& index;
+  int64_t rows, inner;  // blocks
+  int64_t first_shift, tap_shift;
+  bool transposed;  // whether its blocks lie [out, in] in memory, i.e. not as `product` wants them
+};
+
+template <typename T>
+void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin, const T* w, int64_t w_stride,
+                 Product<T> product, int threads) {
+  thread_local Scratch entry_scratch, weight_scratch;
+  const int block = shape.block;
+  const Index& index = twin.index;
+  const int64_t nnz = index.crow[twin.rows], area = static_cast<int64_t>(block) * block;
+  Entry* entries = entry_scratch.get<Entry>(nnz);
+  T* packed = weight_scratch.get<T>(nnz * area);
+  parallel_for(threads, twin.rows, [&](int64_t r, int) {
+    for (int64_t p = index.crow[r]; p < index.crow[r + 1]; p++) {
+      const int64_t tap = index.col[p] / twin.inner, inner = index.col[p] % twin.inner;
+      entries[p].shift = static_cast<int32_t>(twin.first_shift + tap * twin.tap_shift);
+      entries[p].column = static_cast<int32_t>(inner * block);
+      const int64_t out = twin.transposed ? r : inner, in = twin.transposed ? inner : r;
+      const T* from = w + out * block * w_stride + tap * shape.in + in * block;
+      kernels.pack(from, w_stride, block, twin.transposed, packed + p * area);
+    }
+  });
+  product.crow = index.crow;
+  product.entries = entries;
+  product.packed = packed;
+  product.columns = twin.rows * block;
+  product.block = block;
+  const auto panels = cut_panels(shape.batch, product.y.length, kProductTokens, kernels.tile_rows(block));
+  const int64_t count = static_cast<int64_t>(panels.size());
+  parallel_for(threads, twin.rows * count, [&](int64_t task, int) {
+    kernels.product(product, index.order[task / count], panels[task % count]);
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void forward(const Kernels<T>& kernels, const Shape& shape, const Index& index, const Sequences<const T>& x, const T* w,
+             int64_t w_stride, const float* bias, bool relu, const Dropout& dropout, const Sequences<T>& y,
+             int threads) {
+  Product<T> product{};
+  product.x = x;
+  product.y = y;
+  product.bias = bias;
+  product.relu = relu;
+  product.dropout = dropout;
+  const Twin twin{index, shape.out / shape.block, shape.in / shape.block, -shape.pad_left, shape.dilation, true};
+  run_product(kernels, shape, twin, w, w_stride, product, threads);
+}
+
+template <typename T>
+void input_grad(const Kernels<T>& kernels, const Shape& shape, const Index& twin_index, const Sequences<const T>& dy,
+                const T* w, int64_t w_stride, const Sequences<T>& dx, int threads) {
+  Product<T> product{};
+  product.x = dy;
+  product.y = dx;
+  const Twin twin{twin_index, shape.in / shape.block, shape.out / shape.block, shape.pad_left, -shape.dilation, false};
+  run_product(kernels, shape, twin, w, w_stride, product, threads);
+}
+
+template void forward(const Kernels<float>&, const Shape&, const Index&, const Sequences<const float>&, const float*,
+                      int64_t, const float*, bool, const Dropout&, const Sequences<float>&, int);
+template void input_grad(const Kernels<float>&, const Shape&, const Index&, const Sequences<const float>&, const float*,
+                         int64_t, const Sequences<float>&, int);
+
+}  // namespace sniper::cpu

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace sniper::cpu {
+namespace {
+
+struct Variant {
+  const char* name;
+  bool supported;
+  const Kernels<float>* kernels;
+};
+
+// The widest first.
+const Variant* variants() {
+#ifdef SNIPER_X86
+  static const Variant all[] = {
+      {"avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl"),
+       &kAvx512F32},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), &kAvx2F32},
+      {"portable", true, &kPortableF32},
+      {nullptr, false, nullptr}};
+#else
+  static const Variant all[] = {{"portable", true, &kPortableF32}, {nullptr, false, nullptr}};
+#endif
+  return all;
+}
+
+const Variant& chosen() {
+  const char* wanted = std::getenv("SNIPER_CPU");
+  std::string have;
+  for (const Variant* v = variants(); v->name; v++) {
+    if (!v->supported) continue;
+    if (!wanted || !*wanted || wanted == std::string(v->name)) return *v;
+    have += have.empty() ? v->name : std::string(", ") + v->name;
+  }
+  throw std::runtime_error("SNIPER_CPU: expected one that this CPU and build have (" + have + "), got '" + wanted + "'");
+}
+
+}  // namespace
+
+std::string instruction_set() { return chosen().name; }
+
+const Kernels<float>& float_kernels() { return *chosen().kernels; }
+
+}  // namespace sniper::cpu

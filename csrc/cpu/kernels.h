@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one instruction set offers. The drivers in conv.cpp and dropout.cpp cut the work into tasks and call these.
+// T is an element in memory: float, or uint16_t for bfloat16. Sums are float.
+#pragma once
+
+#include <cstdint>
+
+namespace sniper::cpu {
+
+constexpr int kMaxBlock = 128;
+
+// One active block as a matrix product sees it: it reads row t + shift, `block` columns from `column`.
+struct Entry {
+  int32_t shift;
+  int32_t column;
+};
+
+// [batch, length, columns] with contiguous columns.
+template <typename T>
+struct Sequences {
+  T* data;
+  int64_t batch_stride;
+  int64_t row_stride;
+  int64_t length;
+};
+
+// Tokens [begin, end) of one sequence.
+struct Panel {
+  int64_t batch;
+  int64_t begin;
+  int64_t end;
+};
+
+// Inverted dropout, off when threshold is 0: an element stays, times scale, if its random word is >= threshold.
+struct Dropout {
+  uint64_t seed;
+  uint32_t threshold;
+  float scale;
+};
+
+// y[b, t, r * block + j] = dropout(relu(bias + sum_p sum_i x[b, t + shift_p, column_p + i] * w_p[i, j])), p over the
+// entries of block row r.
+template <typename T>
+struct Product {
+  Sequences<const T> x;
+  Sequences<T> y;
+  const int32_t* crow;
+  const Entry* entries;
+  const T* packed;    // w_p at p * block * block, as `pack` wrote it
+  const float* bias;  // may be null
+  int64_t columns;    // of y
+  int block;
+  bool relu;
+  Dropout dropout;
+};
+
+// dw_p[i, j] (+)= sum over the panel's tokens t: dy[b, t, r * block + i] * x[b, t + shift_p, column_p + j], for entries p
+// of one block row r, sorted by column, then shift. db[i] (+)= sum_t dy[b, t, r * block + i].
+template <typename T>
+struct WeightGrad {
+  Sequences<const T> x;
+  Sequences<const T> dy;
+  const Entry* entries;
+  float* const* dw;  // one pointer an entry
+  float* db;         // may be null
+  int64_t dw_stride;
+  int64_t block_row;
+  int count;
+  int block;
+};
+
+template <typename T>
+struct Kernels {
+  // Tokens of a register tile: panels of `product` should be multiples of it.
+  int (*tile_rows)(int block);
+  // Copies a block w[j, i] (transpose) or w[i, j] into the order in which `product` streams w_p[i, j].
+  void (*pack)(const T* w, int64_t stride, int block, bool transpose, T* packed);
+  void (*product)(const Product<T>&, int64_t block_row, const Panel&);
+  // `scratch` holds wgrad_scratch(tokens of the panel, block) bytes, aligned to a cache line.
+  void (*wgrad)(const WeightGrad<T>&, const Panel&, bool accumulate, void* scratch);
+  int64_t (*wgrad_scratch)(int64_t tokens, int block);
+  // y = dropout(x) on rows [begin, end) of a contiguous [rows, columns]; y may be x.
+  void (*dropout)(const T* x, T* y, int64_t columns, int64_t begin, int64_t end, const Dropout&);
+  // dx = y > 0 ? dy * scale : 0, elements [begin, end).
+  void (*relu_backward)(const T* dy, const T* y, T* dx, int64_t begin, int64_t end, float scale);
+};
+
+// Null where the build has no such kernels.
+extern const Kernels<float> kPortableF32;
+extern const Kernels<float> kAvx2F32;
+extern const Kernels<float> kAvx512F32;
+extern const Kernels<uint16_t> kAvx512Bf16;
+
+}  // namespace sniper::cpu

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs tasks on torch's own threads, without linking torch or an OpenMP runtime.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+namespace sniper::cpu {
+
+// Calls body(data) once on each of at most `threads` threads and returns when all have finished. body must not throw.
+void run_on_threads(int threads, void (*body)(void*), void* data);
+
+// Where run_on_threads gets its threads: "openmp" (the runtime that torch loaded) or "std".
+const char* thread_source();
+
+// Calls task(i, slot) for every i in [0, count), handed out in ascending order. Each thread has a slot of its own in
+// [0, threads), for scratch memory that the caller allocated: tasks must not throw.
+template <typename Task>
+void parallel_for(int threads, int64_t count, const Task& task) {
+  if (threads > count) threads = static_cast<int>(count);
+  if (threads <= 1) {
+    for (int64_t i = 0; i < count; i++) task(i, 0);
+    return;
+  }
+  struct Shared {
+    const Task& task;
+    const int64_t count;
+    std::atomic<int64_t> next{0};
+    std::atomic<int> slot{0};
+  } shared{task, count};
+  run_on_threads(
+      threads,
+      [](void* data) {
+        auto& s = *static_cast<Shared*>(data);
+        const int slot = s.slot.fetch_add(1, std::memory_order_relaxed);
+        for (int64_t i; (i = s.next.fetch_add(1, std::memory_order_relaxed)) < s.count;) s.task(i, slot);
+      },
+      &shared);
+}
+
+// Memory that a thread keeps between calls: it grows to the largest request and is freed when the thread ends.
+class Scratch {
+ public:
+  // Uninitialised, aligned to a cache line, valid until the next get on this object.
+  template <typename T>
+  T* get(int64_t count) {
+    const size_t bytes = static_cast<size_t>(count) * sizeof(T);
+    if (bytes > size_) {
+      memory_.reset();
+      size_ = 0;
+      memory_.reset(static_cast<char*>(::operator new(bytes, kAlign)));
+      size_ = bytes;
+    }
+    return reinterpret_cast<T*>(memory_.get());
+  }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, kAlign); }
+  };
+  std::unique_ptr<char, Free> memory_;
+  size_t size_ = 0;
+};
+
+}  // namespace sniper::cpu

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// The weight gradient: which entries and tokens a task takes, and where its sums go.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "cpu/conv.h"
+#include "cpu/panels.h"
+#include "cpu/parallel.h"
+
+namespace sniper::cpu {
+namespace {
+
+constexpr int64_t kTokens = 96;     // of a panel: its packed x block stays in the first-level cache
+constexpr int kGroup = 8;           // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
+constexpr int kTasksPerThread = 6;  // fewer: idle threads at the end; more: partial sums to write and add
+
+// Some entries of one block row: the work of one task in one chunk of tokens.
+struct Group {
+  int32_t row, first, count;
+  bool with_bias;
+};
+
+struct Plan {
+  std::vector<Entry> entries;  // of each block row by input block, then tap
+  std::vector<float*> dw;      // where the block of an entry lies
+  std::vector<Group> groups;   // the largest first
+};
+
+Plan make_plan(const Shape& shape, const Index& index, const Index& twin, float* dw, bool with_bias) {
+  const int64_t rows = shape.out / shape.block, inner = shape.in / shape.block, width = shape.taps * shape.in;
+  Plan plan;
+  plan.entries.resize(index.crow[rows]);
+  plan.dw.resize(index.crow[rows]);
+  std::vector<int32_t> next(index.crow, index.crow + rows);
+  for (int64_t c = 0; c < inner; c++)
+    for (int32_t p = twin.crow[c]; p < twin.crow[c + 1]; p++) {  // by tap: the twin lists them so
+      const int64_t tap = twin.col[p] / rows, r = twin.col[p] % rows;
+      const int32_t at = next[r]++;
+      plan.entries[at].shift = static_cast<int32_t>(tap * shape.dilation - shape.pad_left);
+      plan.entries[at].column = static_cast<int32_t>(c * shape.block);
+      plan.dw[at] = dw + r * shape.block * width + tap * shape.in + c * shape.block;
+    }
+  for (int32_t r = 0; r < rows; r++) {
+    const int32_t begin = index.crow[r], count = index.crow[r + 1] - begin;
+    const int32_t pieces = std::max((count + kGroup - 1) / kGroup, with_bias ? 1 : 0);
+    for (int32_t k = 0; k < pieces; k++) {
+      const int32_t from = count * k / pieces, to = count * (k + 1) / pieces;
+      plan.groups.push_back({r, begin + from, to - from, with_bias && k == 0});
+    }
+  }
+  const auto larger = [](const Group& a, const Group& b) { return a.count > b.count; };
+  std::stable_sort(plan.groups.begin(), plan.groups.end(), larger);
+  return plan;
+}
+
+// Sums of each chunk of tokens: [chunk][entry][block, block], then [chunk][out] for the bias.
+struct Partial {
+  float* dw;
+  float* db;
+  int64_t chunks;
+};
+
+// Zeros the pruned blocks of 16 rows of dw and adds up the chunks of the active ones, in order.
+void finish_rows(const Shape& shape, const Index& index, const Plan& plan, const Partial& partial, int64_t r,
+                 int64_t first, float* dw) {
+  const int64_t block = shape.block, area = block * block, width = shape.taps * shape.in, nnz = plan.entries.size();
+  const int32_t begin = index.crow[r], end = index.crow[r + 1];
+  for (int64_t i = first; i < first + 16; i++) {
+    float* row = dw + (r * block + i) * width;
+    int64_t done = 0;
+    for (int32_t p = begin; p < end; p++) {
+      const int64_t at = index.col[p] * block;
+      std::memset(row + done, 0, (at - done) * sizeof(float));
+      done = at + block;
+    }
+    std::memset(row + done, 0, (width - done) * sizeof(float));
+  }
+  if (partial.chunks < 2) return;
+  for (int32_t p = begin; p < end; p++)
+    for (int64_t i = first; i < first + 16; i++) {
+      float* sum = plan.dw[p] + i * width;
+      const float* part = partial.dw + p * area + i * block;
+      std::memcpy(sum, part, block * sizeof(float));
+      for (int64_t c = 1; c < partial.chunks; c++)
+        for (int64_t j = 0; j < block; j++) sum[j] += part[c * nnz * area + j];
+    }
+}
+
+}  // namespace
+
+template <typename T>
+void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& index, const Index& twin,
+                 const Sequences<const T>& dy, const Sequences<const T>& x, float* dw, float* db, int threads) {
+  thread_local Scratch sum_scratch, panel_scratch;
+  const int64_t block = shape.block, width = shape.taps * shape.in, area = block * block;
+  const auto panels = cut_panels(shape.batch, shape.length_out, kTokens, 1);
+  const int64_t panel_count = static_cast<int64_t>(panels.size());
+  if (panel_count == 0) {
+    std::fill_n(dw, shape.out * width, 0.0f);
+    if (db) std::fill_n(db, shape.out, 0.0f);
+    return;
+  }
+  const Plan plan = make_plan(shape, index, twin, dw, db != nullptr);
+  const int64_t nnz = plan.entries.size(), group_count = plan.groups.size();
+
+  Partial partial{};
+  const int64_t wanted = threads > 1 && group_count ? (kTasksPerThread * threads + group_count - 1) / group_count : 1;
+  partial.chunks = std::max<int64_t>(1, std::min(wanted, panel_count / 4));
+  std::vector<float*> part_dw;
+  if (partial.chunks > 1) {
+    partial.dw = sum_scratch.get<float>(partial.chunks * (nnz * area + shape.out));
+    partial.db = partial.dw + partial.chunks * nnz * area;
+    for (int64_t i = 0; i < partial.chunks * nnz; i++) part_dw.push_back(partial.dw + i * area);
+  }
+  const int64_t bytes = kernels.wgrad_scratch(kTokens, shape.block);
+  char* scratch = panel_scratch.get<char>(bytes * threads);
+
+  parallel_for(threads, group_count * partial.chunks, [&](int64_t task, int slot) {
+    const int64_t chunk = task % partial.chunks;
+    const Group& group = plan.groups[task / partial.chunks];
+    WeightGrad<T> g{};
+    g.x = x;
+    g.dy = dy;
+    g.entries = plan.entries.data() + group.first;
+    g.dw = part_dw.empty() ? plan.dw.data() + group.first : part_dw.data() + chunk * nnz + group.first;
+    g.dw_stride = part_dw.empty() ? width : block;
+    g.block_row = group.row;
+    g.count = group.count;
+    g.block = shape.block;
+    if (group.with_bias) g.db = (part_dw.empty() ? db : partial.db + chunk * shape.out) + group.row * block;
+    const int64_t begin = panel_count * chunk / partial.chunks, end = panel_count * (chunk + 1) / partial.chunks;
+    for (int64_t i = begin; i < end; i++) kernels.wgrad(g, panels[i], i > begin, scratch + slot * bytes);
+  });
+  parallel_for(threads, shape.out / 16, [&](int64_t task, int) {
+    finish_rows(shape, index, plan, partial, task * 16 / block, task * 16 % block, dw);
+  });
+  if (db && partial.db)
+    for (int64_t n = 0; n < shape.out; n++) {
+      db[n] = partial.db[n];
+      for (int64_t c = 1; c < partial.chunks; c++) db[n] += partial.db[c * shape.out + n];
+    }
+}
+
+template void weight_grad(const Kernels<float>&, const Shape&, const Index&, const Index&,
+                          const Sequences<const float>&, const Sequences<const float>&, float*, float*, int);
+
+}  // namespace sniper::cpu

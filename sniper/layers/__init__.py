@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block-sparse Linear and Conv1d over dense parameters."""
+
+from sniper.layers.conv1d import BlockSparseConv1d
+from sniper.layers.convert import ModuleReport, SparsifyReport, densify, sparsify
+from sniper.layers.layout import BlockLayout
+from sniper.layers.linear import BlockSparseLinear
+
+__all__ = [
+    "BlockLayout",
+    "BlockSparseConv1d",
+    "BlockSparseLinear",
+    "ModuleReport",
+    "SparsifyReport",
+    "densify",
+    "sparsify",
+]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which blocks of a weight are active, as the index arrays that kernels walk.
+
+A weight `[N, K]` (Linear) or `[N, C, taps]` (Conv1d, in memory `[N, taps, C]`, so `[N, taps * C]` is a view) is cut into
+blocks of `block_size` x `block_size`. Block rows are output blocks; block columns count `tap * in_blocks + in_block`, as
+`torch.sparse_bsr` has them. The transposed twins serve the input gradient: rows are input blocks, columns count
+`tap * out_blocks + out_block`.
+
+Every index tensor has the size that a full mask needs and keeps its memory when the mask changes: entries past the last
+row pointer are unused. So a change of layout moves a few kilobytes and no pointer, shape or guard.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sniper.ops import register_layout
+
+
+class BlockLayout:
+    """The active blocks of one weight.
+
+    Args:
+        block_mask: bool `[out_blocks, in_blocks]`, or `[out_blocks, taps, in_blocks]` for a convolution.
+        block_size: edge of a block in weights.
+
+    Attributes:
+        crow_indices: int32 `[out_blocks + 1]`, row pointers of block rows.
+        col_indices: int32 `[out_blocks * taps * in_blocks]`, `tap * in_blocks + in_block`, ascending in a row.
+        crow_indices_t: int32 `[in_blocks + 1]`, row pointers of the transposed twin.
+        col_indices_t: int32, same size as `col_indices`, `tap * out_blocks + out_block`, ascending in a row.
+        row_indices: int32, same size, the block row of every entry of `col_indices`.
+        row_order, row_order_t: int32, block rows of each twin, the longest first (ties: the lower row first).
+        block_mask: bool `[out_blocks, taps, in_blocks]`.
+        nnz: number of active blocks.
+        version: counts changes; caches compare it, never tensors.
+        handle: what custom ops take for this layout.
+    """
+
+    _TENSORS = (
+        "block_mask",
+        "crow_indices",
+        "col_indices",
+        "row_indices",
+        "crow_indices_t",
+        "col_indices_t",
+        "row_order",
+        "row_order_t",
+    )
+
+    def __init__(self, block_mask: Tensor, block_size: int):
+        mask = _as_3d(block_mask)
+        out_blocks, taps, in_blocks = mask.shape
+        new = torch.zeros
+        options = {"dtype": torch.int32, "device": mask.device}
+        self.block_size = block_size
+        self.block_mask = torch.zeros_like(mask)
+        self.crow_indices = new(out_blocks + 1, **options)
+        self.col_indices = new(mask.numel(), **options)
+        self.row_indices = new(mask.numel(), **options)
+        self.crow_indices_t = new(in_blocks + 1, **options)
+        self.col_indices_t = new(mask.numel(), **options)
+        self.row_order = new(out_blocks, **options)
+        self.row_order_t = new(in_blocks, **options)
+        self.nnz = 0
+        self.version = 0
+        self.handle = register_layout(self)
+        self.update(mask)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(out_blocks, taps, in_blocks)`."""
+        return tuple(self.block_mask.shape)
+
+    @property
+    def density(self) -> float:
+        """Share of active blocks, in [0, 1]."""
+        return self.nnz / self.block_mask.numel()
+
+    def update(self, block_mask: Tensor) -> None:
+        """Takes a new mask of the same shape, in place; `version` goes up by one."""
+        mask = _as_3d(block_mask).to(self.block_mask.device)
+        if mask.shape != self.block_mask.shape:
+            raise ValueError(
+                f"block_mask: expected shape {self.shape} (out_blocks, taps, in_blocks), "
+                f"got {tuple(mask.shape)}"
+            )
+        self.block_mask.copy_(mask)
+        out_blocks, _, in_blocks = self.shape
+        rows = mask.reshape(out_blocks, -1)
+        rows_t = mask.permute(2, 1, 0).reshape(in_blocks, -1)
+        self.nnz = _compress(rows, self.crow_indices, self.col_indices, self.row_order)
+        _compress(rows_t, self.crow_indices_t, self.col_indices_t, self.row_order_t)
+        self.row_indices[: self.nnz] = rows.nonzero()[:, 0].to(torch.int32)
+        self.version += 1
+
+    def to(self, device: torch.device | str) -> BlockLayout:
+        """The same layout on `device`; itself when it is there already."""
+        device = torch.device(device)
+        if self.block_mask.device == device:
+            return self
+        moved = object.__new__(BlockLayout)
+        moved.__dict__.update(self.__dict__)
+        for name in self._TENSORS:
+            setattr(moved, name, getattr(self, name).to(device))
+        moved.handle = register_layout(moved)
+        return moved
+
+    def __getstate__(self) -> dict:
+        return {key: value for key, value in self.__dict__.items() if key != "handle"}
+
+    def __setstate__(self, state: dict) -> None:
+        # Copies and unpickled layouts are layouts of their own.
+        self.__dict__.update(state)
+        self.handle = register_layout(self)
+
+    def element_mask(self) -> Tensor:
+        """The mask per weight, bool `[N, taps, C]`."""
+        b = self.block_size
+        return self.block_mask.repeat_interleave(b, 0).repeat_interleave(b, 2)
+
+    def __repr__(self) -> str:
+        return (
+            f"BlockLayout({self.shape}, block_size={self.block_size}, density={self.density:.3f})"
+        )
+
+
+def _as_3d(mask: Tensor) -> Tensor:
+    """`[out, in]` becomes `[out, 1, in]`."""
+    return mask.unsqueeze(1) if mask.dim() == 2 else mask
+
+
+def _compress(rows: Tensor, crow: Tensor, col: Tensor, order: Tensor) -> int:
+    """Writes row pointers, columns and the longest-first row order of a bool matrix; returns its count of True."""
+    counts = rows.sum(1)
+    crow[1:] = counts.cumsum(0).to(torch.int32)
+    columns = rows.nonzero()[:, 1].to(torch.int32)
+    col[: columns.numel()] = columns
+    order.copy_(torch.argsort(counts, descending=True, stable=True))
+    return columns.numel()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A linear layer that skips the pruned blocks of its weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from sniper.layers.masked import BlockMaskedLayer
+from sniper.ops import block_matmul
+
+
+class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
+    """`y = x * W^T + b` over the active blocks of W; without a block mask exactly `nn.Linear`.
+
+    The weight stays the ordinary dense parameter, zero where pruned, so that state dicts, optimizers and gradients keep
+    their shapes whatever the mask.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as `nn.Linear`.
+        block_size: edge of a block; both features must divide by it.
+
+    Raises:
+        ValueError: the block size does not divide both dimensions.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        block_size: int = 64,
+        **kwargs: Any,
+    ):
+        super().__init__(in_features, out_features, bias, **kwargs)
+        self._init_blocks(block_size)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`[..., K]` -> `[..., N]`."""
+        if self._layout is None:
+            return super().forward(input)
+        rows = input.reshape(1, -1, input.shape[-1])
+        y = block_matmul(rows, self.weight, self.bias, self._layout.handle)
+        return y.view(*input.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self._blocks_repr()}"

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What block-sparse layers share: a block mask over a dense weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sniper.layers.layout import BlockLayout
+
+
+class BlockMaskedLayer(nn.Module):
+    """Mixin for a layer with `weight` `[N, K]` or `[N, C, taps]`; see `BlockSparseLinear` and `BlockSparseConv1d`."""
+
+    weight: Tensor
+    block_size: int
+    # Class attributes, so that a layer whose class was swapped needs no other preparation.
+    _layout: BlockLayout | None = None
+
+    def _init_blocks(self, block_size: int) -> None:
+        n, c = self.weight.shape[:2]
+        whole = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
+        if not whole or n % block_size or c % block_size:
+            raise ValueError(
+                f"block_size: expected a divisor of both dimensions, got {block_size} for a weight of {n} x {c}"
+            )
+        self.block_size = block_size
+
+    @property
+    def block_mask_shape(self) -> tuple[int, ...]:
+        """`(N/b, K/b)`, for a convolution `(N/b, taps, C/b)`."""
+        n, c, *taps = self.weight.shape
+        return (n // self.block_size, *taps, c // self.block_size)
+
+    @property
+    def block_mask(self) -> Tensor | None:
+        """A copy of the mask, bool of `block_mask_shape`, or None when every weight is free."""
+        if self._layout is None:
+            return None
+        return self._layout.block_mask.reshape(self.block_mask_shape).clone()
+
+    @property
+    def density(self) -> float:
+        """Share of active weights, in [0, 1]; 1 without a mask."""
+        return 1.0 if self._layout is None else self._layout.density
+
+    @property
+    def layout(self) -> BlockLayout | None:
+        """The index arrays of the present mask."""
+        return self._layout
+
+    @torch.no_grad()
+    def set_block_mask(self, mask: Tensor | None) -> None:
+        """Sets which blocks are active and zeroes the weight in all others.
+
+        Blocks that were pruned before and are active now hold zeros, until whoever called writes their values.
+
+        Args:
+            mask: bool of `block_mask_shape`, True where active, or None for a plain dense layer.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        if mask is None:
+            self._layout = None
+            return
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"block mask: expected a bool tensor, got {got}")
+        if tuple(mask.shape) != self.block_mask_shape:
+            raise ValueError(
+                f"block mask: expected shape {self.block_mask_shape}, got {tuple(mask.shape)}"
+            )
+        if self._layout is None:
+            self._use_kernel_memory_order()
+            self._layout = BlockLayout(mask.to(self.weight.device), self.block_size)
+        else:
+            self._layout.update(mask)
+        self._zero_pruned()
+
+    def _use_kernel_memory_order(self) -> None:
+        """Lays a convolution's weight out as `[N, taps, C]`; shape and Parameter stay what they are."""
+        if self.weight.dim() == 3:
+            order = self.weight.data.permute(0, 2, 1).contiguous()
+            self.weight.data = order.permute(0, 2, 1)
+        elif not self.weight.is_contiguous():
+            self.weight.data = self.weight.data.contiguous()
+
+    @torch.no_grad()
+    def _zero_pruned(self) -> None:
+        element_mask = self._layout.element_mask()  # [N, taps, C]
+        weight = self.weight.unsqueeze(2) if self.weight.dim() == 2 else self.weight
+        weight.permute(0, 2, 1).masked_fill_(~element_mask, 0)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self._layout is not None:
+            self._layout = self._layout.to(self.weight.device)
+            self._use_kernel_memory_order()
+        return self
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        if self._layout is not None:
+            # A state dict may bring values into pruned blocks; what kernels skip must stay zero.
+            self._use_kernel_memory_order()
+            self._zero_pruned()
+
+    def _blocks_repr(self) -> str:
+        return f"block_size={self.block_size}, density={self.density:.3f}"

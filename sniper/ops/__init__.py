@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block-sparse products and the choice of what runs them."""
+
+from sniper.ops.block_matmul import block_matmul
+from sniper.ops.executors import executor
+from sniper.ops.geometry import Geometry, register_layout
+
+__all__ = ["Geometry", "block_matmul", "executor", "register_layout"]

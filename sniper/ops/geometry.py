@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pass must know besides its tensors, and how ops find a layer's layout again."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+_layouts: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+_next_handle = itertools.count(1)
+
+
+class Geometry(NamedTuple):
+    """A stride-1 convolution over `[B, T, C]`; the defaults are a linear layer.
+
+    Args:
+        taps: kernel size.
+        dilation: distance of taps in rows.
+        pad_left, pad_right: rows of zeros before and after each sequence.
+    """
+
+    taps: int = 1
+    dilation: int = 1
+    pad_left: int = 0
+    pad_right: int = 0
+
+    def out_length(self, t: int) -> int:
+        """Rows of y for `t` rows of x."""
+        return t + self.pad_left + self.pad_right - self.dilation * (self.taps - 1)
+
+
+def register_layout(layout: Any) -> int:
+    """A handle for `layout`: custom ops take integers, so that compiled graphs hold no index tensors."""
+    handle = next(_next_handle)
+    _layouts[handle] = layout
+    return handle
+
+
+def find_layout(handle: int) -> Any:
+    """The layout that `register_layout` gave this handle.
+
+    Raises:
+        ValueError: there is none any more.
+    """
+    layout = _layouts.get(handle)
+    if layout is None:
+        raise ValueError(f"layout: expected the handle of a living layout, got {handle}")
+    return layout
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """`[N, K]` as it is; `[N, C, taps]` as `[N, taps * C]`, a view when its memory is `[N, taps, C]`."""
+    return weight if weight.dim() == 2 else weight.permute(0, 2, 1).reshape(weight.shape[0], -1)
+
+
+def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
+    """`[N, taps * C]` in the shape of `weight`, a view."""
+    if weight.dim() == 2:
+        return matrix
+    n, c, taps = weight.shape
+    return matrix.view(n, taps, c).permute(0, 2, 1)

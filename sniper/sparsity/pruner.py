@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SNIPER in a plain training loop: score once, then lower the sparsity step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sniper.layers import sparsify
+from sniper.sparsity import stages
+from sniper.sparsity.lr_scale import LrScale
+from sniper.sparsity.masks import check_block_size
+from sniper.sparsity.saliency import EXCLUDE, prunable_parameters, saliency
+from sniper.sparsity.schedule import SparsitySchedule, check_sparsity
+from sniper.sparsity.targets import BlockTargets, ElementTargets
+
+
+class Sniper:
+    """Trains `model` sparse first and dense at the end.
+
+        sniper = Sniper(model, {0: 0.8, 5: 0.4, 10: 0.2, 20: 0.0})
+        sniper.score(batches, loss_fn)
+        optimizer = torch.optim.Adam(sniper.param_groups(lr=1e-3))
+        for epoch in range(epochs):
+            sniper.step(epoch, optimizer)
+            ...  # an ordinary epoch
+
+    Args:
+        model: any module on one device. In block mode its eligible layers become block-sparse at once, in place.
+        schedule: a `SparsitySchedule` or `{epoch: sparsity}`.
+        block_size: edge of the blocks that are kept or pruned as a whole, which is what makes training faster; None
+            masks single weights, as the paper does.
+        exclude: parameters whose name contains one of these strings are never pruned.
+        max_param_sparsity: no parameter is made sparser than this.
+        restore_init: newly active weights take their initial values; otherwise they start at 0.
+        scale_lr: multiply each parameter's learning rate by `min(max_lr_scale, 1 / density)`, on top of any scheduler.
+        max_lr_scale: the most that `scale_lr` multiplies by.
+        paper_exact: zero pruned weights at each forward and leave their gradients alone, as the authors' code does, so
+            that Adam's moments of pruned weights move; needs `block_size=None`.
+
+    Raises:
+        ValueError: bad values, a model on two devices, a block size that fits no layer.
+
+    Source: arXiv 2211.07283.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: SparsitySchedule | Mapping[int, float],
+        *,
+        block_size: int | None = 64,
+        exclude: Sequence[str] = EXCLUDE,
+        max_param_sparsity: float = 0.75,
+        restore_init: bool = True,
+        scale_lr: bool = True,
+        max_lr_scale: float = 10.0,
+        paper_exact: bool = False,
+    ):
+        self.model = model
+        self.schedule = SparsitySchedule(schedule)
+        self.block_size = None if block_size is None else check_block_size(block_size)
+        self.exclude = exclude
+        self.max_param_sparsity = check_sparsity(max_param_sparsity, "max_param_sparsity")
+        self.restore_init = restore_init
+        self.scale_lr = scale_lr
+        self.max_lr_scale = max_lr_scale
+        self.paper_exact = paper_exact
+        if not max_lr_scale >= 1:
+            raise ValueError(f"max_lr_scale: expected 1 or more, got {max_lr_scale}")
+        if paper_exact and block_size is not None:
+            raise ValueError(
+                f"paper_exact masks single weights: expected block_size=None, got {block_size}"
+            )
+        params = prunable_parameters(model, exclude)
+        if self.block_size is None:
+            self._targets = ElementTargets(model, params, mask_gradients=not paper_exact)
+        else:
+            sparsify(model, self.block_size, exclude=exclude)
+            self._targets = BlockTargets(model, params)
+        self._masks: stages.Stages | None = None  # by sparsity
+        self._init: dict[str, Tensor] = {}
+        self._lr_scale = LrScale()
+        self.sparsity: float | None = None
+
+    def score(
+        self, batches: Iterable[Any], loss_fn: Callable[[nn.Module, Any], Tensor]
+    ) -> dict[str, Tensor]:
+        """Scores all weights at their present values and derives the masks of every scheduled sparsity.
+
+        Call it once, before training; the model is left as it was.
+
+        Args:
+            batches: what `loss_fn` takes; iterated once.
+            loss_fn: `(model, batch) -> scalar loss`.
+
+        Returns:
+            The saliencies of the parameters that are masked, by name.
+
+        Raises:
+            ValueError: masks are in force already, or as `sniper.saliency` says.
+        """
+        if self.sparsity is not None:
+            raise ValueError(
+                f"score: expected a model that is not masked yet, got sparsity {self.sparsity:g}"
+            )
+        scores = saliency(self.model, batches, loss_fn, self.exclude)
+        scores = {name: scores[name] for name in self._targets.parameters}
+        self._masks = stages.nested_masks(
+            scores,
+            self.schedule.sparsities,
+            self.max_param_sparsity,
+            self.block_size,
+            nested=not self.paper_exact,
+        )
+        if self.restore_init:
+            self._init = {n: p.detach().clone() for n, p in self._targets.parameters.items()}
+        return scores
+
+    def param_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Groups for an optimizer: what is masked, and the rest; both at `lr`.
+
+        The factors of `scale_lr` need no groups: they act during `optimizer.step()`, whatever the groups.
+        """
+        masked = {id(p) for p in self._targets.parameters.values()}
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        groups = {
+            "masked": [p for p in trainable if id(p) in masked],
+            "dense": [p for p in trainable if id(p) not in masked],
+        }
+        return [{"params": ps, "lr": lr, "name": name} for name, ps in groups.items() if ps]
+
+    def step(self, epoch: float, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> float:
+        """Call at the start of every epoch: puts the scheduled masks on when they change.
+
+        Args:
+            epoch: counted from 0.
+            optimizer: the optimizer, or several, of the model; needed for `scale_lr`.
+
+        Returns:
+            The sparsity in force.
+
+        Raises:
+            ValueError: not scored yet, or an epoch with a higher sparsity than the present one.
+        """
+        optimizers = _as_list(optimizer)
+        for each in optimizers:
+            self._lr_scale.attach(each)
+        sparsity = self.schedule.sparsity_at(epoch)
+        if sparsity == self.sparsity:
+            return sparsity
+        if self.sparsity is not None and sparsity > self.sparsity:
+            raise ValueError(
+                f"epoch {epoch}: sparsity must not rise, got {self.sparsity:g} then {sparsity:g}"
+            )
+        if self._masks is not None:
+            self._apply(sparsity, optimizers)
+        elif sparsity > 0:
+            raise ValueError("step: expected a scored model, call score(batches, loss_fn) first")
+        self.sparsity = sparsity
+        if sparsity == self.schedule.sparsities[-1]:
+            self._init.clear()  # nothing becomes active any more
+        return sparsity
+
+    def densities(self) -> dict[str, float]:
+        """Share of active weights by parameter name, in [0, 1]."""
+        return {name: self._targets.density(name) for name in self._targets.parameters}
+
+    def lr_scales(self) -> dict[str, float]:
+        """The present factor on each masked parameter's learning rate."""
+        if not self.scale_lr:
+            return dict.fromkeys(self._targets.parameters, 1.0)
+        # A parameter without any active weight has nothing to scale.
+        return {n: min(self.max_lr_scale, 1 / d) if d else 1.0 for n, d in self.densities().items()}
+
+    @torch.no_grad()
+    def _apply(self, sparsity: float, optimizers: list[Optimizer]) -> None:
+        for name, p in self._targets.parameters.items():
+            mask = self._masks[sparsity][name].to(p.device)
+            before = self._targets.get_mask(name)
+            if self.paper_exact and before is not None:
+                p.data.masked_fill_(~before, 0)
+            self._targets.set_mask(name, mask)
+            if before is None:
+                _forget_pruned(optimizers, p, self._targets.expand(name, mask), self.paper_exact)
+            elif self._init:
+                # The authors' code restores whatever is exactly zero and active.
+                newly = (
+                    (p == 0) & mask
+                    if self.paper_exact
+                    else self._targets.expand(name, mask & ~before)
+                )
+                p.data.copy_(torch.where(newly, self._init[name].to(p.device), p.data))
+        self._set_lr_scales()
+
+    def _set_lr_scales(self) -> None:
+        scales = self.lr_scales()
+        self._lr_scale.set({p: scales[n] for n, p in self._targets.parameters.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks of all stages as packed bits, the position in the schedule, and initial values still to be restored.
+
+        Only tensors, numbers, strings and dictionaries: `torch.load(weights_only=True)` reads it.
+        """
+        shapes = {name: list(p.shape) for name, p in self._targets.parameters.items()}
+        return {
+            "version": stages.STATE_VERSION,
+            "block_size": self.block_size,
+            "sparsity": self.sparsity,
+            "shapes": shapes,
+            "masks": None if self._masks is None else stages.pack(self._masks),
+            "init": dict(self._init),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up a saved state, also one of another block size or device; load the model's weights first.
+
+        Raises:
+            ValueError: another format version, other parameters, or no masks for a sparsity of the schedule.
+        """
+        params = self._targets.parameters
+        stages.check_state(state, {n: tuple(p.shape) for n, p in params.items()}, self.schedule)
+        device = next(iter(params.values())).device
+        self._init = (
+            {n: t.to(device) for n, t in state["init"].items()} if self.restore_init else {}
+        )
+        self.sparsity = None
+        if state["masks"] is None:
+            return
+        shapes = {n: p.shape for n, p in params.items()}
+        self._masks, added = stages.unpack(state, self.block_size, shapes, device)
+        if state["sparsity"] is None:
+            return
+        self._apply(state["sparsity"], [])
+        for name, newly in added.get(state["sparsity"], {}).items():
+            if (
+                name in self._init
+            ):  # blocks of another size cover weights that were pruned when the state was saved
+                params[name].data.copy_(torch.where(newly, self._init[name], params[name].data))
+        self.sparsity = state["sparsity"]
+
+
+def _as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
+    if optimizer is None:
+        return []
+    return [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
+
+
+def _forget_pruned(
+    optimizers: list[Optimizer], p: nn.Parameter, mask: Tensor, paper_exact: bool
+) -> None:
+    """Zeroes the moments of weights that are pruned now, or they would go on moving them."""
+    if paper_exact:
+        return
+    for optimizer in optimizers:
+        for value in optimizer.state.get(p, {}).values():
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                value.masked_fill_(~mask, 0)
