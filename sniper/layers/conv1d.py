@@ -13,18 +13,21 @@ from sniper.ops import Geometry, block_matmul
 
 
 class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
-    """Cross-correlation over the active blocks (output block, tap, input block); without a mask exactly `nn.Conv1d`.
+    """Cross-correlation over the active blocks (output block, tap, input block); without a mask
+    exactly `nn.Conv1d`.
 
-    Takes and gives `[B, C, T]`. Memory is channels-last inside: a caller that holds `[B, T, C]` passes
-    `x.transpose(1, 2)` and transposes the result, and nothing is copied.
+    Takes and gives `[B, C, T]`. Memory is channels-last inside: a caller that holds `[B, T, C]`
+    passes `x.transpose(1, 2)` and transposes the result, and nothing is copied.
 
     Args:
-        in_channels, out_channels, kernel_size, padding, dilation, bias, padding_mode, device, dtype: as `nn.Conv1d`.
+        in_channels, out_channels, kernel_size, padding, dilation, bias, padding_mode, device,
+            dtype: as `nn.Conv1d`.
         stride, groups: 1, the only value that blocks support.
         block_size: edge of a block; both channel counts must divide by it.
 
     Raises:
-        ValueError: stride or groups other than 1, or a block size that does not divide both channel counts.
+        ValueError: stride or groups other than 1, or a block size that does not divide both channel
+            counts.
     """
 
     def __init__(

@@ -93,17 +93,18 @@ def sparsify(
 ) -> SparsifyReport:
     """Makes every eligible Linear and Conv1d of `model` block-sparse, in place; no mask is set yet.
 
-    Only classes change: parameters, hooks, names and references to modules stay. Modules that are block-sparse already
-    with this block size stay as they are.
+    Only classes change: parameters, hooks, names and references to modules stay. Modules that are
+    block-sparse already with this block size stay as they are.
 
     Args:
         model: any module; it may be a Linear or Conv1d itself.
         block_size: both dimensions of a weight must divide by it.
-        include, exclude: shell patterns of qualified module names; an `exclude` without wildcards matches any name that
-            contains it.
+        include, exclude: shell patterns of qualified module names; an `exclude` without wildcards
+            matches any name that contains it.
 
     Raises:
-        ValueError: nothing is eligible (with the reasons), or a layer is block-sparse with another block size.
+        ValueError: nothing is eligible (with the reasons), or a layer is block-sparse with another
+            block size.
     """
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     reports, swap = [], []
@@ -126,7 +127,8 @@ def sparsify(
     if not report.taken:
         reasons = "\n".join(f"  {m.name or '(the model)'}: {m.reason}" for m in reports)
         raise ValueError(
-            f"sparsify: expected at least one eligible Linear or Conv1d, got none:\n{reasons or '  (no such layer)'}"
+            "sparsify: expected at least one eligible Linear or Conv1d, got none:\n"
+            + (reasons or "  (no such layer)")
         )
     for module in swap:
         module.__class__ = _SPARSE[type(module)]

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which blocks of a weight are active, as the index arrays that kernels walk.
 
-A weight `[N, K]` (Linear) or `[N, C, taps]` (Conv1d, in memory `[N, taps, C]`, so `[N, taps * C]` is a view) is cut into
-blocks of `block_size` x `block_size`. Block rows are output blocks; block columns count `tap * in_blocks + in_block`, as
-`torch.sparse_bsr` has them. The transposed twins serve the input gradient: rows are input blocks, columns count
-`tap * out_blocks + out_block`.
+A weight `[N, K]` (Linear) or `[N, C, taps]` (Conv1d, in memory `[N, taps, C]`, so `[N, taps * C]`
+is a view) is cut into blocks of `block_size` x `block_size`. Block rows are output blocks; block
+columns count `tap * in_blocks + in_block`, as `torch.sparse_bsr` has them. The transposed twins
+serve the input gradient: rows are input blocks, columns count `tap * out_blocks + out_block`.
 
-Every index tensor has the size that a full mask needs and keeps its memory when the mask changes: entries past the last
-row pointer are unused. So a change of layout moves a few kilobytes and no pointer, shape or guard.
+Every index tensor has the size that a full mask needs and keeps its memory when the mask changes:
+entries past the last row pointer are unused. So a change of layout moves a few kilobytes and no
+pointer, shape or guard.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ class BlockLayout:
     """The active blocks of one weight.
 
     Args:
-        block_mask: bool `[out_blocks, in_blocks]`, or `[out_blocks, taps, in_blocks]` for a convolution.
+        block_mask: bool `[out_blocks, in_blocks]`, or `[out_blocks, taps, in_blocks]` for a
+            convolution.
         block_size: edge of a block in weights.
 
     Attributes:
         crow_indices: int32 `[out_blocks + 1]`, row pointers of block rows.
-        col_indices: int32 `[out_blocks * taps * in_blocks]`, `tap * in_blocks + in_block`, ascending in a row.
+        col_indices: int32 `[out_blocks * taps * in_blocks]`, `tap * in_blocks + in_block`,
+            ascending in a row.
         crow_indices_t: int32 `[in_blocks + 1]`, row pointers of the transposed twin.
-        col_indices_t: int32, same size as `col_indices`, `tap * out_blocks + out_block`, ascending in a row.
+        col_indices_t: int32, same size as `col_indices`, `tap * out_blocks + out_block`, ascending
+            in a row.
         row_indices: int32, same size, the block row of every entry of `col_indices`.
-        row_order, row_order_t: int32, block rows of each twin, the longest first (ties: the lower row first).
+        row_order, row_order_t: int32, block rows of each twin, the longest first (ties: the lower
+            row first).
         block_mask: bool `[out_blocks, taps, in_blocks]`.
         nnz: number of active blocks.
         version: counts changes; caches compare it, never tensors.
@@ -132,7 +137,9 @@ def _as_3d(mask: Tensor) -> Tensor:
 
 
 def _compress(rows: Tensor, crow: Tensor, col: Tensor, order: Tensor) -> int:
-    """Writes row pointers, columns and the longest-first row order of a bool matrix; returns its count of True."""
+    """Writes row pointers, columns and the longest-first row order of a bool matrix; returns its
+    count of True.
+    """
     counts = rows.sum(1)
     crow[1:] = counts.cumsum(0).to(torch.int32)
     columns = rows.nonzero()[:, 1].to(torch.int32)

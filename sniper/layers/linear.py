@@ -14,8 +14,8 @@ from sniper.ops import block_matmul
 class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
     """`y = x * W^T + b` over the active blocks of W; without a block mask exactly `nn.Linear`.
 
-    The weight stays the ordinary dense parameter, zero where pruned, so that state dicts, optimizers and gradients keep
-    their shapes whatever the mask.
+    The weight stays the ordinary dense parameter, zero where pruned, so that state dicts,
+    optimizers and gradients keep their shapes whatever the mask.
 
     Args:
         in_features, out_features, bias, device, dtype: as `nn.Linear`.

@@ -10,7 +10,9 @@ from sniper.layers.layout import BlockLayout
 
 
 class BlockMaskedLayer(nn.Module):
-    """Mixin for a layer with `weight` `[N, K]` or `[N, C, taps]`; see `BlockSparseLinear` and `BlockSparseConv1d`."""
+    """Mixin for a layer with `weight` `[N, K]` or `[N, C, taps]`; see `BlockSparseLinear` and
+    `BlockSparseConv1d`.
+    """
 
     weight: Tensor
     block_size: int
@@ -22,7 +24,8 @@ class BlockMaskedLayer(nn.Module):
         whole = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
         if not whole or n % block_size or c % block_size:
             raise ValueError(
-                f"block_size: expected a divisor of both dimensions, got {block_size} for a weight of {n} x {c}"
+                f"block_size: expected a divisor of both dimensions, "
+                f"got {block_size} for a weight of {n} x {c}"
             )
         self.block_size = block_size
 
@@ -53,7 +56,8 @@ class BlockMaskedLayer(nn.Module):
     def set_block_mask(self, mask: Tensor | None) -> None:
         """Sets which blocks are active and zeroes the weight in all others.
 
-        Blocks that were pruned before and are active now hold zeros, until whoever called writes their values.
+        Blocks that were pruned before and are active now hold zeros, until whoever called writes
+        their values.
 
         Args:
             mask: bool of `block_mask_shape`, True where active, or None for a plain dense layer.
@@ -79,7 +83,9 @@ class BlockMaskedLayer(nn.Module):
         self._zero_pruned()
 
     def _use_kernel_memory_order(self) -> None:
-        """Lays a convolution's weight out as `[N, taps, C]`; shape and Parameter stay what they are."""
+        """Lays a convolution's weight out as `[N, taps, C]`; shape and Parameter stay what they
+        are.
+        """
         if self.weight.dim() == 3:
             order = self.weight.data.permute(0, 2, 1).contiguous()
             self.weight.data = order.permute(0, 2, 1)

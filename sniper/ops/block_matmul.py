@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The block-sparse product as `torch.library` custom ops: one a pass, so that autograd, compile and fakes know them."""
+"""The block-sparse product as `torch.library` custom ops: one a pass, so that autograd, compile and
+fakes know them.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,14 @@ import torch
 from torch import Tensor
 
 from sniper.ops import executors
-from sniper.ops.geometry import Geometry, as_matrix, as_weight, find_layout
+from sniper.ops.geometry import LINEAR, Geometry, as_matrix, as_weight, find_layout
 
 
 def block_matmul(
-    x: Tensor, weight: Tensor, bias: Tensor | None, layout: int, geometry: Geometry = Geometry()
+    x: Tensor, weight: Tensor, bias: Tensor | None, layout: int, geometry: Geometry = LINEAR
 ) -> Tensor:
-    """`y = x * W^T + b` over the active blocks of W, taps included; differentiable once in x, weight and bias.
+    """`y = x * W^T + b` over the active blocks of W, taps included; differentiable once in x,
+    weight and bias.
 
     Args:
         x: `[B, T, C]`, any strides. Under autocast it and the weight are cast as `F.linear` would.
@@ -45,8 +48,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -
         if other is not None and other.device != x.device:
             raise ValueError(f"{name}: expected x's device {x.device}, got {other.device}")
     if geometry.out_length(x.shape[1]) < 1:
+        span = geometry.dilation * (geometry.taps - 1) + 1
         raise ValueError(
-            f"x: expected at least {geometry.dilation * (geometry.taps - 1) + 1} rows with padding, "
+            f"x: expected at least {span} rows with padding, "
             f"got {x.shape[1]} + {geometry.pad_left} + {geometry.pad_right}"
         )
 

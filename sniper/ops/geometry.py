@@ -32,8 +32,13 @@ class Geometry(NamedTuple):
         return t + self.pad_left + self.pad_right - self.dilation * (self.taps - 1)
 
 
+LINEAR = Geometry()
+
+
 def register_layout(layout: Any) -> int:
-    """A handle for `layout`: custom ops take integers, so that compiled graphs hold no index tensors."""
+    """A handle for `layout`: custom ops take integers, so that compiled graphs hold no index
+    tensors.
+    """
     handle = next(_next_handle)
     _layouts[handle] = layout
     return handle
@@ -52,7 +57,9 @@ def find_layout(handle: int) -> Any:
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """`[N, K]` as it is; `[N, C, taps]` as `[N, taps * C]`, a view when its memory is `[N, taps, C]`."""
+    """`[N, K]` as it is; `[N, C, taps]` as `[N, taps * C]`, a view when its memory is `[N, taps,
+    C]`.
+    """
     return weight if weight.dim() == 2 else weight.permute(0, 2, 1).reshape(weight.shape[0], -1)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every kernel is held against: one gather, one einsum, nothing clever, any dtype and device."""
+"""What every kernel is held against: one gather, one einsum, any dtype and device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from sniper.ops.geometry import Geometry
 
 
 def fwd(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Any, geometry: Geometry) -> Tensor:
-    """`y[b, t, n] = bias[n] + sum over taps, c of W[n, tap, c] * x[b, t + tap * dilation - pad_left, c]`."""
+    """`y[b, t, n] = bias[n] + sum over taps, c of W[n, tap, c] * x[b, t + tap * dilation -
+    pad_left, c]`.
+    """
     y = torch.einsum("btkc,nkc->btn", _windows(x, geometry), _masked(weight, layout))
     return y if bias is None else y + bias
 

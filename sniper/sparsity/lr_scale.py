@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 class LrScale:
     """Multiplies learning rates by a factor a parameter, during `optimizer.step()` only.
 
-    Just before a step each param group is split by factor, and put back just after. So any grouping and any scheduler
-    (multiplicative, absolute, on plateau) works, and what they read and write is the rate without the factor. Optimizer
-    state is kept by parameter and does not notice.
+    Just before a step each param group is split by factor, and put back just after. So any grouping
+    and any scheduler (multiplicative, absolute, on plateau) works, and what they read and write is
+    the rate without the factor. Optimizer state is kept by parameter and does not notice.
     """
 
     def __init__(self) -> None:

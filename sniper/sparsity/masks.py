@@ -18,26 +18,29 @@ def masks(
     max_param_sparsity: float = 1.0,
     block_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """`mask = saliency > threshold`, the threshold being the `int(sparsity * n)`-th smallest of all n saliencies.
+    """`mask = saliency > threshold`, the threshold being the `int(sparsity * n)`-th smallest of all
+    n saliencies.
 
-    A parameter that would end sparser than `max_param_sparsity` takes its own threshold, the
-    `1 + int(max_param_sparsity * numel)`-th smallest of its values; if nothing is above that either, a fixed random
-    choice keeps `numel - int(max_param_sparsity * numel)` of them.
+    A parameter that would end sparser than `max_param_sparsity` takes its own threshold, the `1 +
+    int(max_param_sparsity * numel)`-th smallest of its values; if nothing is above that either, a
+    fixed random choice keeps `numel - int(max_param_sparsity * numel)` of them.
 
     Args:
         saliency: values >= 0 by parameter name, any shapes.
         sparsity: fraction to prune, in [0, 1]; 0 keeps everything.
         max_param_sparsity: the cap, in [0, 1].
-        block_size: None for one decision a weight. Otherwise one a block, scored by the sum over its weights, for the
-            eligible entries only: `[N, K]` and `[N, C, taps]` whose first two dimensions divide by it.
+        block_size: None for one decision a weight. Otherwise one a block, scored by the sum over
+            its weights, for the
+            eligible entries only: `[N, K]` and `[N, C, taps]` whose first two dimensions divide by
+                it.
 
     Returns:
-        True where active. Element masks have the saliency's shape; block masks are `[N/b, K/b]`, for `[N, C, taps]`
-        `[N/b, taps, C/b]`.
+        True where active. Element masks have the saliency's shape; block masks are `[N/b, K/b]`,
+        for `[N, C, taps]` `[N/b, taps, C/b]`.
 
     Raises:
-        ValueError: a fraction outside [0, 1], saliencies that are NaN, infinite or negative, a block size that divides
-            no entry.
+        ValueError: a fraction outside [0, 1], saliencies that are NaN, infinite or negative, a
+            block size that divides no entry.
 
     Source: arXiv 2211.07283; thresholds, cap and random choice equal the authors' published code.
     """
@@ -63,8 +66,9 @@ def _capped(scores: Tensor, mask: Tensor, cap: float) -> Tensor:
     mask = scores > torch.kthvalue(scores.reshape(-1), k).values
     if bool(mask.any()):
         return mask
-    # No value is above its own threshold (all equal, or so few that the k-th is the largest): any choice is as good,
-    # and Python's generator with seed 0 is the one that the authors' masks were made with.
+    # No value is above its own threshold (all equal, or so few that the k-th is the largest): any
+    # choice is as good, and Python's generator with seed 0 is the one that the authors' masks were
+    # made with.
     pruned = int(cap * numel)
     keep = [False] * pruned + [True] * (numel - pruned)
     random.Random(0).shuffle(keep)
@@ -79,7 +83,7 @@ def check_block_size(block_size: object) -> int:
 
 
 def is_eligible(shape: torch.Size, block_size: int) -> bool:
-    """Whether a weight of this shape can be cut into blocks: 2-D or 3-D, first two dims divisible."""
+    """Whether a weight of this shape can be cut into blocks: 2-D or 3-D, both dims divisible."""
     if len(shape) not in (2, 3) or 0 in shape:
         return False
     return shape[0] % block_size == 0 and shape[1] % block_size == 0
@@ -106,7 +110,8 @@ def pool_blocks(saliency: dict[str, Tensor], block_size: int) -> dict[str, Tenso
     if not pooled:
         shapes = ", ".join(f"{name} {tuple(s.shape)}" for name, s in list(saliency.items())[:5])
         raise ValueError(
-            f"block_size: expected one that divides both dimensions of at least one weight, got {b} for {shapes}"
+            f"block_size: expected one that divides both dimensions of at least one weight, "
+            f"got {b} for {shapes}"
         )
     return pooled
 

@@ -30,17 +30,20 @@ class Sniper:
             ...  # an ordinary epoch
 
     Args:
-        model: any module on one device. In block mode its eligible layers become block-sparse at once, in place.
+        model: any module on one device. In block mode its eligible layers become block-sparse at
+            once, in place.
         schedule: a `SparsitySchedule` or `{epoch: sparsity}`.
-        block_size: edge of the blocks that are kept or pruned as a whole, which is what makes training faster; None
-            masks single weights, as the paper does.
+        block_size: edge of the blocks that are kept or pruned as a whole, which is what makes
+            training faster; None masks single weights, as the paper does.
         exclude: parameters whose name contains one of these strings are never pruned.
         max_param_sparsity: no parameter is made sparser than this.
         restore_init: newly active weights take their initial values; otherwise they start at 0.
-        scale_lr: multiply each parameter's learning rate by `min(max_lr_scale, 1 / density)`, on top of any scheduler.
+        scale_lr: multiply each parameter's learning rate by `min(max_lr_scale, 1 / density)`, on
+            top of any scheduler.
         max_lr_scale: the most that `scale_lr` multiplies by.
-        paper_exact: zero pruned weights at each forward and leave their gradients alone, as the authors' code does, so
-            that Adam's moments of pruned weights move; needs `block_size=None`.
+        paper_exact: zero pruned weights at each forward and leave their gradients alone, as the
+            authors' code does, so that Adam's moments of pruned weights move; needs
+            `block_size=None`.
 
     Raises:
         ValueError: bad values, a model on two devices, a block size that fits no layer.
@@ -90,7 +93,8 @@ class Sniper:
     def score(
         self, batches: Iterable[Any], loss_fn: Callable[[nn.Module, Any], Tensor]
     ) -> dict[str, Tensor]:
-        """Scores all weights at their present values and derives the masks of every scheduled sparsity.
+        """Scores all weights at their present values and derives the masks of every scheduled
+        sparsity.
 
         Call it once, before training; the model is left as it was.
 
@@ -124,7 +128,8 @@ class Sniper:
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for an optimizer: what is masked, and the rest; both at `lr`.
 
-        The factors of `scale_lr` need no groups: they act during `optimizer.step()`, whatever the groups.
+        The factors of `scale_lr` need no groups: they act during `optimizer.step()`, whatever the
+        groups.
         """
         masked = {id(p) for p in self._targets.parameters.values()}
         trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -202,7 +207,8 @@ class Sniper:
         self._lr_scale.set({p: scales[n] for n, p in self._targets.parameters.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks of all stages as packed bits, the position in the schedule, and initial values still to be restored.
+        """Masks of all stages as packed bits, the position in the schedule, and initial values
+        still to be restored.
 
         Only tensors, numbers, strings and dictionaries: `torch.load(weights_only=True)` reads it.
         """
@@ -218,10 +224,12 @@ class Sniper:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up a saved state, also one of another block size or device; load the model's weights first.
+        """Takes up a saved state, also one of another block size or device; load the model's
+        weights first.
 
         Raises:
-            ValueError: another format version, other parameters, or no masks for a sparsity of the schedule.
+            ValueError: another format version, other parameters, or no masks for a sparsity of the
+                schedule.
         """
         params = self._targets.parameters
         stages.check_state(state, {n: tuple(p.shape) for n, p in params.items()}, self.schedule)

@@ -46,10 +46,13 @@ def saliency(
     loss_fn: Callable[[nn.Module, Any], Tensor],
     exclude: Sequence[str] = EXCLUDE,
 ) -> dict[str, Tensor]:
-    """Connection sensitivity: `|w * sum_b dL_b/dw|` for every weight, a signed sum over batches, then abs.
+    """Connection sensitivity: `|w * sum_b dL_b/dw|` for every weight, a signed sum over batches,
+    then abs.
 
-    That is `|sum_b dL_b/dm|` at m = 1 with `w * m` in place of w, because w does not change while scoring. The model is
-    left as it was: weights, gradients, buffers (BatchNorm statistics), training mode, and all random number generators.
+    That is `|sum_b dL_b/dm|` at m = 1 with `w * m` in place of w, because w does not change while
+    scoring. The model is
+    left as it was: weights, gradients, buffers (BatchNorm statistics), training mode, and all
+    random number generators.
 
     Args:
         model: scored in the mode (train or eval) in which it arrives.
@@ -61,10 +64,11 @@ def saliency(
         A tensor of each prunable parameter's shape, >= 0, by the parameter's name.
 
     Raises:
-        ValueError: no batches, a loss that is no scalar or has no graph, a saliency that is not finite (with the names),
-            parameters on several devices, nothing to prune.
+        ValueError: no batches, a loss that is no scalar or has no graph, a saliency that is not
+            finite (with the names), parameters on several devices, nothing to prune.
 
-    Source: Lee et al., SNIP, arXiv 1810.02340, eq. 4-5; signed sum over batches as in arXiv 2211.07283.
+    Source: Lee et al., SNIP, arXiv 1810.02340, eq. 4-5; signed sum over batches as in arXiv
+        2211.07283.
     """
     params = prunable_parameters(model, exclude)
     with _left_as_it_was(model, next(iter(params.values())).device):
@@ -87,7 +91,9 @@ def saliency(
 
 
 def check_saliency(scores: dict[str, Tensor]) -> None:
-    """Raises a ValueError for saliencies that are missing, NaN, infinite, negative or spread over devices."""
+    """Raises a ValueError for saliencies that are missing, NaN, infinite, negative or spread over
+    devices.
+    """
     if not scores or not any(s.numel() for s in scores.values()):
         raise ValueError("saliency: expected at least one value, got none")
     devices = sorted({str(s.device) for s in scores.values()})

@@ -29,7 +29,8 @@ class SparsitySchedule:
         steps: `{epoch: sparsity}` with epoch 0 in it; sparsities are fractions in [0, 1].
 
     Raises:
-        ValueError: no epoch 0, an epoch that is no whole number >= 0, a sparsity outside [0, 1], or one that rises.
+        ValueError: no epoch 0, an epoch that is no whole number >= 0, a sparsity outside [0, 1], or
+            one that rises.
 
     Source: arXiv 2211.07283, section 3 ("SNIPER training").
     """
@@ -56,7 +57,8 @@ class SparsitySchedule:
         for (before, high), (after, low) in zip(pairs, pairs[1:], strict=False):
             if low > high:
                 raise ValueError(
-                    f"schedule: sparsity must not rise, got {high:g} at epoch {before} and {low:g} at epoch {after}"
+                    f"schedule: sparsity must not rise, "
+                    f"got {high:g} at epoch {before} and {low:g} at epoch {after}"
                 )
         object.__setattr__(self, "steps", ordered)
 
@@ -66,11 +68,12 @@ class SparsitySchedule:
 
         Args:
             steps: `{fraction of training in [0, 1): sparsity}`, with 0 in it.
-            epochs: length of the run. An entry takes effect at epoch `round(fraction * epochs)`; where two fall on the
-                same epoch the later one counts.
+            epochs: length of the run. An entry takes effect at epoch `round(fraction * epochs)`;
+                where two fall on the same epoch the later one counts.
 
         Raises:
-            ValueError: a fraction outside [0, 1), fewer than one epoch, or what the constructor refuses.
+            ValueError: a fraction outside [0, 1), fewer than one epoch, or what the constructor
+                refuses.
         """
         if epochs < 1:
             raise ValueError(f"epochs: expected at least 1, got {epochs}")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The masks of every scheduled sparsity: made together, saved together, carried over to another block size."""
+"""The masks of every scheduled sparsity: made together, saved together, carried over to another
+block size.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,11 @@ def nested_masks(
     block_size: int | None,
     nested: bool = True,
 ) -> Stages:
-    """`masks` for each sparsity, the highest first; what is active at one is active at all lower ones.
+    """`masks` for each sparsity, the highest first; what is active at one is active at all lower
+    ones.
 
-    The threshold and the cap nest by themselves; only the cap's random choice may not, so with `nested` each stage keeps
-    what the one before had.
+    The threshold and the cap nest by themselves; only the cap's random choice may not, so with
+    `nested` each stage keeps what the one before had.
     """
     result: Stages = {}
     previous: dict[str, Tensor] | None = None
@@ -65,7 +68,8 @@ def check_state(
             )
     if not set(state["shapes"]) & set(shapes):
         raise ValueError(
-            f"sniper state: expected parameters such as {next(iter(shapes))}, got {next(iter(state['shapes']), None)}"
+            f"sniper state: expected parameters such as {next(iter(shapes))}, "
+            f"got {next(iter(state['shapes']), None)}"
         )
     if state["masks"] is None:
         return
@@ -73,9 +77,9 @@ def check_state(
     needed = [s for s in schedule.sparsities if s > 0 and (position is None or s <= position)]
     missing = [s for s in needed if s not in state["masks"]]
     if missing or (position is not None and position not in state["masks"]):
+        scored = sorted(state["masks"], reverse=True)
         raise ValueError(
-            f"schedule: expected sparsities among the scored {sorted(state['masks'], reverse=True)}, "
-            f"got {missing or position}"
+            f"schedule: expected sparsities among the scored {scored}, got {missing or position}"
         )
 
 
@@ -87,7 +91,8 @@ def unpack(
 ) -> tuple[Stages, Stages]:
     """Saved masks in blocks of `block_size`.
 
-    A block is active if any of its weights was; a parameter that the saved state does not have is active throughout.
+    A block is active if any of its weights was; a parameter that the saved state does not have is
+    active throughout.
 
     Returns:
         The masks, and per weight what they add to the saved ones (empty for the same block size).

@@ -13,11 +13,13 @@ from sniper.sparsity.masks import expand_blocks
 
 
 class BlockTargets:
-    """The weights of a model's block-sparse layers; a mask is bool `[N/b, K/b]` or `[N/b, taps, C/b]`.
+    """The weights of a model's block-sparse layers; a mask is bool `[N/b, K/b]` or `[N/b, taps,
+    C/b]`.
 
     Args:
         model: after `sparsify`.
-        params: the parameters that may be pruned, by name; layers with another weight are left alone.
+        params: the parameters that may be pruned, by name; layers with another weight are left
+            alone.
     """
 
     def __init__(self, model: nn.Module, params: dict[str, nn.Parameter]):
@@ -58,8 +60,9 @@ class ElementTargets:
     Args:
         model: the module whose forward re-zeroes pruned weights where gradients are not masked.
         params: the parameters, by name.
-        mask_gradients: pruned weights get zero gradients, so that they stay zero. False leaves gradients alone and
-            zeroes the weights before each forward instead, as the authors' code does.
+        mask_gradients: pruned weights get zero gradients, so that they stay zero. False leaves
+            gradients alone and zeroes the weights before each forward instead, as the authors' code
+            does.
     """
 
     def __init__(self, model: nn.Module, params: dict[str, nn.Parameter], mask_gradients: bool):
@@ -90,7 +93,8 @@ class ElementTargets:
     def _gradient_hook(self, name: str) -> Callable[[Tensor], Tensor | None]:
         def hook(grad: Tensor) -> Tensor | None:
             mask = self._mask_on(name, grad.device)
-            # masked_fill, not a product: an infinite gradient of a pruned weight must not become NaN.
+            # masked_fill, not a product: an infinite gradient of a pruned weight must not become
+            # NaN.
             return None if mask is None else grad.masked_fill(~mask, 0)
 
         return hook

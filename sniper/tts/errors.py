@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors whose text is the whole message: a command prints it as one line, without a traceback."""
+
+import importlib
+from types import ModuleType
+
+
+class SpeechError(Exception):
+    """Something in the user's data, settings or installation that one line can explain."""
+
+
+class UtteranceError(SpeechError):
+    """One utterance cannot be used; the rest of the corpus can."""
+
+
+class MissingDependency(SpeechError):
+    """An optional package is not installed."""
+
+
+# module -> (name to install, extra of sniper-tts that brings it)
+_PACKAGES = {
+    "soundfile": ("soundfile", "tts"),
+    "soxr": ("soxr", "tts"),
+    "praatio": ("praatio", "tts"),
+    "pyworld": ("pyworld-prebuilt", "tts"),
+    "tqdm": ("tqdm", "tts"),
+    "espeakng_loader": ("espeakng-loader", "demo"),
+}
+
+
+def require(module: str) -> ModuleType:
+    """Import an optional module, or say in one line what to install.
+
+    Args:
+        module: dotted import name; its first part must be one of the known optional packages.
+
+    Raises:
+        MissingDependency: the package is absent or does not import.
+    """
+    package, extra = _PACKAGES[module.split(".")[0]]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependency(
+            f"the Python package {package} is needed and cannot be imported ({error}): "
+            f"pip install 'sniper-tts[{extra}]'"
+        ) from error

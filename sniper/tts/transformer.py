@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feed-forward Transformer blocks and the postnet, channels last (`[B, T, C]`).
+
+Every Linear and Conv1d is called as a module, so that a sparse class may take its place. Padding is
+masked in attention only: padded positions carry values, and convolutions read them, as in ESPnet.
+
+Source: FastSpeech (arXiv 1905.09263) section 3.1; dropout and normalisation placed as in ESPnet.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
+LAYER_NORM_EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """One stack of blocks: the encoder or the decoder of FastSpeech2.
+
+    A kernel size of 1 is an `nn.Linear`, a larger one an `nn.Conv1d`.
+    """
+
+    d_model: int
+    heads: int
+    layers: int
+    ffn_dim: int
+    ffn_kernel_sizes: tuple[int, int]
+    dropout: float
+    position_dropout: float
+    attention_dropout: float
+    pre_norm: bool
+    scaled_positions: bool
+
+
+def conv_channels_last(conv: nn.Module, x: Tensor) -> Tensor:
+    """Apply a Conv1d to `[B, T, C]` without copying: the transposes are views."""
+    return conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+def same_conv(
+    in_channels: int, out_channels: int, kernel_size: int, bias: bool = True
+) -> nn.Conv1d:
+    """A Conv1d that keeps the number of frames (odd kernels)."""
+    return nn.Conv1d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+def sinusoids(length: int, d_model: int) -> Tensor:
+    """`PE[t, 2i] = sin(t / 10000^(2i/C))`, `PE[t, 2i+1] = cos(…)`: float32 `[length, d_model]`."""
+    positions = torch.arange(length, dtype=torch.float32)[:, None]
+    rates = torch.exp(
+        torch.arange(0, d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / d_model)
+    )
+    encoding = torch.empty(length, d_model)
+    encoding[:, 0::2] = torch.sin(positions * rates)
+    encoding[:, 1::2] = torch.cos(positions * rates)
+    return encoding
+
+
+class PositionEmbed(nn.Module):
+    """`x + alpha PE` with a learned scalar alpha, or `sqrt(C) x + PE` when not scaled.
+
+    Source: arXiv 1809.08895 section 3.2 (scaled); arXiv 1706.03762 section 3.5.
+    """
+
+    def __init__(self, d_model: int, dropout: float, scaled: bool = True, max_length: int = 2048):
+        super().__init__()
+        self.d_model = d_model
+        self.scaled = scaled
+        self.dropout = nn.Dropout(dropout)
+        if scaled:
+            self.alpha = nn.Parameter(torch.tensor(1.0))
+        # Not in the state dict: it follows from the shape, and grows with the longest input seen.
+        self.register_buffer("encoding", sinusoids(max_length, d_model), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > self.encoding.shape[0]:
+            longer = sinusoids(2 * x.shape[1], self.d_model)
+            self.encoding = longer.to(self.encoding)
+        encoding = self.encoding[: x.shape[1]]
+        if self.scaled:
+            return self.dropout(x + self.alpha * encoding)
+        return self.dropout(x * math.sqrt(self.d_model) + encoding)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; `key_mask` hides padded keys from every query."""
+
+    def __init__(self, d_model: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(d_model, d_model)
+        self.key = nn.Linear(d_model, d_model)
+        self.value = nn.Linear(d_model, d_model)
+        self.out = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+        """`x` `[B, T, C]`, `key_mask` bool `[B, 1, 1, T]`, true where a key counts."""
+        y = F.scaled_dot_product_attention(
+            self._split(self.query(x)),
+            self._split(self.key(x)),
+            self._split(self.value(x)),
+            attn_mask=key_mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )  # [B, heads, T, C / heads]
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """`conv2(dropout(relu(conv1(x))))`; a convolution of kernel size 1 is a Linear."""
+
+    def __init__(self, d_model: int, ffn_dim: int, kernel_sizes: tuple[int, int], dropout: float):
+        super().__init__()
+        self.kernel_sizes = kernel_sizes
+        self.conv1 = self._layer(d_model, ffn_dim, kernel_sizes[0])
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = self._layer(ffn_dim, d_model, kernel_sizes[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(F.relu(self._call(self.conv1, x, self.kernel_sizes[0])))
+        return self._call(self.conv2, hidden, self.kernel_sizes[1])
+
+    @staticmethod
+    def _layer(n_in: int, n_out: int, kernel_size: int) -> nn.Module:
+        return nn.Linear(n_in, n_out) if kernel_size == 1 else same_conv(n_in, n_out, kernel_size)
+
+    @staticmethod
+    def _call(layer: nn.Module, x: Tensor, kernel_size: int) -> Tensor:
+        return layer(x) if kernel_size == 1 else conv_channels_last(layer, x)
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward, each with a residual, LayerNorm before (or after) each."""
+
+    def __init__(self, config: StackConfig):
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.attention_norm = nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS)
+        self.attention = SelfAttention(config.d_model, config.heads, config.attention_dropout)
+        self.ffn_norm = nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS)
+        self.ffn = FeedForward(
+            config.d_model, config.ffn_dim, config.ffn_kernel_sizes, config.dropout
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+        if self.pre_norm:
+            x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))
+            return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        x = self.attention_norm(x + self.dropout(self.attention(x, key_mask)))
+        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+
+
+class TransformerStack(nn.Module):
+    """Positions, then the layers, then (pre-norm only) a last LayerNorm."""
+
+    def __init__(self, config: StackConfig):
+        super().__init__()
+        self.position_embed = PositionEmbed(
+            config.d_model, config.position_dropout, config.scaled_positions
+        )
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
+        # Post-norm layers end normalised.
+        self.final_norm = (
+            nn.LayerNorm(config.d_model, eps=LAYER_NORM_EPS) if config.pre_norm else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """`x` `[B, T, C]`, `mask` bool `[B, T]`, true where not padding; None: no padding."""
+        key_mask = None if mask is None else mask[:, None, None, :]
+        x = self.position_embed(x)
+        for layer in self.layers:
+            x = layer(x, key_mask)
+        return self.final_norm(x)
+
+
+class Postnet(nn.Module):
+    """Convolutions that correct the mel: conv, BatchNorm, tanh, dropout; no tanh in the last.
+
+    Source: Tacotron 2 (arXiv 1712.05884) section 2.2.
+    """
+
+    def __init__(
+        self,
+        n_mels: int,
+        layers: int,
+        channels: int,
+        kernel_size: int,
+        dropout: float,
+        batch_norm: bool = True,
+    ):
+        super().__init__()
+        widths = [n_mels, *[channels] * (layers - 1), n_mels]
+        self.layers = nn.ModuleList(
+            _PostnetLayer(n_in, n_out, kernel_size, batch_norm)
+            for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """`mel` `[B, T, n_mels]` to what is added to it, same shape."""
+        x = mel.transpose(1, 2)  # BatchNorm1d and Conv1d both want [B, C, T]
+        for layer in self.layers[:-1]:
+            x = self.dropout(torch.tanh(layer(x)))
+        return self.dropout(self.layers[-1](x)).transpose(1, 2)
+
+
+class _PostnetLayer(nn.Module):
+    """BatchNorm(conv(x)) on `[B, C, T]`."""
+
+    def __init__(self, n_in: int, n_out: int, kernel_size: int, batch_norm: bool):
+        super().__init__()
+        self.conv = same_conv(n_in, n_out, kernel_size, bias=False)
+        self.norm = nn.BatchNorm1d(n_out) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
