@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from sniper.layers.conv1d import BlockSparseConv1d
 from sniper.layers.linear import BlockSparseLinear
+from sniper.layers.masked import check_block_size
 
 _SPARSE = {nn.Linear: BlockSparseLinear, nn.Conv1d: BlockSparseConv1d}
 _PLAIN = {sparse: plain for plain, sparse in _SPARSE.items()}
@@ -106,6 +108,13 @@ def sparsify(
         ValueError: nothing is eligible (with the reasons), or a layer is block-sparse with another
             block size.
     """
+    check_block_size(block_size)
+    for what, patterns in (("include", include), ("exclude", exclude)):
+        if isinstance(patterns, str):
+            raise ValueError(f"{what}: expected a sequence of patterns, got the string {patterns!r}")
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(f"sparsify: expected weights with values, run a batch first for {lazy[0]}")
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     reports, swap = [], []
     for name, module in model.named_modules():
@@ -159,6 +168,8 @@ def _why_not(name, module, block_size, include, exclude, uses) -> str:
         return "excluded"
     if "weight" not in module._parameters:
         return "its weight is computed (weight norm or another parametrization)"
+    if "forward" in module.__dict__:
+        return "its forward is replaced"
     if type(module) not in _SPARSE:
         return f"class {type(module).__name__} has its own ways with the weight"
     if uses[id(module.weight)] > 1:

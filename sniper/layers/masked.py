@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from sniper.layers.layout import BlockLayout
 
 
+def check_block_size(block_size: object) -> int:
+    """`block_size` as an int >= 1, or a ValueError."""
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        raise ValueError(f"block_size: expected a whole number >= 1, got {block_size!r}")
+    return block_size
+
+
 class BlockMaskedLayer(nn.Module):
     """Mixin for a layer with `weight` `[N, K]` or `[N, C, taps]`; see `BlockSparseLinear` and
     `BlockSparseConv1d`.
@@ -21,8 +28,8 @@ class BlockMaskedLayer(nn.Module):
 
     def _init_blocks(self, block_size: int) -> None:
         n, c = self.weight.shape[:2]
-        whole = isinstance(block_size, int) and not isinstance(block_size, bool) and block_size >= 1
-        if not whole or n % block_size or c % block_size:
+        b = check_block_size(block_size)
+        if n % b or c % b:
             raise ValueError(
                 f"block_size: expected a divisor of both dimensions, "
                 f"got {block_size} for a weight of {n} x {c}"
@@ -86,11 +93,12 @@ class BlockMaskedLayer(nn.Module):
         """Lays a convolution's weight out as `[N, taps, C]`; shape and Parameter stay what they
         are.
         """
-        if self.weight.dim() == 3:
-            order = self.weight.data.permute(0, 2, 1).contiguous()
-            self.weight.data = order.permute(0, 2, 1)
-        elif not self.weight.is_contiguous():
-            self.weight.data = self.weight.data.contiguous()
+        # A gradient that is there already follows: fused optimizers walk both as flat memory.
+        for tensor in (self.weight, self.weight.grad):
+            if tensor is not None and tensor.dim() == 3:
+                tensor.data = tensor.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
+            elif tensor is not None and not tensor.is_contiguous():
+                tensor.data = tensor.data.contiguous()
 
     @torch.no_grad()
     def _zero_pruned(self) -> None:

@@ -31,7 +31,7 @@ def block_matmul(
     Raises:
         ValueError: ranks, shapes, dtypes or devices that do not fit together.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

@@ -8,6 +8,7 @@ import random
 import torch
 from torch import Tensor
 
+from sniper.layers.masked import check_block_size
 from sniper.sparsity.saliency import check_saliency
 from sniper.sparsity.schedule import check_sparsity
 
@@ -73,13 +74,6 @@ def _capped(scores: Tensor, mask: Tensor, cap: float) -> Tensor:
     keep = [False] * pruned + [True] * (numel - pruned)
     random.Random(0).shuffle(keep)
     return torch.tensor(keep, device=scores.device).reshape(scores.shape)
-
-
-def check_block_size(block_size: object) -> int:
-    """`block_size` as an int >= 1, or a ValueError."""
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-        raise ValueError(f"block_size: expected a whole number >= 1 or None, got {block_size!r}")
-    return block_size
 
 
 def is_eligible(shape: torch.Size, block_size: int) -> bool:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sniper.layers import sparsify
+from sniper.layers.masked import check_block_size
 from sniper.sparsity import stages
 from sniper.sparsity.lr_scale import LrScale
-from sniper.sparsity.masks import check_block_size
 from sniper.sparsity.saliency import EXCLUDE, prunable_parameters, saliency
 from sniper.sparsity.schedule import SparsitySchedule, check_sparsity
 from sniper.sparsity.targets import BlockTargets, ElementTargets
@@ -170,6 +170,11 @@ class Sniper:
         if sparsity == self.schedule.sparsities[-1]:
             self._init.clear()  # nothing becomes active any more
         return sparsity
+
+    @property
+    def scored(self) -> bool:
+        """Whether masks were derived, by `score` or from a saved state."""
+        return self._masks is not None
 
     def densities(self) -> dict[str, float]:
         """Share of active weights by parameter name, in [0, 1]."""

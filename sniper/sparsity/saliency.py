@@ -129,7 +129,12 @@ def _check_loss(loss: Any) -> None:
 def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Puts gradients, buffers, modes and generators back, whatever happens inside."""
     grads = [(p, p.grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    buffers = [
+        (m, name, b, b.detach().clone())
+        for m in model.modules()
+        for name, b in m._buffers.items()
+        if b is not None
+    ]
     modes = [(m, m.training) for m in model.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
@@ -142,8 +147,10 @@ def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         with torch.no_grad():
-            for b, value in buffers:
-                b.copy_(value)
+            for m, name, b, value in buffers:
+                m._buffers[name] = b  # a forward may have put another tensor there
+                if not torch.equal(b, value):  # an expanded buffer cannot be written to
+                    b.copy_(value)
         for p, grad in grads:
             p.grad = grad
         for m, training in modes:

@@ -43,8 +43,8 @@ class SparsitySchedule:
             raise ValueError(f"schedule: expected a mapping {{epoch: sparsity}}, got {steps!r}")
         checked = {}
         for epoch, sparsity in steps.items():
-            whole = isinstance(epoch, Real) and not isinstance(epoch, bool)
-            if not whole or epoch != int(epoch) or epoch < 0:
+            number = isinstance(epoch, Real) and not isinstance(epoch, bool)
+            if not number or not math.isfinite(epoch) or epoch != int(epoch) or epoch < 0:
                 hint = "; for fractions of training use SparsitySchedule.from_fractions"
                 raise ValueError(f"schedule: expected whole epochs >= 0, got {epoch!r}{hint}")
             checked[int(epoch)] = check_sparsity(sparsity, f"schedule, epoch {int(epoch)}")
@@ -77,13 +77,14 @@ class SparsitySchedule:
         """
         if epochs < 1:
             raise ValueError(f"epochs: expected at least 1, got {epochs}")
-        by_epoch: dict[int, float] = {}
-        for fraction, sparsity in sorted(steps.items()):
-            if not 0 <= fraction < 1:
+        if not isinstance(steps, Mapping):
+            raise ValueError(f"schedule: expected a mapping {{fraction: sparsity}}, got {steps!r}")
+        for fraction in steps:
+            if not isinstance(fraction, Real) or not 0 <= fraction < 1:
                 raise ValueError(
                     f"schedule: expected fractions of training in [0, 1), got {fraction!r}"
                 )
-            by_epoch[round(fraction * epochs)] = sparsity
+        by_epoch = {round(f * epochs): sparsity for f, sparsity in sorted(steps.items())}
         return cls(by_epoch)
 
     def sparsity_at(self, epoch: float) -> float:

@@ -114,6 +114,14 @@ def unpack(
                 mask = _any_in_block(per_weight, block_size)
                 added[sparsity][name] = _per_weight(mask, block_size, shape) & ~per_weight
             result[sparsity][name] = mask
+    # A schedule that ends dense can follow one that did not.
+    result.setdefault(
+        0.0,
+        {
+            name: torch.ones(mask_shape(shape, block_size), dtype=torch.bool, device=device)
+            for name, shape in shapes.items()
+        },
+    )
     return result, added
 
 

@@ -68,6 +68,7 @@ class ElementTargets:
     def __init__(self, model: nn.Module, params: dict[str, nn.Parameter], mask_gradients: bool):
         self.parameters = params
         self._masks: dict[str, Tensor] = {}
+        self._full: set[str] = set()  # masks that prune nothing, so that a dense phase costs nothing
         if mask_gradients:
             for name, p in params.items():
                 p.register_hook(self._gradient_hook(name))
@@ -75,12 +76,16 @@ class ElementTargets:
             model.register_forward_pre_hook(lambda module, args: self._zero_pruned())
 
     def get_mask(self, name: str) -> Tensor | None:
-        return self._masks.get(name)
+        return self._mask_on(name, self.parameters[name].device)
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Puts the mask on and zeroes what it prunes."""
         self._masks[name] = mask.to(self.parameters[name].device)
-        self._zero(name)
+        if bool(mask.all()):
+            self._full.add(name)
+        else:
+            self._full.discard(name)
+            self._zero(name)
 
     def expand(self, name: str, mask: Tensor) -> Tensor:
         """The mask itself."""
@@ -92,10 +97,11 @@ class ElementTargets:
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], Tensor | None]:
         def hook(grad: Tensor) -> Tensor | None:
-            mask = self._mask_on(name, grad.device)
+            if name in self._full or name not in self._masks:
+                return None
             # masked_fill, not a product: an infinite gradient of a pruned weight must not become
             # NaN.
-            return None if mask is None else grad.masked_fill(~mask, 0)
+            return grad.masked_fill(~self._mask_on(name, grad.device), 0)
 
         return hook
 
@@ -111,5 +117,5 @@ class ElementTargets:
         p.data.masked_fill_(~self._mask_on(name, p.device), 0)
 
     def _zero_pruned(self) -> None:
-        for name in self._masks:
+        for name in self._masks.keys() - self._full:
             self._zero(name)

@@ -101,11 +101,15 @@ class FeatureConfig:
 def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
     linear = hz / (200.0 / 3.0)
     # Slaney: linear below 1 kHz (15 mel), then 27 steps per factor of 6.4.
-    return np.where(hz < 1000.0, linear, 15.0 + 27.0 * np.log(np.maximum(hz, 1e-9) / 1e3) / np.log(6.4))
+    return np.where(
+        hz < 1000.0, linear, 15.0 + 27.0 * np.log(np.maximum(hz, 1e-9) / 1e3) / np.log(6.4)
+    )
 
 
 def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
-    return np.where(mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp(np.log(6.4) * (mel - 15.0) / 27.0))
+    return np.where(
+        mel < 15.0, mel * 200.0 / 3.0, 1000.0 * np.exp(np.log(6.4) * (mel - 15.0) / 27.0)
+    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Corpora on disk in LJSpeech's layout: reading any, and speaking the synthetic demo corpus.
 
-    ROOT/metadata.csv        id|text or id|text|normalized text, without quoting
-    ROOT/wavs/ID.wav
-    ROOT/TextGrid/ID.TextGrid (also in one folder deeper), or ROOT/alignments.jsonl
+ROOT/metadata.csv        id|text or id|text|normalized text, without quoting
+ROOT/wavs/ID.wav
+ROOT/TextGrid/ID.TextGrid (also in one folder deeper), or ROOT/alignments.jsonl
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sniper.tts.alignment import Alignment, read_alignments
-from sniper.tts.errors import SpeechError, UtteranceError, require
+from sniper.tts.errors import SpeechError, UtteranceError, progress_bar, require
 from sniper.tts.store import atomic_write, write_json
 
 _TEXTGRID_FOLDERS = ("TextGrid", "textgrids", "TextGrids", "alignments")
@@ -150,6 +150,14 @@ def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
     )
 
 
+def synthesis_voice(root: Path) -> str | None:
+    """The espeak-ng voice that spoke the corpus in `root`; None for any other corpus."""
+    try:
+        return str(json.loads((root / _DESCRIPTION).read_text())["voice"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def write_demo_corpus(
     root: Path, utterances: int, seed: int, voice: str, progress: bool = True
 ) -> None:
@@ -177,9 +185,11 @@ def write_demo_corpus(
         return
     (root / "wavs").mkdir(parents=True, exist_ok=True)
     marker.unlink(missing_ok=True)
+    for stale in (root / "wavs").glob("demo-*.wav"):
+        stale.unlink()
     soundfile = require("soundfile")
     sentences = demo_sentences(utterances, seed)
-    bar = require("tqdm").tqdm(sentences, "speaking", unit="utt", disable=not progress)
+    bar = progress_bar(sentences, "speaking", utterances, show=progress)
     metadata, alignments = [], []
     for number, sentence in enumerate(bar, start=1):
         name = f"demo-{number:05d}"

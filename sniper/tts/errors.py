@@ -2,6 +2,8 @@
 """Errors whose text is the whole message: a command prints it as one line, without a traceback."""
 
 import importlib
+import sys
+from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -11,6 +13,10 @@ class SpeechError(Exception):
 
 class UtteranceError(SpeechError):
     """One utterance cannot be used; the rest of the corpus can."""
+
+
+class NothingUsable(SpeechError):
+    """Not one utterance of a corpus can be used."""
 
 
 class MissingDependency(SpeechError):
@@ -45,3 +51,17 @@ def require(module: str) -> ModuleType:
             f"the Python package {package} is needed and cannot be imported ({error}): "
             f"pip install 'sniper-tts[{extra}]'"
         ) from error
+
+
+def progress_bar(iterable: Iterable, label: str, total: int, done: int = 0, show: bool = True):
+    """Utterances with a tqdm bar that shows the time left; a log gets a line every 10 s only."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return require("tqdm").tqdm(
+        iterable,
+        label,
+        total=total,
+        initial=done,
+        unit="utt",
+        mininterval=interval,
+        disable=not show,
+    )

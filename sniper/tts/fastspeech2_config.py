@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sniper.tts.loss import MASKINGS
 from sniper.tts.transformer import StackConfig
@@ -14,7 +14,9 @@ _PREDICTORS = ("duration_predictor", "pitch_predictor", "energy_predictor")
 
 @dataclass(frozen=True)
 class FastSpeech2Config:
-    """Sizes and rates of a FastSpeech2. Nested settings may come as dicts, tuples as lists (YAML).
+    """Sizes and rates of a FastSpeech2.
+
+    From YAML, tuples may come as lists, and a predictor as a dict of what differs from its default.
 
     Args:
         vocab_size: tokens, padding (id 0) and the end of sentence included.
@@ -78,7 +80,8 @@ class FastSpeech2Config:
         assign("ffn_kernel_sizes", tuple(self.ffn_kernel_sizes))
         for name in _PREDICTORS:
             if isinstance(getattr(self, name), dict):
-                assign(name, PredictorConfig(**getattr(self, name)))
+                default = self.__dataclass_fields__[name].default
+                assign(name, replace(default, **getattr(self, name)))
         _validate(self)
 
     def stack(self, name: str) -> StackConfig:

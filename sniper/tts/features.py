@@ -77,9 +77,8 @@ def extract(samples: np.ndarray, boundaries: np.ndarray, config: FeatureConfig) 
     n_frames = config.n_frames(len(samples))
     durations = frame_durations(boundaries, n_frames, config)
     if durations.min() < 0 or durations.sum() != n_frames:
-        raise UtteranceError(
-            f"the durations sum to {durations.clip(min=0).sum()} frames but the audio has {n_frames}"
-        )
+        total = durations.clip(min=0).sum()
+        raise UtteranceError(f"the durations sum to {total} frames but the audio has {n_frames}")
     amplitude = analysis.spectrum(samples, config)
     log_f0 = analysis.log_f0(samples, config)
     if log_f0 is None:

@@ -4,51 +4,53 @@
 import random
 
 _PEOPLE = """
-the old gardener; a young painter; my sister; her brother; the quiet teacher; our neighbour; the baker;
-two children; a tired traveller; the librarian; a cheerful boy; the captain; their grandmother;
-the girl with the yellow umbrella; a famous musician; the fisherman; an honest judge; the shepherd;
-several students; the watchmaker; my favourite uncle; the queen; a clever engineer; the postman
+the old gardener; a young painter; my sister; her brother; the quiet teacher; our neighbour; the
+baker; two children; a tired traveller; the librarian; a cheerful boy; the captain; their
+grandmother; the girl with the yellow umbrella; a famous musician; the fisherman; an honest judge;
+the shepherd; several students; the watchmaker; my favourite uncle; the queen; a clever engineer;
+the postman
 """
 _ANIMALS = """
-a small fox; the grey horse; our cat; three white geese; a brown owl; the shy deer; a patient donkey;
-the dog next door; a pair of swans; the youngest lamb; an enormous fish; a blue jay
+a small fox; the grey horse; our cat; three white geese; a brown owl; the shy deer; a patient
+donkey; the dog next door; a pair of swans; the youngest lamb; an enormous fish; a blue jay
 """
 _THINGS = """
-a wooden boat; the green bicycle; an apple pie; the broken clock; a letter; some fresh bread;
-a treasure map; the copper kettle; a jar of honey; an old coin; a warm coat; the garden gate;
-a long story; the silver spoon; an unusual picture; a basket of oranges; the little violin;
-a cup of tea; the beige curtain; her first poem; a bunch of tulips; the heavy box
+a wooden boat; the green bicycle; an apple pie; the broken clock; a letter; some fresh bread; a
+treasure map; the copper kettle; a jar of honey; an old coin; a warm coat; the garden gate; a long
+story; the silver spoon; an unusual picture; a basket of oranges; the little violin; a cup of tea;
+the beige curtain; her first poem; a bunch of tulips; the heavy box
 """
 _DONE = """
 found; carried; remembered; painted; noticed; borrowed; admired; sold; lost; measured; polished;
 described; brought home; looked at; hid; enjoyed; repaired; wrapped; chose; asked for
 """
 _MOVED = """
-walked; wandered; waited; slept; danced; sat down; stood still; laughed; sang softly; turned around;
-hurried; played; rested; arrived; vanished; ran
+walked; wandered; waited; slept; danced; sat down; stood still; laughed; sang softly; turned
+around; hurried; played; rested; arrived; vanished; ran
 """
 _PLACES = """
-by the river; in the village; near the old bridge; under the apple tree; on the beach;
-behind the church; in the kitchen; at the edge of the forest; beside the fire; on the way to school;
-across the valley; in the market square; at the station; along the narrow path; above the harbour;
+by the river; in the village; near the old bridge; under the apple tree; on the beach; behind the
+church; in the kitchen; at the edge of the forest; beside the fire; on the way to school; across
+the valley; in the market square; at the station; along the narrow path; above the harbour;
 between the houses
 """
 _TIMES = """
-in the morning; last night; on Thursday; before breakfast; after the storm; at noon; all afternoon;
-early in June; for an hour; just before dawn; every winter; in the evening; once a year; yesterday
+in the morning; last night; on Thursday; before breakfast; after the storm; at noon; all
+afternoon; early in June; for an hour; just before dawn; every winter; in the evening; once a
+year; yesterday
 """
 _WEATHER = """
-the rain had stopped; the moon was bright; it was still dark; the wind was cold; nobody was watching;
-the snow lay deep; the bells were ringing; the leaves were falling; the road was empty;
+the rain had stopped; the moon was bright; it was still dark; the wind was cold; nobody was
+watching; the snow lay deep; the bells were ringing; the leaves were falling; the road was empty;
 the sea was calm; there was plenty of time; the air smelled of smoke
 """
 _MANNER = """
-slowly; without a word; with great pleasure; very carefully; as usual; in a hurry; with both hands;
-for no reason; rather loudly; at once
+slowly; without a word; with great pleasure; very carefully; as usual; in a hurry; with both
+hands; for no reason; rather loudly; at once
 """
 _QUALITY = """
-beautiful; far too small; surprisingly heavy; worth keeping; almost new; quite ordinary;
-as good as gold; not very useful; hard to forget; ready at last
+beautiful; far too small; surprisingly heavy; worth keeping; almost new; quite ordinary; as good
+as gold; not very useful; hard to forget; ready at last
 """
 _NUMBERS = """
 two; three; four; five; six; seven; eight; nine; ten; twelve; fifteen; twenty; thirty; a hundred

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's settings: one YAML file or preset, then overrides such as `train.epochs=3`.
+
+sniper/configs/*.yaml are the presets; a file's `base: NAME` starts from another one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal
+
+import yaml
+
+from sniper.sparsity import SparsitySchedule
+from sniper.tts.fastspeech2_config import FastSpeech2Config
+
+PRESETS = Path(__file__).parent / "configs"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the text is the whole message."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where speech comes from.
+
+    Args:
+        kind: `demo` (synthesised by espeak-ng on the spot) or `ljspeech` (a folder in its layout).
+        root: the corpus folder; for `demo` where it is made.
+        prepared: folder of the prepared features; None: beside the corpus.
+        textgrids: folder of the TextGrids; None: found under `root`.
+        lexicon: pronunciation dictionary for synthesis, beside what the TextGrids give.
+        utterances: sentences of the demo corpus.
+        valid: held-out utterances; None: 5 % of the corpus, at most 250.
+        seed: of the demo sentences and of the split.
+        workers: processes that prepare; None: one a core.
+    """
+
+    kind: Literal["demo", "ljspeech"] = "demo"
+    root: str = "data/demo"
+    prepared: str | None = None
+    textgrids: str | None = None
+    lexicon: str | None = None
+    utterances: int = 400
+    valid: int | None = None
+    seed: int = 0
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """SNIPER's settings; see `sniper.Sniper`.
+
+    Args:
+        schedule: `{epoch: sparsity}`.
+        schedule_fractions: the same by fraction of training; replaces `schedule`.
+        score_batches: training batches that weights are scored on.
+    """
+
+    schedule: dict[int, float] = field(default_factory=lambda: {0: 0.0})
+    schedule_fractions: dict[float, float] | None = None
+    block_size: int | None = 64
+    max_param_sparsity: float = 0.75
+    restore_init: bool = True
+    scale_lr: bool = True
+    max_lr_scale: float = 10.0
+    paper_exact: bool = False
+    exclude: list[str] = field(default_factory=lambda: ["norm", "embed"])
+    score_batches: int = 20
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation and the loop.
+
+    Args:
+        epochs: length of the run.
+        batches_per_epoch: micro-batches of an epoch; None: one pass over the data.
+        max_frames: padded mel frames of a micro-batch, at most.
+        accumulation: micro-batches of an update.
+        lr, warmup: Noam: `lr * d_model^-0.5 * min(s^-0.5, s * warmup^-1.5)` at update s.
+        grad_clip: largest gradient norm; 0: no clipping.
+        precision: `fp32`, `tf32` (matmuls on a GPU) or `bf16` (autocast).
+        device: `auto` takes a GPU if there is one.
+        workers: data processes; None: 4 for a GPU, 1 for a CPU.
+        threads: CPU threads of torch; None: torch's own choice.
+        seed: of weights, order and dropout.
+        log_every: updates between two TensorBoard points.
+        sample_every: epochs between two mel plots and audio samples in TensorBoard.
+        checkpoint_minutes: a checkpoint at least this often, beside the one after each epoch.
+    """
+
+    epochs: int = 10
+    batches_per_epoch: int | None = None
+    max_frames: int = 11000
+    accumulation: int = 1
+    lr: float = 1.0
+    warmup: int = 4000
+    grad_clip: float = 1.0
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = None
+    threads: int | None = None
+    seed: int = 0
+    log_every: int = 10
+    sample_every: int = 5
+    checkpoint_minutes: float = 10.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that `python -m sniper.train` needs to know.
+
+    Args:
+        name: of the run.
+        output: folder of the run.
+        sample_text: spoken at the end of training.
+        features: settings of `sniper.tts.audio.FeatureConfig` that differ from its defaults.
+        model: settings of `FastSpeech2Config` that differ from its defaults.
+    """
+
+    name: str = "run"
+    output: str = "runs/run"
+    sample_text: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    features: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    sparsity: SparsityConfig = field(default_factory=SparsityConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _check_numbers(self.train)
+        self.sparsity_schedule()
+        self.model_config(vocab_size=2, n_mels=80)
+
+    def sparsity_schedule(self) -> SparsitySchedule:
+        """The schedule in epochs."""
+        try:
+            if self.sparsity.schedule_fractions is not None:
+                fractions = self.sparsity.schedule_fractions
+                return SparsitySchedule.from_fractions(fractions, self.train.epochs)
+            return SparsitySchedule(self.sparsity.schedule)
+        except ValueError as error:
+            raise ConfigError(f"sparsity: {error}") from None
+
+    def model_config(self, vocab_size: int, n_mels: int) -> FastSpeech2Config:
+        """The model's settings for a vocabulary."""
+        known = [f.name for f in dataclasses.fields(FastSpeech2Config)]
+        for key in self.model:
+            if key not in known or key in ("vocab_size", "n_mels"):
+                raise ConfigError(_unknown(f"model.{key}", [f"model.{k}" for k in known]))
+        try:
+            return FastSpeech2Config(vocab_size=vocab_size, n_mels=n_mels, **self.model)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, as a YAML file has them."""
+        return dataclasses.asdict(self)
+
+
+def load(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Reads a preset or a YAML file and applies `key=value` overrides.
+
+    Args:
+        name_or_path: a preset's name, or the path of a YAML file.
+        overrides: dotted keys; values are YAML, so `train.workers=null` and
+            `'sparsity.schedule={0: 0.8, 5: 0}'` work.
+
+    Raises:
+        ConfigError: a file that is not there, an unknown key (with the nearest known one), a value
+            of the wrong type or out of range.
+    """
+    data = _read(name_or_path, seen=())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override: expected key=value, got {override!r}")
+        _put(data, key.split("."), _parse(text, f"override {key}"))
+    return from_dict(data)
+
+
+def from_dict(data: dict[str, Any]) -> Config:
+    """Builds a `Config` from plain dictionaries; raises as `load` does."""
+    return _build(Config, data, "")
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML that `load` reads."""
+    return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _read(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    path = PRESETS / f"{name_or_path}.yaml"
+    if not path.exists():
+        path = Path(name_or_path)
+    if not path.is_file():
+        presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+        raise ConfigError(f"config: expected a preset ({presets}) or a file, got {name_or_path!r}")
+    if str(path) in seen:
+        raise ConfigError(f"config: {path} is based on itself")
+    data = _parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {type(data).__name__}")
+    base = data.pop("base", None)
+    return data if base is None else _merge(_read(base, (*seen, str(path))), data)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+
+
+# Mappings that are one value: a new schedule replaces the old one, entry by entry it would mix.
+_WHOLE = ("schedule", "schedule_fractions")
+
+
+def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        mix = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in _WHOLE
+        merged[key] = _merge(merged[key], value) if mix else value
+    return merged
+
+
+def _put(data: dict[str, Any], keys: list[str], value: Any) -> None:
+    for key in keys[:-1]:
+        below = data.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise ConfigError(f"override {'.'.join(keys)}: {key} holds a value, not settings")
+        data = below
+    data[keys[-1]] = value
+
+
+def _build(cls: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where or 'config'}: expected a mapping, got {data!r}")
+    types = typing.get_type_hints(cls)
+    prefix = f"{where}." if where else ""
+    for key in data:
+        if key not in types:
+            raise ConfigError(_unknown(f"{prefix}{key}", [f"{prefix}{k}" for k in types]))
+    return cls(**{k: _convert(types[k], v, f"{prefix}{k}") for k, v in data.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type, or a ConfigError that names expected and got."""
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{where}: expected one of {', '.join(map(str, args))}, got {value!r}")
+    if origin is list and isinstance(value, list):
+        return [_convert(args[0], v, where) for v in value]
+    if origin is dict and isinstance(value, dict):
+        key, item = args
+        if item is Any:
+            return value
+        return {_convert(key, k, where): _convert(item, v, where) for k, v in value.items()}
+    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+    if origin is None and isinstance(value, kind) and not (kind is int and value in (True, False)):
+        return value
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    expected = getattr(origin or kind, "__name__", str(kind))
+    raise ConfigError(f"{where}: expected {expected}, got {value!r}")
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    return f"config: unknown setting {key}: {hint}"
+
+
+def _check_numbers(train: TrainConfig) -> None:
+    lowest = {
+        "epochs": 1,
+        "max_frames": 1,
+        "accumulation": 1,
+        "warmup": 1,
+        "log_every": 1,
+        "sample_every": 1,
+        "grad_clip": 0,
+        "checkpoint_minutes": 0,
+        "batches_per_epoch": 1,
+        "workers": 0,
+        "threads": 1,
+    }
+    for name, low in lowest.items():
+        value = getattr(train, name)
+        if value is not None and not value >= low:
+            raise ConfigError(f"train.{name}: expected at least {low}, got {value}")
+    if not train.lr > 0:
+        raise ConfigError(f"train.lr: expected more than 0, got {train.lr}")

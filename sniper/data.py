@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches for training: prepared features where they are, prepared first where they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader, Sampler
+
+from sniper.tts.dataset import BucketBatchSampler, FeatureDataset, collate
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The batches of an epoch of any length, cut from an endless row of passes over the data.
+
+    Args:
+        passes: gives the batches of one pass; their number is the same in every pass.
+        per_epoch: batches of an epoch; None: one pass.
+    """
+
+    def __init__(self, passes: BucketBatchSampler, per_epoch: int | None = None):
+        self._passes = passes
+        self._per_epoch = per_epoch or len(passes)
+        self._epoch = self._skip = 0
+
+    def seek(self, epoch: int, skip: int = 0) -> None:
+        """The next iteration gives `epoch` from its batch number `skip` on."""
+        self._epoch, self._skip = epoch, skip
+
+    def __len__(self) -> int:
+        return self._per_epoch - self._skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        position = self._epoch * self._per_epoch + self._skip
+        end = (self._epoch + 1) * self._per_epoch
+        while position < end:
+            number, offset = divmod(position, len(self._passes))
+            self._passes.set_epoch(number)
+            batches = list(self._passes)[offset : offset + end - position]
+            yield from batches
+            position += len(batches)
+
+
+def train_batches(
+    dataset: FeatureDataset, max_frames: int, per_epoch: int | None, seed: int
+) -> EpochBatches:
+    """Length-bucketed, shuffled batches of at most `max_frames` padded frames."""
+    passes = BucketBatchSampler(dataset.mel_lengths, max_frames, seed=seed)
+    return EpochBatches(passes, per_epoch)
+
+
+def valid_batches(dataset: FeatureDataset, max_frames: int) -> EpochBatches:
+    """The held-out utterances in a fixed order."""
+    return EpochBatches(BucketBatchSampler(dataset.mel_lengths, max_frames, shuffle=False))
+
+
+def make_loader(
+    dataset: FeatureDataset, batches: EpochBatches, workers: int, pin_memory: bool
+) -> DataLoader:
+    """A loader that draws nothing from the global random number generator.
+
+    Each batch is a `Batch`; workers stay alive over epochs.
+    """
+    import torch
+
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        # A loader seeds its workers from a generator at each epoch. From the global one that would
+        # change dropout after a resume in the middle of an epoch.
+        generator=torch.Generator().manual_seed(0),
+    )

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepare speech for training.
+
+    python -m sniper.prepare demo --out data/demo
+    python -m sniper.prepare ljspeech --root LJSpeech-1.1 --textgrids TextGrid --out data/ljspeech
+
+A run that was stopped, however it ended, is continued by the same command. Exit status: 0 when the
+feature files are there, even if some utterances had to be left out (they are listed); 1 when no
+utterance is usable; 2 for wrong arguments, other settings in the output folder or a missing
+package; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sniper.tts.audio import FeatureConfig
+    from sniper.tts.build import Prepared
+
+DEMO_UTTERANCES = 600
+
+
+def prepare_demo(
+    out: str | Path,
+    *,
+    utterances: int = DEMO_UTTERANCES,
+    seed: int = 0,
+    voice: str = "en-us",
+    features: FeatureConfig | None = None,
+    valid: int | None = None,
+    test: int | None = None,
+    workers: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Prepared:
+    """Make a synthetic corpus with espeak-ng in OUT/corpus and prepare it in OUT.
+
+    Equal arguments give equal bytes. Returns at once where it was finished before.
+
+    Args:
+        utterances, seed: sentences of our own grammar.
+        voice: an espeak-ng voice.
+        features: settings of the analysis; None for FeatureConfig().
+        valid, test: held-out utterances; by default 5 % (at most 250) and none.
+        workers: processes; by default one per CPU. The result does not depend on it.
+        force: make everything anew.
+
+    Raises:
+        sniper.tts.errors.SpeechError: one line for the user.
+    """
+    from sniper.tts.build import Plan, find_finished
+    from sniper.tts.corpus import write_demo_corpus
+
+    out = Path(out)
+    source = {"kind": "demo", "utterances": utterances, "seed": seed, "voice": voice}
+    plan = Plan(source, features or _default_features(), valid, test, seed)
+    finished = find_finished(out, plan, force)
+    if finished is not None:
+        return finished
+    write_demo_corpus(out / "corpus", utterances, seed, voice, progress)
+    return _build(out / "corpus", None, plan, out, None, workers, progress)
+
+
+def prepare_ljspeech(
+    root: str | Path,
+    out: str | Path,
+    *,
+    textgrids: str | Path | None = None,
+    lexicon: str | Path | None = None,
+    features: FeatureConfig | None = None,
+    valid: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Prepared:
+    """Prepare a corpus in LJSpeech's layout with alignments (MFA TextGrids or alignments.jsonl).
+
+    Args:
+        root: folder with metadata.csv and wavs/.
+        textgrids: folder of the TextGrids; by default a usual name in `root`.
+        lexicon: a dictionary in MFA's format, for words that the corpus does not hold.
+        seed: of the split.
+        features, valid, test, workers, force: as in `prepare_demo`.
+
+    Raises:
+        sniper.tts.errors.SpeechError: one line for the user; more where no utterance is usable.
+    """
+    from sniper.tts.build import Plan, find_finished
+    from sniper.tts.corpus import read_metadata
+
+    root, out = Path(root), Path(out)
+    read_metadata(root / "metadata.csv")
+    source = {
+        "kind": "ljspeech",
+        "root": str(root.resolve()),
+        "textgrids": None if textgrids is None else str(textgrids),
+        "metadata_sha256": _sha256(root / "metadata.csv"),
+    }
+    lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
+    plan = Plan(source, features or _default_features(), valid, test, seed, lexicon_sha256)
+    finished = find_finished(out, plan, force)
+    if finished is not None:
+        return finished
+    return _build(root, textgrids, plan, out, lexicon, workers, progress)
+
+
+def _build(root, textgrids, plan, out, lexicon, workers, progress) -> Prepared:
+    from sniper.tts.analyze import default_workers
+    from sniper.tts.build import build
+    from sniper.tts.corpus import read_corpus, synthesis_voice
+    from sniper.tts.lexicon import read_dictionary
+    from sniper.tts.text import EspeakFrontend
+
+    words = {} if lexicon is None else read_dictionary(Path(lexicon))
+    corpus = read_corpus(root, None if textgrids is None else Path(textgrids))
+    voice = None if corpus.has_textgrids else synthesis_voice(root)
+    return build(
+        corpus,
+        plan,
+        out,
+        frontend=None if voice is None else EspeakFrontend(voice),
+        lexicon=words,
+        speech=f"recordings in {root.name}" if voice is None else "synthetic speech by espeak-ng",
+        workers=workers or default_workers(),
+        progress=progress,
+    )
+
+
+def _default_features() -> FeatureConfig:
+    from sniper.tts.audio import FeatureConfig
+
+    return FeatureConfig()
+
+
+def _sha256(path: Path) -> str:
+    from sniper.tts.errors import SpeechError
+
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SpeechError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    from sniper.tts.audio import FeatureConfig
+
+    parser = argparse.ArgumentParser(
+        prog="python -m sniper.prepare",
+        description="Prepare speech for training: features in one file per split.",
+        epilog="Exit status: 0 prepared (utterances left out are listed), 1 no usable utterance, "
+        "2 wrong arguments or settings or a missing package, 130 stopped by Ctrl-C. A stopped run "
+        "is continued by the same command.",
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--out", required=True, type=Path, help="folder for the feature files")
+    shared.add_argument(
+        "--valid", type=_count, help="utterances held out (default: 5 %%, at most 250)"
+    )
+    shared.add_argument(
+        "--test", type=_count, help="utterances held out for a test split (default: 0)"
+    )
+    shared.add_argument("--seed", type=int, default=0, help="of split and sentences (default: 0)")
+    shared.add_argument("--workers", type=_positive, help="processes (default: one per CPU)")
+    shared.add_argument("--force", action="store_true", help="make everything in --out anew")
+    shared.add_argument("--quiet", action="store_true", help="no progress bar")
+    settings = shared.add_argument_group("features (a vocoder must agree with them)")
+    for field in dataclasses.fields(FeatureConfig):
+        kind = {int: int, float: float}.get(type(field.default), str)
+        name = "--" + field.name.replace("_", "-")
+        help_text = f"default: {field.default}"
+        settings.add_argument(name, type=kind, default=field.default, metavar="X", help=help_text)
+
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo|ljspeech")
+    demo = commands.add_parser(
+        "demo",
+        parents=[shared],
+        help="a synthetic corpus: espeak-ng speaks sentences of a small grammar",
+        description="Make a synthetic corpus in OUT/corpus (wavs/, metadata.csv, "
+        "alignments.jsonl) and prepare it. It is formant synthesis, no recording of a person.",
+    )
+    demo.add_argument("--utterances", type=_positive, default=DEMO_UTTERANCES, help="default: 600")
+    demo.add_argument("--voice", default="en-us", help="espeak-ng voice, such as en-us+f2")
+    corpus = commands.add_parser(
+        "ljspeech",
+        parents=[shared],
+        help="recordings in LJSpeech's layout with alignments",
+        description="Prepare ROOT/metadata.csv (id|text or id|text|normalized), ROOT/wavs/ID.wav "
+        "and MFA TextGrids. Utterances that cannot be used are left out and listed.",
+    )
+    corpus.add_argument("--root", required=True, type=Path, help="corpus folder")
+    corpus.add_argument(
+        "--textgrids",
+        type=Path,
+        help="folder of ID.TextGrid files, also one folder deeper (default: TextGrid/, textgrids/, "
+        "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl)",
+    )
+    corpus.add_argument("--lexicon", type=Path, help="dictionary in MFA format for further words")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _report(prepared: Prepared) -> None:
+    counts = ", ".join(f"{count} {name}" for name, count in prepared.counts.items())
+    verb = "prepared" if prepared.fresh else "was prepared already"
+    print(f"{prepared.folder} {verb}: {counts} utterances, {prepared.seconds / 3600:.2f} h")
+    if prepared.problems:
+        print(f"{len(prepared.problems)} left out:")
+        for where, reason in prepared.problems:
+            print(f"  {where}: {reason}")
+        print("When they are mended, --force makes everything anew.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    from sniper.tts.audio import FeatureConfig
+    from sniper.tts.errors import NothingUsable, SpeechError
+
+    options = vars(_parser().parse_args(argv))
+    command, quiet = options.pop("command"), options.pop("quiet")
+    try:
+        names = [field.name for field in dataclasses.fields(FeatureConfig)]
+        features = FeatureConfig(**{name: options.pop(name) for name in names})
+        run = prepare_demo if command == "demo" else prepare_ljspeech
+        _report(run(**options, features=features, progress=not quiet))
+    except NothingUsable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (SpeechError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

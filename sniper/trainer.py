@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: epochs of updates under SNIPER's schedule, validated, saved, resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sniper import checkpoint
+from sniper.config import Config
+from sniper.data import EpochBatches, make_loader, train_batches, valid_batches
+from sniper.parts import make_sniper, noam, pick_device
+from sniper.tts.batch import Batch
+from sniper.tts.dataset import CorpusInfo, FeatureDataset
+from sniper.tts.fastspeech2 import FastSpeech2
+
+
+class NotFinite(Exception):
+    """A loss or gradient that is NaN or infinite; the text is the whole message."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint.
+
+    Attributes:
+        epoch: the one running, or the next.
+        batch: micro-batches of it that are done.
+        update: optimizer updates since the beginning.
+        seconds, frames, loss_sums: of the running epoch so far; training only.
+        best_loss: lowest validation loss.
+        history: one row an epoch, see `Trainer.run_epoch`.
+        score_seconds: time that scoring took.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    update: int = 0
+    seconds: float = 0.0
+    frames: int = 0
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    best_loss: float = float("inf")
+    history: list[dict[str, Any]] = field(default_factory=list)
+    score_seconds: float = 0.0
+
+
+class Observer:
+    """What a run tells while it goes on; the base class says nothing."""
+
+    def epoch_begins(self, progress: Progress, batches: int, sparsity: float) -> None: ...
+
+    def updated(self, progress: Progress, batch: Batch, values: dict[str, Tensor]) -> None: ...
+
+    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None: ...
+
+
+class Trainer:
+    """Trains one FastSpeech2.
+
+    Args:
+        config: the run's settings.
+        train, valid: datasets of the two splits.
+        info: vocabulary, features and statistics, carried in checkpoints.
+        observer: is told of updates and epochs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        train: FeatureDataset,
+        valid: FeatureDataset,
+        info: CorpusInfo,
+        observer: Observer | None = None,
+    ):
+        settings = config.train
+        self.config, self.info = config, info
+        self.run = Path(config.output)
+        self.observer = observer or Observer()
+        self.device = pick_device(settings.device)
+        self.progress = Progress()
+        self.stop = False  # set from a signal handler
+        torch.manual_seed(settings.seed)
+        model_config = config.model_config(len(info.vocabulary), info.features.n_mels)
+        self.model = FastSpeech2(model_config).to(self.device)
+        self.sniper = make_sniper(self.model, config)
+        groups = self.sniper.param_groups(settings.lr) if self.sniper else self.model.parameters()
+        self.optimizer = torch.optim.Adam(groups, lr=settings.lr, fused=True)
+        self.scheduler = noam(self.optimizer, model_config.d_model, settings.warmup)
+        self._batches = train_batches(
+            train, settings.max_frames, settings.batches_per_epoch, settings.seed
+        )
+        cuda = self.device.type == "cuda"
+        workers = settings.workers if settings.workers is not None else (4 if cuda else 1)
+        self._loader = make_loader(train, self._batches, workers, pin_memory=cuda)
+        # Validation is short; a second set of workers would only hold memory.
+        held_out = valid_batches(valid, settings.max_frames)
+        self._valid_loader = make_loader(valid, held_out, 0, pin_memory=cuda)
+        self._unchecked: list[tuple[list[str], Tensor]] = []
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> bool:
+        """Takes up the run's last checkpoint, if there is one."""
+        if not checkpoint.exists(self.run):
+            return False
+        saved = checkpoint.load(self.run)
+        self.model.load_state_dict(saved.weights)
+        if self.sniper is not None:
+            self.sniper.load_state_dict(saved.state["sniper"])
+        self.optimizer.load_state_dict(saved.state["optimizer"])
+        self.scheduler.load_state_dict(saved.state["scheduler"])
+        self.progress = Progress(**saved.meta["progress"])
+        torch.set_rng_state(saved.state["rng"])
+        if self.device.type == "cuda" and saved.state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved.state["cuda_rng"], self.device)
+        return True
+
+    def score(self) -> None:
+        """Scores the weights at initialisation, unless that is done or the run is dense."""
+        if self.sniper is None or self.sniper.scored:
+            return
+        started = time.monotonic()
+        self._batches.seek(0)
+        count = min(self.config.sparsity.score_batches, len(self._batches))
+        loader = make_loader(self._loader.dataset, _Few(self._batches, count), 0, False)
+        self.model.train()
+
+        def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+            with self._precision():
+                return model.loss(batch.to(self.device))[0]
+
+        self.sniper.score(loader, loss_fn)
+        self.progress.score_seconds = time.monotonic() - started
+
+    def fit(self) -> None:
+        """Runs the remaining epochs.
+
+        Raises:
+            NotFinite: a loss or gradient is NaN or infinite; the last checkpoint is from before.
+            Interrupted: `stop` was set; everything up to there is saved.
+        """
+        self.score()
+        while self.progress.epoch < self.config.train.epochs:
+            self.run_epoch()
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Trains, validates and saves one epoch, or what is left of it.
+
+        Returns:
+            epoch, sparsity, density, train and valid losses by term, frames, seconds, frames/s.
+        """
+        progress = self.progress
+        sparsity = self.sniper.step(progress.epoch, self.optimizer) if self.sniper else 0.0
+        self._batches.seek(progress.epoch, progress.batch)
+        self.observer.epoch_begins(progress, len(self._batches), sparsity)
+        self._train_epoch()
+        row = {
+            "epoch": progress.epoch,
+            "sparsity": sparsity,
+            "density": self.density(),
+            "train": {k: v / max(progress.batch, 1) for k, v in progress.loss_sums.items()},
+            "valid": self.validate(),
+            "frames": progress.frames,
+            "seconds": progress.seconds,
+            "frames_per_second": progress.frames / max(progress.seconds, 1e-9),
+            "lr": self.scheduler.get_last_lr()[0],
+        }
+        progress.history.append(row)
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.seconds, progress.frames, progress.loss_sums = 0.0, 0, {}
+        best = row["valid"]["total"] < progress.best_loss
+        progress.best_loss = min(progress.best_loss, row["valid"]["total"])
+        self.save(best)
+        self.observer.epoch_ended(row, self)
+        return row
+
+    def density(self) -> float:
+        """Share of the model's weights that are active."""
+        if self.sniper is None:
+            return 1.0
+        sizes = {n: p.numel() for n, p in self.model.named_parameters()}
+        pruned = sum(sizes[n] * (1 - d) for n, d in self.sniper.densities().items())
+        return 1 - pruned / sum(sizes.values())
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss terms on the held-out utterances, teacher-forced, weighted by frames."""
+        self.model.eval()
+        sums: dict[str, Tensor] = {}
+        frames = 0
+        for batch in self._valid_loader:
+            with self._precision():
+                total, terms = self.model.loss(batch.to(self.device, non_blocking=True))
+            for name, value in {"total": total, **terms}.items():
+                sums[name] = sums.get(name, 0) + value.detach().double() * batch.n_frames
+            frames += batch.n_frames
+        self.model.train()
+        return {name: float(value) / frames for name, value in sums.items()}
+
+    def save(self, best: bool = False) -> Path:
+        """Writes a checkpoint of this very moment."""
+        self._check_finite()
+        self._saved_at = time.monotonic()
+        cuda = self.device.type == "cuda"
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "sniper": self.sniper.state_dict() if self.sniper else None,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+        meta = {
+            "config": self.config.to_dict(),
+            "speech": self.info.to_json(),
+            "progress": asdict(self.progress),
+        }
+        weights = self.model.state_dict()
+        return checkpoint.save(self.run, self.progress.update, weights, state, meta, best)
+
+    def _train_epoch(self) -> None:
+        progress, settings = self.progress, self.config.train
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        for group in _groups(self._loader, len(self._batches), settings.accumulation):
+            started = time.perf_counter()
+            values: dict[str, Tensor] = {}
+            for batch, share in group:
+                for name, value in self._backward(batch, share).items():
+                    values[name] = values.get(name, 0) + value
+                progress.frames += batch.n_frames
+                progress.batch += 1
+            self._update(batch)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0) + value
+            self.observer.updated(progress, batch, values)
+            progress.seconds += time.perf_counter() - started
+            if self._must_save():
+                self._add_sums(sums)
+                self.save()
+                if self.stop:
+                    raise Interrupted
+        if self.device.type == "cuda":
+            started = time.perf_counter()
+            torch.cuda.synchronize(self.device)
+            progress.seconds += time.perf_counter() - started
+        self._check_finite()
+        self._add_sums(sums)
+
+    def _backward(self, batch: Batch, share: float) -> dict[str, Tensor]:
+        """Gradients of `share` of the batch's loss; returns the whole loss and its terms."""
+        with self._precision():
+            total, terms = self.model.loss(batch.to(self.device, non_blocking=True))
+        (total * share).backward()
+        self._unchecked.append((batch.ids, total.detach()))
+        return {"total": total.detach(), **terms}
+
+    def _update(self, batch: Batch) -> None:
+        settings = self.config.train
+        limit = settings.grad_clip or float("inf")
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        self._unchecked.append((batch.ids, norm))
+        # On a GPU looking at every value would wait for it each time.
+        every = 1 if self.device.type == "cpu" else settings.log_every
+        if self.progress.update % every == 0:
+            self._check_finite()
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.update += 1
+
+    def _check_finite(self) -> None:
+        if not self._unchecked:
+            return
+        good = torch.stack([v for _, v in self._unchecked]).isfinite().tolist()
+        names = [ids for (ids, _), fine in zip(self._unchecked, good, strict=True) if not fine]
+        self._unchecked.clear()
+        if names:
+            where = f"epoch {self.progress.epoch}, update {self.progress.update}"
+            last = "none was saved yet"
+            if checkpoint.exists(self.run):
+                last = str(checkpoint.load(self.run, weights_only=True).path)
+            raise NotFinite(
+                f"the loss or its gradient is not finite at {where}, with the utterances "
+                f"{', '.join(names[0])}; last good checkpoint: {last}"
+            )
+
+    def _add_sums(self, sums: dict[str, Tensor]) -> None:
+        """Device sums into the progress, and empties them."""
+        for name, value in sums.items():
+            before = self.progress.loss_sums.get(name, 0.0)
+            self.progress.loss_sums[name] = before + float(value)
+        sums.clear()
+
+    def _must_save(self) -> bool:
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return self.stop or minutes > self.config.train.checkpoint_minutes
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        bf16 = self.config.train.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+
+
+class _Few(EpochBatches):
+    """The first `count` batches of an epoch."""
+
+    def __init__(self, batches: EpochBatches, count: int):
+        self._all, self._count = batches, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter([b for b, _ in zip(self._all, range(self._count), strict=False)])
+
+
+def _groups(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[tuple[Batch, float]]]:
+    """Micro-batches of one update each, with their share of its loss; the last may be fewer."""
+    group: list[Batch] = []
+    for number, batch in enumerate(loader, 1):
+        group.append(batch)
+        if len(group) == size or number == count:
+            yield [(b, 1 / len(group)) for b in group]
+            group = []

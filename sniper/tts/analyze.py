@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Analyse utterances one by one in several processes, in order, each to a `Record`."""
+
+import collections
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import torch
+
+from sniper.tts.alignment import PAUSE, SPOKEN_NOISE, Alignment, read_textgrid
+from sniper.tts.audio import FeatureConfig, read_audio
+from sniper.tts.corpus import Utterance
+from sniper.tts.errors import SpeechError, UtteranceError
+from sniper.tts.features import extract
+from sniper.tts.workfile import Record
+
+# An aligner's clock and the file's may disagree a little; beyond this they are not the same audio.
+MAX_MISMATCH_FRAMES = 4
+
+
+def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
+    """Read, align and analyse one utterance; what is wrong with it becomes `Record.problem`."""
+    try:
+        alignment = utterance.alignment
+        if not isinstance(alignment, Alignment):
+            alignment = read_textgrid(alignment)
+        samples = read_audio(utterance.wav, config)
+        boundaries = alignment.boundaries * config.sample_rate
+        mismatch = abs(boundaries[-1] - len(samples)) / config.hop_length
+        if mismatch > MAX_MISMATCH_FRAMES:
+            raise UtteranceError(
+                f"the alignment lasts {alignment.boundaries[-1]:.2f} s but {utterance.wav} "
+                f"{len(samples) / config.sample_rate:.2f} s"
+            )
+        if not any(map(_is_phoneme, alignment.phones)):
+            raise UtteranceError("its alignment holds no known phoneme")
+        features = extract(samples, boundaries, config)
+    except (UtteranceError, OSError) as error:
+        return Record(utterance.id, utterance.text, problem=" ".join(str(error).split()))
+    return Record(
+        utterance.id,
+        utterance.text,
+        phones=alignment.phones,
+        pronunciations=alignment.pronunciations,
+        features=features,
+    )
+
+
+def _is_phoneme(phone: str) -> bool:
+    return phone not in (PAUSE, SPOKEN_NOISE) and any(char.isalnum() for char in phone)
+
+
+def analyze_all(
+    utterances: Sequence[Utterance], config: FeatureConfig, workers: int
+) -> Iterator[Record]:
+    """Analyse in `workers` processes (1: in this one); records come in the order of utterances.
+
+    Raises:
+        SpeechError: a worker process was killed.
+    """
+    if workers <= 1 or len(utterances) < 2:
+        for utterance in utterances:
+            with _one_thread():
+                record = analyze(utterance, config)
+            yield record
+        return
+    # Forking a process that has run torch can deadlock its threads, hence spawn.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    waiting: collections.deque = collections.deque()
+    try:
+        for utterance in utterances:
+            waiting.append(pool.submit(analyze, utterance, config))
+            # A bounded queue: results of a whole corpus would not fit in memory.
+            if len(waiting) >= 8 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise SpeechError(
+            "a worker process was killed (out of memory?); what is done is kept: run the same "
+            "command again, perhaps with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in another order give other last digits: always count with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        # A killed parent cannot end its workers, and they would wait for work for ever.
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def default_workers() -> int:
+    """Number of CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def pause_share(records_phones: Sequence[tuple[str, ...]], pause: str) -> tuple[bool, bool]:
+    """Whether at least half of the utterances begin, and end, with a pause."""
+    if not records_phones:
+        return False, False
+    first = np.mean([phones[0] == pause for phones in records_phones])
+    last = np.mean([phones[-1] == pause for phones in records_phones])
+    return bool(first >= 0.5), bool(last >= 0.5)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From text to sound with a trained model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sniper.tts.dataset import CorpusInfo
+from sniper.tts.errors import SpeechError
+from sniper.tts.fastspeech2 import FastSpeech2
+from sniper.tts.text import split_sentences, text_to_phones
+from sniper.tts.vocoder import mel_to_audio
+
+PAUSE_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What was spoken.
+
+    Args:
+        audio: `[n]` float32 in [-1, 1] at `info.features.sample_rate`.
+        mel: `[T, n_mels]` float32, log-mel as the features have it (not normalised).
+        phones: tokens of each sentence.
+        durations: frames of each token of each sentence.
+    """
+
+    audio: np.ndarray
+    mel: np.ndarray
+    phones: list[list[str]]
+    durations: list[np.ndarray]
+
+
+class Speaker:
+    """Speaks with a model and the corpus information that it was trained with.
+
+    Args:
+        model: put into evaluation mode.
+        info: vocabulary, text frontend, features, statistics.
+    """
+
+    def __init__(self, model: FastSpeech2, info: CorpusInfo):
+        self.model = model.eval()
+        self.info = info
+
+    def speak(
+        self,
+        text: str,
+        *,
+        speed: float = 1.0,
+        pitch: float = 0.0,
+        energy: float = 1.0,
+        vocode: bool = True,
+    ) -> Speech:
+        """Speaks a text of any length, sentence by sentence with a short pause between.
+
+        Args:
+            text: or phonemes in braces.
+            speed: 2 takes half as long.
+            pitch: semitones up (down when negative).
+            energy: factor on the loudness that the model is asked for.
+            vocode: False leaves `audio` empty, for an external vocoder.
+
+        Raises:
+            SpeechError: no known phoneme, or a control out of range.
+        """
+        for name, value in (("speed", speed), ("energy", energy)):
+            if not (value > 0 and math.isfinite(value)):
+                raise SpeechError(f"{name}: expected a number above 0, got {value}")
+        if not abs(pitch) <= 48:
+            raise SpeechError(f"pitch: expected semitones within +-48, got {pitch}")
+        sentences = split_sentences(text)
+        if not sentences:
+            raise SpeechError(f"no known phoneme in the text {text!r}")
+        phones = [text_to_phones(sentence, self.info.frontend) for sentence in sentences]
+        spoken = [self._mel(p, speed, pitch, energy) for p in phones]
+        features = self.info.features
+        silence = np.zeros(round(PAUSE_SECONDS * features.sample_rate), dtype=np.float32)
+        audio: list[np.ndarray] = []
+        for mel, _ in spoken if vocode else []:
+            audio += (
+                [silence, mel_to_audio(mel, features)] if audio else [mel_to_audio(mel, features)]
+            )
+        return Speech(
+            audio=np.concatenate(audio) if audio else np.zeros(0, dtype=np.float32),
+            mel=np.concatenate([mel for mel, _ in spoken]),
+            phones=phones,
+            durations=[durations for _, durations in spoken],
+        )
+
+    def _mel(
+        self, phones: list[str], speed: float, pitch: float, energy: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        statistics = self.info.statistics
+        device = next(self.model.parameters()).device
+        tokens = torch.from_numpy(self.info.vocabulary.encode(phones))[None].to(device)
+        out = self.model.infer(
+            tokens,
+            speed=speed,
+            # The model's pitch is log-F0 over the corpus' standard deviation.
+            pitch_shift=pitch * math.log(2) / 12 / statistics.pitch_std,
+            energy_scale=energy,
+            energy_shift=(energy - 1) * statistics.energy_mean / statistics.energy_std,
+        )
+        mel = statistics.denormalize_mel(out.mel[0].float().cpu().numpy())
+        return mel.astype(np.float32), out.durations[0].cpu().numpy()
