@@ -270,7 +270,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         key, item = args
         if item is Any:
             return value
-        return {_convert(key, k, where): _convert(item, v, where) for k, v in value.items()}
+        return {_key(key, k, where): _convert(item, v, where) for k, v in value.items()}
     if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-3 as text
@@ -282,6 +282,16 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return value
     expected = getattr(origin or kind, "__name__", str(kind))
     raise ConfigError(f"{where}: expected {expected}, got {value!r}")
+
+
+def _key(kind: type, key: Any, where: str) -> Any:
+    """A mapping's key; JSON has turned numbers into text."""
+    if isinstance(key, str) and kind in (int, float):
+        try:
+            return kind(key)
+        except ValueError:
+            pass
+    return _convert(kind, key, where)
 
 
 def _unknown(key: str, known: list[str]) -> str:

@@ -55,7 +55,7 @@ def prepare_demo(
         sniper.tts.errors.SpeechError: one line for the user.
     """
     from sniper.tts.build import Plan, find_finished
-    from sniper.tts.corpus import write_demo_corpus
+    from sniper.tts.demo import write_demo_corpus
 
     out = Path(out)
     source = {"kind": "demo", "utterances": utterances, "seed": seed, "voice": voice}
@@ -113,10 +113,10 @@ def prepare_ljspeech(
 
 
 def _build(root, textgrids, plan, out, lexicon, workers, progress) -> Prepared:
-    from sniper.tts.analyze import default_workers
     from sniper.tts.build import build
     from sniper.tts.corpus import read_corpus, synthesis_voice
     from sniper.tts.lexicon import read_dictionary
+    from sniper.tts.processes import default_workers
     from sniper.tts.text import EspeakFrontend
 
     words = {} if lexicon is None else read_dictionary(Path(lexicon))

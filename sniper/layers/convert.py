@@ -111,7 +111,9 @@ def sparsify(
     check_block_size(block_size)
     for what, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str):
-            raise ValueError(f"{what}: expected a sequence of patterns, got the string {patterns!r}")
+            raise ValueError(
+                f"{what}: expected a sequence of patterns, got the string {patterns!r}"
+            )
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise ValueError(f"sparsify: expected weights with values, run a batch first for {lazy[0]}")

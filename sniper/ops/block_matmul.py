@@ -47,7 +47,8 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -
             raise ValueError(f"{name}: expected x's dtype {x.dtype}, got {other.dtype}")
         if other is not None and other.device != x.device:
             raise ValueError(f"{name}: expected x's device {x.device}, got {other.device}")
-    if geometry.out_length(x.shape[1]) < 1:
+    # A linear layer takes no rows, as torch's does.
+    if geometry.out_length(x.shape[1]) < (0 if geometry.taps == 1 else 1):
         span = geometry.dilation * (geometry.taps - 1) + 1
         raise ValueError(
             f"x: expected at least {span} rows with padding, "

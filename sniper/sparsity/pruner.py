@@ -153,11 +153,15 @@ class Sniper:
             ValueError: not scored yet, or an epoch with a higher sparsity than the present one.
         """
         optimizers = _as_list(optimizer)
+        sparsity = self.schedule.sparsity_at(epoch)
+        if sparsity != self.sparsity:
+            self._change(epoch, sparsity, optimizers)
         for each in optimizers:
             self._lr_scale.attach(each)
-        sparsity = self.schedule.sparsity_at(epoch)
-        if sparsity == self.sparsity:
-            return sparsity
+            _match_memory(each, self._targets.parameters.values())
+        return sparsity
+
+    def _change(self, epoch: float, sparsity: float, optimizers: list[Optimizer]) -> None:
         if self.sparsity is not None and sparsity > self.sparsity:
             raise ValueError(
                 f"epoch {epoch}: sparsity must not rise, got {self.sparsity:g} then {sparsity:g}"
@@ -169,7 +173,6 @@ class Sniper:
         self.sparsity = sparsity
         if sparsity == self.schedule.sparsities[-1]:
             self._init.clear()  # nothing becomes active any more
-        return sparsity
 
     @property
     def scored(self) -> bool:
@@ -197,7 +200,7 @@ class Sniper:
             self._targets.set_mask(name, mask)
             if before is None:
                 _forget_pruned(optimizers, p, self._targets.expand(name, mask), self.paper_exact)
-            elif self._init:
+            elif name in self._init:
                 # The authors' code restores whatever is exactly zero and active.
                 newly = (
                     (p == 0) & mask
@@ -233,16 +236,21 @@ class Sniper:
         weights first.
 
         Raises:
-            ValueError: another format version, other parameters, or no masks for a sparsity of the
-                schedule.
+            ValueError: masks are in force already, another format version, other parameters, or no
+                masks for a sparsity of the schedule.
         """
+        if self.sparsity is not None:
+            raise ValueError(
+                "sniper state: expected a Sniper without masks in force, got one at sparsity "
+                f"{self.sparsity:g}: make a new model and Sniper"
+            )
         params = self._targets.parameters
         stages.check_state(state, {n: tuple(p.shape) for n, p in params.items()}, self.schedule)
         device = next(iter(params.values())).device
         self._init = (
             {n: t.to(device) for n, t in state["init"].items()} if self.restore_init else {}
         )
-        self.sparsity = None
+        self._masks = None
         if state["masks"] is None:
             return
         shapes = {n: p.shape for n, p in params.items()}
@@ -251,9 +259,8 @@ class Sniper:
             return
         self._apply(state["sparsity"], [])
         for name, newly in added.get(state["sparsity"], {}).items():
-            if (
-                name in self._init
-            ):  # blocks of another size cover weights that were pruned when the state was saved
+            # Blocks of another size cover weights that were pruned when the state was saved.
+            if name in self._init:
                 params[name].data.copy_(torch.where(newly, self._init[name], params[name].data))
         self.sparsity = state["sparsity"]
 
@@ -267,10 +274,23 @@ def _as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimize
 def _forget_pruned(
     optimizers: list[Optimizer], p: nn.Parameter, mask: Tensor, paper_exact: bool
 ) -> None:
-    """Zeroes the moments of weights that are pruned now, or they would go on moving them."""
+    """Zeroes moments and gradients of weights that are pruned now, or they would move them."""
     if paper_exact:
         return
+    if p.grad is not None:
+        p.grad.masked_fill_(~mask, 0)
     for optimizer in optimizers:
         for value in optimizer.state.get(p, {}).values():
             if isinstance(value, Tensor) and value.shape == p.shape:
                 value.masked_fill_(~mask, 0)
+
+
+def _match_memory(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> None:
+    """Lays state out as its parameter is: fused optimizers walk both as flat memory."""
+    for p in params:
+        state = optimizer.state.get(p, {})
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape != p.shape:
+                continue
+            if value.stride() != p.stride():
+                state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -68,7 +68,9 @@ class ElementTargets:
     def __init__(self, model: nn.Module, params: dict[str, nn.Parameter], mask_gradients: bool):
         self.parameters = params
         self._masks: dict[str, Tensor] = {}
-        self._full: set[str] = set()  # masks that prune nothing, so that a dense phase costs nothing
+        self._full: set[str] = (
+            set()
+        )  # masks that prune nothing, so that a dense phase costs nothing
         if mask_gradients:
             for name, p in params.items():
                 p.register_hook(self._gradient_hook(name))

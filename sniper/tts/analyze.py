@@ -3,11 +3,6 @@
 
 import collections
 import contextlib
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +15,7 @@ from sniper.tts.audio import FeatureConfig, read_audio
 from sniper.tts.corpus import Utterance
 from sniper.tts.errors import SpeechError, UtteranceError
 from sniper.tts.features import extract
+from sniper.tts.processes import SPAWN, end_with_parent
 from sniper.tts.workfile import Record
 
 # An aligner's clock and the file's may disagree a little; beyond this they are not the same audio.
@@ -72,9 +68,7 @@ def analyze_all(
                 record = analyze(utterance, config)
             yield record
         return
-    # Forking a process that has run torch can deadlock its threads, hence spawn.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=SPAWN, initializer=_start_worker)
     waiting: collections.deque = collections.deque()
     try:
         for utterance in utterances:
@@ -105,22 +99,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _start_worker() -> None:
+    end_with_parent()
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        # A killed parent cannot end its workers, and they would wait for work for ever.
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
-
-
-def default_workers() -> int:
-    """Number of CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def pause_share(records_phones: Sequence[tuple[str, ...]], pause: str) -> tuple[bool, bool]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corpora on disk in LJSpeech's layout: reading any, and speaking the synthetic demo corpus.
+"""Corpora on disk in LJSpeech's layout.
 
 ROOT/metadata.csv        id|text or id|text|normalized text, without quoting
 ROOT/wavs/ID.wav
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sniper.tts.alignment import Alignment, read_alignments
-from sniper.tts.errors import SpeechError, UtteranceError, progress_bar, require
-from sniper.tts.store import atomic_write, write_json
+from sniper.tts.errors import SpeechError, UtteranceError
 
 _TEXTGRID_FOLDERS = ("TextGrid", "textgrids", "TextGrids", "alignments")
-_ALIGNMENTS = "alignments.jsonl"
-_DESCRIPTION = "synthesis.json"
+ALIGNMENTS = "alignments.jsonl"
+DESCRIPTION = "synthesis.json"  # says who spoke a synthetic corpus
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ def read_corpus(root: Path, textgrids: Path | None = None) -> Corpus:
     folder = _textgrid_folder(root, textgrids)
     aligned: dict[str, Alignment] | dict[str, Path]
     if folder is None:
-        aligned = read_alignments(root / _ALIGNMENTS)
-        missing = f"it has no usable line in {_ALIGNMENTS}"
+        aligned = read_alignments(root / ALIGNMENTS)
+        missing = f"it has no usable line in {ALIGNMENTS}"
     else:
         # One speaker folder deep is how MFA writes a corpus with speakers.
         paths = sorted([*folder.glob("*/*.TextGrid"), *folder.glob("*.TextGrid")])
@@ -142,10 +141,10 @@ def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
     for name in _TEXTGRID_FOLDERS:
         if (root / name).is_dir():
             return root / name
-    if (root / _ALIGNMENTS).is_file():
+    if (root / ALIGNMENTS).is_file():
         return None
     raise SpeechError(
-        f"no alignments in {root}: none of {', '.join(_TEXTGRID_FOLDERS)} and no {_ALIGNMENTS}; "
+        f"no alignments in {root}: none of {', '.join(_TEXTGRID_FOLDERS)} and no {ALIGNMENTS}; "
         "align the corpus with the Montreal Forced Aligner and pass --textgrids FOLDER"
     )
 
@@ -153,60 +152,6 @@ def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
 def synthesis_voice(root: Path) -> str | None:
     """The espeak-ng voice that spoke the corpus in `root`; None for any other corpus."""
     try:
-        return str(json.loads((root / _DESCRIPTION).read_text())["voice"])
+        return str(json.loads((root / DESCRIPTION).read_text())["voice"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_demo_corpus(
-    root: Path, utterances: int, seed: int, voice: str, progress: bool = True
-) -> None:
-    """Speak sentences of our own grammar with espeak-ng, in LJSpeech's layout.
-
-    Equal arguments give equal bytes. A folder that was finished with these arguments is left as it
-    is; anything else in these files is written anew.
-
-    Raises:
-        SpeechError: espeak-ng is missing or has no such voice.
-    """
-    from sniper.tts.espeak import SAMPLE_RATE, espeak
-    from sniper.tts.grammar import demo_sentences
-
-    engine = espeak()
-    description = {
-        "kind": "synthetic speech, made by a formant synthesizer from sentences of a small grammar",
-        "synthesizer": f"espeak-ng {engine.version}",
-        "voice": voice,
-        "utterances": utterances,
-        "seed": seed,
-    }
-    marker = root / _DESCRIPTION
-    if marker.is_file() and marker.read_text() == json.dumps(description, indent=1) + "\n":
-        return
-    (root / "wavs").mkdir(parents=True, exist_ok=True)
-    marker.unlink(missing_ok=True)
-    for stale in (root / "wavs").glob("demo-*.wav"):
-        stale.unlink()
-    soundfile = require("soundfile")
-    sentences = demo_sentences(utterances, seed)
-    bar = progress_bar(sentences, "speaking", utterances, show=progress)
-    metadata, alignments = [], []
-    for number, sentence in enumerate(bar, start=1):
-        name = f"demo-{number:05d}"
-        speech = engine.synthesize(sentence, voice)
-        path = root / "wavs" / f"{name}.wav"
-        soundfile.write(path, speech.audio, SAMPLE_RATE, subtype="PCM_16")
-        metadata.append(f"{name}|{sentence}|{sentence}\n")
-        entry = {
-            "id": name,
-            "phones": speech.phones,
-            "starts": speech.starts,
-            "samples": len(speech.audio),
-            "sample_rate": SAMPLE_RATE,
-        }
-        alignments.append(json.dumps(entry, ensure_ascii=False) + "\n")
-    for name, lines in (("metadata.csv", metadata), (_ALIGNMENTS, alignments)):
-        with atomic_write(root / name) as file:
-            file.write("".join(lines).encode())
-    # Last of all: it says that the rest is complete.
-    write_json(marker, description)

@@ -97,7 +97,8 @@ def clean_text(text: str) -> str:
     text = re.sub("[\"“”„«»*_<>|\\\\]|(?<!\\w)['‘’]|['’](?!\\w)", " ", text)
     text = re.sub(r"\s*[()\[\]{}]\s*", ", ", text)
     text = re.sub(r"\s+([,;:.!?…])", r"\1", re.sub(r"\s+", " ", text))
-    return re.sub(r"([,;:.!?…])(?:,)+", r"\1", text).strip(" ,")
+    text = re.sub(r",+([;:.!?…])", r"\1", text)
+    return re.sub(r"([,;:.!?…]),+", r"\1", text).strip(" ,")
 
 
 class Espeak:
@@ -111,7 +112,6 @@ class Espeak:
             raise SpeechError(f"espeak-ng cannot be loaded: {error}") from error
         self._lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._lib.espeak_TextToPhonemes.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-        self._lib.espeak_Info.restype = ctypes.c_char_p
         data = _short_path(loader.get_data_path()).encode()
         options = _PHONEME_EVENTS | _IPA | _NO_EXIT
         rate = self._lib.espeak_Initialize(_SYNCHRONOUS, 0, data, options)
@@ -124,11 +124,6 @@ class Espeak:
         self._lib.espeak_SetSynthCallback(self._callback)
         self._voice = ""
         self._lock = threading.Lock()
-
-    @property
-    def version(self) -> str:
-        """The library's own version, such as "1.52.0"."""
-        return self._lib.espeak_Info(None).decode().split()[0]
 
     def clauses(self, text: str, voice: str = "en-us") -> list[Clause]:
         """Text to phonemes, without making a sound.
@@ -148,7 +143,9 @@ class Espeak:
             return self._clauses(clean_text(text))
 
     def synthesize(self, text: str, voice: str = "en-us") -> Speech:
-        """Speak `text`; the tokens are those of `clauses`, and equal input gives equal bytes.
+        """Speak `text`; the tokens are those of `clauses`.
+
+        Equal bytes come only from the same calls in the same order since the process began.
 
         Raises:
             SpeechError: no such voice, no word in the text, or an alignment that does not match.

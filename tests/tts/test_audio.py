@@ -6,7 +6,15 @@ import pytest
 import soundfile
 import torch
 
-from sniper.tts.audio import FeatureConfig, energy, log_f0, log_mel, mel_matrix, read_audio, spectrum
+from sniper.tts.audio import (
+    FeatureConfig,
+    energy,
+    log_f0,
+    log_mel,
+    mel_matrix,
+    read_audio,
+    spectrum,
+)
 from sniper.tts.errors import UtteranceError
 
 CONFIG = FeatureConfig()
@@ -62,12 +70,11 @@ def test_mel_matrix_logarithmic_part_by_hand():
     )
     row = mel_matrix(config)[0]
     assert row.argmax() == round(1000 * 6.4**0.5)
-    assert row[:1001].sum() == 0 and row[6400:].sum() == 0
+    assert row[:1001].sum() < 1e-15 and row[6400:].sum() < 1e-15
     assert row.sum() == pytest.approx(1.0, rel=1e-6)  # unit area in Hz
 
 
-def test_default_mel_matrix_matches_librosa_literals():
-    # librosa 0.10: filters.mel(sr=22050, n_fft=1024, n_mels=80, fmin=80, fmax=7600)
+def test_default_mel_matrix_covers_its_range_only():
     matrix = mel_matrix(CONFIG)
     assert matrix.shape == (80, 513) and (matrix >= 0).all()
     assert (matrix.sum(1) > 0).all(), "an empty band would be constant"

@@ -89,7 +89,9 @@ def test_normalisation_round_trip_and_missing_values():
 
 
 def test_statistics_go_through_json_bit_for_bit():
-    stats = compute_statistics([features(np.random.default_rng(0).normal(size=(9, 3)), [0.1], [0.3])])
+    stats = compute_statistics(
+        [features(np.random.default_rng(0).normal(size=(9, 3)), [0.1], [0.3])]
+    )
     again = Statistics.from_json(json.loads(json.dumps(stats.to_json())))
     np.testing.assert_array_equal(again.mel_std, stats.mel_std)
     assert again.mel_mean.dtype == np.float32 and again.energy_mean == stats.energy_mean

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes that do not outlive their parent."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+from sniper.tts.errors import SpeechError
+
+# Forking a process that has run torch can deadlock its threads.
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def end_with_parent() -> None:
+    """To be called first in a worker: it ends when its parent does, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        # A killed parent cannot end its workers, and they would wait for work for ever.
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def run_in_fresh_process(function: Callable[..., None], *args) -> None:
+    """Call a module-level function in a new process and wait for it.
+
+    Raises:
+        SpeechError: what the function raised as such, or that its process died.
+    """
+    receiver, sender = SPAWN.Pipe(duplex=False)
+    process = SPAWN.Process(target=_call, args=(sender, function, args), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        error = receiver.recv()
+    except EOFError:
+        process.join()
+        error = SpeechError(f"the process for it ended with exit code {process.exitcode}")
+    finally:
+        # After Ctrl-C there is nothing to wait for.
+        process.terminate()
+        process.join()
+    if error is not None:
+        raise error
+
+
+def _call(sender, function: Callable[..., None], args: tuple) -> None:
+    end_with_parent()
+    try:
+        function(*args)
+    except (SpeechError, OSError) as error:
+        sender.send(error)
+    else:
+        sender.send(None)
+
+
+def default_workers() -> int:
+    """Number of CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
