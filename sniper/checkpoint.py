@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ FORMAT = 1
 
 
 class CheckpointError(Exception):
-    """A checkpoint that cannot be read; the text is the whole message."""
+    """A checkpoint that cannot be read or written; the text is the whole message."""
 
 
 @dataclass(frozen=True)
@@ -61,40 +62,32 @@ def save(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        CheckpointError: it cannot be written; the one before stays the last.
     """
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     # The same update may be saved twice; a complete folder is never written over.
     name = _unused_name(folder, f"step-{step:08d}")
-    temporary = folder / f".writing-{name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    dense = {n: t.detach().cpu().contiguous() for n, t in weights.items()}
-    save_file(dense, temporary / "model.safetensors", metadata={"format": "pt"})
-    torch.save(state, temporary / "state.pt")
-    (temporary / "meta.json").write_text(json.dumps({"format": FORMAT, **meta}, ensure_ascii=False))
-    for file in temporary.iterdir():
-        _flush(file)
-    _flush(temporary)
-    index = _read_index(folder)
-    target = folder / name
-    os.rename(temporary, target)
-    _flush(folder)
-    index["last"] = name
-    if best or "best" not in index:
-        index["best"] = name
-    _write_index(folder, index)
+    try:
+        _write(folder / f".writing-{name}", weights, state, meta)
+        os.rename(folder / f".writing-{name}", folder / name)
+        _flush(folder)
+        index = {k: v for k, v in _read_index(folder).items() if (folder / v).is_dir()}
+        index["last"] = name
+        if best or "best" not in index:
+            index["best"] = name
+        _write_index(folder, index)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(folder / f".writing-{name}", ignore_errors=True)  # the disk may be full
+        raise CheckpointError(
+            f"checkpoint {folder / name} cannot be written: {_one_line(error)}; "
+            "free the disk, then the same command goes on from the checkpoint before it"
+        ) from error
     for old in folder.iterdir():
         if old.is_dir() and old.name not in index.values():
             shutil.rmtree(old, ignore_errors=True)
-    return target
-
-
-def mark_best(run: Path) -> None:
-    """Names the last checkpoint the best."""
-    folder = run / "checkpoints"
-    index = _read_index(folder)
-    _write_index(folder, {**index, "best": index["last"]})
+    return folder / name
 
 
 def exists(run: Path) -> bool:
@@ -102,54 +95,121 @@ def exists(run: Path) -> bool:
     return "last" in _read_index(run / "checkpoints")
 
 
-def load(run_or_path: Path, which: str = "last", weights_only: bool = False) -> Checkpoint:
-    """Reads a checkpoint.
+def find(run_or_path: Path, which: str = "last") -> Path:
+    """The folder of a checkpoint, given that of its run or its own.
 
     Args:
         run_or_path: a run's folder, or the folder of one checkpoint.
         which: `last` or `best`, for a run's folder.
+
+    Raises:
+        CheckpointError: none there.
+    """
+    path = Path(run_or_path)
+    if (path / "model.safetensors").exists():
+        return path
+    index = _read_index(path / "checkpoints")
+    if which not in index:
+        raise CheckpointError(
+            f"checkpoint: expected the folder of a run or of a checkpoint with a {which} "
+            f"checkpoint, got {path}"
+        )
+    return path / "checkpoints" / index[which]
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Config, vocabulary, features and progress of the checkpoint in folder `path`.
+
+    Raises:
+        CheckpointError: damaged, or of another format.
+    """
+    try:
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"checkpoint {path}: expected format {FORMAT}, got {found}")
+    return meta
+
+
+def load(run_or_path: Path, which: str = "last", weights_only: bool = False) -> Checkpoint:
+    """Reads a checkpoint.
+
+    Args:
+        run_or_path, which: as `find` takes them.
         weights_only: leave out the state of optimizer and masks.
 
     Raises:
         CheckpointError: none there, damaged, or of another format.
     """
-    path = Path(run_or_path)
-    if not (path / "model.safetensors").exists():
-        index = _read_index(path / "checkpoints")
-        if which not in index:
-            raise CheckpointError(
-                f"checkpoint: expected a run or a checkpoint folder with a {which} checkpoint, "
-                f"got {path}"
-            )
-        path = path / "checkpoints" / index[which]
+    path = find(run_or_path, which)
+    meta = read_meta(path)
     try:
-        meta = json.loads((path / "meta.json").read_text())
         weights = load_file(path / "model.safetensors")
         state = {}
         if not weights_only:
             state = torch.load(path / "state.pt", weights_only=True, map_location="cpu")
-    except (OSError, ValueError, RuntimeError, SafetensorError, EOFError) as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error}") from None
-    if meta.get("format") != FORMAT:
-        raise CheckpointError(
-            f"checkpoint {path}: expected format {FORMAT}, got {meta.get('format')}"
-        )
+    except _DAMAGE as error:
+        raise _unreadable(path, error) from None
     return Checkpoint(path, weights, state, meta)
 
 
+# What the two readers raise for a file that is missing, cut off or overwritten.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} cannot be read, it is damaged or incomplete: {_one_line(error)}"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    """The beginning of a message; torch's hold advice and stack traces behind it."""
+    return " ".join(str(error).split())[:200]
+
+
+def _write(
+    folder: Path, weights: dict[str, Tensor], state: dict[str, Any], meta: dict[str, Any]
+) -> None:
+    """Writes the files of a checkpoint and waits until they are on the disk."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    dense = {n: t.detach().cpu().contiguous() for n, t in weights.items()}
+    save_file(dense, folder / "model.safetensors", metadata={"format": "pt"})
+    torch.save(state, folder / "state.pt")
+    text = json.dumps({"format": FORMAT, **meta}, ensure_ascii=False)
+    (folder / "meta.json").write_text(text, encoding="utf-8")
+    for file in folder.iterdir():
+        _flush(file)
+    _flush(folder)
+
+
 def _read_index(folder: Path) -> dict[str, str]:
+    path = folder / "index.json"
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'index.json'}: not JSON: {error}") from None
-    return {k: v for k, v in index.items() if (folder / v).is_dir()}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {_one_line(error)}") from None
+    if not isinstance(index, dict) or not all(isinstance(v, str) for v in index.values()):
+        raise CheckpointError(f"{path}: expected names of checkpoints, got {index!r}")
+    return index
 
 
 def _write_index(folder: Path, index: dict[str, str]) -> None:
     temporary = folder / ".index.json"
-    temporary.write_text(json.dumps(index))
+    temporary.write_text(json.dumps(index), encoding="utf-8")
     _flush(temporary)
     os.replace(temporary, folder / "index.json")
     _flush(folder)

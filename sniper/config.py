@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -17,6 +19,7 @@ from typing import Any, Literal
 import yaml
 
 from sniper.sparsity import SparsitySchedule
+from sniper.tts.audio import FeatureConfig
 from sniper.tts.fastspeech2_config import FastSpeech2Config
 
 PRESETS = Path(__file__).parent / "configs"
@@ -135,8 +138,9 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _check_numbers(self.train)
+        _check_numbers(self)
         self.sparsity_schedule()
+        self.feature_config()
         self.model_config(vocab_size=2, n_mels=80)
 
     def sparsity_schedule(self) -> SparsitySchedule:
@@ -149,12 +153,21 @@ class Config:
         except ValueError as error:
             raise ConfigError(f"sparsity: {error}") from None
 
+    def feature_config(self) -> FeatureConfig:
+        """The settings of the analysis."""
+        _check_keys(self.features, {f.name for f in dataclasses.fields(FeatureConfig)}, "features")
+        try:
+            return FeatureConfig(**self.features)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"features: {error}") from None
+
     def model_config(self, vocab_size: int, n_mels: int) -> FastSpeech2Config:
         """The model's settings for a vocabulary."""
-        known = [f.name for f in dataclasses.fields(FastSpeech2Config)]
-        for key in self.model:
-            if key not in known or key in ("vocab_size", "n_mels"):
-                raise ConfigError(_unknown(f"model.{key}", [f"model.{k}" for k in known]))
+        known = {f.name for f in dataclasses.fields(FastSpeech2Config)} - {"vocab_size", "n_mels"}
+        _check_keys(self.model, known, "model")
+        for key, value in self.model.items():
+            if key.endswith("_predictor") and not isinstance(value, dict):
+                raise ConfigError(f"model.{key}: expected a mapping, got {value!r}")
         try:
             return FastSpeech2Config(vocab_size=vocab_size, n_mels=n_mels, **self.model)
         except (TypeError, ValueError) as error:
@@ -199,17 +212,22 @@ def dump(config: Config) -> str:
 def _read(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
     path = PRESETS / f"{name_or_path}.yaml"
     if not path.exists():
-        path = Path(name_or_path)
+        # A base lies beside the file that names it, wherever the command runs.
+        path = Path(seen[-1]).parent / name_or_path if seen else Path(name_or_path)
     if not path.is_file():
         presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
         raise ConfigError(f"config: expected a preset ({presets}) or a file, got {name_or_path!r}")
     if str(path) in seen:
         raise ConfigError(f"config: {path} is based on itself")
-    data = _parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: {path} cannot be read: {error}") from None
+    data = _parse(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping, got {type(data).__name__}")
     base = data.pop("base", None)
-    return data if base is None else _merge(_read(base, (*seen, str(path))), data)
+    return data if base is None else _merge(_read(str(base), (*seen, str(path))), data)
 
 
 def _parse(text: str, where: str) -> Any:
@@ -244,10 +262,8 @@ def _build(cls: type, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
         raise ConfigError(f"{where or 'config'}: expected a mapping, got {data!r}")
     types = typing.get_type_hints(cls)
+    _check_keys(data, types, where)
     prefix = f"{where}." if where else ""
-    for key in data:
-        if key not in types:
-            raise ConfigError(_unknown(f"{prefix}{key}", [f"{prefix}{k}" for k in types]))
     return cls(**{k: _convert(types[k], v, f"{prefix}{k}") for k, v in data.items()})
 
 
@@ -276,9 +292,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return float(value)  # YAML reads 1e-3 as text
         except ValueError:
             pass
-    if origin is None and isinstance(value, kind) and not (kind is int and value in (True, False)):
-        return value
-    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+    # Python's True is an int too.
+    if origin is None and isinstance(value, kind) and (kind is bool or value is not bool(value)):
         return value
     expected = getattr(origin or kind, "__name__", str(kind))
     raise ConfigError(f"{where}: expected {expected}, got {value!r}")
@@ -294,29 +309,44 @@ def _key(kind: type, key: Any, where: str) -> Any:
     return _convert(kind, key, where)
 
 
-def _unknown(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    return f"config: unknown setting {key}: {hint}"
+def _check_keys(data: dict[str, Any], known: Iterable[str], where: str) -> None:
+    prefix = f"{where}." if where else ""
+    for key in data:
+        if key in known:
+            continue
+        names = sorted(f"{prefix}{name}" for name in known)
+        near = difflib.get_close_matches(f"{prefix}{key}", names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
+        raise ConfigError(f"config: unknown setting {prefix}{key}: {hint}")
 
 
-def _check_numbers(train: TrainConfig) -> None:
-    lowest = {
-        "epochs": 1,
-        "max_frames": 1,
-        "accumulation": 1,
-        "warmup": 1,
-        "log_every": 1,
-        "sample_every": 1,
-        "grad_clip": 0,
-        "checkpoint_minutes": 0,
-        "batches_per_epoch": 1,
-        "workers": 0,
-        "threads": 1,
-    }
-    for name, low in lowest.items():
-        value = getattr(train, name)
+_LOWEST = {
+    "data.utterances": 1,
+    "data.valid": 1,  # the best checkpoint is the best on held-out speech
+    "data.workers": 1,
+    "sparsity.score_batches": 1,
+    "train.epochs": 1,
+    "train.batches_per_epoch": 1,
+    "train.max_frames": 1,
+    "train.accumulation": 1,
+    "train.warmup": 1,
+    "train.grad_clip": 0,
+    "train.workers": 0,
+    "train.threads": 1,
+    "train.seed": 0,
+    "train.log_every": 1,
+    "train.sample_every": 1,
+    "train.checkpoint_minutes": 0,
+}
+
+
+def _check_numbers(config: Config) -> None:
+    for name, low in _LOWEST.items():
+        section, key = name.split(".")
+        value = getattr(getattr(config, section), key)
         if value is not None and not value >= low:
-            raise ConfigError(f"train.{name}: expected at least {low}, got {value}")
-    if not train.lr > 0:
-        raise ConfigError(f"train.lr: expected more than 0, got {train.lr}")
+            raise ConfigError(f"{name}: expected at least {low}, got {value}")
+    if not 0 < config.train.lr < math.inf:
+        raise ConfigError(f"train.lr: expected a number above 0, got {config.train.lr}")
+    if config.data.utterances > 100_000:
+        raise ConfigError(f"data.utterances: expected at most 100000, got {config.data.utterances}")

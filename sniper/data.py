@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches for training: prepared features where they are, prepared first where they are not."""
+"""Batches for training: how long an epoch is, in which order, and how they are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 
+from sniper.config import ConfigError
 from sniper.tts.dataset import BucketBatchSampler, FeatureDataset, collate
 
 
@@ -44,25 +47,46 @@ class EpochBatches(Sampler[list[int]]):
 def train_batches(
     dataset: FeatureDataset, max_frames: int, per_epoch: int | None, seed: int
 ) -> EpochBatches:
-    """Length-bucketed, shuffled batches of at most `max_frames` padded frames."""
-    passes = BucketBatchSampler(dataset.mel_lengths, max_frames, seed=seed)
+    """Length-bucketed, shuffled batches of at most `max_frames` padded frames.
+
+    Raises:
+        ConfigError: no utterances, or one of more frames than a batch may have.
+    """
+    _refuse_empty(dataset)
+    try:
+        passes = BucketBatchSampler(dataset.mel_lengths, max_frames, seed=seed, ids=dataset.ids)
+    except ValueError as error:
+        raise ConfigError(f"train.max_frames: {error}") from None
     return EpochBatches(passes, per_epoch)
 
 
 def valid_batches(dataset: FeatureDataset, max_frames: int) -> EpochBatches:
-    """The held-out utterances in a fixed order."""
-    return EpochBatches(BucketBatchSampler(dataset.mel_lengths, max_frames, shuffle=False))
+    """The held-out utterances in a fixed order, in batches of `max_frames` or one utterance.
+
+    Raises:
+        ConfigError: no utterances.
+    """
+    _refuse_empty(dataset)
+    # Without gradients an utterance that is too long for training fits into memory.
+    limit = max(max_frames, int(dataset.mel_lengths.max()))
+    return EpochBatches(BucketBatchSampler(dataset.mel_lengths, limit, shuffle=False))
+
+
+def _refuse_empty(dataset: FeatureDataset) -> None:
+    if len(dataset) == 0:
+        raise ConfigError(
+            f"{dataset.path} holds no utterance: training needs some to learn from and some to "
+            "validate on; prepare the corpus again with --valid 1 or more"
+        )
 
 
 def make_loader(
-    dataset: FeatureDataset, batches: EpochBatches, workers: int, pin_memory: bool
+    dataset: FeatureDataset, batches: Iterable[list[int]], workers: int, pin_memory: bool
 ) -> DataLoader:
     """A loader that draws nothing from the global random number generator.
 
     Each batch is a `Batch`; workers stay alive over epochs.
     """
-    import torch
-
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -70,7 +94,15 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_parent,
         # A loader seeds its workers from a generator at each epoch. From the global one that would
         # change dropout after a resume in the middle of an epoch.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # Ctrl-C and a job scheduler's SIGTERM reach the whole process group; the parent needs its
+    # workers until it has saved, and they end with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

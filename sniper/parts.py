@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from sniper.config import Config, TrainConfig
+from sniper.config import Config, ConfigError, TrainConfig
 from sniper.sparsity import Sniper
 
 
@@ -14,11 +14,11 @@ def pick_device(name: str) -> torch.device:
     """`auto`, `cpu` or `cuda` as a device.
 
     Raises:
-        ValueError: cuda, where there is none.
+        ConfigError: cuda, where there is none.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise ValueError("train.device: expected a CUDA device, found none; use device=cpu or auto")
+        raise ConfigError("device: expected a CUDA device, found none; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
@@ -31,21 +31,28 @@ def set_up_torch(settings: TrainConfig) -> None:
 
 
 def make_sniper(model: nn.Module, config: Config) -> Sniper | None:
-    """SNIPER as the config has it, or None for a dense run."""
+    """SNIPER as the config has it, or None for a dense run.
+
+    Raises:
+        ConfigError: settings that do not fit each other or the model.
+    """
     schedule, settings = config.sparsity_schedule(), config.sparsity
     if schedule.sparsities == (0.0,):
         return None
-    return Sniper(
-        model,
-        schedule,
-        block_size=settings.block_size,
-        exclude=settings.exclude,
-        max_param_sparsity=settings.max_param_sparsity,
-        restore_init=settings.restore_init,
-        scale_lr=settings.scale_lr,
-        max_lr_scale=settings.max_lr_scale,
-        paper_exact=settings.paper_exact,
-    )
+    try:
+        return Sniper(
+            model,
+            schedule,
+            block_size=settings.block_size,
+            exclude=settings.exclude,
+            max_param_sparsity=settings.max_param_sparsity,
+            restore_init=settings.restore_init,
+            scale_lr=settings.scale_lr,
+            max_lr_scale=settings.max_lr_scale,
+            paper_exact=settings.paper_exact,
+        )
+    except ValueError as error:
+        raise ConfigError(f"sparsity: {error}") from None
 
 
 def noam(

@@ -54,7 +54,7 @@ def prepare_demo(
     Raises:
         sniper.tts.errors.SpeechError: one line for the user.
     """
-    from sniper.tts.build import Plan, find_finished
+    from sniper.tts.build import Plan, find_finished, require_analysis_packages
     from sniper.tts.demo import write_demo_corpus
 
     out = Path(out)
@@ -63,6 +63,7 @@ def prepare_demo(
     finished = find_finished(out, plan, force)
     if finished is not None:
         return finished
+    require_analysis_packages()
     write_demo_corpus(out / "corpus", utterances, seed, voice, progress)
     return _build(out / "corpus", None, plan, out, None, workers, progress)
 

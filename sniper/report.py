@@ -5,18 +5,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sniper.trainer import Observer, Progress, Trainer
-from sniper.tts.batch import Batch
+from sniper.progress import Observer, Progress
 from sniper.tts.dataset import FeatureDataset, collate
+from sniper.tts.errors import SpeechError
 from sniper.tts.speaker import Speaker
 from sniper.tts.vocoder import mel_to_audio, save_wav
+
+if TYPE_CHECKING:
+    from sniper.trainer import Trainer
 
 _COLUMNS = (
     "epoch  sparsity  density    train    valid      mel  duration  pitch  energy"
@@ -42,7 +45,7 @@ class Terminal(Observer):
             disable=None,  # no bar where nobody looks
         )
 
-    def updated(self, progress: Progress, batch: Batch, values: dict[str, Tensor]) -> None:
+    def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
         self._bar.update(progress.batch - self._bar.n)
         rate = progress.frames / max(progress.seconds, 1e-9)
         self._bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
@@ -78,7 +81,7 @@ class TensorBoard(Observer):
         run: the run's folder.
         update: where the run takes up; points after it, from a part that was lost, are dropped.
         log_every: updates between two training points.
-        sample_every: epochs between two plots and sounds.
+        sample_every: epochs between two plots and sounds; the last epoch has some too.
         dataset: its first utterance is plotted and spoken.
     """
 
@@ -87,11 +90,13 @@ class TensorBoard(Observer):
     ):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=update)
+        _pyplot()  # if it is not installed, that should show before the training
+        # What is at purge_step is dropped too.
+        self._writer = SummaryWriter(run / "tensorboard", purge_step=update + 1 if update else None)
         self._log_every, self._sample_every = log_every, sample_every
         self._dataset = dataset
 
-    def updated(self, progress: Progress, batch: Batch, values: dict[str, Tensor]) -> None:
+    def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
         if progress.update % self._log_every == 0:
             for name, value in values.items():
                 self._writer.add_scalar(f"train/{name}", float(value), progress.update)
@@ -102,7 +107,8 @@ class TensorBoard(Observer):
             self._writer.add_scalar(f"valid/{name}", value, step)
         for name in ("sparsity", "density", "frames_per_second", "lr"):
             self._writer.add_scalar(f"run/{name}", row[name], step)
-        if (row["epoch"] + 1) % self._sample_every == 0:
+        done = row["epoch"] + 1
+        if done % self._sample_every == 0 or done == trainer.config.train.epochs:
             held_out = compare(trainer.model, self._dataset)
             self._writer.add_figure("mel", plot_mel(held_out), step)
             info = self._dataset.info
@@ -125,9 +131,9 @@ class Observers(Observer):
         for each in self._all:
             each.epoch_begins(progress, batches, sparsity)
 
-    def updated(self, progress: Progress, batch: Batch, values: dict[str, Tensor]) -> None:
+    def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
         for each in self._all:
-            each.updated(progress, batch, values)
+            each.updated(progress, values)
 
     def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
         for each in self._all:
@@ -213,14 +219,17 @@ def plot_history(history: list[dict[str, Any]]):
 
 def write_results(
     trainer: Trainer, speaker: Speaker, dataset: FeatureDataset, text: str
-) -> HeldOut:
+) -> tuple[HeldOut, str]:
     """Writes loss.png, mel.png and sample.wav into the run's folder.
 
     Args:
         trainer: for its history and folder.
         speaker: with the weights to show.
         dataset: the held-out split.
-        text: spoken to sample.wav.
+        text: spoken to sample.wav; if it cannot be read, the held-out utterance's phonemes are.
+
+    Returns:
+        The held-out utterance, and what sample.wav says.
     """
     run = trainer.run
     held_out = compare(speaker.model, dataset)
@@ -230,6 +239,12 @@ def write_results(
     ):
         figure.savefig(run / name, dpi=100)
         _pyplot().close(figure)
-    speech = speaker.speak(text)
+    try:
+        speech = speaker.speak(text)
+    except SpeechError as error:
+        print(f"sample_text cannot be spoken: {error}")
+        symbols = speaker.info.vocabulary.symbols
+        text = " ".join(["{", *(symbols[i] for i in dataset[0].tokens[:-1]), "}"])
+        speech = speaker.speak(text)
     save_wav(run / "sample.wav", speech.audio, speaker.info.features.sample_rate)
-    return held_out
+    return held_out, text

@@ -6,14 +6,18 @@
     python -m sniper.train --config my.yaml train.epochs=3
 
 The same command again resumes where the run stood. Exit status: 0 finished, 1 stopped by an error,
-2 wrong arguments, settings or data, 130 stopped by Ctrl-C (saved).
+2 wrong arguments, settings or data, 130 stopped by Ctrl-C or SIGTERM (saved).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import shutil
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +25,15 @@ if TYPE_CHECKING:
     from sniper.config import Config
     from sniper.trainer import Trainer
 
-# Changing these does not change what is learned, or only for how long.
+# Changing these does not change what is learned, or only for how long. That the data are the same
+# wherever they lie, the trainer checks by their statistics; masks are carried over to other blocks.
 _FREE = {
+    "name",
     "output",
     "sample_text",
+    "data.root",
+    "data.prepared",
+    "sparsity.block_size",
     "train.epochs",
     "train.device",
     "train.workers",
@@ -44,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sniper.train",
         description="Train FastSpeech2 with SNIPER; the same command again resumes.",
         epilog="Exit status: 0 finished, 1 stopped by an error, 2 wrong arguments, settings or "
-        "data, 130 stopped by Ctrl-C (saved).",
+        "data, 130 stopped by Ctrl-C or SIGTERM (saved).",
     )
     parser.add_argument(
         "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of: {presets}"
@@ -59,94 +68,125 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def prepare_data(config: Config) -> Path:
-    """The folder of the prepared features, made now if it is not there."""
+    """The folder of the prepared features, made now if it is not there.
+
+    Raises:
+        SpeechError: it cannot be made, or was made with other settings.
+    """
     from sniper.prepare import prepare_demo, prepare_ljspeech
-    from sniper.tts.audio import FeatureConfig
+    from sniper.tts.errors import SpeechError
 
-    data = config.data
-    features = FeatureConfig.from_json(config.features)
+    data, features = config.data, config.feature_config()
     shared = {"features": features, "valid": data.valid, "seed": data.seed, "workers": data.workers}
-    if data.kind == "demo":
-        out = Path(data.prepared or data.root)
-        return Path(prepare_demo(out, utterances=data.utterances, **shared).folder)
-    out = Path(data.prepared or f"{data.root.rstrip('/')}-prepared")
-    if (out / "corpus.json").exists():
+    demo = data.kind == "demo"
+    out = Path(data.prepared or (data.root if demo else f"{data.root.rstrip('/')}-prepared"))
+    if not demo and (out / "corpus.json").exists():
+        _refuse_other_features(config, out)
         return out  # prepared by hand, perhaps where the recordings are not
-    prepared = prepare_ljspeech(
-        data.root, out, textgrids=data.textgrids, lexicon=data.lexicon, **shared
-    )
-    return Path(prepared.folder)
+    try:
+        if demo:
+            return prepare_demo(out, utterances=data.utterances, **shared).folder
+        return prepare_ljspeech(
+            data.root, out, textgrids=data.textgrids, lexicon=data.lexicon, **shared
+        ).folder
+    except SpeechError as error:
+        if "--force" not in str(error):
+            raise
+        key = "data.root" if demo else "data.prepared"
+        raise SpeechError(
+            f"{error}. Here --out is {key}; --force belongs to python -m sniper.prepare"
+        ) from None
 
 
-def run(config: Config) -> Trainer:
+def _refuse_other_features(config: Config, folder: Path) -> None:
+    from sniper.config import ConfigError
+    from sniper.tts.dataset import load_corpus_info
+
+    there = load_corpus_info(folder).features.to_json()
+    for key, value in config.features.items():
+        if there[key] != value:
+            raise ConfigError(
+                f"features.{key}: {folder} was prepared with {there[key]!r}, got {value!r}"
+            )
+
+
+def run(config: Config, fresh: bool = False) -> Trainer:
     """Trains what `config` describes, to the end.
+
+    Args:
+        fresh: delete what the output folder holds of an earlier run.
 
     Raises:
         SpeechError, ConfigError, CheckpointError, NotFinite, Interrupted: each with a message for
             the user.
     """
-    from sniper.parts import set_up_torch
+    from sniper.config import dump
+    from sniper.parts import pick_device, set_up_torch
     from sniper.report import Observers, TensorBoard, Terminal
     from sniper.trainer import Trainer
     from sniper.tts.dataset import FeatureDataset
 
-    folder = prepare_data(config)
-    train, valid = (FeatureDataset(folder / f"{s}.safetensors") for s in ("train", "valid"))
+    # Whatever may be refused, before the data are prepared and before anything is deleted.
+    pick_device(config.train.device)
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not fresh:
+        _refuse_other_settings(config)
+    data = prepare_data(config)
+    train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     set_up_torch(config.train)
-    _write_config(config)
     trainer = Trainer(config, train, valid, train.info)
+    if fresh:
+        _delete(folder)
     resumed = trainer.resume()
+    (folder / "config.yaml").write_text(dump(config), encoding="utf-8")
     _announce(trainer, train, resumed)
     settings = config.train
-    observer = Observers(
+    observer = trainer.observer = Observers(
         Terminal(settings.epochs),
         TensorBoard(
-            trainer.run,
-            trainer.progress.update,
-            settings.log_every,
-            settings.sample_every,
-            valid,
+            folder, trainer.progress.update, settings.log_every, settings.sample_every, valid
         ),
     )
-    trainer.observer = observer
-    handlers = _on_signals(trainer)
     try:
-        trainer.fit()
+        with _signals(lambda: _stop_soon(trainer)):
+            trainer.fit()
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
         observer.close()
     _finish(trainer, valid)
     return trainer
 
 
-def _write_config(config: Config) -> None:
-    """Writes RUN/config.yaml; refuses a folder whose run had other settings."""
-    import yaml
-
+def _refuse_other_settings(config: Config) -> None:
+    """Refuses to go on with a run that was begun with other settings."""
     from sniper import checkpoint
-    from sniper.config import ConfigError, dump
+    from sniper.config import ConfigError, from_dict
 
-    path = Path(config.output) / "config.yaml"
-    if checkpoint.exists(path.parent) and path.exists():
-        before = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-        now = _flat(yaml.safe_load(dump(config)))
-        changed = sorted(k for k in {*before, *now} - _FREE if before.get(k) != now.get(k))
-        if changed:
-            lines = [f"  {k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed]
-            raise ConfigError(
-                "\n".join([f"{path.parent} holds a run with other settings:", *lines])
-                + "\nuse another output=FOLDER, or --fresh to start anew"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump(config), encoding="utf-8")
+    folder = Path(config.output)
+    if not checkpoint.exists(folder):
+        return
+    saved = checkpoint.read_meta(checkpoint.find(folder))["config"]
+    before, now = _flat(from_dict(saved).to_dict()), _flat(config.to_dict())
+    changed = sorted(k for k in {*before, *now} - _FREE if before.get(k) != now.get(k))
+    if changed:
+        lines = [f"  {k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed]
+        raise ConfigError(
+            "\n".join([f"{folder} holds a run with other settings:", *lines])
+            + "\nuse another output=FOLDER, or --fresh to start anew"
+        )
+
+
+def _delete(folder: Path) -> None:
+    for part in ("checkpoints", "tensorboard"):
+        if (folder / part).exists():
+            shutil.rmtree(folder / part)
 
 
 def _flat(data: dict, prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in data.items():
         name = f"{prefix}{key}"
-        whole = not isinstance(value, dict) or name.startswith(("model", "sparsity.schedule"))
+        whole = not isinstance(value, dict) or name.startswith("sparsity.schedule")
         flat.update({name: value} if whole else _flat(value, f"{name}."))
     return flat
 
@@ -166,20 +206,38 @@ def _announce(trainer: Trainer, train, resumed: bool) -> None:
         "weights" if config.sparsity.block_size is None else f"{config.sparsity.block_size}-blocks"
     )
     print(f"sparsity of {kind}: {config.sparsity_schedule()}")
-    if resumed:
-        print(f"resumed at epoch {progress.epoch + 1}, batch {progress.batch}")
+    if resumed and progress.epoch >= config.train.epochs:
+        print(
+            f"finished already, after {progress.epoch} epochs: a larger train.epochs trains on, "
+            "--fresh starts anew"
+        )
+    elif resumed:
+        print(f"resumed at epoch {progress.epoch + 1}, batch {progress.batch + 1}")
 
 
-def _on_signals(trainer: Trainer) -> dict[int, object]:
-    """Ctrl-C and SIGTERM finish the update and save; a second one stops at once."""
+@contextlib.contextmanager
+def _signals(act: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM do `act`."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: act()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
-    def stop(number: int, frame: object) -> None:
-        if trainer.stop:
-            raise KeyboardInterrupt
-        trainer.stop = True
-        print("\nstopping after this update; once more stops at once", file=sys.stderr)
 
-    return {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _stop_soon(trainer: Trainer) -> None:
+    """Finishes the update and saves; the second time stops at once."""
+    if trainer.stop:
+        raise KeyboardInterrupt
+    trainer.stop = True
+    # Not print: the signal may have come in the middle of one.
+    os.write(2, b"\nstopping after this update; once more stops at once\n")
 
 
 def _finish(trainer: Trainer, valid) -> None:
@@ -189,7 +247,7 @@ def _finish(trainer: Trainer, valid) -> None:
     run = trainer.run
     speaker = load_speaker(run, "best", str(trainer.device))
     text = trainer.config.sample_text or valid.texts[0]
-    held_out = write_results(trainer, speaker, valid, text)
+    held_out, said = write_results(trainer, speaker, valid, text)
     rows = trainer.progress.history
     print(
         f"validation loss {rows[0]['valid']['total']:.3f} after the first epoch, "
@@ -199,7 +257,7 @@ def _finish(trainer: Trainer, valid) -> None:
         f"held-out {held_out.id}: mel L1 {held_out.mel_l1:.3f} against the ground truth; "
         f"the mean mel's is {held_out.mean_l1:.3f}"
     )
-    print(f'sample.wav says: "{text}"')
+    print(f'sample.wav says: "{said}"')
     print(f"all in {run}/: sample.wav mel.png loss.png config.yaml checkpoints/ tensorboard/")
     print(f'speak:      python -m sniper.synthesize --checkpoint {run} "Some text." -o out.wav')
     print(f"follow:     tensorboard --logdir {run}/tensorboard")
@@ -207,33 +265,38 @@ def _finish(trainer: Trainer, valid) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    import shutil
+    try:
+        return _main(argv)
+    except ImportError as error:
+        if (error.name or "sniper").startswith("sniper"):
+            raise
+        print(f"error: {error}: pip install 'sniper-tts[demo]'", file=sys.stderr)
+        return 2
 
+
+def _main(argv: list[str] | None) -> int:
     options = _parser().parse_args(argv)
+
+    from sniper.checkpoint import CheckpointError
+    from sniper.config import ConfigError, load
+    from sniper.progress import Interrupted, NotFinite
     from sniper.tts.errors import SpeechError
 
+    again = "the same command" + (" without --fresh" if options.fresh else "")
     try:
-        from sniper import checkpoint
-        from sniper.config import load
-        from sniper.trainer import Interrupted, NotFinite
-    except ImportError as error:
-        print(f"error: {error}: pip install 'sniper-tts[tts]'", file=sys.stderr)
-        return 2
-    try:
-        config = load(options.config, options.overrides)
-        if options.fresh:
-            for part in ("checkpoints", "tensorboard"):
-                shutil.rmtree(Path(config.output) / part, ignore_errors=True)
-        run(config)
-    except (NotFinite, checkpoint.CheckpointError) as error:
+        with _signals(_interrupt):
+            run(load(options.config, options.overrides), options.fresh)
+    except (NotFinite, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (SpeechError, ValueError, OSError) as error:
+    except (SpeechError, ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (Interrupted, KeyboardInterrupt) as error:
-        saved = "saved; " if isinstance(error, Interrupted) else ""
-        print(f"stopped, {saved}the same command continues", file=sys.stderr)
+    except Interrupted:
+        print(f"stopped, saved; {again} continues", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print(f"stopped; {again} continues from what was saved", file=sys.stderr)
         return 130
     return 0
 

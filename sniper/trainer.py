@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from sniper import checkpoint
-from sniper.config import Config
-from sniper.data import EpochBatches, make_loader, train_batches, valid_batches
+from sniper.config import Config, ConfigError
+from sniper.data import make_loader, train_batches, valid_batches
 from sniper.parts import make_sniper, noam, pick_device
+from sniper.progress import Interrupted, NotFinite, Observer, Progress
 from sniper.tts.batch import Batch
 from sniper.tts.dataset import CorpusInfo, FeatureDataset
 from sniper.tts.fastspeech2 import FastSpeech2
-
-
-class NotFinite(Exception):
-    """A loss or gradient that is NaN or infinite; the text is the whole message."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has saved."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint.
-
-    Attributes:
-        epoch: the one running, or the next.
-        batch: micro-batches of it that are done.
-        update: optimizer updates since the beginning.
-        seconds, frames, loss_sums: of the running epoch so far; training only.
-        best_loss: lowest validation loss.
-        history: one row an epoch, see `Trainer.run_epoch`.
-        score_seconds: time that scoring took.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    update: int = 0
-    seconds: float = 0.0
-    frames: int = 0
-    loss_sums: dict[str, float] = field(default_factory=dict)
-    best_loss: float = float("inf")
-    history: list[dict[str, Any]] = field(default_factory=list)
-    score_seconds: float = 0.0
-
-
-class Observer:
-    """What a run tells while it goes on; the base class says nothing."""
-
-    def epoch_begins(self, progress: Progress, batches: int, sparsity: float) -> None: ...
-
-    def updated(self, progress: Progress, batch: Batch, values: dict[str, Tensor]) -> None: ...
-
-    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None: ...
 
 
 class Trainer:
@@ -73,6 +33,9 @@ class Trainer:
         train, valid: datasets of the two splits.
         info: vocabulary, features and statistics, carried in checkpoints.
         observer: is told of updates and epochs.
+
+    Raises:
+        ConfigError: settings that do not fit the data or the machine.
     """
 
     def __init__(
@@ -94,8 +57,9 @@ class Trainer:
         model_config = config.model_config(len(info.vocabulary), info.features.n_mels)
         self.model = FastSpeech2(model_config).to(self.device)
         self.sniper = make_sniper(self.model, config)
-        groups = self.sniper.param_groups(settings.lr) if self.sniper else self.model.parameters()
-        self.optimizer = torch.optim.Adam(groups, lr=settings.lr, fused=True)
+        # One group in the model's order, whatever is masked: so a checkpoint fits any block size.
+        params = self.model.parameters()
+        self.optimizer = torch.optim.Adam(params, lr=settings.lr, fused=True)
         self.scheduler = noam(self.optimizer, model_config.d_model, settings.warmup)
         self._batches = train_batches(
             train, settings.max_frames, settings.batches_per_epoch, settings.seed
@@ -110,36 +74,79 @@ class Trainer:
         self._saved_at = time.monotonic()
 
     def resume(self) -> bool:
-        """Takes up the run's last checkpoint, if there is one."""
+        """Takes up the run's last checkpoint, if there is one; before anything else.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            ConfigError: it is of other speech, or the settings ask for what its masks cannot give.
+        """
         if not checkpoint.exists(self.run):
             return False
         saved = checkpoint.load(self.run)
+        self._refuse_other_speech(saved)
         self.model.load_state_dict(saved.weights)
         if self.sniper is not None:
-            self.sniper.load_state_dict(saved.state["sniper"])
+            try:
+                self.sniper.load_state_dict(saved.state["sniper"])
+            except ValueError as error:
+                raise ConfigError(f"sparsity: {error}") from None
         self.optimizer.load_state_dict(saved.state["optimizer"])
         self.scheduler.load_state_dict(saved.state["scheduler"])
         self.progress = Progress(**saved.meta["progress"])
         torch.set_rng_state(saved.state["rng"])
         if self.device.type == "cuda" and saved.state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(saved.state["cuda_rng"], self.device)
+        self._refuse_rise()
         return True
 
+    def _refuse_other_speech(self, saved: checkpoint.Checkpoint) -> None:
+        there, here = saved.meta["speech"], json.loads(json.dumps(self.info.to_json()))
+        for part in ("vocabulary", "features", "statistics"):
+            if there[part] != here[part]:
+                raise ConfigError(
+                    f"{self.run} was trained on other speech: the prepared corpus has other "
+                    f"{part}; use another output=FOLDER, or --fresh to start anew"
+                )
+
+    def _refuse_rise(self) -> None:
+        """A schedule by fractions stretches with `train.epochs`."""
+        if self.sniper is None or self.progress.epoch >= self.config.train.epochs:
+            return
+        epoch, present = self.progress.epoch, self.sniper.sparsity
+        asked = self.sniper.schedule.sparsity_at(epoch)
+        if present is not None and asked > present:
+            raise ConfigError(
+                f"train.epochs: with {self.config.train.epochs} epochs the schedule asks for "
+                f"sparsity {asked:g} in epoch {epoch + 1}, but the run is at {present:g} already; "
+                "sparsity cannot rise, so choose fewer epochs or start anew"
+            )
+
     def score(self) -> None:
-        """Scores the weights at initialisation, unless that is done or the run is dense."""
+        """Scores the weights at initialisation, unless that is done or the run is dense.
+
+        Raises:
+            NotFinite: a loss is NaN or infinite.
+            ConfigError: a gradient is.
+        """
         if self.sniper is None or self.sniper.scored:
             return
         started = time.monotonic()
         self._batches.seek(0)
-        count = min(self.config.sparsity.score_batches, len(self._batches))
-        loader = make_loader(self._loader.dataset, _Few(self._batches, count), 0, False)
+        few = list(itertools.islice(self._batches, self.config.sparsity.score_batches))
+        loader = make_loader(self._loader.dataset, few, 0, pin_memory=False)
         self.model.train()
 
         def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
             with self._precision():
-                return model.loss(batch.to(self.device))[0]
+                loss = model.loss(batch.to(self.device))[0]
+            self._unchecked.append((batch.ids, loss.detach()))
+            self._check_finite()
+            return loss
 
-        self.sniper.score(loader, loss_fn)
+        try:
+            self.sniper.score(loader, loss_fn)
+        except ValueError as error:
+            raise ConfigError(f"scoring: {error}") from None
         self.progress.score_seconds = time.monotonic() - started
 
     def fit(self) -> None:
@@ -194,7 +201,11 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Loss terms on the held-out utterances, teacher-forced, weighted by frames."""
+        """Loss terms on the held-out utterances, teacher-forced, weighted by frames.
+
+        Raises:
+            NotFinite: a loss is NaN or infinite.
+        """
         self.model.eval()
         sums: dict[str, Tensor] = {}
         frames = 0
@@ -202,9 +213,11 @@ class Trainer:
             with self._precision():
                 total, terms = self.model.loss(batch.to(self.device, non_blocking=True))
             for name, value in {"total": total, **terms}.items():
-                sums[name] = sums.get(name, 0) + value.detach().double() * batch.n_frames
+                sums[name] = sums.get(name, 0) + value.double() * batch.n_frames
             frames += batch.n_frames
+            self._unchecked.append((batch.ids, total))
         self.model.train()
+        self._check_finite()
         return {name: float(value) / frames for name, value in sums.items()}
 
     def save(self, best: bool = False) -> Path:
@@ -230,31 +243,30 @@ class Trainer:
     def _train_epoch(self) -> None:
         progress, settings = self.progress, self.config.train
         self.model.train()
-        sums: dict[str, Tensor] = {}
+        # Carried on in float64, so that an epoch in two parts adds up to the same bits as in one.
+        sums = {n: torch.tensor(v, dtype=torch.float64) for n, v in progress.loss_sums.items()}
+        sums = {n: v.to(self.device) for n, v in sums.items()}
         for group in _groups(self._loader, len(self._batches), settings.accumulation):
             started = time.perf_counter()
-            values: dict[str, Tensor] = {}
-            for batch, share in group:
-                for name, value in self._backward(batch, share).items():
-                    values[name] = values.get(name, 0) + value
+            mean: dict[str, Tensor] = {}
+            for batch in group:
+                for name, value in self._backward(batch, 1 / len(group)).items():
+                    sums[name] = sums.get(name, 0) + value.double()
+                    mean[name] = mean.get(name, 0) + value / len(group)
                 progress.frames += batch.n_frames
                 progress.batch += 1
-            self._update(batch)
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0) + value
-            self.observer.updated(progress, batch, values)
+            self._update([name for batch in group for name in batch.ids])
+            self.observer.updated(progress, mean)
             progress.seconds += time.perf_counter() - started
             if self._must_save():
-                self._add_sums(sums)
+                progress.loss_sums = {n: float(v) for n, v in sums.items()}
                 self.save()
                 if self.stop:
                     raise Interrupted
-        if self.device.type == "cuda":
-            started = time.perf_counter()
-            torch.cuda.synchronize(self.device)
-            progress.seconds += time.perf_counter() - started
+        started = time.perf_counter()
+        progress.loss_sums = {n: float(v) for n, v in sums.items()}  # waits for a GPU
+        progress.seconds += time.perf_counter() - started
         self._check_finite()
-        self._add_sums(sums)
 
     def _backward(self, batch: Batch, share: float) -> dict[str, Tensor]:
         """Gradients of `share` of the batch's loss; returns the whole loss and its terms."""
@@ -264,11 +276,10 @@ class Trainer:
         self._unchecked.append((batch.ids, total.detach()))
         return {"total": total.detach(), **terms}
 
-    def _update(self, batch: Batch) -> None:
+    def _update(self, ids: list[str]) -> None:
         settings = self.config.train
         limit = settings.grad_clip or float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        self._unchecked.append((batch.ids, norm))
+        self._unchecked.append((ids, nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
         # On a GPU looking at every value would wait for it each time.
         every = 1 if self.device.type == "cpu" else settings.log_every
         if self.progress.update % every == 0:
@@ -282,24 +293,16 @@ class Trainer:
         if not self._unchecked:
             return
         good = torch.stack([v for _, v in self._unchecked]).isfinite().tolist()
-        names = [ids for (ids, _), fine in zip(self._unchecked, good, strict=True) if not fine]
+        bad = [ids for (ids, _), fine in zip(self._unchecked, good, strict=True) if not fine]
         self._unchecked.clear()
-        if names:
-            where = f"epoch {self.progress.epoch}, update {self.progress.update}"
-            last = "none was saved yet"
-            if checkpoint.exists(self.run):
-                last = str(checkpoint.load(self.run, weights_only=True).path)
+        if bad:
+            progress = self.progress
+            last = checkpoint.find(self.run) if checkpoint.exists(self.run) else "none was saved"
             raise NotFinite(
-                f"the loss or its gradient is not finite at {where}, with the utterances "
-                f"{', '.join(names[0])}; last good checkpoint: {last}"
+                f"the loss or its gradient is not finite in epoch {progress.epoch + 1}, after "
+                f"{progress.update} updates, with the utterances {', '.join(bad[0])}; "
+                f"last good checkpoint: {last}"
             )
-
-    def _add_sums(self, sums: dict[str, Tensor]) -> None:
-        """Device sums into the progress, and empties them."""
-        for name, value in sums.items():
-            before = self.progress.loss_sums.get(name, 0.0)
-            self.progress.loss_sums[name] = before + float(value)
-        sums.clear()
 
     def _must_save(self) -> bool:
         minutes = (time.monotonic() - self._saved_at) / 60
@@ -310,24 +313,11 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
 
-class _Few(EpochBatches):
-    """The first `count` batches of an epoch."""
-
-    def __init__(self, batches: EpochBatches, count: int):
-        self._all, self._count = batches, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter([b for b, _ in zip(self._all, range(self._count), strict=False)])
-
-
-def _groups(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[tuple[Batch, float]]]:
-    """Micro-batches of one update each, with their share of its loss; the last may be fewer."""
+def _groups(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Batch]]:
+    """The micro-batches of one update each; the last may have fewer."""
     group: list[Batch] = []
     for number, batch in enumerate(loader, 1):
         group.append(batch)
         if len(group) == size or number == count:
-            yield [(b, 1 / len(group)) for b in group]
+            yield group
             group = []

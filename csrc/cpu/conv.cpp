@@ -44,7 +44,7 @@ void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin
   const auto panels = cut_panels(shape.batch, product.y.length, kProductTokens, kernels.tile_rows(block));
   const int64_t count = static_cast<int64_t>(panels.size());
   parallel_for(threads, twin.rows * count, [&](int64_t task, int) {
-    kernels.product(product, index.order[task / count], panels[task % count]);
+    kernels.product(product, index.order[task % twin.rows], panels[task / twin.rows]);
   });
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/dispatch.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -30,20 +31,34 @@ const Variant* variants() {
   return all;
 }
 
-const Variant& chosen() {
-  const char* wanted = std::getenv("SNIPER_CPU");
+const Variant& find(const std::string& wanted) {
   std::string have;
   for (const Variant* v = variants(); v->name; v++) {
     if (!v->supported) continue;
-    if (!wanted || !*wanted || wanted == std::string(v->name)) return *v;
-    have += have.empty() ? v->name : std::string(", ") + v->name;
+    if (wanted.empty() || wanted == v->name) return *v;
+    have += (have.empty() ? "" : ", ") + std::string(v->name);
   }
-  throw std::runtime_error("SNIPER_CPU: expected one that this CPU and build have (" + have + "), got '" + wanted + "'");
+  throw std::invalid_argument("SNIPER_CPU: expected one that this CPU and build have (" + have + "), got '" + wanted +
+                              "'");
+}
+
+std::atomic<const Variant*> current{nullptr};
+
+const Variant& chosen() {
+  const Variant* variant = current.load();
+  if (!variant) {
+    const char* wanted = std::getenv("SNIPER_CPU");
+    variant = &find(wanted ? wanted : "");
+    current.store(variant);
+  }
+  return *variant;
 }
 
 }  // namespace
 
 std::string instruction_set() { return chosen().name; }
+
+void set_instruction_set(const std::string& name) { current.store(&find(name)); }
 
 const Kernels<float>& float_kernels() { return *chosen().kernels; }
 

@@ -8,8 +8,12 @@
 
 namespace sniper::cpu {
 
-// Throws std::runtime_error when SNIPER_CPU asks for what this build or CPU lacks. Reads the variable at every call.
+// "avx512", "avx2" or "portable"; the first call decides. Throws std::invalid_argument when SNIPER_CPU asks for what this
+// build or CPU lacks.
 std::string instruction_set();
+
+// Decides anew, as if SNIPER_CPU were `name` ("" for the widest).
+void set_instruction_set(const std::string& name);
 
 const Kernels<float>& float_kernels();
 

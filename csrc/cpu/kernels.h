@@ -77,7 +77,8 @@ struct Kernels {
   void (*pack)(const T* w, int64_t stride, int block, bool transpose, T* packed);
   void (*product)(const Product<T>&, int64_t block_row, const Panel&);
   // `scratch` holds wgrad_scratch(tokens of the panel, block) bytes, aligned to a cache line.
-  void (*wgrad)(const WeightGrad<T>&, const Panel&, bool accumulate, void* scratch);
+  // `next` is the panel that the same thread takes next, or null.
+  void (*wgrad)(const WeightGrad<T>&, const Panel&, const Panel* next, bool accumulate, void* scratch);
   int64_t (*wgrad_scratch)(int64_t tokens, int block);
   // y = dropout(x) on rows [begin, end) of a contiguous [rows, columns]; y may be x.
   void (*dropout)(const T* x, T* y, int64_t columns, int64_t begin, int64_t end, const Dropout&);

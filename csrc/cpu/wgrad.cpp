@@ -107,8 +107,9 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
   Partial partial{};
   const int64_t wanted = threads > 1 && group_count ? (kTasksPerThread * threads + group_count - 1) / group_count : 1;
   partial.chunks = std::max<int64_t>(1, std::min(wanted, panel_count / 4));
+  const bool split = partial.chunks > 1;
   std::vector<float*> part_dw;
-  if (partial.chunks > 1) {
+  if (split) {
     partial.dw = sum_scratch.get<float>(partial.chunks * (nnz * area + shape.out));
     partial.db = partial.dw + partial.chunks * nnz * area;
     for (int64_t i = 0; i < partial.chunks * nnz; i++) part_dw.push_back(partial.dw + i * area);
@@ -123,14 +124,17 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
     g.x = x;
     g.dy = dy;
     g.entries = plan.entries.data() + group.first;
-    g.dw = part_dw.empty() ? plan.dw.data() + group.first : part_dw.data() + chunk * nnz + group.first;
-    g.dw_stride = part_dw.empty() ? width : block;
+    g.dw = !split ? plan.dw.data() + group.first : part_dw.data() + chunk * nnz + group.first;
+    g.dw_stride = !split ? width : block;
     g.block_row = group.row;
     g.count = group.count;
     g.block = shape.block;
-    if (group.with_bias) g.db = (part_dw.empty() ? db : partial.db + chunk * shape.out) + group.row * block;
+    if (group.with_bias) g.db = (!split ? db : partial.db + chunk * shape.out) + group.row * block;
     const int64_t begin = panel_count * chunk / partial.chunks, end = panel_count * (chunk + 1) / partial.chunks;
-    for (int64_t i = begin; i < end; i++) kernels.wgrad(g, panels[i], i > begin, scratch + slot * bytes);
+    for (int64_t i = begin; i < end; i++) {
+      const Panel* next = i + 1 < end ? &panels[i + 1] : nullptr;
+      kernels.wgrad(g, panels[i], next, i > begin, scratch + slot * bytes);
+    }
   });
   parallel_for(threads, shape.out / 16, [&](int64_t task, int) {
     finish_rows(shape, index, plan, partial, task * 16 / block, task * 16 % block, dw);

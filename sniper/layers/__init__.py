@@ -3,6 +3,7 @@
 
 from sniper.layers.conv1d import BlockSparseConv1d
 from sniper.layers.convert import ModuleReport, SparsifyReport, densify, sparsify
+from sniper.layers.dropout import Dropout, relu_dropout
 from sniper.layers.layout import BlockLayout
 from sniper.layers.linear import BlockSparseLinear
 
@@ -10,8 +11,10 @@ __all__ = [
     "BlockLayout",
     "BlockSparseConv1d",
     "BlockSparseLinear",
+    "Dropout",
     "ModuleReport",
     "SparsifyReport",
     "densify",
+    "relu_dropout",
     "sparsify",
 ]

@@ -8,8 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sniper import ops
 from sniper.layers.masked import BlockMaskedLayer
-from sniper.ops import Geometry, block_matmul
 
 
 class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
@@ -48,10 +48,14 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
                 raise ValueError(f"{name}: expected 1 for a block-sparse convolution, got {value}")
         super()._init_blocks(block_size)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """`[B, C, T]` -> `[B, N, T_out]`, or both without B."""
+    def forward(self, input: Tensor, relu_dropout: float | None = None) -> Tensor:
+        """`[B, C, T]` -> `[B, N, T_out]`, or both without B.
+
+        With `relu_dropout=p`, `dropout(relu(y), p)` in one kernel.
+        """
         if self._layout is None:
-            return super().forward(input)
+            y = super().forward(input)
+            return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
         x = input.unsqueeze(0) if input.dim() == 2 else input
         if x.dim() != 3:
             raise ValueError(f"input: expected [B, {self.in_channels}, T], got {list(input.shape)}")
@@ -59,8 +63,15 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
         if self.padding_mode != "zeros" and (left or right):
             x = F.pad(x, (left, right), mode=self.padding_mode)
             left = right = 0
-        geometry = Geometry(self.kernel_size[0], self.dilation[0], left, right)
-        y = block_matmul(x.transpose(1, 2), self.weight, self.bias, self._layout.handle, geometry)
+        geometry = ops.Geometry(self.kernel_size[0], self.dilation[0], left, right)
+        y = ops.block_matmul(
+            x.transpose(1, 2),
+            self.weight,
+            self.bias,
+            self._layout.handle,
+            geometry,
+            relu_dropout=relu_dropout,
+        )
         y = y.transpose(1, 2)
         return y[0] if input.dim() == 2 else y
 

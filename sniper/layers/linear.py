@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sniper import ops
 from sniper.layers.masked import BlockMaskedLayer
-from sniper.ops import block_matmul
 
 
 class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
@@ -37,12 +37,15 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
         super().__init__(in_features, out_features, bias, **kwargs)
         self._init_blocks(block_size)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """`[..., K]` -> `[..., N]`."""
+    def forward(self, input: Tensor, relu_dropout: float | None = None) -> Tensor:
+        """`[..., K]` -> `[..., N]`; with `relu_dropout=p`, `dropout(relu(y), p)` in one kernel."""
         if self._layout is None:
-            return super().forward(input)
+            y = super().forward(input)
+            return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
         rows = input.reshape(1, -1, input.shape[-1])
-        y = block_matmul(rows, self.weight, self.bias, self._layout.handle)
+        y = ops.block_matmul(
+            rows, self.weight, self.bias, self._layout.handle, relu_dropout=relu_dropout
+        )
         return y.view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -2,7 +2,15 @@
 """Block-sparse products and the choice of what runs them."""
 
 from sniper.ops.block_matmul import block_matmul
+from sniper.ops.dropout import dropout, relu_dropout
 from sniper.ops.executors import executor
 from sniper.ops.geometry import Geometry, register_layout
 
-__all__ = ["Geometry", "block_matmul", "executor", "register_layout"]
+__all__ = [
+    "Geometry",
+    "block_matmul",
+    "dropout",
+    "executor",
+    "register_layout",
+    "relu_dropout",
+]

@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 from sniper.ops import executors
-from sniper.ops.geometry import LINEAR, Geometry, as_matrix, as_weight, find_layout
+from sniper.ops.dropout import counter_dropout, draw_seed, relu_dropout_grad
+from sniper.ops.dropout import relu_dropout as relu_then_dropout
+from sniper.ops.geometry import LINEAR, Epilogue, Geometry, as_matrix, as_weight, find_layout
 
 
 def block_matmul(
-    x: Tensor, weight: Tensor, bias: Tensor | None, layout: int, geometry: Geometry = LINEAR
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: int,
+    geometry: Geometry = LINEAR,
+    relu_dropout: float | None = None,
 ) -> Tensor:
-    """`y = x * W^T + b` over the active blocks of W, taps included; differentiable once in x,
-    weight and bias.
+    """`y = x * W^T + b`, or `dropout(relu(y))`, over the active blocks of W, taps included.
+
+    Differentiable once in x, weight and bias.
 
     Args:
         x: `[B, T, C]`, any strides. Under autocast it and the weight are cast as `F.linear` would.
@@ -24,19 +32,27 @@ def block_matmul(
         bias: `[N]` or None.
         layout: handle of the weight's layout.
         geometry: taps, dilation and padding.
+        relu_dropout: None, or the share that dropout zeroes after ReLU, drawn anew at each call;
+            fused into the product where our CPU kernels run.
 
     Returns:
         `[B, T_out, N]`.
 
     Raises:
-        ValueError: ranks, shapes, dtypes or devices that do not fit together.
+        ValueError: ranks, shapes, dtypes or devices that do not fit together, p outside [0, 1].
     """
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check(x, weight, bias, geometry)
-    return _fwd(x, weight, bias, layout, geometry.dilation, geometry.pad_left, geometry.pad_right)
+    padding = (geometry.dilation, geometry.pad_left, geometry.pad_right)
+    p = relu_dropout
+    if p is not None and 0 <= p < 1 and counter_dropout(x):
+        seed = draw_seed() if p else None
+        return _fwd(x, weight, bias, layout, *padding, True, p, seed)
+    y = _fwd(x, weight, bias, layout, *padding, False, 0.0, None)
+    return y if p is None else relu_then_dropout(y, p)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
@@ -70,14 +86,18 @@ def _fwd(
     dilation: int,
     pad_left: int,
     pad_right: int,
+    relu: bool,
+    p: float,
+    seed: Tensor | None,
 ) -> Tensor:
     geometry = _geometry(weight, dilation, pad_left, pad_right)
-    y = executors.run("fwd", find_layout(layout), geometry, x, as_matrix(weight), bias)
-    return y.contiguous()
+    epilogue = Epilogue(relu, p, 0 if seed is None else int(seed))
+    args = (x, as_matrix(weight), bias, epilogue)
+    return executors.run("fwd", find_layout(layout), geometry, *args).contiguous()
 
 
 @_fwd.register_fake
-def _(x, weight, bias, layout, dilation, pad_left, pad_right):
+def _(x, weight, bias, layout, dilation, pad_left, pad_right, relu, p, seed):
     length = _geometry(weight, dilation, pad_left, pad_right).out_length(x.shape[1])
     return x.new_empty(x.shape[0], length, weight.shape[0])
 
@@ -116,16 +136,17 @@ def _(dy, x, taps, layout, dilation, pad_left, pad_right):
 
 
 def _save(ctx, inputs, output):
-    x, weight, bias, layout, dilation, pad_left, pad_right = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.layout = layout
-    ctx.geometry = (dilation, pad_left, pad_right)
+    x, weight, _, ctx.layout, *geometry, ctx.relu, ctx.p, _ = inputs
+    ctx.geometry = geometry
+    ctx.save_for_backward(x, weight, output if ctx.relu else None)
 
 
 def _backward(ctx, dy):
-    x, weight = ctx.saved_tensors
+    x, weight, y = ctx.saved_tensors
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
     taps = weight.shape[2] if weight.dim() == 3 else 1
+    if ctx.relu:
+        dy = relu_dropout_grad(dy, y, ctx.p)
     dx = dw = db = None
     if need_x:
         dx = _dgrad(dy, weight, ctx.layout, *ctx.geometry, x.shape[1])
@@ -133,7 +154,7 @@ def _backward(ctx, dy):
         dw = as_weight(_wgrad(dy, x, taps, ctx.layout, *ctx.geometry), weight)
     if need_b:
         db = dy.sum((0, 1))
-    return dx, dw, db, None, None, None, None
+    return dx, dw, db, *[None] * 7
 
 
 torch.library.register_autograd("sniper::block_fwd", _backward, setup_context=_save)

@@ -234,7 +234,9 @@ def _check_tensor(name: str, t: Tensor, dim: int | None) -> None:
     if t.device.type != "cpu":
         raise ValueError(f"{name}: expected a tensor on the CPU, got one on {t.device}")
     if not available(t.dtype) or t.layout != torch.strided:
-        raise ValueError(f"{name}: expected a strided torch.float32 tensor, got {t.dtype} {t.layout}")
+        raise ValueError(
+            f"{name}: expected a strided torch.float32 tensor, got {t.dtype} {t.layout}"
+        )
     if dim is not None and t.dim() != dim:
         raise ValueError(f"{name}: expected {dim} dimensions, got shape {list(t.shape)}")
 

@@ -1,26 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which implementation runs a pass."""
+"""Which implementation runs a pass: the fastest one measured, or the one that is forced."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from sniper.ops import dense, reference
-from sniper.ops.geometry import Geometry
+from sniper import _C
+from sniper.ops import choice, cpu, dense, reference
+from sniper.ops.geometry import Epilogue, Geometry
 
-EXECUTORS: dict[str, ModuleType] = {"dense": dense, "reference": reference}
+EXECUTORS: dict[str, ModuleType] = {"cpu": cpu, "dense": dense, "reference": reference}
 
 _forced: str | None = None
+# What ran last, by layout and pass, for `explain`.
+_last: weakref.WeakKeyDictionary[Any, dict[str, tuple[str, str]]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
 def executor(name: str) -> Iterator[None]:
     """Forces one implementation for every layer and pass inside the `with` block.
+
+    Args:
+        name: `cpu` (our kernels), `dense` (torch on the zero-filled weight) or `reference`.
 
     Raises:
         ValueError: `name` is none of them.
@@ -36,13 +45,68 @@ def executor(name: str) -> Iterator[None]:
 
 
 def run(which: str, layout: Any, geometry: Geometry, *args: Any) -> Tensor:
-    """Runs pass `which` (`fwd`, `dgrad` or `wgrad`) on the executor in force."""
-    module = EXECUTORS[_forced or "dense"]
+    """Runs pass `which` (`fwd`, `dgrad` or `wgrad`) on the executor in force.
+
+    Args:
+        args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`; dy, x for `wgrad`.
+    """
+    calls = {
+        name: _call(EXECUTORS[name], which, layout, geometry, args)
+        for name in _candidates(layout, args[0])
+    }
+    key = _key(which, layout, geometry, args[0])
+    if _forced is not None:
+        name = _forced
+        calls.setdefault(name, _call(EXECUTORS[name], which, layout, geometry, args))
+    elif len(calls) == 1:
+        name = next(iter(calls))
+    else:
+        name = choice.fastest(key, calls)
+    _last.setdefault(layout, {})[which] = (name, key)
+    return calls[name]()
+
+
+def explain(layout: Any) -> dict[str, tuple[str, dict[str, float] | None]]:
+    """What ran last for a layout: by pass, the executor and the seconds that were measured."""
+    return {w: (name, choice.known(key)) for w, (name, key) in _last.get(layout, {}).items()}
+
+
+def _candidates(layout: Any, x: Tensor) -> list[str]:
+    ours = x.device.type == "cpu" and cpu.available(x.dtype)
+    return ["cpu", "dense"] if ours and layout.block_size in cpu.BLOCK_SIZES else ["dense"]
+
+
+def _call(
+    module: ModuleType, which: str, layout: Any, geometry: Geometry, args: tuple
+) -> Callable[[], Tensor]:
     if which == "fwd":
-        x, weight, bias = args
-        return module.fwd(x, weight, bias, layout, geometry)
+        x, weight, bias, epilogue = args
+        if module is cpu:
+            return partial(cpu.fwd, x, weight, bias, layout, geometry, *epilogue)
+        return partial(_fwd_then, module.fwd, epilogue, x, weight, bias, layout, geometry)
     if which == "dgrad":
         dy, weight, length = args
-        return module.dgrad(dy, weight, layout, geometry, length)
+        return partial(module.dgrad, dy, weight, layout, geometry, length)
     dy, x = args
-    return module.wgrad(dy, x, layout, geometry)
+    return partial(module.wgrad, dy, x, layout, geometry)
+
+
+def _fwd_then(fwd: Callable[..., Tensor], epilogue: Epilogue, *args: Any) -> Tensor:
+    """For executors that do not fuse the epilogue."""
+    y = fwd(*args)
+    if epilogue.relu:
+        y = y.relu_()
+    return cpu.dropout(y, epilogue.p, epilogue.seed) if epilogue.p else y
+
+
+def _key(which: str, layout: Any, geometry: Geometry, x: Tensor) -> str:
+    """Everything that the times depend on; tokens by power of two, density in tenths."""
+    device = x.device
+    threads = f" {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    rows, taps, cols = layout.shape
+    tokens = (x.shape[0] * x.shape[1]).bit_length()
+    return (
+        f"{choice.machine(device.type, device.index)} {_C.cpu.instruction_set()}{threads} {which} {x.dtype} "
+        f"{rows}x{taps}x{cols} blocks of {layout.block_size} dilation {geometry.dilation} "
+        f"2^{tokens} tokens density {round(10 * layout.density)}/10"
+    )

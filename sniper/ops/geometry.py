@@ -35,6 +35,23 @@ class Geometry(NamedTuple):
 LINEAR = Geometry()
 
 
+class Epilogue(NamedTuple):
+    """What a forward pass does to its result: `y = dropout(relu(y))`.
+
+    Args:
+        relu: whether to clamp at 0; without it there is no dropout either.
+        p: share that dropout zeroes; the rest is scaled by `1 / (1 - p)`.
+        seed: decides what is zeroed.
+    """
+
+    relu: bool = False
+    p: float = 0.0
+    seed: int = 0
+
+
+NO_EPILOGUE = Epilogue()
+
+
 def register_layout(layout: Any) -> int:
     """A handle for `layout`: custom ops take integers, so that compiled graphs hold no index
     tensors.

@@ -5,13 +5,9 @@ An output folder holds `train.safetensors`, `valid.safetensors`, `test.safetenso
 last, `corpus.json`; while work goes on, `prepare.work`.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from sniper.tts.alignment import PAUSE
 from sniper.tts.analyze import analyze_all, pause_share
@@ -21,9 +17,10 @@ from sniper.tts.dataset import SPLITS, CorpusInfo
 from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
 from sniper.tts.features import compute_statistics
 from sniper.tts.lexicon import harvest
-from sniper.tts.store import TensorStream, write_json, write_tensors
+from sniper.tts.splits import Entry, read_entries, split, split_sizes, write_split
+from sniper.tts.store import write_json
 from sniper.tts.text import Frontend, LexiconFrontend, Vocabulary
-from sniper.tts.workfile import Record, WorkFile
+from sniper.tts.workfile import WorkFile
 
 FORMAT_VERSION = 1
 _CORPUS, _WORK = "corpus.json", "prepare.work"
@@ -106,7 +103,7 @@ def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None
         refuse_other_settings(out, found["settings"], plan.settings())
         problems = [(where, reason) for where, reason in found["problems"]]
         prepared = Prepared(out, found["counts"], found["seconds"], problems, fresh=False)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpeechError(f"{path} is damaged; --force makes everything anew") from error
     if any(not (out / f"{split}.safetensors").is_file() for split in prepared.counts):
         raise SpeechError(f"{out} lacks a file that {path} names; --force makes everything anew")
@@ -142,6 +139,12 @@ def _flatten(data: dict, prefix: str = "") -> dict:
     return flat
 
 
+def require_analysis_packages() -> None:
+    """Raise MissingDependency before any work where a package for it is absent."""
+    for module in ("soundfile", "soxr", "pyworld", "tqdm"):
+        require(module)
+
+
 def build(
     corpus: Corpus,
     plan: Plan,
@@ -165,8 +168,7 @@ def build(
         NothingUsable: there is no usable utterance.
         SpeechError: other settings in `out`, or a split that is too large.
     """
-    for module in ("soundfile", "soxr", "pyworld", "tqdm"):
-        require(module)
+    require_analysis_packages()
     if corpus.has_textgrids:
         require("praatio.textgrid")
     out.mkdir(parents=True, exist_ok=True)
@@ -199,35 +201,6 @@ def _analyze_rest(
         work.append(record)
 
 
-def split_sizes(usable: int, valid: int | None, test: int | None) -> dict[str, int]:
-    """Utterances per held-out split: what was asked for, else 5 % but at most ESPnet's 250 each.
-
-    Raises:
-        SpeechError: nothing would remain for training.
-    """
-    default = min(250, max(1, usable // 20)) if usable > 1 else 0
-    sizes = {"valid": default if valid is None else valid, "test": 0 if test is None else test}
-    if sum(sizes.values()) >= usable:
-        raise SpeechError(
-            f"{sum(sizes.values())} held-out utterances of {usable} usable ones leave nothing to "
-            "train on: lower --valid or --test"
-        )
-    return sizes
-
-
-def _split(ids: Sequence[str], sizes: dict[str, int], seed: int) -> dict[str, list[int]]:
-    """Positions per split. Ranked by a hash, so that one utterance more or less moves no other."""
-
-    def rank(index: int) -> bytes:
-        return hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest()
-
-    ranked = sorted(range(len(ids)), key=rank)
-    valid, test = sizes["valid"], sizes["test"]
-    parts = {"valid": ranked[:valid], "test": ranked[valid : valid + test]}
-    parts["train"] = ranked[valid + test :]
-    return {name: sorted(parts[name]) for name in SPLITS if parts[name] or name != "test"}
-
-
 def _finish(
     corpus: Corpus,
     plan: Plan,
@@ -238,14 +211,14 @@ def _finish(
     speech: str,
 ) -> Prepared:
     problems = list(corpus.problems)
-    usable: list[_Entry] = []
+    usable: list[Entry] = []
     pronunciations: list[tuple[str, str]] = []
     for position, record in enumerate(work):
         if record.problem:
             problems.append((record.id, record.problem))
             continue
         pronunciations += record.pronunciations
-        usable.append(_Entry(position, record.id, record.text, record.phones, record.n_frames))
+        usable.append(Entry(position, record.id, record.text, record.phones, record.n_frames))
     if not usable:
         shown = "".join(f"\n  {where}: {reason}" for where, reason in problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -260,58 +233,17 @@ def _finish(
         pauses = pause_share([entry.phones for entry in usable], PAUSE)
         frontend = LexiconFrontend({**harvest(pronunciations), **known}, *pauses)
     sizes = split_sizes(len(usable), plan.valid, plan.test)
-    positions = _split([entry.id for entry in usable], sizes, plan.seed)
+    positions = split([entry.id for entry in usable], sizes, plan.seed)
     parts = {name: [usable[i] for i in members] for name, members in positions.items()}
-    statistics = compute_statistics(record.features for record in _read(work, parts["train"]))
+    statistics = compute_statistics(
+        record.features for record in read_entries(work, parts["train"])
+    )
     info = CorpusInfo(vocabulary, plan.features, statistics, frontend, speech)
     for name, entries in parts.items():
-        _write_split(out / f"{name}.safetensors", entries, work, vocabulary, plan.features.n_mels)
+        write_split(out / f"{name}.safetensors", entries, work, vocabulary, plan.features.n_mels)
     frames = sum(entry.n_frames for entry in usable)
     counts = {name: len(entries) for name, entries in parts.items()}
     seconds = frames * plan.features.hop_length / plan.features.sample_rate
     content = {"counts": counts, "seconds": seconds, "problems": problems, **info.to_json()}
     write_json(out / _CORPUS, {"settings": plan.settings(), **content})
     return Prepared(out, counts, seconds, problems, fresh=True)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    position: int
-    id: str
-    text: str
-    phones: tuple[str, ...]
-    n_frames: int
-
-
-def _read(work: WorkFile, entries: Sequence[_Entry]) -> Iterator[Record]:
-    for entry in entries:
-        yield work.read(entry.position)
-
-
-def _write_split(
-    path: Path, entries: Sequence[_Entry], work: WorkFile, vocabulary: Vocabulary, n_mels: int
-) -> None:
-    frames = np.cumsum([0, *(entry.n_frames for entry in entries)])
-    tokens = np.cumsum([0, *(len(entry.phones) for entry in entries)])
-    # One pass for the small arrays, one for the mel: only the mel is large.
-    small = [
-        (r.features.durations, r.features.pitch, r.features.energy) for r in _read(work, entries)
-    ]
-    durations, pitch, energy = zip(*small, strict=True) if small else ((), (), ())
-    ids = (vocabulary.ids(entry.phones) for entry in entries)
-    mel = (record.features.mel for record in _read(work, entries))
-    per_token, offsets = (int(tokens[-1]),), (len(entries) + 1,)
-    tensors = {
-        "mel_offsets": TensorStream(np.int64, offsets, [frames]),
-        "token_offsets": TensorStream(np.int64, offsets, [tokens]),
-        "mel": TensorStream(np.float32, (int(frames[-1]), n_mels), mel),
-        "pitch": TensorStream(np.float32, per_token, pitch),
-        "energy": TensorStream(np.float32, per_token, energy),
-        "tokens": TensorStream(np.int32, per_token, ids),
-        "durations": TensorStream(np.int32, per_token, durations),
-    }
-    metadata = {
-        "ids": json.dumps([entry.id for entry in entries], ensure_ascii=False),
-        "texts": json.dumps([entry.text for entry in entries], ensure_ascii=False),
-    }
-    write_tensors(path, tensors, metadata)

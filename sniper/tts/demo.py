@@ -25,7 +25,8 @@ def write_demo_corpus(
         SpeechError: espeak-ng or another package is missing, or it has no such voice.
         ValueError: a number of sentences out of range.
     """
-    require("soundfile"), require("espeakng_loader"), require("tqdm")
+    for module in ("espeakng_loader", "soundfile", "tqdm"):
+        require(module)
     description = {
         "kind": "synthetic speech: a formant synthesizer read sentences of a small grammar",
         "synthesizer": "espeak-ng",

@@ -44,7 +44,7 @@ _ABBREVIATION = re.compile(
 )
 _NUMBER = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"
 _MONEY = re.compile(
-    rf"([$£€])\s?({_NUMBER})(?:\.(\d\d))?(?!\d)(?:\s(hundred|thousand|\w+illion)\b)?"
+    rf"([$£€])\s?({_NUMBER})(?:\.(\d+))?(?:\s(hundred|thousand|\w+illion)\b)?", re.IGNORECASE
 )
 _YEAR = re.compile(r"(?<![\d.,])(1[1-9]\d\d|20[1-9]\d)(?![\d%]|[.,]\d)(s?)\b")
 _ORDINAL = re.compile(rf"({_NUMBER})(?:st|nd|rd|th)\b", re.I)
@@ -124,10 +124,11 @@ def _year(match: re.Match) -> str:
 
 def _money(match: re.Match) -> str:
     unit, cent = _CURRENCIES[match[1]]
-    whole, cents = _value(match[2]), int(match[3] or 0)
-    if match[4]:
-        amount = match[2] + (f".{match[3]}" if match[3] else "")
-        return f"{amount} {match[4]} {unit}s"
+    whole, fraction = _value(match[2]), match[3] or ""
+    if match[4] or len(fraction) not in (0, 2):
+        amount = number_words(whole) + (f" point {_digits(fraction)}" if fraction else "")
+        return " ".join(filter(None, [amount, match[4], f"{unit}s"]))
+    cents = int(fraction or 0)
     parts = []
     if whole or not cents:
         parts.append(f"{number_words(whole)} {unit}" + ("" if whole == 1 else "s"))

@@ -40,13 +40,15 @@ def run_in_fresh_process(function: Callable[..., None], *args) -> None:
     sender.close()
     try:
         error = receiver.recv()
+        process.join()
     except EOFError:
         process.join()
         error = SpeechError(f"the process for it ended with exit code {process.exitcode}")
     finally:
         # After Ctrl-C there is nothing to wait for.
-        process.terminate()
-        process.join()
+        if process.is_alive():
+            process.terminate()
+            process.join()
     if error is not None:
         raise error
 
@@ -63,4 +65,6 @@ def _call(sender, function: Callable[..., None], args: tuple) -> None:
 
 def default_workers() -> int:
     """Number of CPUs this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

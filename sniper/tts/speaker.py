@@ -60,17 +60,18 @@ class Speaker:
 
         Args:
             text: or phonemes in braces.
-            speed: 2 takes half as long.
+            speed: 2 takes half as long; from 0.1 to 10.
             pitch: semitones up (down when negative).
             energy: factor on the loudness that the model is asked for.
             vocode: False leaves `audio` empty, for an external vocoder.
 
         Raises:
-            SpeechError: no known phoneme, or a control out of range.
+            SpeechError: no known phoneme, a control out of range, or weights that give no sound.
         """
-        for name, value in (("speed", speed), ("energy", energy)):
-            if not (value > 0 and math.isfinite(value)):
-                raise SpeechError(f"{name}: expected a number above 0, got {value}")
+        if not 0.1 <= speed <= 10:
+            raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")
+        if not 0 < energy < math.inf:
+            raise SpeechError(f"energy: expected a number above 0, got {energy}")
         if not abs(pitch) <= 48:
             raise SpeechError(f"pitch: expected semitones within +-48, got {pitch}")
         sentences = split_sentences(text)
@@ -78,6 +79,8 @@ class Speaker:
             raise SpeechError(f"no known phoneme in the text {text!r}")
         phones = [text_to_phones(sentence, self.info.frontend) for sentence in sentences]
         spoken = [self._mel(p, speed, pitch, energy) for p in phones]
+        if not all(np.isfinite(mel).all() for mel, _ in spoken):
+            raise SpeechError("the model gives no finite sound: its weights are broken")
         features = self.info.features
         silence = np.zeros(round(PAUSE_SECONDS * features.sample_rate), dtype=np.float32)
         audio: list[np.ndarray] = []

@@ -136,7 +136,7 @@ class LexiconFrontend:
                     if word not in self.lexicon:
                         unknown[word] = None
                     found += self.lexicon.get(word, "").split()
-            elif found and found[-1] != PAUSE:
+            elif piece.strip("'") and found and found[-1] != PAUSE:
                 found.append(PAUSE)
         if unknown:
             raise SpeechError(

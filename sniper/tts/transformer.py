@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sniper.layers import Dropout, relu_dropout
+
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
 LAYER_NORM_EPS = 1e-12
 
@@ -73,7 +75,7 @@ class PositionEmbed(nn.Module):
         super().__init__()
         self.d_model = d_model
         self.scaled = scaled
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         if scaled:
             self.alpha = nn.Parameter(torch.tensor(1.0))
         # Not in the state dict: it follows from the shape, and grows with the longest input seen.
@@ -123,11 +125,14 @@ class FeedForward(nn.Module):
         super().__init__()
         self.kernel_sizes = kernel_sizes
         self.conv1 = self._layer(d_model, ffn_dim, kernel_sizes[0])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = self._layer(ffn_dim, d_model, kernel_sizes[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(F.relu(self._call(self.conv1, x, self.kernel_sizes[0])))
+        if self.kernel_sizes[0] == 1:
+            hidden = relu_dropout(self.conv1, x, self.dropout)
+        else:
+            hidden = relu_dropout(self.conv1, x.transpose(1, 2), self.dropout).transpose(1, 2)
         return self._call(self.conv2, hidden, self.kernel_sizes[1])
 
     @staticmethod
@@ -151,7 +156,7 @@ class TransformerLayer(nn.Module):
         self.ffn = FeedForward(
             config.d_model, config.ffn_dim, config.ffn_kernel_sizes, config.dropout
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         if self.pre_norm:
@@ -205,7 +210,7 @@ class Postnet(nn.Module):
             _PostnetLayer(n_in, n_out, kernel_size, batch_norm)
             for n_in, n_out in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, mel: Tensor) -> Tensor:
         """`mel` `[B, T, n_mels]` to what is added to it, same shape."""

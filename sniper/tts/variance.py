@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sniper.layers import Dropout
 from sniper.tts.batch import length_mask
 from sniper.tts.transformer import LAYER_NORM_EPS, conv_channels_last, same_conv
 
@@ -76,7 +77,7 @@ class _PredictorLayer(nn.Module):
         super().__init__()
         self.conv = same_conv(n_in, n_out, kernel_size)
         self.norm = nn.LayerNorm(n_out, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dropout(self.norm(F.relu(conv_channels_last(self.conv, x))))
@@ -88,7 +89,7 @@ class ScalarEmbed(nn.Module):
     def __init__(self, d_model: int, kernel_size: int, dropout: float):
         super().__init__()
         self.conv = same_conv(1, d_model, kernel_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, values: Tensor) -> Tensor:
         """`values` `[B, L]`."""

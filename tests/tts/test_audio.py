@@ -54,7 +54,7 @@ def test_config_goes_through_json():
 
 
 def test_mel_matrix_linear_part_by_hand():
-    # Below 1 kHz the mel scale is linear: one band over 0..800 Hz peaks at 400 Hz; its height is 2/800.
+    # Below 1 kHz the scale is linear: a band over 0..800 Hz peaks at 400 Hz with height 2/800.
     config = FeatureConfig(
         8000, n_fft=40, hop_length=10, win_length=40, n_mels=1, f_min=0.0, f_max=800.0
     )

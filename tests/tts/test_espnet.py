@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sniper.layers import Dropout
 from sniper.tts.batch import Batch
 from sniper.tts.espnet import espnet_config, espnet_name, load_espnet
 from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Output
@@ -89,7 +90,7 @@ def test_dropout_stands_where_espnet_has_it(golden, monkeypatch):
         return attention(*args, **kwargs) * (1 - dropout_p)
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", scaled_attention)
-    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * (1 - self.p))
+    monkeypatch.setattr(Dropout, "forward", lambda self, x: x * (1 - self.p))
     with torch.no_grad():
         got = golden.model().train()(golden.batch())
     assert_outputs(got, golden.group("scaled."))

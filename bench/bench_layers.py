@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every pass of FastSpeech2's layers, block-sparse beside dense torch.
+
+python bench/bench_layers.py --device cpu [--densities 1 0.6 0.4 0.2] [--block 64] [--repeats 9]
+    [--layers 384-1536-3] [--no-save]
+
+Dense is the better of torch's two ways: F.conv1d on `[B, C, T]`, and F.linear for one tap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+import common
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sniper.layers.layout import BlockLayout
+from sniper.ops import cpu
+from sniper.ops.geometry import Geometry
+
+# in, out, taps: attention projections, the feed-forward blocks of two models, a postnet.
+LAYERS = ((384, 384, 1), (384, 1536, 3), (1536, 384, 3), (256, 1024, 9), (256, 256, 5))
+BATCH, LENGTH = 8, 540
+PASSES = ("fwd", "dgrad", "wgrad")
+
+Calls = dict[str, Callable[[], Tensor]]
+
+
+class Case:
+    """One layer at one density: the same numbers in every provider's memory format."""
+
+    def __init__(self, layer: tuple[int, int, int], block: int, density: float, dtype: torch.dtype):
+        c, n, taps = layer
+        generator = torch.Generator().manual_seed(0)
+        scores = torch.rand(n // block, taps, c // block, generator=generator)
+        active = max(1, round(density * scores.numel()))
+        mask = torch.zeros(scores.numel(), dtype=torch.bool)
+        mask[scores.flatten().topk(active).indices] = True
+        self.layout = BlockLayout(mask.view(scores.shape), block)
+        self.geometry = Geometry(taps, 1, taps // 2, taps // 2)
+
+        def random(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        self.x, self.dy, self.bias = random(BATCH, LENGTH, c), random(BATCH, LENGTH, n), random(n)
+        self.weight = (random(n, taps, c) * self.layout.element_mask()).view(n, taps * c)
+        self.tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+
+    def sparse(self) -> Calls:
+        """Our kernels on `[B, T, C]`."""
+        x, dy, w, layout, geometry = self.x, self.dy, self.weight, self.layout, self.geometry
+        return {
+            "fwd": lambda: cpu.fwd(x, w, self.bias, layout, geometry),
+            "dgrad": lambda: cpu.dgrad(dy, w, layout, geometry, LENGTH),
+            "wgrad": lambda: cpu.wgrad_bias(dy, x, layout, geometry)[0],
+        }
+
+    def linear(self) -> Calls:
+        """F.linear and its gradients; one tap only."""
+        x, dy, w = self.x, self.dy, self.weight
+
+        def wgrad() -> Tensor:
+            flat = dy.view(-1, dy.shape[-1])
+            dw, _ = flat.t() @ x.view(-1, x.shape[-1]), flat.sum(0)
+            return dw
+
+        return {
+            "fwd": lambda: F.linear(x, w, self.bias),
+            "dgrad": lambda: dy @ w,
+            "wgrad": wgrad,
+        }
+
+    def conv1d(self) -> Calls:
+        """F.conv1d and its gradients on contiguous `[B, C, T]`."""
+        taps, pad = self.geometry.taps, self.geometry.pad_left
+        x, dy = (t.transpose(1, 2).contiguous() for t in (self.x, self.dy))
+        w = self.weight.view(len(self.weight), taps, -1).permute(0, 2, 1).contiguous()
+
+        def backward(*wanted: bool) -> tuple[Tensor, Tensor, Tensor]:
+            return torch.ops.aten.convolution_backward(
+                dy, x, w, [len(w)], [1], [pad], [1], False, [0], 1, wanted
+            )
+
+        return {
+            "fwd": lambda: F.conv1d(x, w, self.bias, padding=pad),
+            "dgrad": lambda: backward(True, False, False)[0],
+            "wgrad": lambda: backward(False, True, True)[1],
+        }
+
+    def check(self, providers: dict[str, Calls]) -> None:
+        """Holds every provider against ours, after ours against float64."""
+        wanted = {"fwd": None, "dgrad": None, "wgrad": None}
+        mask = self.layout.element_mask()
+        for name, calls in providers.items():
+            for which, call in calls.items():
+                got = call()
+                if which == "wgrad":
+                    if name == "conv1d":
+                        got = got.permute(0, 2, 1)
+                    got = got.reshape(mask.shape) * mask
+                elif name == "conv1d":
+                    got = got.transpose(1, 2)
+                if wanted[which] is None:
+                    wanted[which] = got
+                common.check_close(f"{name} {which}", got, wanted[which], self.tolerance)
+
+
+def run(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -> list[common.Row]:
+    """Rows of every provider and pass."""
+    dtype = getattr(torch, args.dtype)
+    case = Case(layer, args.block, density, dtype)
+    providers = {"conv1d": case.conv1d(), "sparse": case.sparse()}
+    if layer[2] == 1:
+        providers["linear"] = case.linear()
+    case.check(providers)
+    rows = []
+    for which in PASSES:
+        calls = {name: provider[which] for name, provider in providers.items()}
+        times = common.time_side_by_side(calls, args.repeats, lambda: None)
+        cuts = {name: common.percentiles(t) for name, t in times.items()}
+        dense = min(c[1] for name, c in cuts.items() if name != "sparse")
+        for name, (p20, p50, p80) in cuts.items():
+            rows.append(
+                common.Row(
+                    op="conv1d" if layer[2] > 1 else "linear",
+                    shape=f"{BATCH}x{LENGTH} {layer[0]}-{layer[1]}-{layer[2]}",
+                    block=args.block,
+                    density=density,
+                    dtype=args.dtype,
+                    pass_=which,
+                    provider=name,
+                    p20_ms=p20,
+                    p50_ms=p50,
+                    p80_ms=p80,
+                    ratio_to_dense=dense / p50,
+                    device=common.device_name(torch.device("cpu")),
+                    threads=torch.get_num_threads(),
+                    versions=common.versions(),
+                    commit=common.commit(),
+                )
+            )
+    return rows
+
+
+def summarise(layer: tuple[int, int, int], density: float, rows: list[common.Row]) -> float:
+    """Prints one line; returns dense time over sparse time, all passes."""
+    c, n, taps = layer
+    sparse = {r.pass_: r for r in rows if r.provider == "sparse"}
+    ours = sum(r.p50_ms for r in sparse.values())
+    dense = sum(r.p50_ms * r.ratio_to_dense for r in sparse.values())
+    flops = 2 * BATCH * LENGTH * c * n * taps * density
+    cells = (
+        f"{w} {r.p50_ms:7.2f} ms {flops / r.p50_ms / 1e6:4.0f} GFLOP/s {r.ratio_to_dense:5.2f}x"
+        for w, r in sparse.items()
+    )
+    name = f"{c}-{n}-{taps}"
+    print(f"{name:11} {density:4.2f}  {'  '.join(cells)}  all {dense / ours:5.2f}x", flush=True)
+    return dense / ours
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 0.6, 0.4, 0.2])
+    parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--layers", nargs="+", help="in-out-taps; default: the whole set")
+    parser.add_argument("--no-save", action="store_true")
+    args = parser.parse_args()
+    layers = LAYERS
+    if args.layers:
+        layers = tuple(tuple(int(v) for v in name.split("-")) for name in args.layers)
+    all_rows = []
+    for density in args.densities:
+        ratios = []
+        for layer in layers:
+            rows = run(layer, args, density)
+            ratios.append(summarise(layer, density, rows))
+            all_rows += rows
+        mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
+        print(f"density {density}: {mean:.2f}x dense, geometric mean of {len(ratios)} layers\n")
+    if not args.no_save:
+        print(common.append_rows("layers_cpu", all_rows))
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

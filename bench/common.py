@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every benchmark shares: timing side by side, and rows that say where they come from."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass
+class Row:
+    """One provider's time for one pass; its fields are the columns of a result file."""
+
+    op: str
+    shape: str
+    block: int
+    density: float
+    dtype: str
+    pass_: str
+    provider: str
+    p20_ms: float
+    p50_ms: float
+    p80_ms: float
+    ratio_to_dense: float
+    device: str
+    threads: int
+    versions: str
+    commit: str
+
+
+def time_side_by_side(
+    providers: dict[str, Callable[[], object]], repeats: int, synchronize: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Milliseconds of every call: one call of each provider in turn, `repeats` rounds, so that what
+    else the machine does meets all of them alike. The first round warms up and is not counted.
+    """
+    times: dict[str, list[float]] = {name: [] for name in providers}
+    for round_ in range(repeats + 1):
+        for name, call in providers.items():
+            synchronize()
+            start = time.perf_counter()
+            call()
+            synchronize()
+            if round_:
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def percentiles(times: list[float]) -> tuple[float, float, float]:
+    """20th, 50th and 80th."""
+    cuts = statistics.quantiles(times, n=10, method="inclusive")
+    return cuts[1], cuts[4], cuts[7]
+
+
+def check_close(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
+    """Refuses to time what is wrong: relative Frobenius error."""
+    error = ((got.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30)).item()
+    if not error <= tolerance:
+        raise SystemExit(f"{name}: relative error {error:.1e} is over {tolerance:.0e}, not timed")
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU as the system has it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> str:
+    """torch and Python."""
+    return f"torch {torch.__version__}, python {platform.python_version()}"
+
+
+def commit() -> str:
+    """Short hash of the code, with `+` when files differ from it."""
+    git = ["git", "-C", str(RESULTS.parent)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    return (head.stdout.strip() or "none") + ("+" if changed.stdout.strip() else "")
+
+
+def append_rows(stem: str, rows: list[Row]) -> Path:
+    """Appends to `bench/results/<stem>.csv`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{stem}.csv"
+    fields = [f.name for f in dataclasses.fields(Row)]
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        if new:
+            writer.writeheader()
+        for row in rows:
+            values = dataclasses.asdict(row)
+            writer.writerow({k: _rounded(v) for k, v in values.items()})
+    return path
+
+
+def _rounded(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

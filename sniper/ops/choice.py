@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which executor is fastest for a pass: measured once, remembered in memory and on disk.
+
+The file lies in $SNIPER_CACHE_DIR (default ~/.cache/sniper). Since choices are remembered, a run
+that is stopped and resumed, or run twice, computes with the same kernels and gets the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# A kernel within this share of the best is preferred in the order of the candidates: a near tie
+# must not be decided by noise, which would change the bits of a run.
+TIE = 0.03
+# Timed runs per candidate; the fastest counts, since disturbances only ever add time.
+RUNS = 3
+
+_choices: dict[str, dict[str, float]] | None = None
+
+
+def fastest(key: str, candidates: dict[str, Callable[[], Tensor]]) -> str:
+    """The name of the candidate to run for `key`, measured now if it is not known.
+
+    Args:
+        key: everything that the times depend on.
+        candidates: functions by name, the preferred one first; all give the same result.
+    """
+    choices = _load()
+    if key not in choices or not set(candidates) <= set(choices[key]):
+        choices[key] = {name: _seconds(run) for name, run in candidates.items()}
+        _store()
+    times = {name: choices[key][name] for name in candidates}
+    limit = min(times.values()) * (1 + TIE)
+    return next(name for name, t in times.items() if t <= limit)
+
+
+def known(key: str) -> dict[str, float] | None:
+    """Seconds by candidate, if they were measured."""
+    return _load().get(key)
+
+
+def forget() -> None:
+    """Drops all choices, in memory and on disk."""
+    global _choices
+    _choices = {}
+    _path().unlink(missing_ok=True)
+
+
+@cache
+def machine(device_type: str, index: int | None) -> str:
+    """Names the device and the versions that times depend on."""
+    if device_type == "cuda":
+        return f"{torch.cuda.get_device_name(index)} torch {torch.__version__}"
+    return f"{_cpu_name()} torch {torch.__version__}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    device = run().device  # the first run warms up
+    best = float("inf")
+    for _ in range(RUNS):
+        _synchronize(device)
+        started = time.perf_counter()
+        run()
+        _synchronize(device)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _path() -> Path:
+    folder = os.environ.get("SNIPER_CACHE_DIR") or Path.home() / ".cache" / "sniper"
+    return Path(folder) / "executors-1.json"
+
+
+def _load() -> dict[str, dict[str, float]]:
+    global _choices
+    if _choices is None:
+        _choices = _read()
+    return _choices
+
+
+def _read() -> dict[str, dict[str, float]]:
+    try:
+        return json.loads(_path().read_text())
+    except (OSError, ValueError, RuntimeError):  # not there, damaged, or no home directory
+        return {}
+
+
+def _store() -> None:
+    """Adds what another process found meanwhile, and replaces the file in one go."""
+    global _choices
+    # What is on disk wins: a second process must not overturn what the first one runs with.
+    _choices = {**_choices, **_read()}
+    try:
+        path = _path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(_choices, indent=0))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError):
+        pass  # a read-only home: choices live as long as the process

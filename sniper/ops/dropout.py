@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout from a counter: the mask is a function of a seed and a position, so nothing is stored.
+
+On the CPU in float32 our kernels run on all threads; elsewhere torch's own dropout does.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sniper.ops import cpu
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """`x * keep / (1 - p)`, with keep drawn anew at each call from torch's generator.
+
+    Args:
+        x: any shape.
+        p: share that is zeroed, in [0, 1].
+        training: False returns x.
+
+    Raises:
+        ValueError: p outside [0, 1].
+    """
+    _check(p)
+    if not training or p == 0:
+        return x
+    if p == 1 or not counter_dropout(x):
+        return F.dropout(x, p)
+    return _dropout(x, p, draw_seed())
+
+
+def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """`dropout(relu(x), p)` in one pass, and one in backward; arguments as in `dropout`."""
+    _check(p)
+    p = p if training else 0.0
+    if p == 1 or not counter_dropout(x):
+        return F.dropout(F.relu(x), p)
+    return _relu_dropout(x, p, draw_seed() if p else torch.zeros((), dtype=torch.int64))
+
+
+def _check(p: float) -> None:
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout: expected p in [0, 1], got {p}")
+
+
+def counter_dropout(x: Tensor) -> bool:
+    """Whether our generator serves this tensor."""
+    return x.device.type == "cpu" and cpu.available(x.dtype)
+
+
+def draw_seed() -> Tensor:
+    """A seed from torch's generator, so that `torch.manual_seed` rules all draws."""
+    # A tensor, not a number: a compiled graph must draw it at each call.
+    return torch.randint(2**62, (), dtype=torch.int64)
+
+
+@torch.library.custom_op("sniper::dropout", mutates_args=())
+def _dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    return cpu.dropout(x, p, int(seed))
+
+
+@_dropout.register_fake
+def _(x, p, seed):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _save_seed(ctx, inputs, output):
+    _, ctx.p, seed = inputs
+    ctx.save_for_backward(seed)
+
+
+def _dropout_backward(ctx, dy):
+    return _dropout(dy, ctx.p, ctx.saved_tensors[0]), None, None
+
+
+torch.library.register_autograd("sniper::dropout", _dropout_backward, setup_context=_save_seed)
+
+
+@torch.library.custom_op("sniper::relu_dropout", mutates_args=())
+def _relu_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    return cpu.dropout(F.relu(x), p, int(seed))
+
+
+@_relu_dropout.register_fake
+def _(x, p, seed):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("sniper::relu_dropout_backward", mutates_args=())
+def relu_dropout_grad(dy: Tensor, y: Tensor, p: float) -> Tensor:
+    return cpu.relu_dropout_backward(dy, y, p)
+
+
+@relu_dropout_grad.register_fake
+def _(dy, y, p):
+    return torch.empty_like(dy, memory_format=torch.contiguous_format)
+
+
+def _save_output(ctx, inputs, output):
+    ctx.p = inputs[1]
+    ctx.save_for_backward(output)
+
+
+def _relu_dropout_backward(ctx, dy):
+    # y > 0 tells both what ReLU let through and what dropout kept.
+    return relu_dropout_grad(dy, ctx.saved_tensors[0], ctx.p), None, None
+
+
+torch.library.register_autograd(
+    "sniper::relu_dropout", _relu_dropout_backward, setup_context=_save_output
+)

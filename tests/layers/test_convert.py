@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sparsify and densify."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from sniper import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
+
+B = 8
+
+
+def reasons(model: nn.Module, **kwargs) -> dict[str, str]:
+    return {m.name: m.reason for m in sparsify(model, B, **kwargs).modules}
+
+
+class Conv1D(nn.Module):
+    """As Hugging Face's: a linear layer with weight `[in, out]`."""
+
+    def __init__(self, nf: int, nx: int):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+
+
+class Special(nn.Linear):
+    """A subclass that may do anything in its forward."""
+
+
+def test_reasons():
+    replaced = nn.Linear(16, 16)
+    replaced.forward = lambda x: x
+    tied = nn.Linear(16, 16)
+    embedding = nn.Embedding(16, 16)
+    tied.weight = embedding.weight
+    model = nn.ModuleDict(
+        {
+            "good": nn.Linear(16, 24),
+            "conv": nn.Conv1d(16, 8, 3),
+            "odd": nn.Linear(16, 20),
+            "stride": nn.Conv1d(16, 16, 3, stride=2),
+            "groups": nn.Conv1d(16, 16, 3, groups=16),
+            "two_d": nn.Conv2d(16, 16, 3),
+            "parametrized": parametrizations.weight_norm(nn.Linear(16, 16)),
+            "tied": tied,
+            "embedding": embedding,
+            "special": Special(16, 16),
+            "transposed": Conv1D(16, 16),
+            "replaced": replaced,
+            "attention": nn.MultiheadAttention(16, 2),
+            "empty": nn.Linear(16, 8, bias=False),
+        }
+    )
+    model["empty"].weight = nn.Parameter(torch.zeros(0, 16))
+    assert reasons(model) == {
+        "good": "",
+        "conv": "",
+        "odd": "20 x 16 does not divide by 8",
+        "stride": "stride 2",
+        "groups": "groups 16",
+        "parametrized": "its weight is computed (weight norm or another parametrization)",
+        "tied": "its weight is tied to another module's",
+        "special": "class Special has its own ways with the weight",
+        "transposed": "class Conv1D has its own ways with the weight",
+        "replaced": "its forward is replaced",
+        "attention.out_proj": (
+            "class NonDynamicallyQuantizableLinear has its own ways with the weight"
+        ),
+        "empty": "0 x 16 does not divide by 8",
+    }
+    assert type(model["good"]) is BlockSparseLinear
+    assert type(model["conv"]) is BlockSparseConv1d
+    assert type(model["odd"]) is nn.Linear
+
+
+def test_include_and_exclude():
+    def net() -> nn.Module:
+        layers = {"encoder": nn.Linear(16, 16), "decoder": nn.Linear(16, 16)}
+        return nn.ModuleDict({**layers, "decoder_out": nn.Linear(16, 16)})
+
+    assert sparsify(net(), B, include=["dec*"]).taken == ("decoder", "decoder_out")
+    assert sparsify(net(), B, exclude=["dec"]).taken == ("encoder",)
+    assert sparsify(net(), B, exclude=["*_out"]).taken == ("encoder", "decoder")
+    report = sparsify(net(), B, include=["dec*"], exclude=["out"])
+    assert [m.reason for m in report.modules] == ["not included", "", "excluded"]
+    for kwargs in ({"include": "dec*"}, {"exclude": "dec"}):
+        with pytest.raises(ValueError, match="expected a sequence of patterns"):
+            sparsify(net(), B, **kwargs)
+
+
+def test_report_as_a_table():
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 20))
+    report = sparsify(model, B)
+    assert str(report).splitlines() == [
+        "module  class   weight  share  ",
+        "0       Linear  24x16   42.3%  block-sparse, 8",
+        "2       Linear  20x24   52.9%  20 x 24 does not divide by 8",
+        "1 modules with 42.3% of 908 parameters",
+    ]
+
+
+def test_nothing_eligible():
+    with pytest.raises(ValueError, match="(?s)at least one eligible.*0: 3 x 4 does not divide by 8"):
+        sparsify(nn.Sequential(nn.Linear(4, 3)), B)
+    with pytest.raises(ValueError, match="no such layer"):
+        sparsify(nn.ReLU(), B)
+    with pytest.raises(ValueError, match=r"\(the model\): 3 x 4"):
+        sparsify(nn.Linear(4, 3), B)
+
+
+@pytest.mark.parametrize("block_size", [0, -8, 8.0, True, "8", None])
+def test_bad_block_size(block_size):
+    with pytest.raises(ValueError, match="block_size: expected a whole number >= 1"):
+        sparsify(nn.Linear(16, 16), block_size)
+
+
+def test_a_model_that_has_no_weights_yet():
+    with pytest.raises(ValueError, match="run a batch first for 0.weight"):
+        sparsify(nn.Sequential(nn.LazyLinear(16), nn.Linear(16, 16)), B)
+
+
+def test_everything_but_the_class_stays():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Conv1d(16, 8, 3, padding=1))
+    calls = []
+    model[0].register_forward_hook(lambda *args: calls.append(1))
+    model[0].weight.requires_grad_(False)
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    params, modules = list(model.parameters()), list(model.modules())
+    sparsify(model, B)
+    assert all(p is q for p, q in zip(params, model.parameters(), strict=True))
+    assert all(p is q for p, q in zip(modules, model.modules(), strict=True))
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert [p.requires_grad for p in params] == [False, True, True, True]
+    assert model[0].training and not model[1].training
+    model[0](torch.randn(2, 16))
+    assert calls == [1]
+
+
+def test_a_model_that_is_a_layer_itself():
+    layer = nn.Linear(16, 16)
+    assert sparsify(layer, B).taken == ("",)
+    assert type(layer) is BlockSparseLinear
+
+
+def test_twice():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4))
+    first = sparsify(model, B)
+    mask = torch.tensor([[True, False], [False, True]])
+    model[0].set_block_mask(mask)
+    second = sparsify(model, B)
+    assert first.taken == second.taken == ("0",)
+    assert torch.equal(model[0].block_mask, mask)
+    with pytest.raises(ValueError, match="expected 8, which 0 has, got 4"):
+        sparsify(model, 4)
+
+
+def test_shared_modules_stay_shared():
+    shared = nn.Linear(16, 16)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert sparsify(model, B).taken == ("0",)
+    assert model[0] is model[2]
+    model[0].set_block_mask(torch.tensor([[True, False], [False, True]]))
+    model(torch.randn(2, 16)).sum().backward()
+    assert not shared.weight.grad[:8, 8:].any()
+
+
+def test_densify():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Conv1d(16, 8, 3, padding=1))
+    attributes = [set(m.__dict__) for m in model]
+    sparsify(model, B)
+    model[0].set_block_mask(torch.tensor([[True, False], [False, True]]))
+    model[1].set_block_mask(torch.rand(1, 3, 2) < 0.5)
+    x = torch.randn(2, 16, 16)
+    expected = model(x)
+    before = copy.deepcopy(model.state_dict())
+    assert densify(model) is model
+    assert [type(m) for m in model] == [nn.Linear, nn.Conv1d]
+    assert [set(m.__dict__) for m in model] == attributes
+    assert all(torch.equal(model.state_dict()[k], before[k]) for k in before)
+    torch.testing.assert_close(model(x), expected)
+    model(x).sum().backward()
+    assert model[0].weight.grad[:8, 8:].any()  # nothing is masked any more
+    assert sparsify(model, 4).taken == ("0", "1")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_built_before(fused):
+    results = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.Conv1d(16, 8, 3, padding=1))
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=fused)
+        mask = torch.tensor([[True, False], [False, True]])
+        element = mask.repeat_interleave(B, 0).repeat_interleave(B, 1)
+        if sparse:
+            sparsify(model, B)
+            model[0].set_block_mask(mask)
+            model[1].set_block_mask(torch.ones(1, 3, 2, dtype=torch.bool))
+        else:
+            model[0].weight.data *= element
+            model[0].weight.register_hook(lambda grad, m=element: grad * m)
+        for i in range(5):
+            x = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(i))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+        results.append([p.detach() for p in model.parameters()])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    assert not results[0][0][:8, 8:].any()
+
+
+def test_transformer_encoder_and_its_fast_path():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    taken = sparsify(model, B).taken
+    assert taken == ("layers.0.linear1", "layers.0.linear2", "layers.1.linear1", "layers.1.linear2")
+    plain = copy.deepcopy(model)
+    for name in taken:
+        module = model.get_submodule(name)
+        module.set_block_mask(torch.rand(module.block_mask_shape) < 0.5)
+    plain.load_state_dict(model.state_dict())
+    densify(plain)
+    x = torch.randn(3, 5, 16)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 4 + [True]])
+
+    def run(m: nn.Module) -> Tensor:
+        return m(x, src_key_padding_mask=padding)[~padding] if m.training else m(x)
+
+    torch.testing.assert_close(run(model), run(plain))
+    model.eval(), plain.eval()
+    with torch.no_grad():  # where torch takes its fused kernels
+        torch.testing.assert_close(run(model), run(plain), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What masks are put on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sniper import BlockSparseConv1d, BlockSparseLinear
+from sniper.sparsity.targets import BlockTargets, ElementTargets
+
+T, F = True, False
+
+
+def blocks() -> tuple[nn.Module, BlockTargets]:
+    model = nn.Sequential(
+        BlockSparseLinear(4, 4, block_size=2),
+        BlockSparseConv1d(4, 2, 3, block_size=2),
+        nn.Linear(4, 4),
+    )
+    return model, BlockTargets(model, dict(model.named_parameters()))
+
+
+def elements(mask_gradients: bool) -> tuple[nn.Linear, ElementTargets]:
+    model = nn.Linear(2, 2)
+    return model, ElementTargets(model, dict(model.named_parameters()), mask_gradients)
+
+
+MASK = torch.tensor([[T, F], [F, T]])
+
+
+def test_blocks_are_the_weights_of_block_sparse_layers():
+    model, targets = blocks()
+    assert list(targets.parameters) == ["0.weight", "1.weight"]
+    assert targets.parameters["0.weight"] is model[0].weight
+    assert targets.get_mask("0.weight") is None
+    assert targets.density("0.weight") == 1.0
+
+
+def test_block_mask_zeroes_and_expands():
+    model, targets = blocks()
+    targets.set_mask("0.weight", MASK)
+    expanded = targets.expand("0.weight", MASK)
+    assert torch.equal(model[0].weight != 0, expanded)
+    assert targets.get_mask("0.weight").tolist() == MASK.tolist()
+    assert targets.density("0.weight") == 0.5
+    conv = torch.tensor([[[T, F], [F, F], [T, T]]])
+    targets.set_mask("1.weight", conv)
+    assert torch.equal(model[1].weight != 0, targets.expand("1.weight", conv))
+
+
+def test_a_shared_layer_is_one_target():
+    layer = BlockSparseLinear(4, 4, block_size=2)
+    model = nn.Sequential(layer, layer)
+    assert list(BlockTargets(model, dict(model.named_parameters())).layers) == ["0.weight"]
+
+
+def test_no_block_sparse_layer_to_prune():
+    model, _ = blocks()
+    with pytest.raises(ValueError, match="at least one block-sparse layer"):
+        BlockTargets(model, {"2.weight": model[2].weight})
+
+
+def test_element_mask_and_its_gradients():
+    model, targets = elements(mask_gradients=True)
+    targets.set_mask("weight", MASK)
+    assert torch.equal(model.weight != 0, MASK)
+    assert targets.density("weight") == 0.5
+    assert targets.density("bias") == 1.0
+    model(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(model.weight.grad != 0, MASK)
+    assert model.bias.grad.tolist() == [1, 1]
+
+
+def test_an_infinite_gradient_of_a_pruned_weight_becomes_zero():
+    model, targets = elements(mask_gradients=True)
+    targets.set_mask("weight", torch.tensor([[T, F], [T, F]]))
+    (model.weight * torch.tensor([1.0, float("inf")])).sum().backward()
+    assert model.weight.grad.tolist() == [[1, 0], [1, 0]]
+
+
+def test_a_full_mask_leaves_gradients_untouched():
+    model, targets = elements(mask_gradients=True)
+    targets.set_mask("weight", MASK)
+    targets.set_mask("weight", torch.ones(2, 2, dtype=torch.bool))
+    model(torch.ones(1, 2)).sum().backward()
+    assert model.weight.grad.tolist() == [[1, 1], [1, 1]]
+    assert targets.density("weight") == 1.0
+    targets.set_mask("weight", MASK)
+    model.zero_grad()
+    model(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(model.weight.grad != 0, MASK)
+
+
+def test_unmasked_gradients_and_zeroing_before_the_forward():
+    model, targets = elements(mask_gradients=False)
+    targets.set_mask("weight", MASK)
+    with torch.no_grad():
+        model.weight.add_(1)
+    model(torch.ones(1, 2)).sum().backward()
+    assert torch.equal(model.weight != 0, MASK)
+    assert model.weight.grad.tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_moved_model_takes_its_masks_along():
+    model, targets = elements(mask_gradients=True)
+    targets.set_mask("weight", MASK)
+    model.to("meta")
+    targets.parameters = dict(model.named_parameters())
+    assert targets.get_mask("weight").device.type == "meta"
+
+
+def test_a_copied_model_is_plain():
+    model, targets = elements(mask_gradients=True)
+    targets.set_mask("weight", MASK)
+    twin = copy.deepcopy(model)
+    twin(torch.ones(1, 2)).sum().backward()
+    assert twin.weight.grad.tolist() == [[1, 1], [1, 1]]
+    assert model.weight.grad is None

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: recordings with TextGrids and every fault, interruption, and refusals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sniper.prepare import main, prepare_demo, prepare_ljspeech
+from sniper.tts.dataset import FeatureDataset, load_corpus_info
+from sniper.tts.errors import NothingUsable, SpeechError
+from sniper.tts.text import EspeakFrontend, text_to_phones
+
+WORDS = {"hello": "HH AH0 L OW1", "world": "W ER1 L D", "again": "AH0 G EH1 N"}
+
+
+def write_textgrid(path: Path, words: list[str], seconds: float) -> None:
+    """A pause, the words with equally long phonemes, a pause."""
+    phones = [(word, phone) for word in words for phone in WORDS[word].split()]
+    times = np.linspace(0.1, seconds - 0.1, len(phones) + 1)
+    intervals = [(0, 0.1, "")]
+    intervals += [(times[i], times[i + 1], phone) for i, (_, phone) in enumerate(phones)]
+    intervals += [(times[-1], seconds, "")]
+    ends, begin, count = [(0, 0.1, "")], 0.1, 0
+    for word in words:
+        count += len(WORDS[word].split())
+        ends.append((begin, times[count], word))
+        begin = times[count]
+    ends.append((begin, seconds, ""))
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", str(seconds)]
+    lines += ["<exists>", "2"]
+    for name, tier in (("words", ends), ("phones", intervals)):
+        lines += ['"IntervalTier"', f'"{name}"', "0", str(seconds), str(len(tier))]
+        lines += [
+            line for start, stop, label in tier for line in (str(start), str(stop), f'"{label}"')
+        ]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def add_utterance(root: Path, name: str, words: list[str], seconds=0.9, rate=16000, hz=150) -> None:
+    """A buzz instead of speech: the analysis does not mind."""
+    (root / "wavs").mkdir(parents=True, exist_ok=True)
+    (root / "TextGrid").mkdir(exist_ok=True)
+    clock = np.arange(round(seconds * rate)) / rate
+    buzz = sum(np.sin(2 * np.pi * hz * k * clock) / k for k in range(1, 9)) * 0.2
+    soundfile.write(root / "wavs" / f"{name}.wav", buzz, rate)
+    write_textgrid(root / "TextGrid" / f"{name}.TextGrid", words, seconds)
+    with (root / "metadata.csv").open("a") as file:
+        file.write(f"{name}|{' '.join(words)}\n")
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    root = tmp_path / "corpus"
+    add_utterance(root, "a", ["hello", "world"])
+    add_utterance(root, "b", ["again"], rate=22050, hz=200)
+    add_utterance(root, "c", ["hello", "again"], rate=44100, hz=120)
+    return root
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_recordings_become_features_and_a_lexicon(corpus, tmp_path):
+    prepared = prepare_ljspeech(corpus, tmp_path / "out", valid=1, workers=1, progress=False)
+    assert prepared.counts == {"train": 2, "valid": 1} and prepared.problems == []
+    assert sorted(contents(tmp_path / "out")) == [
+        "corpus.json", "train.safetensors", "valid.safetensors"
+    ]  # fmt: skip
+    info = load_corpus_info(tmp_path / "out")
+    assert info.vocabulary.symbols[0] == "<pad>" and "sil" in info.vocabulary
+    assert info.frontend.lexicon == WORDS and info.frontend.leading_pause
+    phones = text_to_phones("Hello, world!", info.frontend)
+    assert phones == "sil HH AH0 L OW1 sil W ER1 L D sil".split()
+    for split in ("train", "valid"):
+        for item in FeatureDataset(tmp_path / "out" / f"{split}.safetensors"):
+            assert len(item.mel) == round(0.9 * 22050) // 256 == item.durations.sum()
+
+
+def test_every_fault_is_one_line_and_the_rest_is_done(corpus, tmp_path, capsys):
+    for number, name in enumerate(["nowav", "empty", "cut", "nogrid", "badgrid", "long", "noise"]):
+        add_utterance(corpus, name, ["world"], hz=120 + 10 * number)
+    wavs, grids = corpus / "wavs", corpus / "TextGrid"
+    (wavs / "nowav.wav").unlink()
+    (wavs / "empty.wav").write_bytes(b"")
+    (wavs / "cut.wav").write_bytes((wavs / "cut.wav").read_bytes()[:5000])
+    (grids / "nogrid.TextGrid").unlink()
+    (grids / "badgrid.TextGrid").write_text("nonsense")
+    write_textgrid(grids / "long.TextGrid", ["world"], 1.5)
+    noise = (grids / "noise.TextGrid").read_text()
+    for phone in WORDS["world"].split():
+        noise = noise.replace(f'"{phone}"', '"spn"')
+    (grids / "noise.TextGrid").write_text(noise)
+    with (corpus / "metadata.csv").open("a") as file:
+        file.write("a|hello twice\na line without a bar\n")
+    out = tmp_path / "out"
+    status = main(
+        ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet", "--workers", "1"]
+    )
+    printed = capsys.readouterr()
+    assert status == 0 and "Traceback" not in printed.out + printed.err
+    assert "2 train, 1 valid" in printed.out and "9 left out" in printed.out
+    for words in (
+        "nowav: no such wav file",
+        "empty: .* is empty",
+        "cut: .* is truncated",
+        "nogrid: no TextGrid for it",
+        "badgrid: .* TextGrid",
+        "long: the alignment lasts 1.50 s",
+        "noise: .* no known phoneme",
+        "metadata.csv:11: the id a came before",
+        "metadata.csv:12: expected id|text",
+    ):
+        name, _, reason = words.partition(": ")
+        (line,) = [line for line in printed.out.splitlines() if line.startswith(f"  {name}: ")]
+        assert all(part in line for part in reason.split(".*")), line
+    # A second run does nothing and says the same.
+    assert main(["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet"]) == 0
+    assert "prepared already" in (again := capsys.readouterr().out) and "9 left out" in again
+
+
+def test_nothing_usable_is_status_1_and_can_be_mended(corpus, tmp_path, capsys):
+    kept = {path: path.read_bytes() for path in (corpus / "wavs").iterdir()}
+    for path in kept:
+        path.write_bytes(b"")
+    arguments = ["ljspeech", "--root", str(corpus), "--out", str(tmp_path / "o"), "--quiet"]
+    arguments += ["--workers", "1"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: no usable utterance") and error.count("is empty") == 3
+    for path, data in kept.items():
+        path.write_bytes(data)
+    assert main(arguments) == 0
+    with pytest.raises(NothingUsable):
+        (corpus / "metadata.csv").write_text("")
+        prepare_ljspeech(corpus, tmp_path / "o2", workers=1, progress=False)
+
+
+def test_files_do_not_depend_on_workers(corpus, tmp_path):
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        prepare_ljspeech(corpus, out, valid=1, workers=workers, progress=False)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_kill_9_and_run_again_equals_an_uninterrupted_run(tmp_path):
+    root = tmp_path / "corpus"
+    for number in range(30):
+        add_utterance(root, f"u{number:02d}", ["hello"], seconds=0.7, hz=100 + number)
+    prepare_ljspeech(root, tmp_path / "whole", workers=1, progress=False)
+    out = tmp_path / "killed"
+    work = out / "prepare.work"
+    command = [sys.executable, "-m", "sniper.prepare", "ljspeech", "--root", root, "--out", out]
+    seen = -1
+    for workers, more in (("2", 100_000), ("1", 400_000)):
+        process = subprocess.Popen(
+            [*map(str, command), "--workers", workers, "--quiet"], stderr=subprocess.PIPE
+        )
+        # Killed as soon as it has done some work (a mel frame is 320 bytes), wherever it then is.
+        while process.poll() is None and not (work.exists() and work.stat().st_size > more):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=30)  # its workers hold the pipe open until they end too
+        assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
+        assert not (out / "corpus.json").exists() and work.stat().st_size > max(seen, 0)
+        seen = work.stat().st_size
+    with work.open("ab") as file:
+        file.write(b"\x07" * 100)  # a torn record
+    prepared = prepare_ljspeech(root, out, workers=1, progress=False)
+    assert prepared.fresh and contents(out) == contents(tmp_path / "whole")
+
+
+def test_other_settings_are_refused_with_the_difference(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    base = ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet", "--workers", "1"]
+    assert main(base) == 0
+    before = contents(out)
+    assert main([*base, "--hop-length", "128", "--valid", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "features.hop_length is 256 there, 128 now" in error
+    assert "split.valid is None there, 2 now" in error and "--force" in error
+    assert contents(out) == before
+    assert main([*base, "--hop-length", "128", "--force"]) == 0
+    assert load_corpus_info(out).features.hop_length == 128
+    with (corpus / "metadata.csv").open("a") as file:
+        file.write("new|line\n")
+    assert main([*base, "--hop-length", "128"]) == 2
+    assert "corpus.metadata_sha256" in capsys.readouterr().err
+
+
+def test_unfinished_work_with_other_settings_is_refused_too(corpus, tmp_path):
+    from sniper.tts.workfile import WorkFile
+
+    out = tmp_path / "out"
+    out.mkdir()
+    WorkFile(out / "prepare.work", {"features": {"n_mels": 40}}).close()
+    with pytest.raises(SpeechError, match="features.n_mels is 40 there, 80 now"):
+        prepare_ljspeech(corpus, out, workers=1, progress=False)
+    prepare_ljspeech(corpus, out, workers=1, progress=False, force=True)
+
+
+def test_a_user_lexicon_goes_first(corpus, tmp_path):
+    path = tmp_path / "user.dict"
+    path.write_text("hello HH OW1\nhello L OW1\nhole HH OW1 L\nalien X Y\n")
+    prepare_ljspeech(corpus, tmp_path / "out", lexicon=path, workers=1, progress=False)
+    lexicon = load_corpus_info(tmp_path / "out").frontend.lexicon
+    assert lexicon["hello"] == "HH OW1" and lexicon["hole"] == "HH OW1 L"
+    assert "alien" not in lexicon, "the model cannot say X or Y"
+
+
+def test_the_split_is_stable_and_sized(tmp_path):
+    root = tmp_path / "corpus"
+    for number in range(12):
+        add_utterance(root, f"u{number}", ["world"], seconds=0.4)
+    prepare_ljspeech(root, tmp_path / "o", valid=3, test=2, workers=1, progress=False)
+    sets = {name: FeatureDataset(tmp_path / "o" / f"{name}.safetensors").ids
+            for name in ("train", "valid", "test")}  # fmt: skip
+    assert [len(ids) for ids in sets.values()] == [7, 3, 2]
+    assert len(set().union(*sets.values())) == 12
+    # One utterance less moves no other out of the held-out set.
+    (root / "wavs" / f"{sets['train'][0]}.wav").unlink()
+    prepare_ljspeech(root, tmp_path / "p", valid=3, test=2, workers=1, progress=False)
+    assert FeatureDataset(tmp_path / "p" / "valid.safetensors").ids == sets["valid"]
+    with pytest.raises(SpeechError, match="leave nothing to train on"):
+        prepare_ljspeech(root, tmp_path / "q", valid=12, workers=1, progress=False)
+
+
+def test_demo_twice_is_the_same_and_its_corpus_prepares_as_any_other(tmp_path):
+    for name in ("one", "two"):
+        prepare_demo(tmp_path / name, utterances=6, seed=3, workers=1, progress=False)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    info = load_corpus_info(tmp_path / "one")
+    assert info.frontend == EspeakFrontend("en-us") and "synthetic" in info.speech
+    again = prepare_ljspeech(
+        tmp_path / "one" / "corpus", tmp_path / "three", seed=3, workers=1, progress=False
+    )
+    assert again.counts == {"train": 5, "valid": 1}
+    assert (
+        contents(tmp_path / "three")["train.safetensors"]
+        == (contents(tmp_path / "one")["train.safetensors"])
+    )
+
+
+@pytest.mark.parametrize("module", ["espeakng_loader", "pyworld", "soundfile"])
+def test_a_missing_package_is_one_line(tmp_path, capsys, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["demo", "--out", str(tmp_path / "o"), "--utterances", "2", "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pip install 'sniper-tts[" in error
+
+
+def test_the_command_line(tmp_path, capsys):
+    code = (
+        "import sys, sniper.prepare as p\n"
+        "names = 'soundfile', 'pyworld', 'praatio', 'espeakng_loader', 'soxr'\n"
+        "assert not [name for name in names if name in sys.modules]\n"
+        "p.main(['--help'])"
+    )
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "demo" in shown.stdout and "Exit status" in shown.stdout
+    with pytest.raises(SystemExit) as caught:
+        main(["ljspeech", "--help"])
+    assert caught.value.code == 0 and "--textgrids" in capsys.readouterr().out
+    assert main(["ljspeech", "--root", str(tmp_path / "no"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "metadata.csv" in error
+
+
+def test_arguments_that_cannot_work(tmp_path, capsys):
+    assert main(["demo", "--out", str(tmp_path / "a"), "--f-max", "20000"]) == 2
+    assert "f_max 20000" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "--out", str(tmp_path / "file" / "b"), "--utterances", "2"]) == 2
+    with pytest.raises(SystemExit) as caught:
+        main(["demo", "--out", "x", "--valid", "-1"])
+    assert caught.value.code == 2
