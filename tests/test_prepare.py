@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command: recordings with TextGrids and every fault, interruption, and refusals."""
 
-import json
 import signal
 import subprocess
 import sys

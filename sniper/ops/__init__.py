@@ -4,6 +4,7 @@
 from sniper.ops.block_matmul import block_matmul
 from sniper.ops.dropout import dropout, relu_dropout
 from sniper.ops.executors import executor
+from sniper.ops.explain import explain
 from sniper.ops.geometry import Geometry, register_layout
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "block_matmul",
     "dropout",
     "executor",
+    "explain",
     "register_layout",
     "relu_dropout",
 ]

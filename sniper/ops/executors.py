@@ -48,7 +48,8 @@ def run(which: str, layout: Any, geometry: Geometry, *args: Any) -> Tensor:
     """Runs pass `which` (`fwd`, `dgrad` or `wgrad`) on the executor in force.
 
     Args:
-        args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`; dy, x for `wgrad`.
+        args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`;
+            dy, x for `wgrad`.
     """
     calls = {
         name: _call(EXECUTORS[name], which, layout, geometry, args)
@@ -66,7 +67,7 @@ def run(which: str, layout: Any, geometry: Geometry, *args: Any) -> Tensor:
     return calls[name]()
 
 
-def explain(layout: Any) -> dict[str, tuple[str, dict[str, float] | None]]:
+def last_runs(layout: Any) -> dict[str, tuple[str, dict[str, float] | None]]:
     """What ran last for a layout: by pass, the executor and the seconds that were measured."""
     return {w: (name, choice.known(key)) for w, (name, key) in _last.get(layout, {}).items()}
 
@@ -106,7 +107,7 @@ def _key(which: str, layout: Any, geometry: Geometry, x: Tensor) -> str:
     rows, taps, cols = layout.shape
     tokens = (x.shape[0] * x.shape[1]).bit_length()
     return (
-        f"{choice.machine(device.type, device.index)} {_C.cpu.instruction_set()}{threads} {which} {x.dtype} "
-        f"{rows}x{taps}x{cols} blocks of {layout.block_size} dilation {geometry.dilation} "
+        f"{choice.machine(device.type, device.index)} {_C.cpu.instruction_set()}{threads} "
+        f"{which} {x.dtype} {rows}x{taps}x{cols} blocks of {layout.block_size} dilation {geometry.dilation} "
         f"2^{tokens} tokens density {round(10 * layout.density)}/10"
     )

@@ -43,7 +43,8 @@ def read_textgrid(path: Path) -> Alignment:
         raise UtteranceError(f"no such TextGrid: {path}")
     textgrid = require("praatio.textgrid")
     try:
-        grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True)
+        # Its remarks about last digits would go between the lines of the progress bar.
+        grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="silence")
     # A damaged file fails anywhere inside the parser, with any kind of exception.
     except Exception as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__

@@ -15,7 +15,7 @@ from sniper.tts.audio import FeatureConfig, read_audio
 from sniper.tts.corpus import Utterance
 from sniper.tts.errors import SpeechError, UtteranceError
 from sniper.tts.features import extract
-from sniper.tts.processes import SPAWN, end_with_parent
+from sniper.tts.processes import SPAWN, end_with_parent, without_main_module
 from sniper.tts.workfile import Record
 
 # An aligner's clock and the file's may disagree a little; beyond this they are not the same audio.
@@ -72,7 +72,8 @@ def analyze_all(
     waiting: collections.deque = collections.deque()
     try:
         for utterance in utterances:
-            waiting.append(pool.submit(analyze, utterance, config))
+            with without_main_module():  # workers start here, when there is work for them
+                waiting.append(pool.submit(analyze, utterance, config))
             # A bounded queue: results of a whole corpus would not fit in memory.
             if len(waiting) >= 8 * workers:
                 yield waiting.popleft().result()

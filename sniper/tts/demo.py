@@ -2,6 +2,7 @@
 """The demo corpus: sentences of our own grammar, spoken by espeak-ng. Synthetic, and called so."""
 
 import json
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -58,6 +59,8 @@ def _is_finished(marker: Path, description: dict) -> bool:
 
 
 def _speak(root: Path, sentences: list[str], voice: str, progress: bool) -> None:
+    # tqdm's own lock is a semaphore that a terminated process would leave behind.
+    require("tqdm").tqdm.set_lock(threading.RLock())
     engine = espeak()
     soundfile = require("soundfile")
     metadata, alignments = [], []

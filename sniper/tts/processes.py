@@ -1,17 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Worker processes that do not outlive their parent."""
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 
 from sniper.tts.errors import SpeechError
 
 # Forking a process that has run torch can deadlock its threads.
 SPAWN = multiprocessing.get_context("spawn")
+
+
+@contextlib.contextmanager
+def without_main_module() -> Iterator[None]:
+    """Start processes in here: they then do not run the caller's script again.
+
+    A spawned process imports the main module of its parent, which fails for a script without
+    `if __name__ == "__main__"` or one read from standard input, and costs a trainer's imports.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def end_with_parent() -> None:
@@ -36,7 +54,8 @@ def run_in_fresh_process(function: Callable[..., None], *args) -> None:
     """
     receiver, sender = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=_call, args=(sender, function, args), daemon=True)
-    process.start()
+    with without_main_module():
+        process.start()
     sender.close()
     try:
         error = receiver.recv()

@@ -62,7 +62,7 @@ class Speaker:
             text: or phonemes in braces.
             speed: 2 takes half as long; from 0.1 to 10.
             pitch: semitones up (down when negative).
-            energy: factor on the loudness that the model is asked for.
+            energy: factor on the loudness that the model is asked for; at most 10.
             vocode: False leaves `audio` empty, for an external vocoder.
 
         Raises:
@@ -70,8 +70,8 @@ class Speaker:
         """
         if not 0.1 <= speed <= 10:
             raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")
-        if not 0 < energy < math.inf:
-            raise SpeechError(f"energy: expected a number above 0, got {energy}")
+        if not 0 < energy <= 10:
+            raise SpeechError(f"energy: expected a number above 0, at most 10, got {energy}")
         if not abs(pitch) <= 48:
             raise SpeechError(f"pitch: expected semitones within +-48, got {pitch}")
         sentences = split_sentences(text)
@@ -101,13 +101,16 @@ class Speaker:
         statistics = self.info.statistics
         device = next(self.model.parameters()).device
         tokens = torch.from_numpy(self.info.vocabulary.encode(phones))[None].to(device)
-        out = self.model.infer(
-            tokens,
-            speed=speed,
-            # The model's pitch is log-F0 over the corpus' standard deviation.
-            pitch_shift=pitch * math.log(2) / 12 / statistics.pitch_std,
-            energy_scale=energy,
-            energy_shift=(energy - 1) * statistics.energy_mean / statistics.energy_std,
-        )
+        try:
+            out = self.model.infer(
+                tokens,
+                speed=speed,
+                # The model's pitch is log-F0 over the corpus' standard deviation.
+                pitch_shift=pitch * math.log(2) / 12 / statistics.pitch_std,
+                energy_scale=energy,
+                energy_shift=(energy - 1) * statistics.energy_mean / statistics.energy_std,
+            )
+        except ValueError as error:  # NaN durations
+            raise SpeechError(f"the model cannot speak: {error}") from error
         mel = statistics.denormalize_mel(out.mel[0].float().cpu().numpy())
         return mel.astype(np.float32), out.durations[0].cpu().numpy()

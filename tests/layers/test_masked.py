@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
@@ -179,7 +180,7 @@ def test_autocast_is_torchs(net, x, dtype):
 
 def test_compiled_equals_eager_and_a_new_mask_compiles_nothing(net, x):
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, fullgraph=True, backend=counter)
     compiled(x)
     for seed in (1, 2, 3):

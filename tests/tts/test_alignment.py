@@ -68,6 +68,13 @@ def test_a_speaker_in_the_tier_name_and_no_words(tmp_path):
     assert len(found.phones) == 7 and found.pronunciations == ()
 
 
+def test_nothing_is_printed_about_last_digits(tmp_path, capsys):
+    path = tmp_path / "a.TextGrid"
+    path.write_text(long_form(TIERS).replace("xmax = 1.3", "xmax = 1.2999999999999998", 2))
+    read_textgrid(path)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_ipa_labels_survive(tmp_path):
     path = tmp_path / "a.TextGrid"
     path.write_text(short_form({"phones": [(0, 0.5, "dʒ"), (0.5, 1.0, "aɪ̯")]}), encoding="utf-16")

@@ -2,6 +2,8 @@
 """A fresh process hands back its errors and its death."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -14,11 +16,19 @@ def test_death_is_an_error():
         run_in_fresh_process(os._exit, 3)
 
 
-def test_a_speech_error_and_another_process(tmp_path):
+def test_errors_come_back(tmp_path):
     with pytest.raises(FileNotFoundError):
         run_in_fresh_process(os.rmdir, tmp_path / "none")
+
+
+def test_a_script_without_a_main_guard(tmp_path):
     (tmp_path / "there").mkdir()
-    run_in_fresh_process(os.rmdir, tmp_path / "there")
+    script = (
+        "import os\nfrom sniper.tts.processes import run_in_fresh_process\n"
+        f"run_in_fresh_process(os.rmdir, {str(tmp_path / 'there')!r})\nprint('once')\n"
+    )
+    done = subprocess.run([sys.executable], input=script, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("once\n", "")
     assert not (tmp_path / "there").exists()
 
 

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corpus of two dozen sentences and a model of a few thousand weights: a run takes seconds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sniper import checkpoint
+from sniper.config import Config, from_dict
+from sniper.progress import Observer
+from sniper.trainer import Trainer
+from sniper.tts.dataset import FeatureDataset
+
+UTTERANCES, VALID = 24, 3
+
+_TINY: dict[str, Any] = {
+    "name": "tiny",
+    "sample_text": "The grey horse slept by the river.",
+    "data": {"kind": "demo", "utterances": UTTERANCES, "valid": VALID},
+    "model": {
+        "d_model": 32,
+        "heads": 2,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "ffn_dim": 64,
+        "duration_predictor": {"layers": 1, "channels": 32},
+        "pitch_predictor": {"layers": 1, "channels": 32},
+        "energy_predictor": {"layers": 1, "channels": 32},
+        "postnet_layers": 2,
+        "postnet_channels": 32,
+    },
+    "sparsity": {
+        "block_size": 16,
+        "schedule": {0: 0.6, 1: 0.3, 2: 0.0},
+        "max_param_sparsity": 0.9,
+        "score_batches": 2,
+    },
+    "train": {
+        "epochs": 3,
+        "max_frames": 1300,
+        "warmup": 20,
+        "workers": 0,
+        "threads": 2,
+        "device": "cpu",
+        "log_every": 1,
+        "sample_every": 100,
+    },
+}
+
+
+def make_corpus(folder: Path) -> Path:
+    """Speaks and prepares the corpus."""
+    from sniper.prepare import prepare_demo
+
+    prepare_demo(folder, utterances=UTTERANCES, valid=VALID, workers=1, progress=False)
+    return folder
+
+
+def tiny(corpus: Path, output: Path, **sections: dict[str, Any]) -> Config:
+    """The small run's config; `train={"epochs": 1}` changes single settings."""
+    data = {k: dict(v) if isinstance(v, dict) else v for k, v in _TINY.items()}
+    data["output"] = str(output)
+    data["data"]["root"] = str(corpus)
+    for name, section in sections.items():
+        data[name] = {**data[name], **section} if isinstance(section, dict) else section
+    return from_dict(data)
+
+
+def make_trainer(config: Config, observer: Observer | None = None) -> Trainer:
+    """A trainer on the config's corpus, which must be prepared."""
+    folder = Path(config.data.root)
+    train, valid = (FeatureDataset(folder / f"{s}.safetensors") for s in ("train", "valid"))
+    return Trainer(config, train, valid, train.info, observer)
+
+
+def fit(config: Config, observer: Observer | None = None) -> Trainer:
+    """Resumes, if there is something to resume, and trains to the end."""
+    trainer = make_trainer(config, observer)
+    trainer.resume()
+    trainer.fit()
+    return trainer
+
+
+def everything(run: Path) -> dict[str, Any]:
+    """All that a run's last checkpoint holds, but for how long things took and how far to go."""
+    saved = checkpoint.load(run)
+    progress = dict(saved.meta["progress"])
+    progress.pop("score_seconds")
+    untimed = [
+        {k: v for k, v in row.items() if k not in ("seconds", "frames_per_second")}
+        for row in progress["history"]
+    ]
+    return {"weights": saved.weights, "state": saved.state, **progress, "history": untimed}
+
+
+def differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Where two nested structures are not equal, tensors bit for bit and memory layout included."""
+    import torch
+
+    if isinstance(one, dict) and isinstance(other, dict):
+        if one.keys() != other.keys():
+            return [f"{where}: keys {one.keys() ^ other.keys()}"]
+        return [d for k in one for d in differences(one[k], other[k], f"{where}.{k}")]
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            return [f"{where}: {len(one)} and {len(other)} entries"]
+        pairs = enumerate(zip(one, other, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}.{i}")]
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = one.dtype == other.dtype and one.stride() == other.stride() and one.equal(other)
+        return [] if same else [where]
+    return [] if type(one) is type(other) and one == other else [f"{where}: {one!r}, {other!r}"]
+
+
+def command(module: str, *arguments: object, **options: Any) -> subprocess.Popen:
+    """Starts `python -m sniper.MODULE` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", f"sniper.{module}", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        **options,
+    )
