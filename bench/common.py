@@ -65,7 +65,9 @@ def percentiles(times: list[float]) -> tuple[float, float, float]:
 
 def check_close(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
     """Refuses to time what is wrong: relative Frobenius error."""
-    error = ((got.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30)).item()
+    error = (
+        (got.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30)
+    ).item()
     if not error <= tolerance:
         raise SystemExit(f"{name}: relative error {error:.1e} is over {tolerance:.0e}, not timed")
 

@@ -11,6 +11,7 @@
 #include "cpu/elementwise.h"
 #include "cpu/parallel.h"
 #include "mask_bits.h"
+#include "mask_update.h"
 
 namespace py = pybind11;
 
@@ -44,6 +45,82 @@ void bind_mask_bits(py::module_& m) {
 #endif
 }
 
+using StridedArg = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;  // address, strides of row, channel, tap
+using BlocksArg = std::tuple<int64_t, int64_t, int64_t, int64_t>;     // out_blocks, taps, in_blocks, block
+using ScoresArg = std::tuple<uintptr_t, uintptr_t, int64_t>;          // values, offsets, layers
+using StagesArg = std::tuple<uintptr_t, int64_t, double, bool>;       // ranks, count, cap, nested
+
+sniper::StridedWeight strided(const StridedArg& arg) {
+  return {as<const float>(std::get<0>(arg)), std::get<1>(arg), std::get<2>(arg), std::get<3>(arg)};
+}
+
+sniper::BlockShape blocks(const BlocksArg& arg) {
+  return {std::get<0>(arg), std::get<1>(arg), std::get<2>(arg), std::get<3>(arg)};
+}
+
+sniper::Scores scores(const ScoresArg& arg) {
+  return {as<const float>(std::get<0>(arg)), as<const int64_t>(std::get<1>(arg)), std::get<2>(arg)};
+}
+
+sniper::Stages stages(const StagesArg& arg) {
+  return {as<const int64_t>(std::get<0>(arg)), std::get<1>(arg), std::get<2>(arg), std::get<3>(arg)};
+}
+
+void bind_mask_update(py::module_& m) {
+  const auto no_gil = py::call_guard<py::gil_scoped_release>();
+  m.attr("layer_words") = sizeof(sniper::LayerUpdate) / sizeof(int64_t);
+  m.def(
+      "pool_saliency",
+      [](StridedArg w, StridedArg g, BlocksArg shape, uintptr_t out, int threads) {
+        sniper::pool_saliency(strided(w), strided(g), blocks(shape), as<float>(out), threads);
+      },
+      no_gil);
+  m.def(
+      "select_smallest",
+      [](uintptr_t values, int64_t n, int64_t rank, int threads) {
+        float found;
+        sniper::select_smallest(as<const float>(values), n, &rank, 1, &found, threads);
+        return found;
+      },
+      no_gil);
+  m.def(
+      "plan_masks",
+      [](ScoresArg values, StagesArg wanted, uintptr_t masks, uintptr_t counts, int threads) {
+        return sniper::plan_masks(scores(values), stages(wanted), as<uint8_t>(masks), as<int64_t>(counts), threads);
+      },
+      no_gil);
+  m.def(
+      "fixed_choice",
+      [](int64_t n, int64_t pruned, uintptr_t keep) { sniper::fixed_choice(n, pruned, as<uint8_t>(keep)); }, no_gil);
+  m.def(
+      "update_layers",
+      [](uintptr_t layers, int64_t count, int threads) {
+        sniper::update_layers(as<const sniper::LayerUpdate>(layers), count, threads);
+      },
+      no_gil);
+}
+
+#ifdef SNIPER_WITH_CUDA
+void bind_mask_update_cuda(py::module_& m) {
+  m.def("pool_saliency_cuda", [](StridedArg w, StridedArg g, BlocksArg shape, uintptr_t out, uintptr_t stream) {
+    sniper::pool_saliency_cuda(strided(w), strided(g), blocks(shape), as<float>(out), as<void>(stream));
+  });
+  m.def("plan_workspace", &sniper::plan_workspace);
+  m.def("plan_masks_cuda",
+        [](ScoresArg values, int64_t n, int64_t longest, StagesArg wanted, uintptr_t caps, uintptr_t choices,
+           uintptr_t masks, uintptr_t counts, uintptr_t suspects, uintptr_t workspace, uintptr_t stream) {
+          sniper::plan_masks_cuda(scores(values), n, longest, stages(wanted), as<const int64_t>(caps),
+                                  as<const uint8_t>(choices), as<uint8_t>(masks), as<int64_t>(counts),
+                                  as<int64_t>(suspects), as<void>(workspace), as<void>(stream));
+        });
+  m.def("update_layers_cuda",
+        [](uintptr_t layers, int64_t count, int64_t blocks, uintptr_t positions, uintptr_t stream) {
+          sniper::update_layers_cuda(as<const sniper::LayerUpdate>(layers), count, blocks, as<int32_t>(positions),
+                                     as<void>(stream));
+        });
+}
+#endif
+
 // The CPU kernels take small tuples where C++ has structs.
 using RowsArg = std::tuple<uintptr_t, int64_t, int64_t>;       // address, batch stride, row stride
 using WeightArg = std::tuple<uintptr_t, int64_t>;              // address, row stride
@@ -56,65 +133,70 @@ sniper::cpu::Sequences<T> rows(const RowsArg& arg, int64_t length) {
 }
 
 sniper::cpu::Index index(const IndexArg& arg) {
-  return {as<const int32_t>(std::get<0>(arg)), as<const int32_t>(std::get<1>(arg)), as<const int32_t>(std::get<2>(arg))};
+  return {as<const int32_t>(std::get<0>(arg)), as<const int32_t>(std::get<1>(arg)),
+          as<const int32_t>(std::get<2>(arg))};
 }
 
 sniper::cpu::Dropout dropout(const DropoutArg& arg) { return {std::get<0>(arg), std::get<1>(arg), std::get<2>(arg)}; }
 
-void bind_cpu_products(py::module_& m) {
+// T is float, or uint16_t for bfloat16.
+template <typename T>
+void bind_cpu_kernels(py::module_ m) {
+  namespace cpu = sniper::cpu;
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def(
+      "forward",
+      [](const cpu::Shape& shape, IndexArg layout, RowsArg x, WeightArg w, uintptr_t bias, bool relu, DropoutArg drop,
+         RowsArg y, int threads) {
+        cpu::forward(cpu::kernels<T>(), shape, index(layout), rows<const T>(x, shape.length_in),
+                     as<const T>(std::get<0>(w)), std::get<1>(w), as<const float>(bias), relu, dropout(drop),
+                     rows<T>(y, shape.length_out), threads);
+      },
+      no_gil);
+  m.def(
+      "input_grad",
+      [](const cpu::Shape& shape, IndexArg twin, RowsArg dy, WeightArg w, RowsArg dx, int threads) {
+        cpu::input_grad(cpu::kernels<T>(), shape, index(twin), rows<const T>(dy, shape.length_out),
+                        as<const T>(std::get<0>(w)), std::get<1>(w), rows<T>(dx, shape.length_in), threads);
+      },
+      no_gil);
+  m.def(
+      "weight_grad",
+      [](const cpu::Shape& shape, IndexArg layout, IndexArg twin, RowsArg dy, RowsArg x, uintptr_t dw, uintptr_t db,
+         int threads) {
+        cpu::weight_grad(cpu::kernels<T>(), shape, index(layout), index(twin), rows<const T>(dy, shape.length_out),
+                         rows<const T>(x, shape.length_in), as<float>(dw), as<float>(db), threads);
+      },
+      no_gil);
+  m.def(
+      "dropout",
+      [](uintptr_t x, uintptr_t y, int64_t rows, int64_t columns, DropoutArg drop, int threads) {
+        cpu::dropout(cpu::kernels<T>(), as<const T>(x), as<T>(y), rows, columns, dropout(drop), threads);
+      },
+      no_gil);
+  m.def(
+      "relu_backward",
+      [](uintptr_t dy, uintptr_t y, uintptr_t dx, int64_t n, float scale, int threads) {
+        cpu::relu_backward(cpu::kernels<T>(), as<const T>(dy), as<const T>(y), as<T>(dx), n, scale, threads);
+      },
+      no_gil);
+}
+
+void bind_cpu(py::module_ m) {
   using sniper::cpu::Shape;
+  m.def("instruction_set", &sniper::cpu::instruction_set);
+  m.def("set_instruction_set", &sniper::cpu::set_instruction_set);
+  m.def("has_bfloat16", &sniper::cpu::has_bfloat16);
+  m.def("thread_source", &sniper::cpu::thread_source);
+  m.def("advise_huge_pages",
+        [](uintptr_t data, int64_t bytes) { sniper::cpu::advise_huge_pages(as<void>(data), bytes); });
   py::class_<Shape>(m, "Shape")
       .def(py::init([](int64_t batch, int64_t length_in, int64_t length_out, int64_t in, int64_t out, int64_t taps,
                        int64_t dilation, int64_t pad_left, int block) {
         return Shape{batch, length_in, length_out, in, out, taps, dilation, pad_left, block};
       }));
-  m.def(
-      "forward",
-      [](const Shape& shape, IndexArg layout, RowsArg x, WeightArg w, uintptr_t bias, bool relu, DropoutArg drop,
-         RowsArg y, int threads) {
-        sniper::cpu::forward(sniper::cpu::float_kernels(), shape, index(layout), rows<const float>(x, shape.length_in),
-                             as<const float>(std::get<0>(w)), std::get<1>(w), as<const float>(bias), relu,
-                             dropout(drop), rows<float>(y, shape.length_out), threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "input_grad",
-      [](const Shape& shape, IndexArg twin, RowsArg dy, WeightArg w, RowsArg dx, int threads) {
-        sniper::cpu::input_grad(sniper::cpu::float_kernels(), shape, index(twin),
-                                rows<const float>(dy, shape.length_out), as<const float>(std::get<0>(w)),
-                                std::get<1>(w), rows<float>(dx, shape.length_in), threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "weight_grad",
-      [](const Shape& shape, IndexArg layout, IndexArg twin, RowsArg dy, RowsArg x, uintptr_t dw, uintptr_t db,
-         int threads) {
-        sniper::cpu::weight_grad(sniper::cpu::float_kernels(), shape, index(layout), index(twin),
-                                 rows<const float>(dy, shape.length_out), rows<const float>(x, shape.length_in),
-                                 as<float>(dw), as<float>(db), threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
-}
-
-void bind_cpu(py::module_ m) {
-  m.def("instruction_set", &sniper::cpu::instruction_set);
-  m.def("set_instruction_set", &sniper::cpu::set_instruction_set);
-  m.def("thread_source", &sniper::cpu::thread_source);
-  bind_cpu_products(m);
-  m.def(
-      "dropout",
-      [](uintptr_t x, uintptr_t y, int64_t rows, int64_t columns, DropoutArg drop, int threads) {
-        sniper::cpu::dropout(sniper::cpu::float_kernels(), as<const float>(x), as<float>(y), rows, columns,
-                             dropout(drop), threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "relu_backward",
-      [](uintptr_t dy, uintptr_t y, uintptr_t dx, int64_t n, float scale, int threads) {
-        sniper::cpu::relu_backward(sniper::cpu::float_kernels(), as<const float>(dy), as<const float>(y),
-                                   as<float>(dx), n, scale, threads);
-      },
-      py::call_guard<py::gil_scoped_release>());
+  bind_cpu_kernels<float>(m.def_submodule("float32"));
+  bind_cpu_kernels<uint16_t>(m.def_submodule("bfloat16"));
 }
 
 }  // namespace
@@ -126,5 +208,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("with_cuda") = false;
 #endif
   bind_mask_bits(m);
+  bind_mask_update(m);
+#ifdef SNIPER_WITH_CUDA
+  bind_mask_update_cuda(m);
+#endif
   bind_cpu(m.def_submodule("cpu"));
 }

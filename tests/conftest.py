@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every test starts from: the same seeds, two threads, and no luck with uninitialised memory."""
+"""What every test starts from: the same seeds, two threads, no luck with uninitialised memory."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def choices_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is measured while tests run does not decide what the user's runs execute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNIPER_CACHE_DIR", str(tmp_path_factory.mktemp("choices")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +34,17 @@ def seeded() -> Iterator[None]:
 
 @pytest.fixture
 def nan_filled_empty() -> Iterator[None]:
-    """Uninitialised memory holds NaN, so that an element nobody writes cannot look right by luck."""
+    """Uninitialised memory holds NaN: an element that nobody writes cannot look right by luck."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)  # fills what torch.empty and its kin return
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session")
+def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus of two dozen sentences by espeak-ng; to be read only."""
+    from speech import make_corpus
+
+    return make_corpus(tmp_path_factory.mktemp("speech"))

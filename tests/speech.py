@@ -11,6 +11,7 @@ from typing import Any
 
 from sniper import checkpoint
 from sniper.config import Config, from_dict
+from sniper.parts import set_up_torch
 from sniper.progress import Observer
 from sniper.trainer import Trainer
 from sniper.tts.dataset import FeatureDataset
@@ -44,7 +45,7 @@ _TINY: dict[str, Any] = {
         "max_frames": 1300,
         "warmup": 20,
         "workers": 0,
-        "threads": 2,
+        "threads": 1,  # as fast as two at this size, and not slowed by others on the machine
         "device": "cpu",
         "log_every": 1,
         "sample_every": 100,
@@ -72,6 +73,7 @@ def tiny(corpus: Path, output: Path, **sections: dict[str, Any]) -> Config:
 
 def make_trainer(config: Config, observer: Observer | None = None) -> Trainer:
     """A trainer on the config's corpus, which must be prepared."""
+    set_up_torch(config.train)
     folder = Path(config.data.root)
     train, valid = (FeatureDataset(folder / f"{s}.safetensors") for s in ("train", "valid"))
     return Trainer(config, train, valid, train.info, observer)

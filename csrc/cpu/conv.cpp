@@ -7,7 +7,8 @@
 namespace sniper::cpu {
 namespace {
 
-// Tokens of a task. Chosen so that a panel of inputs stays in the second-level cache while a block row's weights stream.
+// Tokens of a task. Chosen so that a panel of inputs stays in the second-level cache while a block row's weights
+// stream.
 constexpr int64_t kProductTokens = 96;
 
 struct Twin {
@@ -78,5 +79,9 @@ template void forward(const Kernels<float>&, const Shape&, const Index&, const S
                       int64_t, const float*, bool, const Dropout&, const Sequences<float>&, int);
 template void input_grad(const Kernels<float>&, const Shape&, const Index&, const Sequences<const float>&, const float*,
                          int64_t, const Sequences<float>&, int);
+template void forward(const Kernels<uint16_t>&, const Shape&, const Index&, const Sequences<const uint16_t>&,
+                      const uint16_t*, int64_t, const float*, bool, const Dropout&, const Sequences<uint16_t>&, int);
+template void input_grad(const Kernels<uint16_t>&, const Shape&, const Index&, const Sequences<const uint16_t>&,
+                         const uint16_t*, int64_t, const Sequences<uint16_t>&, int);
 
 }  // namespace sniper::cpu

@@ -22,11 +22,12 @@ struct Shape {
   int block;
 };
 
-// y[b, t] = dropout(relu(bias + sum over taps of w[:, tap] x[b, t + tap * dilation - pad_left])). w: [out, taps * in], row
-// stride w_stride. bias (float) may be null.
+// y[b, t] = dropout(relu(bias + sum over taps of w[:, tap] x[b, t + tap * dilation - pad_left])). w: [out, taps * in],
+// row stride w_stride. bias (float) may be null.
 template <typename T>
 void forward(const Kernels<T>& kernels, const Shape& shape, const Index& index, const Sequences<const T>& x, const T* w,
-             int64_t w_stride, const float* bias, bool relu, const Dropout& dropout, const Sequences<T>& y, int threads);
+             int64_t w_stride, const float* bias, bool relu, const Dropout& dropout, const Sequences<T>& y,
+             int threads);
 
 // dx from dy; `twin` is the transposed index.
 template <typename T>

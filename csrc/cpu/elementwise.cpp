@@ -32,5 +32,7 @@ void relu_backward(const Kernels<T>& kernels, const T* dy, const T* y, T* dx, in
 
 template void dropout(const Kernels<float>&, const float*, float*, int64_t, int64_t, const Dropout&, int);
 template void relu_backward(const Kernels<float>&, const float*, const float*, float*, int64_t, float, int);
+template void dropout(const Kernels<uint16_t>&, const uint16_t*, uint16_t*, int64_t, int64_t, const Dropout&, int);
+template void relu_backward(const Kernels<uint16_t>&, const uint16_t*, const uint16_t*, uint16_t*, int64_t, float, int);
 
 }  // namespace sniper::cpu

@@ -54,8 +54,8 @@ struct Product {
   Dropout dropout;
 };
 
-// dw_p[i, j] (+)= sum over the panel's tokens t: dy[b, t, r * block + i] * x[b, t + shift_p, column_p + j], for entries p
-// of one block row r, sorted by column, then shift. db[i] (+)= sum_t dy[b, t, r * block + i].
+// dw_p[i, j] (+)= sum over the panel's tokens t: dy[b, t, r * block + i] * x[b, t + shift_p, column_p + j], for entries
+// p of one block row r, sorted by column, then shift. db[i] (+)= sum_t dy[b, t, r * block + i].
 template <typename T>
 struct WeightGrad {
   Sequences<const T> x;
@@ -86,7 +86,7 @@ struct Kernels {
   void (*relu_backward)(const T* dy, const T* y, T* dx, int64_t begin, int64_t end, float scale);
 };
 
-// Null where the build has no such kernels.
+// All but the first only in builds for x86-64.
 extern const Kernels<float> kPortableF32;
 extern const Kernels<float> kAvx2F32;
 extern const Kernels<float> kAvx512F32;

@@ -2,6 +2,7 @@
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <system_error>
 #include <thread>
@@ -37,6 +38,17 @@ void run_on_threads(int threads, void (*body)(void*), void* data) {
   }
   body(data);
   for (auto& other : others) other.join();
+}
+
+void advise_huge_pages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kPage = uintptr_t{2} << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  static_cast<void>(data), static_cast<void>(bytes);
+#endif
 }
 
 }  // namespace sniper::cpu

@@ -11,8 +11,8 @@
 namespace sniper::cpu {
 namespace {
 
-constexpr int64_t kTokens = 96;     // of a panel: its packed x block stays in the first-level cache
-constexpr int kGroup = 8;           // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
+constexpr int64_t kTokens = 96;  // of a panel: its packed x block stays in the first-level cache
+constexpr int kGroup = 8;        // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
 constexpr int kTasksPerThread = 6;  // fewer: idle threads at the end; more: partial sums to write and add
 
 // Some entries of one block row: the work of one task in one chunk of tokens.
@@ -148,5 +148,7 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
 
 template void weight_grad(const Kernels<float>&, const Shape&, const Index&, const Index&,
                           const Sequences<const float>&, const Sequences<const float>&, float*, float*, int);
+template void weight_grad(const Kernels<uint16_t>&, const Shape&, const Index&, const Index&,
+                          const Sequences<const uint16_t>&, const Sequences<const uint16_t>&, float*, float*, int);
 
 }  // namespace sniper::cpu

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
-
+#include "check.h"
 #include "mask_bits.h"
 
 namespace sniper {
@@ -23,10 +19,6 @@ __global__ void pack_kernel(const uint8_t* values, int64_t n, uint8_t* bits) {
 __global__ void unpack_kernel(const uint8_t* bits, int64_t n, uint8_t* values) {
   int64_t i = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (i < n) values[i] = (bits[i / 8] >> (i % 8)) & 1;
-}
-
-void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
 }  // namespace

@@ -13,6 +13,8 @@ pointer, shape or guard.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,8 @@ class BlockLayout:
         col_indices_t: int32, same size as `col_indices`, `tap * out_blocks + out_block`, ascending
             in a row.
         row_indices: int32, same size, the block row of every entry of `col_indices`.
+        permutation_t: int32, same size: entry i of the transposed twin is the block that is entry
+            `permutation_t[i]` of `col_indices`.
         row_order, row_order_t: int32, block rows of each twin, the longest first (ties: the lower
             row first).
         block_mask: bool `[out_blocks, taps, in_blocks]`.
@@ -50,28 +54,42 @@ class BlockLayout:
         "row_indices",
         "crow_indices_t",
         "col_indices_t",
+        "permutation_t",
         "row_order",
         "row_order_t",
     )
 
     def __init__(self, block_mask: Tensor, block_size: int):
         mask = _as_3d(block_mask)
-        out_blocks, taps, in_blocks = mask.shape
-        new = torch.zeros
-        options = {"dtype": torch.int32, "device": mask.device}
+        self._allocate(tuple(mask.shape), block_size, mask.device)
+        self.update(mask)
+
+    @classmethod
+    def unwritten(
+        cls, shape: tuple[int, int, int], block_size: int, device: torch.device
+    ) -> BlockLayout:
+        """A layout without active blocks, for someone else to write; `version` is 0."""
+        layout = object.__new__(cls)
+        layout._allocate(shape, block_size, device)
+        return layout
+
+    def _allocate(self, shape: tuple[int, int, int], block_size: int, device: torch.device) -> None:
+        out_blocks, taps, in_blocks = shape
+        size = out_blocks * taps * in_blocks
+        new = partial(torch.zeros, dtype=torch.int32, device=device)
         self.block_size = block_size
-        self.block_mask = torch.zeros_like(mask)
-        self.crow_indices = new(out_blocks + 1, **options)
-        self.col_indices = new(mask.numel(), **options)
-        self.row_indices = new(mask.numel(), **options)
-        self.crow_indices_t = new(in_blocks + 1, **options)
-        self.col_indices_t = new(mask.numel(), **options)
-        self.row_order = new(out_blocks, **options)
-        self.row_order_t = new(in_blocks, **options)
+        self.block_mask = new(shape, dtype=torch.bool)
+        self.crow_indices = new(out_blocks + 1)
+        self.col_indices = new(size)
+        self.row_indices = new(size)
+        self.crow_indices_t = new(in_blocks + 1)
+        self.col_indices_t = new(size)
+        self.permutation_t = new(size)
+        self.row_order = new(out_blocks)
+        self.row_order_t = new(in_blocks)
         self.nnz = 0
         self.version = 0
         self.handle = register_layout(self)
-        self.update(mask)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -95,9 +113,18 @@ class BlockLayout:
         out_blocks, _, in_blocks = self.shape
         rows = mask.reshape(out_blocks, -1)
         rows_t = mask.permute(2, 1, 0).reshape(in_blocks, -1)
-        self.nnz = _compress(rows, self.crow_indices, self.col_indices, self.row_order)
+        nnz = _compress(rows, self.crow_indices, self.col_indices, self.row_order)
         _compress(rows_t, self.crow_indices_t, self.col_indices_t, self.row_order_t)
-        self.row_indices[: self.nnz] = rows.nonzero()[:, 0].to(torch.int32)
+        self.row_indices[:nnz] = rows.nonzero()[:, 0].to(torch.int32)
+        entries = (mask.reshape(-1).cumsum(0) - 1).view(mask.shape).permute(2, 1, 0)
+        self.permutation_t[:nnz] = entries.reshape(in_blocks, -1)[rows_t].to(torch.int32)
+        self.rewritten(nnz)
+
+    def rewritten(self, nnz: int) -> None:
+        """Whoever has written the tensors says so: caches, executor choices and captured graphs
+        of this layout are out of date.
+        """
+        self.nnz = nnz
         self.version += 1
 
     def to(self, device: torch.device | str) -> BlockLayout:
@@ -119,6 +146,12 @@ class BlockLayout:
         # Copies and unpickled layouts are layouts of their own.
         self.__dict__.update(state)
         self.handle = register_layout(self)
+
+    def written(self) -> list[Tensor]:
+        """The tensors without the parts that are unused."""
+        unused = ("col_indices", "row_indices", "col_indices_t", "permutation_t")
+        tensors = {name: getattr(self, name) for name in self._TENSORS}
+        return [t[: self.nnz] if name in unused else t for name, t in tensors.items()]
 
     def element_mask(self) -> Tensor:
         """The mask per weight, bool `[N, taps, C]`."""

@@ -82,12 +82,22 @@ class BlockMaskedLayer(nn.Module):
             raise ValueError(
                 f"block mask: expected shape {self.block_mask_shape}, got {tuple(mask.shape)}"
             )
-        if self._layout is None:
-            self._use_kernel_memory_order()
-            self._layout = BlockLayout(mask.to(self.weight.device), self.block_size)
-        else:
-            self._layout.update(mask)
+        self._ensure_layout()
+        self._layout.update(mask)
         self._zero_pruned()
+
+    @torch.no_grad()
+    def _ensure_layout(self) -> bool:
+        """Prepares for a mask: memory that kernels can walk, and a layout that is still to be
+        written if there is none. Returns whether there was one.
+        """
+        had_mask = self._layout is not None
+        self._use_kernel_memory_order()
+        if not had_mask:
+            n, *taps, c = self.block_mask_shape
+            shape = (n, taps[0] if taps else 1, c)
+            self._layout = BlockLayout.unwritten(shape, self.block_size, self.weight.device)
+        return had_mask
 
     def _use_kernel_memory_order(self) -> None:
         """Lays a convolution's weight out as `[N, taps, C]`; shape and Parameter stay what they
@@ -95,10 +105,12 @@ class BlockMaskedLayer(nn.Module):
         """
         # A gradient that is there already follows: fused optimizers walk both as flat memory.
         for tensor in (self.weight, self.weight.grad):
-            if tensor is not None and tensor.dim() == 3:
-                tensor.data = tensor.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
-            elif tensor is not None and not tensor.is_contiguous():
-                tensor.data = tensor.data.contiguous()
+            if tensor is None:
+                continue
+            rows = tensor.data.permute(0, 2, 1) if tensor.dim() == 3 else tensor.data
+            if not rows.is_contiguous():
+                rows = rows.contiguous()
+                tensor.data = rows.permute(0, 2, 1) if tensor.dim() == 3 else rows
 
     @torch.no_grad()
     def _zero_pruned(self) -> None:

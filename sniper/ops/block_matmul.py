@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sniper.ops import executors
-from sniper.ops.dropout import counter_dropout, draw_seed, relu_dropout_grad
+from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_kernels
 from sniper.ops.dropout import relu_dropout as relu_then_dropout
 from sniper.ops.geometry import LINEAR, Epilogue, Geometry, as_matrix, as_weight, find_layout
 
@@ -33,7 +33,7 @@ def block_matmul(
         layout: handle of the weight's layout.
         geometry: taps, dilation and padding.
         relu_dropout: None, or the share that dropout zeroes after ReLU, drawn anew at each call;
-            fused into the product where our CPU kernels run.
+            fused into the product where our kernels run.
 
     Returns:
         `[B, T_out, N]`.
@@ -50,8 +50,8 @@ def block_matmul(
     _check(x, weight, bias, geometry)
     padding = (geometry.dilation, geometry.pad_left, geometry.pad_right)
     p = relu_dropout
-    if p is not None and 0 <= p < 1 and counter_dropout(x):
-        seed = draw_seed() if p else None
+    if p is not None and 0 <= p < 1 and relu_kernels(x) is not None:
+        seed = draw_seed(x.device) if p else None
         return _fwd(x, weight, bias, layout, *padding, True, p, seed)
     y = _fwd(x, weight, bias, layout, *padding, False, 0.0, None)
     return y if p is None else relu_then_dropout(y, p)
@@ -93,7 +93,9 @@ def _fwd(
     seed: Tensor | None,
 ) -> Tensor:
     geometry = _geometry(weight, dilation, pad_left, pad_right)
-    epilogue = Epilogue(relu, p, 0 if seed is None else int(seed))
+    if seed is None or not seed.is_cuda:  # a GPU's seed stays there: reading it would wait
+        seed = 0 if seed is None else int(seed)
+    epilogue = Epilogue(relu, p, seed)
     args = (x, as_matrix(weight), bias, epilogue)
     return executors.run("fwd", find_layout(layout), geometry, *args).contiguous()
 
@@ -126,15 +128,25 @@ def _(dy, weight, layout, dilation, pad_left, pad_right, length):
 
 @torch.library.custom_op("sniper::block_wgrad", mutates_args=())
 def _wgrad(
-    dy: Tensor, x: Tensor, taps: int, layout: int, dilation: int, pad_left: int, pad_right: int
-) -> Tensor:
+    dy: Tensor,
+    x: Tensor,
+    taps: int,
+    bias: bool,
+    layout: int,
+    dilation: int,
+    pad_left: int,
+    pad_right: int,
+) -> tuple[Tensor, Tensor]:
+    """dL/dW and dL/db, which is empty unless `bias`."""
     geometry = Geometry(taps, dilation, pad_left, pad_right)
-    return executors.run("wgrad", find_layout(layout), geometry, dy, x)
+    dw, db = executors.run("wgrad", find_layout(layout), geometry, dy, x, bias)
+    return dw, dy.new_empty(0) if db is None else db
 
 
 @_wgrad.register_fake
-def _(dy, x, taps, layout, dilation, pad_left, pad_right):
-    return dy.new_empty(dy.shape[-1], taps * x.shape[-1])
+def _(dy, x, taps, bias, layout, dilation, pad_left, pad_right):
+    n = dy.shape[-1]
+    return dy.new_empty(n, taps * x.shape[-1]), dy.new_empty(n if bias else 0)
 
 
 def _save(ctx, inputs, output):
@@ -153,10 +165,11 @@ def _backward(ctx, dy):
     if need_x:
         dx = _dgrad(dy, weight, ctx.layout, *ctx.geometry, x.shape[1])
     if need_w:
-        dw = as_weight(_wgrad(dy, x, taps, ctx.layout, *ctx.geometry), weight)
-    if need_b:
+        dw, db = _wgrad(dy, x, taps, need_b, ctx.layout, *ctx.geometry)
+        dw = as_weight(dw, weight)
+    elif need_b:
         db = dy.sum((0, 1))
-    return dx, dw, db, *[None] * 7
+    return dx, dw, db if need_b else None, *[None] * 7
 
 
 torch.library.register_autograd("sniper::block_fwd", _backward, setup_context=_save)

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 # A kernel within this share of the best is preferred in the order of the candidates: a near tie
 # must not be decided by noise, which would change the bits of a run.
@@ -27,7 +27,7 @@ RUNS = 3
 _choices: dict[str, dict[str, float]] | None = None
 
 
-def fastest(key: str, candidates: dict[str, Callable[[], Tensor]]) -> str:
+def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
     """The name of the candidate to run for `key`, measured now if it is not known.
 
     Args:
@@ -73,8 +73,9 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _seconds(run: Callable[[], Tensor]) -> float:
-    device = run().device  # the first run warms up
+def _seconds(run: Callable[[], Any]) -> float:
+    result = run()  # the first run warms up
+    device = (result[0] if isinstance(result, tuple) else result).device
     best = float("inf")
     for _ in range(RUNS):
         _synchronize(device)

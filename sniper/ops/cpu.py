@@ -18,13 +18,17 @@ from sniper.ops.geometry import Geometry
 
 BLOCK_SIZES = (16, 32, 64, 128)
 
+_HUGE_PAGES_FROM = 4 << 20  # bytes
+
 # Layouts whose indices were read through, with the version that was read.
 _checked: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 def available(dtype: torch.dtype) -> bool:
-    """Whether the kernels take this dtype."""
-    return dtype == torch.float32
+    """Whether the kernels take this dtype: float32, and bfloat16 (through float32 where the CPU has
+    no AVX512_BF16).
+    """
+    return dtype in (torch.float32, torch.bfloat16)
 
 
 def fwd(
@@ -57,17 +61,17 @@ def fwd(
             [0, 1).
     """
     _check_tensor("x", x, 3)
-    _check_tensor("weight", weight, 2)
+    _check_tensor("weight", weight, 2, x.dtype)
     n, c = _check_layout(layout, geometry)
     _check_shape("x", x, (None, None, c))
     _check_shape("weight", weight, (n, geometry.taps * c))
     if bias is not None:
-        _check_tensor("bias", bias, 1)
+        _check_tensor("bias", bias, 1, x.dtype)
         _check_shape("bias", bias, (n,))
-        bias = bias.contiguous()
-    x, weight = _rows_contiguous(x), _rows_contiguous(weight)
-    y = x.new_empty(x.shape[0], _out_length(geometry, x.shape[1]), n)
-    _C.cpu.forward(
+        bias = bias.float().contiguous()
+    dtype, x, weight = x.dtype, _operand(x), _operand(weight)
+    y = _empty(x.dtype, x.shape[0], _out_length(geometry, x.shape[1]), n)
+    _kernels(x).forward(
         _shape(layout, geometry, x, y),
         _index(layout),
         _rows(x),
@@ -78,19 +82,19 @@ def fwd(
         _rows(y),
         torch.get_num_threads(),
     )
-    return y
+    return y.to(dtype)
 
 
 def dgrad(dy: Tensor, weight: Tensor, layout: Any, geometry: Geometry, length: int) -> Tensor:
     """dL/dx `[B, length, C]` for dy `[B, T_out, N]`, contiguous; arguments as in `fwd`."""
     _check_tensor("dy", dy, 3)
-    _check_tensor("weight", weight, 2)
+    _check_tensor("weight", weight, 2, dy.dtype)
     n, c = _check_layout(layout, geometry)
     _check_shape("dy", dy, (None, _out_length(geometry, length), n))
     _check_shape("weight", weight, (n, geometry.taps * c))
-    dy, weight = _rows_contiguous(dy), _rows_contiguous(weight)
-    dx = dy.new_empty(dy.shape[0], length, c)
-    _C.cpu.input_grad(
+    dtype, dy, weight = dy.dtype, _operand(dy), _operand(weight)
+    dx = _empty(dy.dtype, dy.shape[0], length, c)
+    _kernels(dy).input_grad(
         _shape(layout, geometry, dx, dy),
         _index_t(layout),
         _rows(dy),
@@ -98,7 +102,7 @@ def dgrad(dy: Tensor, weight: Tensor, layout: Any, geometry: Geometry, length: i
         _rows(dx),
         torch.get_num_threads(),
     )
-    return dx
+    return dx.to(dtype)
 
 
 def wgrad(dy: Tensor, x: Tensor, layout: Any, geometry: Geometry) -> Tensor:
@@ -114,21 +118,21 @@ def wgrad_bias(dy: Tensor, x: Tensor, layout: Any, geometry: Geometry) -> tuple[
 def dropout(x: Tensor, p: float, seed: int) -> Tensor:
     """`x * keep / (1 - p)`; `keep` depends on `seed` and the shape of x alone.
 
-    The gradient is the same function of dy. Zeroes what `fwd(..., dropout_p=p, seed=seed)` zeroes in a y
-    of this shape.
+    The gradient is the same function of dy. Zeroes what `fwd(..., dropout_p=p, seed=seed)` does
+    in a y of this shape.
 
     Raises:
         ValueError: not a float tensor on the CPU, or `p` outside [0, 1).
     """
     _check_tensor("x", x, None)
-    x = x.contiguous()
-    y = torch.empty_like(x)
+    words = _dropout_words(p, seed)
+    dtype, x = x.dtype, _operand(x.contiguous())
+    y = _empty(x.dtype, *x.shape)
     columns = x.shape[-1] if x.dim() else 1
     if x.numel():
-        words = _dropout_words(p, seed)
         args = (x.data_ptr(), y.data_ptr(), x.numel() // columns, columns, words)
-        _C.cpu.dropout(*args, torch.get_num_threads())
-    return y
+        _kernels(x).dropout(*args, torch.get_num_threads())
+    return y.to(dtype)
 
 
 def relu_dropout_backward(dy: Tensor, y: Tensor, dropout_p: float = 0.0) -> Tensor:
@@ -138,28 +142,28 @@ def relu_dropout_backward(dy: Tensor, y: Tensor, dropout_p: float = 0.0) -> Tens
         ValueError: dy and y differ in shape, or `dropout_p` outside [0, 1).
     """
     _check_tensor("dy", dy, None)
-    _check_tensor("y", y, None)
+    _check_tensor("y", y, None, dy.dtype)
     _check_shape("dy", dy, tuple(y.shape))
-    dy, y = dy.contiguous(), y.contiguous()
-    dz = torch.empty_like(dy)
+    dtype, dy, y = dy.dtype, _operand(dy.contiguous()), _operand(y.contiguous())
+    dz = _empty(dy.dtype, *dy.shape)
     scale = _dropout_words(dropout_p, 0)[2]
     args = (dy.data_ptr(), y.data_ptr(), dz.data_ptr(), dy.numel(), scale)
-    _C.cpu.relu_backward(*args, torch.get_num_threads())
-    return dz
+    _kernels(dy).relu_backward(*args, torch.get_num_threads())
+    return dz.to(dtype)
 
 
 def _wgrad(
     dy: Tensor, x: Tensor, layout: Any, geometry: Geometry, with_bias: bool
 ) -> tuple[Tensor, Tensor | None]:
     _check_tensor("dy", dy, 3)
-    _check_tensor("x", x, 3)
+    _check_tensor("x", x, 3, dy.dtype)
     n, c = _check_layout(layout, geometry)
     _check_shape("x", x, (None, None, c))
     _check_shape("dy", dy, (x.shape[0], _out_length(geometry, x.shape[1]), n))
-    dy, x = _rows_contiguous(dy), _rows_contiguous(x)
-    dw = x.new_empty(n, geometry.taps * c)
-    db = x.new_empty(n) if with_bias else None
-    _C.cpu.weight_grad(
+    dtype, dy, x = dy.dtype, _operand(dy), _operand(x)
+    dw = _empty(torch.float32, n, geometry.taps * c)
+    db = _empty(torch.float32, n) if with_bias else None
+    _kernels(x).weight_grad(
         _shape(layout, geometry, x, dy),
         _index(layout),
         _index_t(layout),
@@ -169,11 +173,11 @@ def _wgrad(
         db.data_ptr() if with_bias else 0,
         torch.get_num_threads(),
     )
-    return dw, db
+    return dw.to(dtype), db.to(dtype) if with_bias else None
 
 
 def _shape(layout: Any, geometry: Geometry, x: Tensor, y: Tensor) -> _C.cpu.Shape:
-    """What the kernels call a shape; sequences that lie end to end become one where rows are alone."""
+    """For the kernels: sequences that lie end to end become one where every row is on its own."""
     batch, length_in, c = x.shape
     length_out = y.shape[1]
     if geometry.taps == 1 and not geometry.pad_left and not geometry.pad_right:
@@ -206,12 +210,27 @@ def _index_t(layout: Any) -> tuple[int, int, int]:
     return tuple(t.data_ptr() for t in tensors)
 
 
-def _rows_contiguous(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 else t.contiguous()
+def _empty(dtype: torch.dtype, *shape: int) -> Tensor:
+    """Uninitialised, on large pages: the page faults of fresh memory cost as much as filling it."""
+    t = torch.empty(shape, dtype=dtype)
+    if t.nbytes >= _HUGE_PAGES_FROM:
+        _C.cpu.advise_huge_pages(t.data_ptr(), t.nbytes)
+    return t
+
+
+def _operand(t: Tensor) -> Tensor:
+    """With contiguous channels, and in float32 where the CPU does not multiply t's dtype."""
+    if t.dtype == torch.bfloat16 and not _C.cpu.has_bfloat16():
+        t = t.float()
+    return t if t.dim() == 0 or t.stride(-1) == 1 else t.contiguous()
+
+
+def _kernels(t: Tensor) -> Any:
+    return _C.cpu.bfloat16 if t.dtype == torch.bfloat16 else _C.cpu.float32
 
 
 def _dropout_words(p: float, seed: int) -> tuple[int, int, float]:
-    """Seed, the threshold that a random 32-bit word must reach to keep its element, and the scale."""
+    """Seed, the least random 32-bit word that keeps its element, and the scale."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: expected p in [0, 1), got {p}")
     return seed % 2**64, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p)
@@ -230,13 +249,15 @@ def _out_length(geometry: Geometry, length: int) -> int:
     return out
 
 
-def _check_tensor(name: str, t: Tensor, dim: int | None) -> None:
+def _check_tensor(name: str, t: Tensor, dim: int | None, dtype: torch.dtype | None = None) -> None:
     if t.device.type != "cpu":
         raise ValueError(f"{name}: expected a tensor on the CPU, got one on {t.device}")
     if not available(t.dtype) or t.layout != torch.strided:
         raise ValueError(
-            f"{name}: expected a strided torch.float32 tensor, got {t.dtype} {t.layout}"
+            f"{name}: expected a strided float32 or bfloat16 tensor, got {t.dtype} {t.layout}"
         )
+    if dtype is not None and t.dtype != dtype:
+        raise ValueError(f"{name}: expected {dtype} like the other operand, got {t.dtype}")
     if dim is not None and t.dim() != dim:
         raise ValueError(f"{name}: expected {dim} dimensions, got shape {list(t.shape)}")
 

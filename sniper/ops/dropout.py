@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dropout from a counter: the mask is a function of a seed and a position, so nothing is stored.
 
-On the CPU in float32 our kernels run on all threads; elsewhere torch's own dropout does.
+On the CPU our kernels run on all threads, on a GPU in one pass with ReLU; elsewhere torch's own
+dropout does.
 """
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops import cpu
+from sniper.ops import cpu, triton
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
@@ -36,9 +39,10 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """`dropout(relu(x), p)` in one pass, and one in backward; arguments as in `dropout`."""
     _check(p)
     p = p if training else 0.0
-    if p == 1 or not counter_dropout(x):
+    if p == 1 or relu_kernels(x) is None:
         return F.dropout(F.relu(x), p)
-    return _relu_dropout(x, p, draw_seed() if p else torch.zeros((), dtype=torch.int64))
+    seed = draw_seed(x.device) if p else torch.zeros((), dtype=torch.int64, device=x.device)
+    return _relu_dropout(x, p, seed)
 
 
 def _check(p: float) -> None:
@@ -51,10 +55,17 @@ def counter_dropout(x: Tensor) -> bool:
     return x.device.type == "cpu" and cpu.available(x.dtype)
 
 
-def draw_seed() -> Tensor:
+def relu_kernels(x: Tensor) -> ModuleType | None:
+    """What runs ReLU and dropout in one pass on this tensor."""
+    if counter_dropout(x):
+        return cpu
+    return triton if triton.available(x.dtype, x.device) else None
+
+
+def draw_seed(device: torch.device | str = "cpu") -> Tensor:
     """A seed from torch's generator, so that `torch.manual_seed` rules all draws."""
-    # A tensor, not a number: a compiled graph must draw it at each call.
-    return torch.randint(2**62, (), dtype=torch.int64)
+    # A tensor, not a number: a compiled or captured graph must draw it at each call.
+    return torch.randint(2**62, (), dtype=torch.int64, device=device)
 
 
 @torch.library.custom_op("sniper::dropout", mutates_args=())
@@ -81,6 +92,8 @@ torch.library.register_autograd("sniper::dropout", _dropout_backward, setup_cont
 
 @torch.library.custom_op("sniper::relu_dropout", mutates_args=())
 def _relu_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
+    if x.device.type != "cpu":
+        return triton.dropout(x, p, seed, relu=True)
     return cpu.dropout(F.relu(x), p, int(seed))
 
 
@@ -91,7 +104,8 @@ def _(x, p, seed):
 
 @torch.library.custom_op("sniper::relu_dropout_backward", mutates_args=())
 def relu_dropout_grad(dy: Tensor, y: Tensor, p: float) -> Tensor:
-    return cpu.relu_dropout_backward(dy, y, p)
+    kernels = cpu if dy.device.type == "cpu" else triton
+    return kernels.relu_dropout_backward(dy, y, p)
 
 
 @relu_dropout_grad.register_fake

@@ -14,10 +14,17 @@ import torch
 from torch import Tensor
 
 from sniper import _C
-from sniper.ops import choice, cpu, dense, reference
+from sniper.ops import choice, cpu, dense, reference, triton, triton_launch
 from sniper.ops.geometry import Epilogue, Geometry
 
-EXECUTORS: dict[str, ModuleType] = {"cpu": cpu, "dense": dense, "reference": reference}
+EXECUTORS: dict[str, ModuleType] = {
+    "triton": triton,
+    "cpu": cpu,
+    "dense": dense,
+    "reference": reference,
+}
+# Those that end a forward pass themselves.
+FUSED = (triton, cpu)
 
 _forced: str | None = None
 # What ran last, by layout and pass, for `explain`.
@@ -29,7 +36,8 @@ def executor(name: str) -> Iterator[None]:
     """Forces one implementation for every layer and pass inside the `with` block.
 
     Args:
-        name: `cpu` (our kernels), `dense` (torch on the zero-filled weight) or `reference`.
+        name: `triton` or `cpu` (our kernels), `dense` (torch on the zero-filled weight) or
+            `reference`.
 
     Raises:
         ValueError: `name` is none of them.
@@ -44,12 +52,12 @@ def executor(name: str) -> Iterator[None]:
         _forced = before
 
 
-def run(which: str, layout: Any, geometry: Geometry, *args: Any) -> Tensor:
+def run(which: str, layout: Any, geometry: Geometry, *args: Any) -> Any:
     """Runs pass `which` (`fwd`, `dgrad` or `wgrad`) on the executor in force.
 
     Args:
         args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`;
-            dy, x for `wgrad`.
+            dy, x, whether dL/db is wanted for `wgrad`, which gives a pair.
     """
     calls = {
         name: _call(EXECUTORS[name], which, layout, geometry, args)
@@ -73,41 +81,55 @@ def last_runs(layout: Any) -> dict[str, tuple[str, dict[str, float] | None]]:
 
 
 def _candidates(layout: Any, x: Tensor) -> list[str]:
+    if layout.block_size in triton.BLOCK_SIZES and triton.available(x.dtype, x.device):
+        return ["triton", "dense"]
     ours = x.device.type == "cpu" and cpu.available(x.dtype)
     return ["cpu", "dense"] if ours and layout.block_size in cpu.BLOCK_SIZES else ["dense"]
 
 
 def _call(
     module: ModuleType, which: str, layout: Any, geometry: Geometry, args: tuple
-) -> Callable[[], Tensor]:
+) -> Callable[[], Any]:
     if which == "fwd":
         x, weight, bias, epilogue = args
-        if module is cpu:
-            return partial(cpu.fwd, x, weight, bias, layout, geometry, *epilogue)
+        if module in FUSED:
+            return partial(module.fwd, x, weight, bias, layout, geometry, *epilogue)
         return partial(_fwd_then, module.fwd, epilogue, x, weight, bias, layout, geometry)
     if which == "dgrad":
         dy, weight, length = args
         return partial(module.dgrad, dy, weight, layout, geometry, length)
-    dy, x = args
-    return partial(module.wgrad, dy, x, layout, geometry)
+    dy, x, bias = args
+    if bias and hasattr(module, "wgrad_bias"):
+        return partial(module.wgrad_bias, dy, x, layout, geometry)
+    return partial(_wgrad_then, module.wgrad, bias, dy, x, layout, geometry)
 
 
 def _fwd_then(fwd: Callable[..., Tensor], epilogue: Epilogue, *args: Any) -> Tensor:
     """For executors that do not fuse the epilogue."""
     y = fwd(*args)
+    if epilogue.relu and epilogue.p and y.is_cuda:
+        return triton.dropout(y, epilogue.p, epilogue.seed, relu=True)
     if epilogue.relu:
         y = y.relu_()
     return cpu.dropout(y, epilogue.p, epilogue.seed) if epilogue.p else y
+
+
+def _wgrad_then(
+    wgrad: Callable[..., Tensor], bias: bool, dy: Tensor, *args: Any
+) -> tuple[Tensor, Tensor | None]:
+    """For executors that do not sum dy on the way."""
+    return wgrad(dy, *args), dy.sum((0, 1)) if bias else None
 
 
 def _key(which: str, layout: Any, geometry: Geometry, x: Tensor) -> str:
     """Everything that the times depend on; tokens by power of two, density in tenths."""
     device = x.device
     threads = f" {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    kind = "" if device.type == "cpu" else f" {triton_launch.kind(x)}"
     rows, taps, cols = layout.shape
     tokens = (x.shape[0] * x.shape[1]).bit_length()
     return (
         f"{choice.machine(device.type, device.index)} {_C.cpu.instruction_set()}{threads} "
-        f"{which} {x.dtype} {rows}x{taps}x{cols} blocks of {layout.block_size} dilation {geometry.dilation} "
+        f"{which} {x.dtype}{kind} {rows}x{taps}x{cols} blocks of {layout.block_size} dilation {geometry.dilation} "
         f"2^{tokens} tokens density {round(10 * layout.density)}/10"
     )

@@ -41,12 +41,12 @@ class Epilogue(NamedTuple):
     Args:
         relu: whether to clamp at 0; without it there is no dropout either.
         p: share that dropout zeroes; the rest is scaled by `1 / (1 - p)`.
-        seed: decides what is zeroed.
+        seed: decides what is zeroed; an int64 scalar on the device of a GPU.
     """
 
     relu: bool = False
     p: float = 0.0
-    seed: int = 0
+    seed: int | Tensor = 0
 
 
 NO_EPILOGUE = Epilogue()

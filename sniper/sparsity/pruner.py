@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from sniper.layers import sparsify
 from sniper.layers.masked import check_block_size
-from sniper.sparsity import stages
+from sniper.sparsity import ranks, stages, update
 from sniper.sparsity.lr_scale import LrScale
-from sniper.sparsity.saliency import EXCLUDE, prunable_parameters, saliency
+from sniper.sparsity.saliency import EXCLUDE, prunable_parameters, summed_gradients
 from sniper.sparsity.schedule import SparsitySchedule, check_sparsity
 from sniper.sparsity.targets import BlockTargets, ElementTargets
 
@@ -85,7 +85,7 @@ class Sniper:
         else:
             sparsify(model, self.block_size, exclude=exclude)
             self._targets = BlockTargets(model, params)
-        self._masks: stages.Stages | None = None  # by sparsity
+        self._plan: update.Plan | None = None
         self._init: dict[str, Tensor] = {}
         self._lr_scale = LrScale()
         self.sparsity: float | None = None
@@ -96,7 +96,8 @@ class Sniper:
         """Scores all weights at their present values and derives the masks of every scheduled
         sparsity.
 
-        Call it once, before training; the model is left as it was.
+        Call it once, before training; the model is left as it was. Where several processes train
+        together, each scores batches of its own, and their gradients add up.
 
         Args:
             batches: what `loss_fn` takes; iterated once.
@@ -112,17 +113,26 @@ class Sniper:
             raise ValueError(
                 f"score: expected a model that is not masked yet, got sparsity {self.sparsity:g}"
             )
-        scores = saliency(self.model, batches, loss_fn, self.exclude)
-        scores = {name: scores[name] for name in self._targets.parameters}
-        self._masks = stages.nested_masks(
-            scores,
+        params = self._targets.parameters
+        with (
+            summed_gradients(self.model, batches, loss_fn, params, over_ranks=True) as gradients,
+            torch.no_grad(),
+        ):
+            scores = {n: (gradients[n] * p).abs_() for n, p in params.items()}
+            if self.block_size is None:
+                decisive = scores
+            else:
+                decisive = {
+                    n: update.pool(p, gradients[n], self.block_size) for n, p in params.items()
+                }
+        self._plan = update.plan(
+            decisive,
             self.schedule.sparsities,
             self.max_param_sparsity,
-            self.block_size,
             nested=not self.paper_exact,
         )
         if self.restore_init:
-            self._init = {n: p.detach().clone() for n, p in self._targets.parameters.items()}
+            self._init = {n: p.detach().clone() for n, p in params.items()}
         return scores
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
@@ -166,7 +176,7 @@ class Sniper:
             raise ValueError(
                 f"epoch {epoch}: sparsity must not rise, got {self.sparsity:g} then {sparsity:g}"
             )
-        if self._masks is not None:
+        if self._plan is not None:
             self._apply(sparsity, optimizers)
         elif sparsity > 0:
             raise ValueError("step: expected a scored model, call score(batches, loss_fn) first")
@@ -177,7 +187,7 @@ class Sniper:
     @property
     def scored(self) -> bool:
         """Whether masks were derived, by `score` or from a saved state."""
-        return self._masks is not None
+        return self._plan is not None
 
     def densities(self) -> dict[str, float]:
         """Share of active weights by parameter name, in [0, 1]."""
@@ -192,23 +202,26 @@ class Sniper:
 
     @torch.no_grad()
     def _apply(self, sparsity: float, optimizers: list[Optimizer]) -> None:
-        for name, p in self._targets.parameters.items():
-            mask = self._masks[sparsity][name].to(p.device)
-            before = self._targets.get_mask(name)
-            if self.paper_exact and before is not None:
-                p.data.masked_fill_(~before, 0)
-            self._targets.set_mask(name, mask)
-            if before is None:
-                _forget_pruned(optimizers, p, self._targets.expand(name, mask), self.paper_exact)
-            elif name in self._init:
-                # The authors' code restores whatever is exactly zero and active.
-                newly = (
-                    (p == 0) & mask
-                    if self.paper_exact
-                    else self._targets.expand(name, mask & ~before)
-                )
-                p.data.copy_(torch.where(newly, self._init[name].to(p.device), p.data))
+        targets, masks = self._targets, self._plan.masks[sparsity]
+        first = [name for name in targets.parameters if not targets.has_mask(name)]
+        targets.change_masks(masks, self._plan.counts[sparsity], self._init)
+        if ranks.several():
+            self._compare_ranks(sparsity)
+        for name in first if not self.paper_exact else ():
+            p = targets.parameters[name]
+            moved = _moved_with(optimizers, p)
+            if moved:
+                mask = targets.expand(name, masks[name].to(p.device))
+                for value in moved:
+                    value.masked_fill_(~mask, 0)
         self._set_lr_scales()
+
+    def _compare_ranks(self, sparsity: float) -> None:
+        """Stops where processes that train together would skip different weights."""
+        targets = self._targets
+        value = ranks.checksum({name: targets.state(name) for name in targets.parameters})
+        device = next(iter(targets.parameters.values())).device
+        ranks.check_same(f"masks of sparsity {sparsity:g}", value, device)
 
     def _set_lr_scales(self) -> None:
         scales = self.lr_scales()
@@ -226,7 +239,7 @@ class Sniper:
             "block_size": self.block_size,
             "sparsity": self.sparsity,
             "shapes": shapes,
-            "masks": None if self._masks is None else stages.pack(self._masks),
+            "masks": None if self._plan is None else stages.pack(self._plan.masks),
             "init": dict(self._init),
         }
 
@@ -250,11 +263,12 @@ class Sniper:
         self._init = (
             {n: t.to(device) for n, t in state["init"].items()} if self.restore_init else {}
         )
-        self._masks = None
+        self._plan = None
         if state["masks"] is None:
             return
         shapes = {n: p.shape for n, p in params.items()}
-        self._masks, added = stages.unpack(state, self.block_size, shapes, device)
+        masks, added = stages.unpack(state, self.block_size, shapes, device)
+        self._plan = update.Plan.of(masks)
         if state["sparsity"] is None:
             return
         self._apply(state["sparsity"], [])
@@ -271,18 +285,11 @@ def _as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimize
     return [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
 
 
-def _forget_pruned(
-    optimizers: list[Optimizer], p: nn.Parameter, mask: Tensor, paper_exact: bool
-) -> None:
-    """Zeroes moments and gradients of weights that are pruned now, or they would move them."""
-    if paper_exact:
-        return
-    if p.grad is not None:
-        p.grad.masked_fill_(~mask, 0)
-    for optimizer in optimizers:
-        for value in optimizer.state.get(p, {}).values():
-            if isinstance(value, Tensor) and value.shape == p.shape:
-                value.masked_fill_(~mask, 0)
+def _moved_with(optimizers: list[Optimizer], p: nn.Parameter) -> list[Tensor]:
+    """The gradient and the moments of `p`, which would move weights that are pruned now."""
+    states = [v for o in optimizers for v in o.state.get(p, {}).values()]
+    moments = [v for v in states if isinstance(v, Tensor) and v.shape == p.shape]
+    return moments if p.grad is None else [p.grad, *moments]
 
 
 def _match_memory(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> None:

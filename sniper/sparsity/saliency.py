@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sniper.sparsity import ranks
+
 EXCLUDE = ("norm", "embed")
 
 
@@ -71,7 +73,32 @@ def saliency(
         2211.07283.
     """
     params = prunable_parameters(model, exclude)
-    with _left_as_it_was(model, next(iter(params.values())).device):
+    with summed_gradients(model, batches, loss_fn, params) as gradients, torch.no_grad():
+        scores = {name: (gradients[name] * p).abs_() for name, p in params.items()}
+    check_saliency(scores)
+    return scores
+
+
+@contextlib.contextmanager
+def summed_gradients(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    params: dict[str, nn.Parameter],
+    over_ranks: bool = False,
+) -> Iterator[dict[str, Tensor]]:
+    """The sum of the batches' gradients by name, while the `with` block lasts; before and after it
+    the model is as it was.
+
+    Args:
+        over_ranks: of the batches of all ranks, where several processes train together.
+
+    Raises:
+        ValueError: no batches (on any rank), a loss that is no scalar or has no graph.
+    """
+    device = next(iter(params.values())).device
+    over_ranks = over_ranks and ranks.several()
+    with _left_as_it_was(model, device):
         count = 0
         for batch in batches:
             with torch.enable_grad():
@@ -79,26 +106,25 @@ def saliency(
             _check_loss(loss)
             loss.backward()
             count += 1
-        if count == 0:
-            raise ValueError("batches: expected at least one batch to score on, got none")
-        with torch.no_grad():
-            scores = {
-                name: torch.zeros_like(p) if p.grad is None else (p.grad * p).abs_()
-                for name, p in params.items()
-            }
-    check_saliency(scores)
-    return scores
+        # Every rank must learn of it, or the others would wait for this one's gradients.
+        if (ranks.smallest(count, device) if over_ranks else count) == 0:
+            where = " on every rank" if over_ranks else ""
+            raise ValueError(f"batches: expected at least one batch to score on{where}, got none")
+        gradients = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in params.items()
+        }
+        if over_ranks:
+            shapes = {name: [torch.tensor(p.shape)] for name, p in params.items()}
+            ranks.check_same("parameters to score", ranks.checksum(shapes), device)
+            ranks.sum_over_ranks(list(gradients.values()))
+        yield gradients
 
 
 def check_saliency(scores: dict[str, Tensor]) -> None:
     """Raises a ValueError for saliencies that are missing, NaN, infinite, negative or spread over
     devices.
     """
-    if not scores or not any(s.numel() for s in scores.values()):
-        raise ValueError("saliency: expected at least one value, got none")
-    devices = sorted({str(s.device) for s in scores.values()})
-    if len(devices) > 1:
-        raise ValueError(f"saliency: expected one device, got {', '.join(devices)}")
+    check_present(scores)
     bad = [name for name, s in scores.items() if s.numel() and not bool(torch.isfinite(s).all())]
     if bad:
         raise ValueError(
@@ -108,6 +134,15 @@ def check_saliency(scores: dict[str, Tensor]) -> None:
     bad = [name for name, s in scores.items() if s.numel() and bool((s < 0).any())]
     if bad:
         raise ValueError(f"saliency: expected values >= 0, got negative ones in {_some(bad)}")
+
+
+def check_present(scores: dict[str, Tensor]) -> None:
+    """Raises a ValueError for saliencies that are missing or spread over devices."""
+    if not scores or not any(s.numel() for s in scores.values()):
+        raise ValueError("saliency: expected at least one value, got none")
+    devices = sorted({str(s.device) for s in scores.values()})
+    if len(devices) > 1:
+        raise ValueError(f"saliency: expected one device, got {', '.join(devices)}")
 
 
 def _some(names: list[str]) -> str:

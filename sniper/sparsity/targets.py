@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear
+from sniper.sparsity import update
 from sniper.sparsity.masks import expand_blocks
 
 
@@ -38,12 +39,36 @@ class BlockTargets:
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: layer.weight for name, layer in self.layers.items()}
 
+    def has_mask(self, name: str) -> bool:
+        return self.layers[name].layout is not None
+
     def get_mask(self, name: str) -> Tensor | None:
         return self.layers[name].block_mask
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Puts the mask on and zeroes what it prunes."""
         self.layers[name].set_block_mask(mask)
+
+    def change_masks(
+        self, masks: dict[str, Tensor], counts: dict[str, int], init: dict[str, Tensor]
+    ) -> None:
+        """Puts new masks on; what becomes active takes its value from `init`, if it has one.
+
+        Args:
+            masks: by name, as `set_mask` takes them.
+            counts: how many entries of each are True.
+            init: initial values by name, of the parameters' shapes.
+        """
+        changes = []
+        for name, layer in self.layers.items():
+            mask = masks[name].to(layer.weight.device)
+            changes.append(update.Change(layer, mask, counts[name], init.get(name)))
+        update.rebuild(changes)
+
+    def state(self, name: str) -> list[Tensor]:
+        """Everything that says which weights are active, for comparison between processes."""
+        layout = self.layers[name].layout
+        return [] if layout is None else layout.written()
 
     def expand(self, name: str, mask: Tensor) -> Tensor:
         """The mask per weight, of the parameter's shape."""
@@ -68,26 +93,53 @@ class ElementTargets:
     def __init__(self, model: nn.Module, params: dict[str, nn.Parameter], mask_gradients: bool):
         self.parameters = params
         self._masks: dict[str, Tensor] = {}
-        self._full: set[str] = (
-            set()
-        )  # masks that prune nothing, so that a dense phase costs nothing
+        self._active: dict[str, int] = {}  # how many entries of a mask are True
+        self._mask_gradients = mask_gradients
         if mask_gradients:
             for name, p in params.items():
                 p.register_hook(self._gradient_hook(name))
         else:
             model.register_forward_pre_hook(lambda module, args: self._zero_pruned())
 
+    def has_mask(self, name: str) -> bool:
+        return name in self._masks
+
     def get_mask(self, name: str) -> Tensor | None:
         return self._mask_on(name, self.parameters[name].device)
 
-    def set_mask(self, name: str, mask: Tensor) -> None:
-        """Puts the mask on and zeroes what it prunes."""
+    def set_mask(self, name: str, mask: Tensor, count: int | None = None) -> None:
+        """Puts the mask on and zeroes what it prunes; `count` is how many entries are True."""
         self._masks[name] = mask.to(self.parameters[name].device)
-        if bool(mask.all()):
-            self._full.add(name)
-        else:
-            self._full.discard(name)
+        self._active[name] = int(mask.sum()) if count is None else count
+        if not self._is_full(name):
             self._zero(name)
+
+    @torch.no_grad()
+    def change_masks(
+        self, masks: dict[str, Tensor], counts: dict[str, int], init: dict[str, Tensor]
+    ) -> None:
+        """Puts new masks on; what becomes active takes its value from `init`, if it has one.
+
+        Args:
+            masks: by name, of the parameters' shapes.
+            counts: how many entries of each are True.
+            init: initial values by name.
+        """
+        for name, p in self.parameters.items():
+            before = self.get_mask(name)
+            if before is not None and not self._mask_gradients:
+                self._zero(name)
+            self.set_mask(name, masks[name], counts[name])
+            if before is None or name not in init:
+                continue
+            mask = self.get_mask(name)
+            # The authors' code restores whatever is exactly zero and active.
+            newly = mask & ~before if self._mask_gradients else (p == 0) & mask
+            p.data.copy_(torch.where(newly, init[name].to(p.device), p.data))
+
+    def state(self, name: str) -> list[Tensor]:
+        """Everything that says which weights are active, for comparison between processes."""
+        return [self._masks[name]] if name in self._masks else []
 
     def expand(self, name: str, mask: Tensor) -> Tensor:
         """The mask itself."""
@@ -95,11 +147,15 @@ class ElementTargets:
 
     def density(self, name: str) -> float:
         mask = self._masks.get(name)
-        return 1.0 if mask is None or mask.numel() == 0 else int(mask.sum()) / mask.numel()
+        return 1.0 if mask is None or mask.numel() == 0 else self._active[name] / mask.numel()
+
+    def _is_full(self, name: str) -> bool:
+        """Whether the mask prunes nothing, so that a dense phase costs nothing."""
+        return self._active[name] == self._masks[name].numel()
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], Tensor | None]:
         def hook(grad: Tensor) -> Tensor | None:
-            if name in self._full or name not in self._masks:
+            if name not in self._masks or self._is_full(name):
                 return None
             # masked_fill, not a product: an infinite gradient of a pruned weight must not become
             # NaN.
@@ -119,5 +175,6 @@ class ElementTargets:
         p.data.masked_fill_(~self._mask_on(name, p.device), 0)
 
     def _zero_pruned(self) -> None:
-        for name in self._masks.keys() - self._full:
-            self._zero(name)
+        for name in self._masks:
+            if not self._is_full(name):
+                self._zero(name)

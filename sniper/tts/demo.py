@@ -6,12 +6,19 @@ import threading
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from sniper.tts.corpus import ALIGNMENTS, DESCRIPTION
 from sniper.tts.errors import progress_bar, require
 from sniper.tts.espeak import SAMPLE_RATE, espeak
 from sniper.tts.grammar import demo_sentences
 from sniper.tts.processes import run_in_fresh_process
 from sniper.tts.store import atomic_write, write_json
+
+# Rms of the noise under the speech, in steps of 16-bit audio (about -70 dB). The synthesizer's
+# pauses are digital silence, ten orders of magnitude below speech, which no recording has:
+# normalised over the corpus, the spectra of speech would be squeezed into a sliver beside them.
+ROOM_TONE_RMS = 10.0
 
 
 def write_demo_corpus(
@@ -35,6 +42,7 @@ def write_demo_corpus(
         "voice": voice,
         "utterances": utterances,
         "seed": seed,
+        "room_tone_rms": ROOM_TONE_RMS,
     }
     marker = root / DESCRIPTION
     if _is_finished(marker, description):
@@ -58,6 +66,13 @@ def _is_finished(marker: Path, description: dict) -> bool:
         return False
 
 
+def _with_room_tone(audio: np.ndarray, number: int) -> np.ndarray:
+    """`audio` int16 `[n]` with faint white noise that depends on the sentence's number alone."""
+    noise = np.random.RandomState(number).normal(0, ROOM_TONE_RMS, len(audio))
+    loud = audio.astype(np.float64) + noise
+    return np.clip(np.round(loud), -32768, 32767).astype(np.int16)
+
+
 def _speak(root: Path, sentences: list[str], voice: str, progress: bool) -> None:
     # tqdm's own lock is a semaphore that a terminated process would leave behind.
     require("tqdm").tqdm.set_lock(threading.RLock())
@@ -69,7 +84,7 @@ def _speak(root: Path, sentences: list[str], voice: str, progress: bool) -> None
         name = f"demo-{number:05d}"
         speech = engine.synthesize(sentence, voice)
         path = root / "wavs" / f"{name}.wav"
-        soundfile.write(path, speech.audio, SAMPLE_RATE, subtype="PCM_16")
+        soundfile.write(path, _with_room_tone(speech.audio, number), SAMPLE_RATE, subtype="PCM_16")
         metadata.append(f"{name}|{sentence}|{sentence}\n")
         entry = {
             "id": name,

@@ -49,7 +49,9 @@ def check(layer, plain, elements, x: Tensor, dy: Tensor | None = None, tolerance
 
 @pytest.mark.parametrize("density", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize(("n", "c", "k"), [(16, 16, 3), (32, 8, 5), (8, 24, 1), (24, 16, 4)])
-@pytest.mark.parametrize(("padding", "dilation"), [(0, 1), (2, 1), ("same", 1), ("same", 2), (3, 3)])
+@pytest.mark.parametrize(
+    ("padding", "dilation"), [(0, 1), (2, 1), ("same", 1), ("same", 2), (3, 3)]
+)
 def test_matches_masked_dense(density, n, c, k, padding, dilation):
     check(*pair(n, c, k, density, padding=padding, dilation=dilation), torch.randn(3, c, 17))
 

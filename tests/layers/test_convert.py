@@ -105,7 +105,9 @@ def test_report_as_a_table():
 
 
 def test_nothing_eligible():
-    with pytest.raises(ValueError, match="(?s)at least one eligible.*0: 3 x 4 does not divide by 8"):
+    with pytest.raises(
+        ValueError, match="(?s)at least one eligible.*0: 3 x 4 does not divide by 8"
+    ):
         sparsify(nn.Sequential(nn.Linear(4, 3)), B)
     with pytest.raises(ValueError, match="no such layer"):
         sparsify(nn.ReLU(), B)

@@ -44,7 +44,9 @@ def test_linear():
 
 
 def test_conv_columns_count_taps_then_channels():
-    mask = torch.tensor([[[T, F], [F, T], [T, T]], [[F, F], [T, F], [F, F]]])  # [2 out, 3 taps, 2 in]
+    mask = torch.tensor(
+        [[[T, F], [F, T], [T, T]], [[F, F], [T, F], [F, F]]]
+    )  # [2 out, 3 taps, 2 in]
     layout = BlockLayout(mask, 2)
     assert layout.crow_indices.tolist() == [0, 4, 5]
     assert layout.col_indices[:5].tolist() == [0, 3, 4, 5, 2]  # tap * 2 + in-block
@@ -78,6 +80,13 @@ def test_full_and_empty(value):
     assert layout.density == float(value)
     assert layout.crow_indices.tolist() == ([0, 3, 6] if value else [0, 0, 0])
     assert layout.row_order.tolist() == [0, 1]
+
+
+def test_ties_keep_the_lower_row_first():
+    mask = torch.zeros(200, 2, dtype=torch.bool)
+    mask[50:150, 0] = True
+    order = BlockLayout(mask, 1).row_order.tolist()
+    assert order == [*range(50, 150), *range(50), *range(150, 200)]
 
 
 def test_update_keeps_memory_and_counts():

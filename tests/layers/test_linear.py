@@ -140,5 +140,6 @@ def test_repr():
     layer = BlockSparseLinear(32, 48, block_size=B)
     layer.set_block_mask(torch.tensor([[True, False]] * 3))
     assert repr(layer) == (
-        "BlockSparseLinear(in_features=32, out_features=48, bias=True, block_size=16, density=0.500)"
+        "BlockSparseLinear(in_features=32, out_features=48, bias=True, "
+        "block_size=16, density=0.500)"
     )

@@ -61,7 +61,9 @@ def test_exact_under_schedulers(name, groups):
         assert plain == pytest.approx([lr] * 3, rel=1e-9)
         for s in (scheduler, twin_scheduler):
             s.step(*([1.0] if name == "plateau" else []))
-        assert [g["lr"] for g in optimizer.param_groups] == [twin.param_groups[0]["lr"]] * len(split)
+        assert [g["lr"] for g in optimizer.param_groups] == [twin.param_groups[0]["lr"]] * len(
+            split
+        )
     assert [len(g["params"]) for g in optimizer.param_groups] == [len(g) for g in split]
 
 

@@ -171,7 +171,7 @@ def test_what_is_active_stays_active():
 def test_no_parameter_is_sparser_than_the_cap(block_size):
     sniper = scored(make_net(), {0: 0.99}, block_size=block_size, max_param_sparsity=0.5)
     sniper.step(0)
-    for name, mask in pruned(sniper).items():
+    for mask in pruned(sniper).values():
         size = (block_size or 1) ** min(mask.dim(), 2)
         one = size / mask.numel()  # the cap's own threshold prunes up to one more
         assert int(mask.sum()) / mask.numel() <= 0.5 + one + 1e-9
@@ -308,6 +308,21 @@ def test_paper_exact_is_the_authors_rule():
     paper_loop(theirs, SCHEDULE, 0.75, 1e-2)
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("paper_exact", [True, False])
+def test_an_active_weight_that_is_exactly_zero(paper_exact):
+    """The authors' rule restores it at a change, ours leaves it alone."""
+    model = make_net()
+    sniper = scored(model, block_size=None, paper_exact=paper_exact)
+    initial = model.odd.weight.detach().clone()
+    sniper.step(0)
+    row, column = model.odd.weight.nonzero()[0].tolist()
+    with torch.no_grad():
+        model.odd.weight[row, column] = 0
+    sniper.step(2)
+    expected = initial[row, column] if paper_exact else torch.tensor(0.0)
+    assert torch.equal(model.odd.weight[row, column], expected)
 
 
 def save_and_load(tmp_path, model, sniper, opt, stop: int, block_size, **kwargs):

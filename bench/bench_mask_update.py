@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A change of sparsity, single-weight masks, and scoring, beside plain torch.
+
+python bench/bench_mask_update.py [change elements score] [--device cuda] [--repeats 15]
+
+The model is an ESPnet-size FastSpeech2 (37.1 M parameters) in blocks of 64; a change goes from 80 %
+to 40 % sparsity and restores initial values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import common
+import torch
+from bench_train_step import VOCABULARY, make_batch
+from torch import Tensor
+
+from sniper import Sniper
+from sniper.sparsity import update
+from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
+
+BLOCK, HIGH, LOW = 64, 0.8, 0.4
+WEIGHTS = 37_100_000
+
+
+class Changes:
+    """A model at 80 % sparsity, and what it takes to bring it to 40 %, again and again."""
+
+    def __init__(self, device: torch.device):
+        torch.manual_seed(0)
+        model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device)
+        sniper = Sniper(model, {0: HIGH, 1: LOW, 2: 0.0}, block_size=BLOCK, max_param_sparsity=0.95)
+        self.layers = sniper._targets.layers
+        scores = {n: torch.rand(x.block_mask_shape, device=device) for n, x in self.layers.items()}
+        self.plan = update.plan(scores, sniper.schedule.sparsities, 0.95)
+        self.init = {n: x.weight.detach().clone() for n, x in self.layers.items()}
+        update.rebuild(self._to(HIGH))
+        # Memory orders are settled now; `init` follows.
+        for name, layer in self.layers.items():
+            self.init[name] = torch.empty_like(layer.weight).copy_(self.init[name])
+        new = sum(self.plan.counts[LOW].values()) - sum(self.plan.counts[HIGH].values())
+        self.source = torch.rand(new * BLOCK * BLOCK, device=device)
+        self.target = torch.empty_like(self.source)
+
+    def _to(self, sparsity: float) -> list[update.Change]:
+        masks, counts = self.plan.masks[sparsity], self.plan.counts[sparsity]
+        return [
+            update.Change(layer, masks[n], counts[n], self.init[n])
+            for n, layer in self.layers.items()
+        ]
+
+    def reset(self) -> None:
+        """Back to 80 %."""
+        update.rebuild(self._to(HIGH))
+
+    def extension(self) -> None:
+        update.rebuild(self._to(LOW))
+
+    def reference(self) -> None:
+        update.rebuild_reference(self._to(LOW))
+
+    def floor(self) -> None:
+        """The bytes of the new blocks, copied in one go."""
+        self.target.copy_(self.source)
+
+    def state(self) -> list[Tensor]:
+        """Weights and index arrays after a change."""
+        layers = self.layers.values()
+        return [t.clone() for x in layers for t in (x.weight.detach(), *x.layout.written())]
+
+
+def timed(call: Callable[[], object], synchronize: Callable[[], None]) -> float:
+    """Milliseconds of one call."""
+    synchronize()
+    start = time.perf_counter()
+    call()
+    synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def bench_change(device: torch.device, repeats: int) -> list[common.Row]:
+    changes = Changes(device)
+    providers = {
+        "extension": changes.extension,
+        "torch": changes.reference,
+        "copy floor": changes.floor,
+    }
+    states = []
+    for name in ("extension", "torch"):
+        changes.reset()
+        providers[name]()
+        states.append(changes.state())
+    if not all(torch.equal(a, b) for a, b in zip(*states, strict=True)):
+        raise SystemExit("change: extension and reference differ, not timed")
+    times: dict[str, list[float]] = {name: [] for name in providers}
+    for _ in range(repeats):
+        for name, call in providers.items():
+            changes.reset()
+            times[name].append(timed(call, synchronizer(device)))
+    megabytes = changes.source.numel() * 4 / 1e6
+    blocks = sum(changes.plan.masks[LOW][n].numel() for n in changes.layers)
+    shape = f"{len(changes.layers)} layers, {blocks} blocks, {megabytes:.0f} MB of new blocks"
+    return rows("mask_update", shape, BLOCK, 1 - LOW, "80->40", times, "torch", device)
+
+
+def bench_elements(device: torch.device, repeats: int) -> list[common.Row]:
+    values = torch.randn(WEIGHTS, device=device).mul_(torch.randn(WEIGHTS, device=device)).abs_()
+    k = int(HIGH * WEIGHTS)
+    providers = {
+        "extension": lambda: update.plan({"w": values}, [HIGH]).masks[HIGH]["w"],
+        "torch": lambda: values > torch.kthvalue(values, k).values,
+    }
+    if not torch.equal(*(call() for call in providers.values())):
+        raise SystemExit("elements: extension and kthvalue differ, not timed")
+    times = common.time_side_by_side(providers, repeats, synchronizer(device))
+    shape = f"{WEIGHTS} values"
+    return rows("element_mask", shape, 1, 1 - HIGH, "select", times, "torch", device)
+
+
+def bench_score(device: torch.device, repeats: int, batches: int = 4) -> list[common.Row]:
+    """Seconds of scoring on `batches` batches beside as many forwards and backwards."""
+    torch.manual_seed(0)
+    model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device)
+    sniper = Sniper(model, {0: HIGH, 1: LOW, 2: 0.0}, block_size=BLOCK)
+    batch = make_batch().to(device)
+
+    def backward() -> None:
+        for _ in range(batches):
+            model.loss(batch)[0].backward()
+            model.zero_grad(set_to_none=True)
+
+    providers = {
+        "score": lambda: sniper.score([batch] * batches, lambda m, b: m.loss(b)[0]),
+        "forward+backward": backward,
+    }
+    times = common.time_side_by_side(providers, repeats, synchronizer(device))
+    shape = f"espnet, {batches} batches of 8x540"
+    return rows("score", shape, BLOCK, 1 - HIGH, "score", times, "forward+backward", device)
+
+
+def rows(
+    op: str,
+    shape: str,
+    block: int,
+    density: float,
+    pass_: str,
+    times: dict[str, list[float]],
+    base: str,
+    device: torch.device,
+) -> list[common.Row]:
+    """A row for each provider, with the time of `base` over its own; printed too."""
+    cuts = {name: common.percentiles(t) for name, t in times.items()}
+    for name, (p20, p50, p80) in cuts.items():
+        ratio = cuts[base][1] / p50
+        print(f"{op} {name}: {p50:.2f} ms ({p20:.2f} to {p80:.2f}), {base} / this {ratio:.2f}")
+    return [
+        common.Row(
+            op=op,
+            shape=shape,
+            block=block,
+            density=density,
+            dtype="float32",
+            pass_=pass_,
+            provider=name,
+            p20_ms=p20,
+            p50_ms=p50,
+            p80_ms=p80,
+            ratio_to_dense=cuts[base][1] / p50,
+            device=common.device_name(device),
+            threads=torch.get_num_threads(),
+            versions=common.versions(),
+            commit=common.commit(),
+        )
+        for name, (p20, p50, p80) in cuts.items()
+    ]
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """Waits for the device."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
+BENCHES = {"change": bench_change, "elements": bench_elements, "score": bench_score}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("which", nargs="*", choices=[*BENCHES, []], help="all without any")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--no-save", action="store_true")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    found = [row for w in args.which or BENCHES for row in BENCHES[w](device, args.repeats)]
+    if not args.no_save:
+        print(common.append_rows(f"mask_update_{device.type}", found))
+
+
+if __name__ == "__main__":
+    main()

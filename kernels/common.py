@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels share: which tile a program takes, and the end of a forward pass."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pick_tile(pid, rows, tiles, GROUP: tl.constexpr):
+    """Rank of the block row, number of the token tile.
+
+    Rows go from the longest to the shortest within a group of GROUP token tiles, whose activations
+    stay in L2 while all rows read them.
+    """
+    group = pid // (rows * GROUP)
+    size = min(tiles - group * GROUP, GROUP)
+    rest = pid % (rows * GROUP)
+    return rest // size, group * GROUP + rest % size
+
+
+@triton.jit
+def outer_sum(a, b, FLIPPED: tl.constexpr):
+    """`a[i] + b[j]` at [i, j], or at [j, i]."""
+    if FLIPPED:
+        sums = b[:, None] + a[None, :]
+    else:
+        sums = a[:, None] + b[None, :]
+    return sums
+
+
+@triton.jit
+def random_words(seed, m, n0, columns, B: tl.constexpr):
+    """uint32 `[len(m), B]` for rows m and columns n0, n0 + 1, ...: the words of the CPU kernels.
+
+    Philox-4x32-10. A row is cut into groups of 64 columns; group g of row m takes the 16 counters
+    `16 * (m * groups + g) + lane`, whose word w decides column `64 * g + 16 * w + lane`.
+    """
+    GROUPS: tl.constexpr = max(B // 64, 1)
+    i = tl.arange(0, 16 * GROUPS)
+    group = m.to(tl.int64) * tl.cdiv(columns, 64) + n0 // 64
+    counter = 16 * (group[:, None] + (i // 16)[None, :]) + (i % 16)[None, :]
+    low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, low, high, low * 0, low * 0)
+    if B == 16:
+        word = n0 // 16 % 4
+        words = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
+    elif B == 32:
+        first = n0 // 32 % 2 == 0
+        words = tl.join(tl.where(first, w0, w2), tl.where(first, w1, w3)).permute(0, 2, 1)
+    else:
+        words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(m.shape[0], GROUPS, 16, 2, 2)
+        words = words.permute(0, 1, 3, 4, 2)
+    return words.reshape(m.shape[0], B)
+
+
+@triton.jit
+def write_tile(
+    y, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU: tl.constexpr
+):
+    """`out[first + t0 + i, n0 + j] = dropout(relu(y + bias))` for a float32 tile `[BT, B]`.
+
+    Args:
+        out: `[tokens, columns]`, contiguous.
+        bias, seed: may be None.
+        first: row of out where the sequence begins; `length`: its rows.
+        threshold: a word must reach it, as uint32, to keep its element.
+        scale: what kept elements are multiplied by.
+    """
+    BT: tl.constexpr = y.shape[0]
+    B: tl.constexpr = y.shape[1]
+    i, j = tl.arange(0, BT), tl.arange(0, B)
+    if bias is not None:
+        y += tl.load(bias + n0 + j).to(tl.float32)[None, :]
+    if RELU:
+        # Not maximum(y, 0), which loses a NaN.
+        y = tl.where(y <= 0, 0.0, y)
+    if seed is not None:
+        words = random_words(tl.load(seed), first + t0 + i, n0, columns, B)
+        y = tl.where(words >= threshold.to(tl.uint32, bitcast=True), y * scale, 0.0)
+    # 64 bits for where a tile begins, 32 within it.
+    out += (first + t0) * columns + n0
+    offsets = i[:, None] * columns + j[None, :]
+    tl.store(out + offsets, y.to(out.dtype.element_ty), mask=(t0 + i < length)[:, None])
+
+
+@triton.jit
+def write_transposed(
+    acc, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU: tl.constexpr
+):
+    """`write_tile` for a tile `[B, BT]`, in two halves: random words take as many registers."""
+    B: tl.constexpr = acc.shape[0]
+    HALF: tl.constexpr = acc.shape[1] // 2
+    low, high = acc.reshape(B, 2, HALF).permute(0, 2, 1).split()
+    write_tile(low.T, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU)
+    write_tile(
+        high.T, out, bias, seed, first, t0 + HALF, length, n0, columns, threshold, scale, RELU
+    )

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout from a counter, the gradient of ReLU and dropout, and sums of columns for the bias."""
+
+import triton
+import triton.language as tl
+
+from .common import random_words
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def dropout(
+    x,  # [tokens, columns], contiguous
+    y,
+    seed,  # int64 [] or None
+    tokens,
+    columns,
+    threshold,
+    scale,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    RELU: tl.constexpr,
+):
+    """`y = dropout(relu(x))`, the relu if RELU: the end of a product as a pass of its own."""
+    n0 = tl.program_id(1) * BN
+    m, n = tl.program_id(0) * BM + tl.arange(0, BM), n0 + tl.arange(0, BN)
+    offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
+    inside = (m < tokens)[:, None] & (n < columns)[None, :]
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    if RELU:
+        value = tl.where(value <= 0, 0.0, value)
+    if seed is not None:
+        words = random_words(tl.load(seed), m, n0, columns, BN)
+        value = tl.where(words >= threshold.to(tl.uint32, bitcast=True), value * scale, 0.0)
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def relu_dropout_backward(
+    dy,  # [tokens, columns], contiguous
+    y,
+    dz,
+    sums,  # float32 [chunks, columns] or None
+    tokens,
+    columns,
+    chunk,  # rows of a program, a multiple of BM
+    scale,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """`dz = dy * scale` where y > 0, else 0; `sums[chunk] = sum of the chunk's rows of dz`.
+
+    y > 0 tells both what ReLU let through and what dropout kept, so no mask is drawn again.
+    """
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    first = tl.program_id(0).to(tl.int64) * chunk
+    total = tl.zeros((BN,), tl.float32)
+    for m0 in range(first, min(first + chunk, tokens), BM):
+        m = m0 + tl.arange(0, BM)
+        offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
+        inside = (m < tokens)[:, None] & (n < columns)[None, :]
+        gradient = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
+        output = tl.load(y + offsets, mask=inside, other=0.0)
+        gradient = tl.where(output <= 0, 0.0, gradient * scale)
+        tl.store(dz + offsets, gradient.to(dz.dtype.element_ty), mask=inside)
+        if sums is not None:
+            total += tl.sum(gradient, 0)
+    if sums is not None:
+        tl.store(sums + tl.program_id(0).to(tl.int64) * columns + n, total, mask=n < columns)
+
+
+@triton.jit
+def column_sums(
+    x,  # [tokens, columns], contiguous
+    sums,  # [chunks, columns]
+    tokens,
+    columns,
+    chunk,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """`sums[chunk] = sum of the chunk's rows of x` in float32; a second call adds the chunks."""
+    n = tl.program_id(1) * BN + tl.arange(0, BN)
+    first = tl.program_id(0).to(tl.int64) * chunk
+    total = tl.zeros((BM, BN), tl.float32)
+    for m0 in range(first, min(first + chunk, tokens), BM):
+        m = m0 + tl.arange(0, BM)
+        inside = (m < tokens)[:, None] & (n < columns)[None, :]
+        offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
+        total += tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    out = sums + tl.program_id(0).to(tl.int64) * columns + n
+    tl.store(out, tl.sum(total, 0).to(sums.dtype.element_ty), mask=n < columns)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weight gradient of Linear and Conv1d on the active blocks of a block-sparse weight.
+
+`dw[r, tap, k] = sum over b, t of dy[b, t, r] * x[b, t + shift + tap * step, k]`. A program takes up
+to G active blocks of one block row over one split of the tokens; a second pass adds the splits in
+their order, so that equal inputs give equal bits.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import outer_sum
+
+
+@triton.jit
+def pick_blocks(crow, order, rows, chunks, G: tl.constexpr):
+    """Block row, first of the program's entries, end of its row's entries, and its split.
+
+    Chunk c of a row holds its entries c * G, c * G + 1, ...; most rows have fewer chunks than the
+    longest possible one, and programs past the end have nothing to do.
+    """
+    pid = tl.program_id(0)
+    row = tl.load(order + pid % rows)
+    entry = tl.load(crow + row) + pid // rows % chunks * G
+    return row, entry, tl.load(crow + row + 1), pid // (rows * chunks)
+
+
+@triton.jit(do_not_specialize=["shift", "step"])
+def wgrad_tma(
+    dy,  # descriptor [batch, T_out, rows * B], tiles [1, BT, B]
+    x,  # descriptor [batch, T_in, inner_blocks * B], tiles [1, BT, B]
+    partial,  # float32 [splits, entries, B, B]
+    crow,
+    col,
+    order,
+    rows,
+    chunks,
+    inner_blocks,
+    entries,
+    length_tiles,
+    tiles,
+    split_tiles,
+    shift,
+    step,
+    B: tl.constexpr,
+    BT: tl.constexpr,
+    G: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`partial[split, entry + g] = dy[., row]^T * x[., tap, k]` for G blocks sharing dy's tiles."""
+    row, entry, end, split = pick_blocks(crow, order, rows, chunks, G)
+    if entry < end:
+        taps = ()
+        columns = ()
+        accs = ()
+        for g in tl.static_range(G):
+            # Past the row's end the last block is computed again, and not stored.
+            block = tl.load(col + min(entry + g, end - 1))
+            taps = taps + (shift + block // inner_blocks * step,)
+            columns = columns + (block % inner_blocks * B,)
+            accs = accs + (tl.zeros((B, B), tl.float32),)
+        first = split * split_tiles
+        for tile in range(first, min(first + split_tiles, tiles)):
+            batch, t = tile // length_tiles, tile % length_tiles * BT
+            a = dy.load([batch, t, row * B]).reshape(BT, B).T
+            new = ()
+            for g in tl.static_range(G):
+                b = x.load([batch, t + taps[g], columns[g]]).reshape(BT, B)
+                new = new + (tl.dot(a, b, accs[g], input_precision=PRECISION),)
+            accs = new
+        i = tl.arange(0, B)
+        partial += (split.to(tl.int64) * entries + entry) * B * B
+        for g in tl.static_range(G):
+            if entry + g < end:
+                tl.store(partial + g * B * B + i[:, None] * B + i[None, :], accs[g])
+
+
+@triton.jit(do_not_specialize=["shift", "step"])
+def wgrad_pointer(
+    dy,  # [batch, T_out, rows * B], channels contiguous
+    x,  # [batch, T_in, inner_blocks * B], channels contiguous
+    partial,
+    crow,
+    col,
+    order,
+    rows,
+    chunks,
+    inner_blocks,
+    entries,
+    length_tiles,
+    tiles,
+    split_tiles,
+    shift,
+    step,
+    out_length,
+    in_length,
+    dy_stride_b,
+    dy_stride_t,
+    x_stride_b,
+    x_stride_t,
+    B: tl.constexpr,
+    BT: tl.constexpr,
+    G: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """`wgrad_tma` by pointers, the G blocks side by side in one tile `[BT, G * B]` of x.
+
+    A block under 64 is too small for the tensor core's M operand: there the tile of x is.
+    """
+    row, entry, end, split = pick_blocks(crow, order, rows, chunks, G)
+    if entry < end:
+        i, j, n = tl.arange(0, BT), tl.arange(0, G * B), tl.arange(0, B)
+        mine = entry + j // B
+        block = tl.max_constancy(tl.load(col + mine, mask=mine < end, other=0), B)
+        taps = shift + block // inner_blocks * step
+        offsets = taps * x_stride_t + block % inner_blocks * B + j % B
+        FIRST: tl.constexpr = B < 64
+        acc = tl.zeros((G * B, B) if FIRST else (B, G * B), tl.float32)
+        first = split * split_tiles
+        for tile in range(first, min(first + split_tiles, tiles)):
+            batch, t0 = (tile // length_tiles).to(tl.int64), tile % length_tiles * BT
+            # 64 bits for where a tile begins, 32 within it.
+            a_tile = dy + batch * dy_stride_b + t0.to(tl.int64) * dy_stride_t + row * B
+            b_tile = x + batch * x_stride_b + t0.to(tl.int64) * x_stride_t
+            # Read as the product takes them: a transposition would undo asynchronous copies.
+            a_present = t0 + i < out_length
+            a = tl.load(
+                a_tile + outer_sum(i * dy_stride_t, n, not FIRST),
+                mask=a_present[:, None] if FIRST else a_present[None, :],
+                other=0.0,
+            )
+            t = outer_sum(t0 + i, taps, FIRST)
+            present = (mine < end)[:, None] if FIRST else (mine < end)[None, :]
+            b = tl.load(
+                b_tile + outer_sum(i * x_stride_t, offsets, FIRST),
+                mask=(t >= 0) & (t < in_length) & present,
+                other=0.0,
+            )
+            if FIRST:
+                acc = tl.dot(b, a, acc, input_precision=PRECISION)
+            else:
+                acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        partial += (split.to(tl.int64) * entries + entry) * B * B
+        offsets = (j // B * B * B + j % B)[None, :] + n[:, None] * B
+        out = acc.T if FIRST else acc
+        tl.store(partial + offsets, out, mask=(mine < end)[None, :])
+
+
+@triton.jit
+def wgrad_reduce(
+    partial,  # float32 [splits, entries, B, B]
+    dw,  # [N, K], contiguous, zero where pruned
+    row_indices,
+    col,
+    entries,
+    splits,
+    columns,  # K
+    B: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """`dw[block] = sum over splits of partial[split, entry]`, in order; BN of B rows a program."""
+    entry, part = tl.program_id(0), tl.program_id(1)
+    i, j = part * BN + tl.arange(0, BN), tl.arange(0, B)
+    tile = i[:, None] * B + j[None, :]
+    partial += entry.to(tl.int64) * B * B
+    total = tl.zeros((BN, B), tl.float32)
+    for _ in range(splits):
+        total += tl.load(partial + tile)
+        partial += entries.to(tl.int64) * B * B
+    dw += tl.load(row_indices + entry).to(tl.int64) * B * columns + tl.load(col + entry) * B
+    tl.store(dw + i[:, None] * columns + j[None, :], total.to(dw.dtype.element_ty))

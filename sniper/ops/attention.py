@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Self-attention with dropout, without what torch's CPU path spends beside the products.
+
+Torch's own path for training with dropout copies q, k and v, draws a stored mask from a serial
+generator, and visits the `[B, H, T, T]` scores about ten times. Here heads are strided views, and
+scale, key mask, softmax and dropout are one visit forward and one backward.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sniper.ops import cpu
+from sniper.ops.dropout import counter_dropout, draw_seed
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    key_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """`dropout(softmax(q k^T / sqrt(C / heads))) v`, head by head.
+
+    Args:
+        q, k, v: `[B, T, C]`, k and v of one length.
+        heads: divides C.
+        key_mask: bool `[B, T]` of the keys, true where a key counts; None: all count.
+        dropout_p: share of attention weights that is zeroed, in [0, 1).
+
+    Returns:
+        `[B, T, C]`.
+
+    Raises:
+        ValueError: shapes that do not fit together, or `dropout_p` outside [0, 1).
+    """
+    _check(q, k, v, heads, key_mask, dropout_p)
+    if dropout_p and counter_dropout(q) and not torch.is_autocast_enabled("cpu"):
+        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
+        return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+    return y.transpose(1, 2).flatten(2)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None, dropout_p: float
+) -> None:
+    if q.dim() != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2]:
+        shapes = ", ".join(str(list(t.shape)) for t in (q, k, v))
+        raise ValueError(f"attention: expected q, k, v [B, T, C] that fit together, got {shapes}")
+    if heads < 1 or q.shape[2] % heads:
+        raise ValueError(f"heads: expected a divisor of {q.shape[2]}, got {heads}")
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != k.shape[:2]):
+        raise ValueError(
+            f"key_mask: expected bool {list(k.shape[:2])}, "
+            f"got {key_mask.dtype} {list(key_mask.shape)}"
+        )
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p: expected [0, 1), got {dropout_p}")
+
+
+@torch.library.custom_op("sniper::attention", mutates_args=())
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, heads: int, p: float, seed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The result, and the softmax `[heads, B, T, T]` for backward."""
+    batch, length, channels = q.shape
+    probabilities = q.new_empty(heads, batch, length, k.shape[1])
+    for q_head, k_head, scores in zip(_split(q, heads), _split(k, heads), probabilities, strict=True):
+        torch.bmm(q_head, k_head.transpose(1, 2), out=scores)
+    scale = 1 / math.sqrt(channels // heads)
+    dropped = cpu.softmax_dropout_(probabilities, key_mask, scale, p, int(seed))
+    y = torch.empty(batch, length, channels)
+    for y_head, weights, v_head in zip(_split(y, heads), dropped, _split(v, heads), strict=True):
+        torch.bmm(weights, v_head, out=y_head)
+    return y, probabilities
+
+
+@_attention.register_fake
+def _(q, k, v, key_mask, heads, p, seed):
+    y = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return y, q.new_empty(heads, q.shape[0], q.shape[1], k.shape[1])
+
+
+@torch.library.custom_op("sniper::attention_backward", mutates_args=())
+def _attention_grad(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, probabilities: Tensor, p: float, seed: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads = probabilities.shape[0]
+    dq, dk, dv = (torch.empty(t.shape) for t in (q, k, v))
+    split = [_split(t, heads) for t in (dy, q, k, v, dq, dk, dv)]
+    weights = cpu.dropout(probabilities, p, int(seed))
+    for dy_head, weight, dv_head in zip(split[0], weights, split[6], strict=True):
+        torch.bmm(weight.transpose(1, 2), dy_head, out=dv_head)
+    ds = weights  # its memory is free now
+    for dy_head, v_head, ds_head in zip(split[0], split[3], ds, strict=True):
+        torch.bmm(dy_head, v_head.transpose(1, 2), out=ds_head)
+    scale = 1 / math.sqrt(q.shape[2] // heads)
+    cpu.softmax_dropout_backward_(ds, probabilities, scale, p, int(seed))
+    for ds_head, q_head, k_head, dq_head, dk_head in zip(ds, *split[1:3], *split[4:6], strict=True):
+        torch.bmm(ds_head, k_head, out=dq_head)
+        torch.bmm(ds_head.transpose(1, 2), q_head, out=dk_head)
+    return dq, dk, dv
+
+
+@_attention_grad.register_fake
+def _(dy, q, k, v, probabilities, p, seed):
+    return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+
+
+def _split(x: Tensor, heads: int) -> tuple[Tensor, ...]:
+    """Views `[B, T, C / heads]`."""
+    return x.split(x.shape[2] // heads, dim=2)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, _, _, ctx.p, seed = inputs
+    ctx.save_for_backward(q, k, v, output[1], seed)
+    ctx.mark_non_differentiable(output[1]) if hasattr(ctx, "mark_non_differentiable") else None
+
+
+def _backward(ctx, dy, _):
+    q, k, v, probabilities, seed = ctx.saved_tensors
+    return *_attention_grad(dy.contiguous(), q, k, v, probabilities, ctx.p, seed), *[None] * 4
+
+
+torch.library.register_autograd("sniper::attention", _backward, setup_context=_save)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes that train one model must score it alike and mask it alike."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# A collective call takes many small tensors as one of at most this many values.
+BUCKET = 1 << 23
+
+
+def several() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@torch.no_grad()
+def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replaces each tensor by its sum over all ranks, the same bits everywhere; half precision is
+    added up in float32.
+
+    Args:
+        tensors: on one device, of the same shapes in the same order on every rank.
+    """
+    for bucket in _buckets(tensors):
+        wide = torch.promote_types(bucket[0].dtype, torch.float32)
+        flat = torch.cat([t.reshape(-1).to(wide) for t in bucket])
+        dist.all_reduce(flat)
+        parts = flat.split([t.numel() for t in bucket])
+        for t, part in zip(bucket, parts, strict=True):
+            t.copy_(part.view(t.shape))
+
+
+def checksum(named: Mapping[str, Iterable[Tensor]]) -> int:
+    """63 bits of a hash over names, dtypes, shapes and values, whatever the order of names."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensors in sorted(named.items()):
+        digest.update(name.encode())
+        for t in tensors:
+            digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
+            digest.update(t.detach().cpu().contiguous().numpy().tobytes())
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def check_same(what: str, value: int, device: torch.device) -> None:
+    """Raises a RuntimeError on every rank, with the values of all, where they differ.
+
+    Args:
+        what: what the value stands for, in words.
+        value: of this rank, in [0, 2^63).
+        device: where the model is.
+    """
+    values = _gather(value, device)
+    if len(set(values)) > 1:
+        got = ", ".join(f"{v:#x} on rank {rank}" for rank, v in enumerate(values))
+        raise RuntimeError(
+            f"{what}: expected the same on every rank, got {got}: "
+            "start every rank from the same weights, seed, configuration and checkpoint"
+        )
+
+
+def smallest(value: int, device: torch.device) -> int:
+    """The smallest value of any rank."""
+    return min(_gather(value, device))
+
+
+def _gather(value: int, device: torch.device) -> list[int]:
+    where = device if "nccl" in str(dist.get_backend()) else torch.device("cpu")
+    mine = torch.tensor([value], dtype=torch.int64, device=where)
+    all_ = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_, mine)
+    return [int(v) for v in all_]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The tensors in order, together while they have one dtype and fit into a bucket."""
+    buckets: list[list[Tensor]] = []
+    room = 0
+    for t in tensors:
+        if buckets and t.dtype == buckets[-1][0].dtype and t.numel() <= room:
+            buckets[-1].append(t)
+            room -= t.numel()
+        else:
+            buckets.append([t])
+            room = BUCKET - t.numel()
+    return buckets

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The custom ops: every executor against the reference, gradients, registrations, bad arguments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sniper.layers import BlockLayout
+from sniper.ops import Geometry, block_matmul, executor
+from sniper.ops.dense import mask_blocks_
+from sniper.ops.executors import EXECUTORS
+
+pytestmark = pytest.mark.usefixtures("nan_filled_empty")
+B = 16
+GEOMETRIES = [Geometry(), Geometry(3, 1, 1, 1), Geometry(4, 2, 3, 3)]
+
+
+def setup(geometry: Geometry, density: float = 0.5, dtype=torch.float32):
+    """A layout, its weight `[N, K]` or `[N, C, taps]` and a bias."""
+    mask = torch.rand(3, geometry.taps, 2) < density
+    if 0 < density < 1:
+        mask[0] = False
+        mask[1] = True
+    layout = BlockLayout(mask, B)
+    matrix = torch.randn(3 * B, geometry.taps * 2 * B, dtype=dtype)
+    weight = mask_blocks_(matrix, layout)
+    if geometry.taps > 1:
+        weight = weight.view(3 * B, geometry.taps, 2 * B).permute(0, 2, 1)
+    return layout, weight.requires_grad_(), torch.randn(3 * B, dtype=dtype, requires_grad=True)
+
+
+def run(name: str, x: Tensor, dy: Tensor, layout, weight, bias, geometry) -> list[Tensor]:
+    """y, dx, dw, db."""
+    x = x.detach().requires_grad_()
+    with executor(name):
+        y = block_matmul(x, weight, bias, layout.handle, geometry)
+        return [y, *torch.autograd.grad(y, (x, weight, bias), dy)]
+
+
+@pytest.mark.parametrize("name", sorted(set(EXECUTORS) - {"triton", "reference"}))
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("density", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 11), (0, 5)])
+def test_executors_match_the_reference(name, geometry, density, shape):
+    layout, weight, bias = setup(geometry, density)
+    x = torch.randn(*shape, 2 * B)
+    dy = torch.randn(shape[0], geometry.out_length(shape[1]), 3 * B)
+    args = (x, dy, layout, weight, bias, geometry)
+    got, expected = run(name, *args), run("reference", *args)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert got[2].shape == weight.shape
+    assert not got[2][weight == 0].any()
+
+
+@pytest.mark.parametrize("name", sorted(set(EXECUTORS) - {"triton"}))
+def test_non_contiguous(name):
+    geometry = GEOMETRIES[1]
+    layout, weight, bias = setup(geometry)
+    x = torch.randn(2 * B, 7, 6).permute(2, 1, 0)[::2]
+    dy = torch.randn(3 * B).expand(3, 7, 3 * B)
+    got = run(name, x, dy, layout, weight, bias, geometry)
+    expected = run("reference", x.contiguous(), dy.contiguous(), layout, weight, bias, geometry)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_gradcheck(geometry):
+    layout, weight, bias = setup(geometry, dtype=torch.float64)
+    x = torch.randn(1, 5, 2 * B, dtype=torch.float64, requires_grad=True)
+    masked = [weight.detach().requires_grad_()]
+
+    def f(x: Tensor, bias: Tensor) -> Tensor:
+        return block_matmul(x, masked[0], bias, layout.handle, geometry)
+
+    assert torch.autograd.gradcheck(f, (x, bias), fast_mode=True)
+
+
+class Recorder(TorchDispatchMode):
+    """Our custom ops as they are called, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "sniper":
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_registrations(geometry):
+    """Schema, fake, autograd and dynamic shapes of each pass, by torch's own checker."""
+    layout, weight, bias = setup(geometry)
+    x = torch.randn(2, 9, 2 * B, requires_grad=True)
+    with Recorder() as recorder:
+        block_matmul(x, weight, bias, layout.handle, geometry).sum().backward()
+    names = [func.name() for func, _, _ in recorder.calls]
+    assert names == ["sniper::block_fwd", "sniper::block_dgrad", "sniper::block_wgrad"]
+    for func, args, kwargs in recorder.calls:
+        args = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
+        if func.name() == "sniper::block_fwd":
+            args = (x, weight, bias, *args[3:])
+        torch.library.opcheck(func, args, kwargs)
+
+
+def test_only_what_needs_gradients_gets_them():
+    layout, weight, bias = setup(Geometry())
+    y = block_matmul(torch.randn(1, 3, 2 * B), weight, None, layout.handle)
+    y.sum().backward()
+    assert weight.grad is not None and bias.grad is None
+
+
+def test_a_layout_that_is_gone():
+    layout, weight, bias = setup(Geometry())
+    handle = layout.handle
+    del layout
+    with pytest.raises(ValueError, match="living layout"):
+        block_matmul(torch.randn(1, 3, 2 * B), weight, bias, handle)
+
+
+def test_unknown_executor():
+    with pytest.raises(ValueError, match="executor: expected one of .*dense.*got 'fast'"):
+        with executor("fast"):
+            raise AssertionError("not reached")
+
+
+def test_a_forced_executor_ends_with_its_block():
+    layout, weight, bias = setup(Geometry())
+    x = torch.randn(1, 3, 2 * B)
+    with pytest.raises(KeyError):
+        with executor("reference"):
+            raise KeyError
+    y = block_matmul(x, weight, bias, layout.handle)
+    torch.testing.assert_close(y, torch.nn.functional.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x": torch.randn(3, 2 * B)}, r"x: expected \[B, T, 32\], got \[3, 32\]"),
+        ({"x": torch.randn(1, 3, B)}, r"x: expected \[B, T, 32\], got \[1, 3, 16\]"),
+        ({"x": torch.randn(1, 3, 2 * B).double()}, "weight: expected x's dtype torch.float64"),
+        ({"bias": torch.zeros(3 * B).half()}, "bias: expected x's dtype torch.float32"),
+        ({"bias": torch.zeros(3 * B, device="meta")}, "bias: expected x's device cpu, got meta"),
+        ({"geometry": Geometry(4, 1, 0, 0)}, r"at least 4 rows with padding, got 3 \+ 0 \+ 0"),
+    ],
+)
+def test_refused(change, words):
+    layout, weight, bias = setup(Geometry())
+    args = {"x": torch.randn(1, 3, 2 * B), "weight": weight, "bias": bias, "layout": layout.handle}
+    with pytest.raises(ValueError, match=words):
+        block_matmul(**{**args, **change})

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that speaks: files for a text, one line for what cannot be spoken."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from speech import fit, tiny
+
+from sniper import checkpoint
+from sniper.synthesize import load_speaker, main
+
+TEXT = "The grey horse slept."
+
+
+@pytest.fixture(autouse=True)
+def one_thread(seeded: None) -> None:
+    """Faster at this size."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    fit(tiny(demo_corpus, folder, train={"epochs": 2}))
+    return folder
+
+
+def _main(run: Path, *arguments: object) -> int:
+    return main(["--checkpoint", str(run), *map(str, arguments)])
+
+
+def test_text_to_wav(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    wav = tmp_path / "new folder" / "out.wav"
+    assert _main(run, TEXT, "-o", wav) == 0
+    audio, rate = soundfile.read(wav)
+    assert rate == 22050 and np.abs(audio).max() > 0
+    assert capsys.readouterr().out == f"{wav}: {len(audio) / rate:.2f} s\n"
+
+
+def test_text_from_standard_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert _main(run, TEXT, "-o", tmp_path / "a.wav") == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT + "\n"))
+    assert _main(run, "-", "-o", tmp_path / "b.wav") == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+
+
+def test_controls_reach_the_speaker(run: Path, tmp_path: Path):
+    speaker = load_speaker(run)
+    options = {"speed": 0.5, "pitch": -3.0, "energy": 2.0}
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    assert _main(run, TEXT, "--mel", tmp_path / "a.npy", *flags) == 0
+    expected = speaker.speak(TEXT, vocode=False, **options).mel
+    assert np.array_equal(np.load(tmp_path / "a.npy"), expected)
+    assert not np.array_equal(speaker.speak(TEXT, vocode=False, speed=0.5).mel, expected)
+
+
+def test_mel_with_its_settings(run: Path, tmp_path: Path):
+    assert _main(run, f"{TEXT} {TEXT}", "--mel", tmp_path / "take.1", "-o", tmp_path / "a.wav") == 0
+    mel = np.load(tmp_path / "take.1.npy")
+    settings = json.loads((tmp_path / "take.1.json").read_text())
+    assert mel.dtype == np.float32 and mel.shape[1] == settings["n_mels"] == 80
+    assert settings["hop_length"] == 256 and settings["log_base"] == "10"
+    audio, rate = soundfile.read(tmp_path / "a.wav")
+    assert len(audio) == len(mel) * 256 + round(0.2 * rate)  # one pause
+
+
+def test_best_and_last(run: Path):
+    for which in ("best", "last"):
+        weights = checkpoint.load(run, which).weights
+        model = load_speaker(run, which).model
+        assert all(weights[n].equal(t) for n, t in model.state_dict().items())
+        assert load_speaker(checkpoint.find(run, which)).model is not None
+
+
+def test_nothing_but_the_checkpoint_is_needed(run: Path, tmp_path: Path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(checkpoint.find(run, "last"), moved)
+    (moved / "state.pt").unlink()
+    assert main([TEXT, "--checkpoint", str(moved), "-o", str(tmp_path / "a.wav")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["", "-o", "a.wav"], "no known phoneme in the text ''"),
+        (["?!", "-o", "a.wav"], "no known phoneme"),
+        (["{QQ}", "-o", "a.wav"], "not trained with these phonemes: QQ"),
+        ([TEXT, "--speed=0", "-o", "a.wav"], "speed: expected a number from 0.1 to 10"),
+        ([TEXT, "--pitch=nan", "-o", "a.wav"], "pitch: expected semitones"),
+        ([TEXT, "--energy=-2", "-o", "a.wav"], "energy: expected a number above 0"),
+        ([TEXT, "-o", "a file/out.wav"], "a file"),
+        ([TEXT, "-o", "."], "Is a directory"),
+        ([TEXT, "--mel", "a file/out.npy"], "a file"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    said: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    assert _main(run, *arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert said in captured.err
+    assert captured.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["a file"]
+
+
+def test_checkpoints_that_cannot_be_used(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    output = ["-o", str(tmp_path / "a.wav")]
+
+    def said(folder: Path, *more: str) -> str:
+        assert _main(folder, TEXT, *output, *more) == 1
+        text = capsys.readouterr().err
+        assert text.startswith("error: ") and text.count("\n") == 1
+        return text
+
+    assert "expected the folder of a run" in said(tmp_path / "nowhere")
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint.find(run), broken)
+    meta = json.loads((broken / "meta.json").read_text())
+    for change in ({"speech": {}}, {"config": {"unknown": 1}}, {"config": {}}):
+        (broken / "meta.json").write_text(json.dumps({**meta, **change}))
+        assert f"{broken} does not fit this version" in said(broken)
+    (broken / "model.safetensors").write_bytes(b"short")
+    (broken / "meta.json").write_text(json.dumps(meta))
+    assert "damaged or incomplete" in said(broken)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "expected a CUDA device, found none" in said(run, "--device=cuda")
+
+
+def test_nothing_to_write(capsys: pytest.CaptureFixture):
+    assert main([TEXT, "--checkpoint", "runs/demo"]) == 2
+    assert "nothing to write" in capsys.readouterr().err
+
+
+def test_a_bug_shows_its_traceback(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def bug(*args, **kwargs):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("sniper.tts.speaker.split_sentences", bug)
+    with pytest.raises(ValueError, match="a bug"):
+        _main(run, TEXT, "-o", tmp_path / "a.wav")
+
+
+def test_a_missing_package_says_what_to_install(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    monkeypatch.delitem(sys.modules, "sniper.config")
+    assert _main(run, TEXT, "-o", tmp_path / "a.wav") == 2
+    assert "pip install 'sniper-tts[tts]'" in capsys.readouterr().err
