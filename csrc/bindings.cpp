@@ -182,6 +182,26 @@ void bind_cpu_kernels(py::module_ m) {
       no_gil);
 }
 
+void bind_cpu_softmax(py::module_& m) {
+  namespace cpu = sniper::cpu;
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def(
+      "softmax_dropout",
+      [](uintptr_t s, uintptr_t mask, int64_t mask_rows, uintptr_t dropped, int64_t rows, int64_t columns, float scale,
+         DropoutArg drop, int threads) {
+        cpu::softmax_dropout(cpu::kernels<float>(), as<float>(s), as<const uint8_t>(mask), mask_rows,
+                             as<float>(dropped), rows, columns, scale, dropout(drop), threads);
+      },
+      no_gil);
+  m.def(
+      "softmax_dropout_backward",
+      [](uintptr_t dy, uintptr_t p, int64_t rows, int64_t columns, float scale, DropoutArg drop, int threads) {
+        cpu::softmax_dropout_backward(cpu::kernels<float>(), as<float>(dy), as<const float>(p), rows, columns, scale,
+                                      dropout(drop), threads);
+      },
+      no_gil);
+}
+
 void bind_cpu(py::module_ m) {
   using sniper::cpu::Shape;
   m.def("instruction_set", &sniper::cpu::instruction_set);
@@ -195,6 +215,7 @@ void bind_cpu(py::module_ m) {
                        int64_t dilation, int64_t pad_left, int block) {
         return Shape{batch, length_in, length_out, in, out, taps, dilation, pad_left, block};
       }));
+  bind_cpu_softmax(m);
   bind_cpu_kernels<float>(m.def_submodule("float32"));
   bind_cpu_kernels<uint16_t>(m.def_submodule("bfloat16"));
 }

@@ -224,6 +224,8 @@ class Trainer:
         """Writes a checkpoint of this very moment."""
         self._check_finite()
         self._saved_at = time.monotonic()
+        if self.sniper is not None:
+            self.sniper.zero_pruned()
         cuda = self.device.type == "cuda"
         state = {
             "optimizer": self.optimizer.state_dict(),

@@ -12,6 +12,19 @@ import pytest
 import torch
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-kernels", action="store_true", help="every Triton kernel and case, not a sample"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def choices_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What is measured while tests run does not decide what the user's runs execute."""

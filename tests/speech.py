@@ -96,6 +96,9 @@ def everything(run: Path) -> dict[str, Any]:
         {k: v for k, v in row.items() if k not in ("seconds", "frames_per_second")}
         for row in progress["history"]
     ]
+    sniper = saved.state["sniper"]
+    if sniper is not None:
+        sniper["masks"].pop(0.0, None)  # nothing pruned: with or without, that says the same
     return {"weights": saved.weights, "state": saved.state, **progress, "history": untimed}
 
 

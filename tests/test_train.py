@@ -64,11 +64,10 @@ def test_stopped_by_signals_and_resumed_by_the_same_command(
 ):
     # The signal reaches the data worker too, as Ctrl-C in a terminal and a scheduler's do.
     more = ("train.batches_per_epoch=30", "train.workers=1")
-    begins = ((signal.SIGINT, "1  "), (signal.SIGTERM, "resumed at epoch"))
-    for number, line in begins:
+    for epoch, number in ((1, signal.SIGINT), (2, signal.SIGTERM)):
         process = command("train", "--config", config_file, *more)
         try:
-            _wait_for(process, line)
+            _wait_for(process, f"{epoch}  ")  # its row of the table
             os.killpg(process.pid, number)
             _, said = process.communicate(timeout=120)
         finally:
@@ -79,9 +78,9 @@ def test_stopped_by_signals_and_resumed_by_the_same_command(
         assert "stopped, saved; the same command continues" in said
         assert "Traceback" not in said
         progress = checkpoint.load(tmp_path / "run").meta["progress"]
-        assert progress["epoch"] == 1 and 0 < progress["batch"] < 30
+        assert progress["epoch"] == epoch and 0 < progress["batch"] < 30
     assert _main(config_file, *more) == 0
-    assert "resumed at epoch 2, batch" in capsys.readouterr().out
+    assert "resumed at epoch 3, batch" in capsys.readouterr().out
     assert _main(config_file, *more, f"output={tmp_path / 'through'}") == 0
     stopped, through = everything(tmp_path / "run"), everything(tmp_path / "through")
     assert differences(stopped, through) == []

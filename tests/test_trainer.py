@@ -58,7 +58,7 @@ VARIANTS = {
     "constant": {"sparsity": {"schedule": {0: 0.5}}},
     "fractions": {"sparsity": {"schedule_fractions": {0: 0.6, 0.5: 0.2}}},
     "bf16": {"train": {"precision": "bf16"}},
-    "one utterance a batch": {"train": {"max_frames": 330, "batches_per_epoch": 4}},
+    "one utterance a batch": {"train": {"max_frames": 400, "batches_per_epoch": 4}},
 }
 
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_is_dense_and_plain(demo_corpus: Path, tmp_path: Path):
     trainer = fit(config)
     path = checkpoint.find(tmp_path)
     state = torch.load(path / "state.pt", weights_only=True)
-    assert state["sniper"]["masks"].keys() == {0.6, 0.0}
+    assert 0.6 in state["sniper"]["masks"]
     model = FastSpeech2(trainer.model.config)
     model.load_state_dict(load_file(path / "model.safetensors"))
     assert type(model.decoder.layers[0].ffn.conv1) is torch.nn.Conv1d

@@ -84,6 +84,13 @@ struct Kernels {
   void (*dropout)(const T* x, T* y, int64_t columns, int64_t begin, int64_t end, const Dropout&);
   // dx = y > 0 ? dy * scale : 0, elements [begin, end).
   void (*relu_backward)(const T* dy, const T* y, T* dx, int64_t begin, int64_t end, float scale);
+  // p = softmax(scale * s) over the keys of row / mask_rows of `mask` (null: all), dropped = dropout(p) unless null, on
+  // rows [begin, end) of a contiguous [rows, columns]; p may be s.
+  void (*softmax)(const T* s, const uint8_t* mask, int64_t mask_rows, T* p, T* dropped, int64_t columns, int64_t begin,
+                  int64_t end, float scale, const Dropout&);
+  // ds for dy = dL/d(dropped); ds may be dy.
+  void (*softmax_backward)(const T* dy, const T* p, T* ds, int64_t columns, int64_t begin, int64_t end, float scale,
+                           const Dropout&);
 };
 
 // All but the first only in builds for x86-64.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block-sparse products and the choice of what runs them."""
 
+from sniper.ops.attention import attention
 from sniper.ops.block_matmul import block_matmul
 from sniper.ops.dropout import dropout, relu_dropout
 from sniper.ops.executors import executor
@@ -9,6 +10,7 @@ from sniper.ops.geometry import Geometry, register_layout
 
 __all__ = [
     "Geometry",
+    "attention",
     "block_matmul",
     "dropout",
     "executor",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sniper.ops import cpu
+from sniper.ops.cpu_softmax import softmax_dropout_, softmax_dropout_backward_
 from sniper.ops.dropout import counter_dropout, draw_seed
 
 
@@ -41,7 +42,8 @@ def attention(
         ValueError: shapes that do not fit together, or `dropout_p` outside [0, 1).
     """
     _check(q, k, v, heads, key_mask, dropout_p)
-    if dropout_p and counter_dropout(q) and not torch.is_autocast_enabled("cpu"):
+    ours = q.dtype == torch.float32 and counter_dropout(q)
+    if dropout_p and ours and not torch.is_autocast_enabled("cpu"):
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -74,12 +76,13 @@ def _attention(
     """The result, and the softmax `[heads, B, T, T]` for backward."""
     batch, length, channels = q.shape
     probabilities = q.new_empty(heads, batch, length, k.shape[1])
-    for q_head, k_head, scores in zip(_split(q, heads), _split(k, heads), probabilities, strict=True):
+    q_heads, k_heads, v_heads = (_split(t, heads) for t in (q, k, v))
+    for q_head, k_head, scores in zip(q_heads, k_heads, probabilities, strict=True):
         torch.bmm(q_head, k_head.transpose(1, 2), out=scores)
     scale = 1 / math.sqrt(channels // heads)
-    dropped = cpu.softmax_dropout_(probabilities, key_mask, scale, p, int(seed))
+    dropped = softmax_dropout_(probabilities, key_mask, scale, p, int(seed))
     y = torch.empty(batch, length, channels)
-    for y_head, weights, v_head in zip(_split(y, heads), dropped, _split(v, heads), strict=True):
+    for y_head, weights, v_head in zip(_split(y, heads), dropped, v_heads, strict=True):
         torch.bmm(weights, v_head, out=y_head)
     return y, probabilities
 
@@ -96,16 +99,16 @@ def _attention_grad(
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads = probabilities.shape[0]
     dq, dk, dv = (torch.empty(t.shape) for t in (q, k, v))
-    split = [_split(t, heads) for t in (dy, q, k, v, dq, dk, dv)]
+    dys, qs, ks, vs, dqs, dks, dvs = (_split(t, heads) for t in (dy, q, k, v, dq, dk, dv))
     weights = cpu.dropout(probabilities, p, int(seed))
-    for dy_head, weight, dv_head in zip(split[0], weights, split[6], strict=True):
+    for dy_head, weight, dv_head in zip(dys, weights, dvs, strict=True):
         torch.bmm(weight.transpose(1, 2), dy_head, out=dv_head)
     ds = weights  # its memory is free now
-    for dy_head, v_head, ds_head in zip(split[0], split[3], ds, strict=True):
+    for dy_head, v_head, ds_head in zip(dys, vs, ds, strict=True):
         torch.bmm(dy_head, v_head.transpose(1, 2), out=ds_head)
     scale = 1 / math.sqrt(q.shape[2] // heads)
-    cpu.softmax_dropout_backward_(ds, probabilities, scale, p, int(seed))
-    for ds_head, q_head, k_head, dq_head, dk_head in zip(ds, *split[1:3], *split[4:6], strict=True):
+    softmax_dropout_backward_(ds, probabilities, scale, p, int(seed))
+    for ds_head, q_head, k_head, dq_head, dk_head in zip(ds, qs, ks, dqs, dks, strict=True):
         torch.bmm(ds_head, k_head, out=dq_head)
         torch.bmm(ds_head.transpose(1, 2), q_head, out=dk_head)
     return dq, dk, dv
@@ -124,7 +127,6 @@ def _split(x: Tensor, heads: int) -> tuple[Tensor, ...]:
 def _save(ctx, inputs, output):
     q, k, v, _, _, ctx.p, seed = inputs
     ctx.save_for_backward(q, k, v, output[1], seed)
-    ctx.mark_non_differentiable(output[1]) if hasattr(ctx, "mark_non_differentiable") else None
 
 
 def _backward(ctx, dy, _):

@@ -78,7 +78,7 @@ def fwd(
         (weight.data_ptr(), weight.stride(0)),
         0 if bias is None else bias.data_ptr(),
         relu,
-        _dropout_words(dropout_p, seed),
+        dropout_words(dropout_p, seed),
         _rows(y),
         torch.get_num_threads(),
     )
@@ -125,7 +125,7 @@ def dropout(x: Tensor, p: float, seed: int) -> Tensor:
         ValueError: not a float tensor on the CPU, or `p` outside [0, 1).
     """
     _check_tensor("x", x, None)
-    words = _dropout_words(p, seed)
+    words = dropout_words(p, seed)
     dtype, x = x.dtype, _operand(x.contiguous())
     y = _empty(x.dtype, *x.shape)
     columns = x.shape[-1] if x.dim() else 1
@@ -146,7 +146,7 @@ def relu_dropout_backward(dy: Tensor, y: Tensor, dropout_p: float = 0.0) -> Tens
     _check_shape("dy", dy, tuple(y.shape))
     dtype, dy, y = dy.dtype, _operand(dy.contiguous()), _operand(y.contiguous())
     dz = _empty(dy.dtype, *dy.shape)
-    scale = _dropout_words(dropout_p, 0)[2]
+    scale = dropout_words(dropout_p, 0)[2]
     args = (dy.data_ptr(), y.data_ptr(), dz.data_ptr(), dy.numel(), scale)
     _kernels(dy).relu_backward(*args, torch.get_num_threads())
     return dz.to(dtype)
@@ -229,7 +229,7 @@ def _kernels(t: Tensor) -> Any:
     return _C.cpu.bfloat16 if t.dtype == torch.bfloat16 else _C.cpu.float32
 
 
-def _dropout_words(p: float, seed: int) -> tuple[int, int, float]:
+def dropout_words(p: float, seed: int) -> tuple[int, int, float]:
     """Seed, the least random 32-bit word that keeps its element, and the scale."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: expected p in [0, 1), got {p}")

@@ -130,6 +130,6 @@ def _key(which: str, layout: Any, geometry: Geometry, x: Tensor) -> str:
     tokens = (x.shape[0] * x.shape[1]).bit_length()
     return (
         f"{choice.machine(device.type, device.index)} {_C.cpu.instruction_set()}{threads} "
-        f"{which} {x.dtype}{kind} {rows}x{taps}x{cols} blocks of {layout.block_size} dilation {geometry.dilation} "
-        f"2^{tokens} tokens density {round(10 * layout.density)}/10"
+        f"{which} {x.dtype}{kind} {rows}x{taps}x{cols} blocks of {layout.block_size} "
+        f"dilation {geometry.dilation} 2^{tokens} tokens density {round(10 * layout.density)}/10"
     )

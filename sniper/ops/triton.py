@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sniper.kernels import configs
 from sniper.ops import choice, triton_launch
-from sniper.ops.cpu import _out_length as out_length
 from sniper.ops.geometry import Geometry
 from sniper.ops.triton_elementwise import (
     column_sums,
@@ -23,7 +22,7 @@ from sniper.ops.triton_elementwise import (
     relu_dropout_backward,
     relu_dropout_backward_bias,
 )
-from sniper.ops.triton_launch import Plan, check, check_layout, descriptor, plan
+from sniper.ops.triton_launch import Plan, check, check_layout, descriptor, out_length, plan
 
 __all__ = [
     "available",

@@ -6,7 +6,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sniper.ops.cpu import _dropout_words as dropout_words
 from sniper.ops.triton_launch import check, kernels, matrix_shape, on
 
 TILE = {"BM": 32, "BN": 64}
@@ -62,18 +61,24 @@ def column_sums(x: Tensor) -> Tensor:
 def dropout_args(
     p: float, seed: int | Tensor, device: torch.device
 ) -> tuple[Tensor | None, int, float]:
-    """Seed on the device (None: keep all), threshold as an int32, scale."""
-    number, threshold, scale = dropout_words(p, 0 if isinstance(seed, Tensor) else seed)
+    """Seed on the device (None: keep all), the least word that keeps, as an int32, scale."""
+    scale = _dropout_scale(p)
     if not p:
         return None, 0, 1.0
     if not isinstance(seed, Tensor):
-        seed = torch.full((), _signed(number, 64), dtype=torch.int64, device=device)
+        seed = torch.full((), _signed(seed % 2**64, 64), dtype=torch.int64, device=device)
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
         raise ValueError(
             f"seed: expected an int64 scalar on {device}, "
             f"got {seed.dtype} {list(seed.shape)} on {seed.device}"
         )
-    return seed, _signed(threshold, 32), scale
+    return seed, _signed(min(round(p * 2**32), 2**32 - 1), 32), scale
+
+
+def _dropout_scale(p: float) -> float:
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: expected p in [0, 1), got {p}")
+    return 1 / (1 - p)
 
 
 def _signed(word: int, bits: int) -> int:
@@ -86,7 +91,7 @@ def _relu_backward(
     """dz, and the sums of every `chunk` rows of it."""
     check("y", y, dy, None)
     check("dy", dy, dy, tuple(y.shape))
-    scale = dropout_words(p, 0)[2]
+    scale = _dropout_scale(p)
     dy, y = dy.contiguous(), y.contiguous()
     dz = torch.empty_like(dy)
     tokens, columns = matrix_shape(dy)

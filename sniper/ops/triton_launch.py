@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sniper.kernels import configs
 from sniper.ops import choice
-from sniper.ops.cpu import _check_shape as check_shape
 from sniper.ops.geometry import Geometry
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -106,8 +105,10 @@ def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | No
         )
     if t.dtype != like.dtype:
         raise ValueError(f"{name}: expected {like.dtype} as the other operand, got {t.dtype}")
-    if shape is not None:
-        check_shape(name, t, shape)
+    fits = shape is None or t.dim() == len(shape)
+    if not fits or any(w not in (None, g) for w, g in zip(shape or (), t.shape, strict=False)):
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        raise ValueError(f"{name}: expected shape [{wanted}], got {list(t.shape)}")
 
 
 def check_layout(layout: Any, geometry: Geometry, device: torch.device) -> tuple[int, int]:
@@ -137,6 +138,20 @@ def check_layout(layout: Any, geometry: Geometry, device: torch.device) -> tuple
                 f"got {t.dtype} {list(t.shape)} on {t.device}"
             )
     return rows * layout.block_size, inner * layout.block_size
+
+
+def out_length(geometry: Geometry, length: int) -> int:
+    """Rows of y for `length` rows of x; refuses what is no convolution."""
+    if min(geometry.pad_left, geometry.pad_right) < 0 or min(geometry.taps, geometry.dilation) < 1:
+        raise ValueError(
+            f"geometry: expected taps and dilation >= 1 and padding >= 0, got {geometry}"
+        )
+    out = geometry.out_length(length)
+    if out < 0 or length < 0:
+        raise ValueError(
+            f"x: expected at least {length - out} rows for {geometry}, got {length}: pad more"
+        )
+    return out
 
 
 def plans(which: str, layout: Any, *operands: Tensor) -> list[Plan]:

@@ -189,6 +189,13 @@ class Sniper:
         """Whether masks were derived, by `score` or from a saved state."""
         return self._plan is not None
 
+    def zero_pruned(self) -> None:
+        """Zeroes pruned weights, before they are saved say: with `paper_exact` an update moves them
+        and the next forward would zero them.
+        """
+        if self.paper_exact:
+            self._targets.zero_pruned()
+
     def densities(self) -> dict[str, float]:
         """Share of active weights by parameter name, in [0, 1]."""
         return {name: self._targets.density(name) for name in self._targets.parameters}
@@ -205,6 +212,9 @@ class Sniper:
         targets, masks = self._targets, self._plan.masks[sparsity]
         first = [name for name in targets.parameters if not targets.has_mask(name)]
         targets.change_masks(masks, self._plan.counts[sparsity], self._init)
+        for name in first:
+            if name in self._init:  # once, or every change would do it
+                self._init[name] = update.like(self._init[name], targets.parameters[name])
         if ranks.several():
             self._compare_ranks(sparsity)
         for name in first if not self.paper_exact else ():

@@ -109,7 +109,7 @@ def summed_gradients(
         # Every rank must learn of it, or the others would wait for this one's gradients.
         if (ranks.smallest(count, device) if over_ranks else count) == 0:
             where = " on every rank" if over_ranks else ""
-            raise ValueError(f"batches: expected at least one batch to score on{where}, got none")
+            raise ValueError(f"batches: expected at least one batch{where} to score on, got none")
         gradients = {
             n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in params.items()
         }

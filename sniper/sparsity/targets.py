@@ -99,7 +99,7 @@ class ElementTargets:
             for name, p in params.items():
                 p.register_hook(self._gradient_hook(name))
         else:
-            model.register_forward_pre_hook(lambda module, args: self._zero_pruned())
+            model.register_forward_pre_hook(lambda module, args: self.zero_pruned())
 
     def has_mask(self, name: str) -> bool:
         return name in self._masks
@@ -174,7 +174,8 @@ class ElementTargets:
         p = self.parameters[name]
         p.data.masked_fill_(~self._mask_on(name, p.device), 0)
 
-    def _zero_pruned(self) -> None:
+    def zero_pruned(self) -> None:
+        """Zeroes what the masks prune, which an update may have moved."""
         for name in self._masks:
             if not self._is_full(name):
                 self._zero(name)

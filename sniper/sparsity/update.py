@@ -264,7 +264,7 @@ def _row(change: Change, first_block: int, kept: list[Tensor]) -> list[int]:
     kept.append(mask)
     init = 0
     if had_mask and change.init is not None:
-        kept.append(_like(change.init, weight))
+        kept.append(like(change.init, weight))
         init = kept[-1].data_ptr()
     arrays = (
         layout.block_mask,
@@ -277,7 +277,7 @@ def _row(change: Change, first_block: int, kept: list[Tensor]) -> list[int]:
     return [*map(int, sizes), mask.data_ptr(), *(a.data_ptr() for a in arrays), init]
 
 
-def _like(init: Tensor, weight: Tensor) -> Tensor:
+def like(init: Tensor, weight: Tensor) -> Tensor:
     """`init` with the weight's device, dtype and memory order; itself where it has them."""
     init = init.to(weight.device, weight.dtype)
     return init if init.stride() == weight.stride() else torch.empty_like(weight).copy_(init)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few fixed shapes for all batches of a corpus, so that a GPU's step can be recorded and replayed.
+"""A few fixed shapes for all batches of a corpus, so that a step can be recorded and replayed.
 
 Each length bucket of `BucketBatchSampler` has one shape: its batch size, and its longest utterance
 in tokens and frames. Missing utterances of a last batch are rows of length 0, which no loss counts.
@@ -57,7 +57,9 @@ class StaticShapes:
         for shape in self.shapes:
             if all(h <= s for h, s in zip(have, shape, strict=True)):
                 return _pad(batch, shape)
-        raise ValueError(f"batch: expected utterances, tokens, frames within {self.shapes}, got {have}")
+        raise ValueError(
+            f"batch: expected utterances, tokens, frames within {self.shapes}, got {have}"
+        )
 
 
 def padding_share(batch: Batch) -> float:
@@ -70,7 +72,9 @@ def _round_up(length: int) -> int:
 
 
 def _pad(batch: Batch, shape: Shape) -> Batch:
-    rows, tokens, frames = (s - h for s, h in zip(shape, batch.mel.shape[:1] + batch.tokens.shape[1:] + batch.mel.shape[1:2], strict=True))
+    rows = shape[0] - len(batch)
+    tokens = shape[1] - batch.tokens.shape[1]
+    frames = shape[2] - batch.mel.shape[1]
 
     def per_token(values: torch.Tensor) -> torch.Tensor:
         return F.pad(values, (0, tokens, 0, rows))

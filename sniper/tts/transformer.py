@@ -13,10 +13,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sniper.layers import Dropout, relu_dropout
+from sniper.ops import attention
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
 LAYER_NORM_EPS = 1e-12
@@ -104,18 +104,10 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
-        """`x` `[B, T, C]`, `key_mask` bool `[B, 1, 1, T]`, true where a key counts."""
-        y = F.scaled_dot_product_attention(
-            self._split(self.query(x)),
-            self._split(self.key(x)),
-            self._split(self.value(x)),
-            attn_mask=key_mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # [B, heads, T, C / heads]
-        return self.out(y.transpose(1, 2).flatten(2))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        """`x` `[B, T, C]`, `key_mask` bool `[B, T]`, true where a key counts."""
+        dropout = self.dropout if self.training else 0.0
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return self.out(attention(q, k, v, self.heads, key_mask, dropout))
 
 
 class FeedForward(nn.Module):
@@ -182,10 +174,9 @@ class TransformerStack(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` `[B, T, C]`, `mask` bool `[B, T]`, true where not padding; None: no padding."""
-        key_mask = None if mask is None else mask[:, None, None, :]
         x = self.position_embed(x)
         for layer in self.layers:
-            x = layer(x, key_mask)
+            x = layer(x, mask)
         return self.final_norm(x)
 
 

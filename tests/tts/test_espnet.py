@@ -13,6 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sniper.layers import Dropout
+from sniper.ops import attention
+from sniper.tts import transformer
 from sniper.tts.batch import Batch
 from sniper.tts.espnet import espnet_config, espnet_name, load_espnet
 from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Output
@@ -84,12 +86,11 @@ def test_outputs_in_evaluation_mode(golden):
 
 def test_dropout_stands_where_espnet_has_it(golden, monkeypatch):
     """Every dropout multiplies by 1 - p here, as it did when the outputs were recorded."""
-    attention = torch.nn.functional.scaled_dot_product_attention
 
-    def scaled_attention(*args, dropout_p=0.0, **kwargs):
-        return attention(*args, **kwargs) * (1 - dropout_p)
+    def scaled_attention(q, k, v, heads, key_mask, dropout_p):
+        return attention(q, k, v, heads, key_mask) * (1 - dropout_p)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", scaled_attention)
+    monkeypatch.setattr(transformer, "attention", scaled_attention)
     monkeypatch.setattr(Dropout, "forward", lambda self, x: x * (1 - self.p))
     with torch.no_grad():
         got = golden.model().train()(golden.batch())

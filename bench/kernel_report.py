@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the compiler makes of every Triton kernel that ships, without a GPU.
+
+python bench/kernel_report.py [--archs 80 90 100] [--check]
+
+Compiles each (pass, path, dtype, block size, configuration) ahead of time and reads registers,
+spills, shared memory, matrix and copy instructions from the machine code. Writes
+kernels/reports/resources.csv; with --check only says what differs from it or breaks a rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sniper.kernels import configs
+
+REPORT = Path(__file__).parents[1] / "kernels" / "reports" / "resources.csv"
+ARCHS = (80, 90, 100)
+KINDS = {"bf16": "half", "fp16": "half", "tf32": "tf32", "fp32": "fp32"}
+INDICES = ("crow", "col", "order", "row_indices")
+# Sizes that are multiples of 16 in every model: channels that divide by a block size.
+STRIDES = ("src_stride_b", "src_stride_t", "weight_stride")
+STRIDES += ("dy_stride_b", "dy_stride_t", "x_stride_b", "x_stride_t", "columns")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel to compile; `width` and the fields around it are `configs.Config`'s."""
+
+    pass_: str
+    path: str
+    arch: int
+    dtype: str
+    block: int
+    tokens: int
+    width: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Row(Case):
+    """What became of a case: bytes, registers per thread, instructions in the machine code."""
+
+    registers: int
+    spills: int
+    shared_bytes: int
+    mma: str
+    mma_count: int
+    copies: str
+    copy_count: int
+    triton: str
+
+
+def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
+    """Everything that ships."""
+    for arch in archs:
+        paths = ("tma", "pointer") if configs.has_tma(arch) else ("pointer",)
+        for pass_ in ("fwd", "dgrad", "wgrad"):
+            table = configs.WGRAD if pass_ == "wgrad" else configs.PRODUCT
+            op = "wgrad" if pass_ == "wgrad" else "product"
+            for dtype, kind in KINDS.items():
+                for path in paths:
+                    for block in configs.BLOCK_SIZES:
+                        if (path, block, kind) in table:
+                            for config in configs.candidates(op, path, block, kind, arch):
+                                yield Case(pass_, path, arch, dtype, block, *config)
+        for dtype in ("bf16", "fp16", "fp32"):
+            for pass_ in ("dropout", "relu_dropout_backward", "column_sums"):
+                yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
+            for block in configs.BLOCK_SIZES:
+                yield Case("wgrad_reduce", "pointer", arch, dtype, block, 16, block, 4, 3)
+
+
+def compile_case(case: Case) -> Row:
+    """Compiles for the case's chip and reads the machine code."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    function, constants, types = _kernel(case)
+    signature, attributes = {}, {}
+    for i, name in enumerate(function.arg_names):
+        signature[name] = "constexpr" if name in constants else types.get(name, "i32")
+        aligned = signature[name].startswith("*") or name in STRIDES
+        if name not in constants and aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": case.warps, "num_stages": case.stages}
+    kernel = triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
+    usage, code = _disassemble(kernel.asm["cubin"])
+    registers, stack, local = (int(re.search(rf"{n}:(\d+)", usage)[1]) for n in _USAGE)
+    mma, mma_count = _most_frequent(code, r"\b(HGMMA|UTC\w*MMA|HMMA|FFMA2?)\b")
+    shape = re.search(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)", kernel.asm["ptx"])
+    copies, copy_count = _most_frequent(code, r"\b(UTMALDG|LDGSTS)\b")
+    return Row(
+        **asdict(case),
+        registers=registers,
+        spills=stack + local + len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        shared_bytes=kernel.metadata.shared,
+        mma=f"{mma} {shape[1]}" if shape else mma,
+        mma_count=mma_count,
+        copies=copies,
+        copy_count=copy_count,
+        triton=triton.__version__,
+    )
+
+
+_USAGE = ("REG", "STACK", "LOCAL")
+
+
+def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
+    """Function, compile-time arguments, types of the others."""
+    from sniper.kernels import elementwise, product, wgrad
+
+    b, bt, width = case.block, case.tokens, case.width
+    dtype = "fp32" if case.dtype == "tf32" else case.dtype
+    types = dict.fromkeys(("src", "weight", "out", "bias", "dy", "x", "y", "dz", "dw"), f"*{dtype}")
+    types |= dict.fromkeys(INDICES, "*i32") | {"scale": "fp32", "seed": "*i64"}
+    types |= {"partial": "*fp32", "sums": "*fp32"}
+    if case.pass_ in ("fwd", "dgrad", "wgrad"):
+        constants = {"B": b, "BT": bt, "PRECISION": "ieee" if case.dtype == "fp32" else "tf32"}
+    if case.pass_ in ("fwd", "dgrad"):
+        transposed = case.pass_ == "dgrad"
+        constants |= {"BK": width, "GROUP": configs.GROUP}
+        constants |= {"TRANSPOSED": transposed, "RELU": not transposed}
+        if transposed:
+            constants |= {"bias": None, "seed": None}
+        if case.path == "tma":
+            tile = f"{width},{b}" if transposed else f"{b},{width}"
+            types["src"] = f"tensordesc<{dtype}[1,{bt},{width}]>"
+            types["weight"] = f"tensordesc<{dtype}[{tile}]>"
+        return getattr(product, f"product_{case.path}"), constants, types
+    if case.pass_ == "wgrad":
+        if case.path == "tma":
+            types["dy"] = types["x"] = f"tensordesc<{dtype}[1,{bt},{b}]>"
+        return getattr(wgrad, f"wgrad_{case.path}"), constants | {"G": width}, types
+    if case.pass_ == "wgrad_reduce":
+        return wgrad.wgrad_reduce, {"B": b, "BN": bt}, types
+    constants = {"BM": bt, "BN": width} | ({"RELU": True} if case.pass_ == "dropout" else {})
+    return getattr(elementwise, case.pass_), constants, types
+
+
+def _disassemble(cubin: bytes) -> tuple[str, str]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        commands = ([tool, flag, file.name] for flag in ("--dump-resource-usage", "--dump-sass"))
+        outputs = [subprocess.run(c, capture_output=True, text=True, check=True) for c in commands]
+    return outputs[0].stdout, outputs[1].stdout
+
+
+def _most_frequent(code: str, pattern: str) -> tuple[str, int]:
+    """Preference in the order of the pattern's alternatives: the first that occurs."""
+    found = re.findall(pattern, code)
+    order = ("HGMMA", "UTC", "HMMA", "FFMA", "UTMALDG", "LDGSTS")
+    if not found:
+        return "none", 0
+    best = min(found, key=lambda name: next(i for i, o in enumerate(order) if name.startswith(o)))
+    return best, found.count(best)
+
+
+def broken_rules(row: Row) -> list[str]:
+    """What a shipped configuration must not do."""
+    rules = []
+    if row.spills:
+        rules.append("registers spill")
+    if row.shared_bytes > configs.SHARED_MEMORY[row.arch]:
+        rules.append(f"takes {row.shared_bytes} bytes of shared memory")
+    if row.pass_ not in ("fwd", "dgrad", "wgrad"):
+        return rules
+    wanted = {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTC", "HMMA")}[row.arch]
+    if row.arch == 90 and row.block < 64:
+        wanted = ("HGMMA", "HMMA")
+    if row.dtype == "fp32":
+        wanted = ("FFMA",)
+    if not row.mma.startswith(wanted):
+        rules.append(f"multiplies by {row.mma}, not {' or '.join(wanted)}")
+    if row.copies != ("UTMALDG" if row.path == "tma" else "LDGSTS"):
+        rules.append(f"copies by {row.copies}")
+    return rules
+
+
+def read_report() -> dict[Case, Row]:
+    """The committed rows."""
+    names = [f.name for f in fields(Case)]
+    with REPORT.open(newline="") as file:
+        rows = [_typed(line) for line in csv.DictReader(file)]
+    return {Case(**{n: getattr(row, n) for n in names}): row for row in rows}
+
+
+def _typed(line: dict[str, str]) -> Row:
+    return Row(
+        **{f.name: int(line[f.name]) if f.type == "int" else line[f.name] for f in fields(Row)}
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--archs", type=int, nargs="+", default=ARCHS)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    known = read_report() if REPORT.exists() else {}
+    rows, faults = [], 0
+    for case in all_cases(tuple(args.archs)):
+        row = compile_case(case)
+        rows.append(row)
+        rules = broken_rules(row)
+        if args.check and known.get(case) != row:
+            rules.append(f"differs from the report: {known.get(case)}")
+        faults += bool(rules)
+        print(*asdict(row).values(), *rules, flush=True)
+    print(f"{len(rows)} kernels, {faults} with faults")
+    if not args.check:
+        rows += [row for case, row in known.items() if case.arch not in args.archs]
+        REPORT.parent.mkdir(exist_ok=True)
+        with REPORT.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in sorted(rows, key=lambda r: (r.arch,)))
+    raise SystemExit(bool(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernel tests run on a GPU, or in Triton's interpreter when TRITON_INTERPRET=1 is set.
+
+Everywhere else `test_interpreter.py` runs them in a process that has it set.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+RUN_BY_HAND = {"test_compile.py", "test_configs.py", "test_interpreter.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        kernel_test = item.path.parent == here and item.path.name not in RUN_BY_HAND
+        if kernel_test and not INTERPRETED:
+            item.add_marker(pytest.mark.gpu)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`case`: the module's CASES, and its MORE_CASES with --all-kernels; `bits`: dtypes."""
+    if "case" in metafunc.fixturenames:
+        cases = list(metafunc.module.CASES)
+        if metafunc.config.getoption("--all-kernels") or not INTERPRETED:
+            cases += [c for c in metafunc.module.MORE_CASES if c not in cases]
+        metafunc.parametrize("case", cases, ids=str)
+    if "dtype" in metafunc.fixturenames:
+        # The interpreter multiplies bfloat16 wrongly.
+        more = [] if INTERPRETED else ["bfloat16"]
+        metafunc.parametrize("dtype", ["float32", "float16", *more])
+
+
+@pytest.fixture
+def device() -> str:
+    """Where tensors lie."""
+    return DEVICE
+
+
+@pytest.fixture(params=["tma", "pointer"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which kernels run: those of an sm_90, or those that an sm_80 has too."""
+    from sniper.ops import triton_launch
+
+    if request.param == "pointer":
+        monkeypatch.setattr(triton_launch, "arch", lambda device: 80)
+    elif not INTERPRETED and triton_launch.arch(__import__("torch").device("cuda:0")) < 90:
+        pytest.skip("has no copy engine")
+    return request.param

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shapes that kernels are held against the reference on."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sniper.layers.layout import BlockLayout
+from sniper.ops.geometry import Geometry
+
+# Relative Frobenius error; on a GPU float32 is true float32 unless tf32 is allowed.
+TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 6e-3}
+
+
+class Case(NamedTuple):
+    """A weight of 3 x 2 blocks and what it is applied to; 'same' padding."""
+
+    block: int
+    taps: int
+    dilation: int
+    density: float
+    batch: int
+    length: int
+
+    def __str__(self) -> str:
+        taps = f"{self.taps}taps/{self.dilation}"
+        return f"b{self.block}-{taps}-d{self.density}-{self.batch}x{self.length}"
+
+
+# A linear layer, dilation, one row, more taps than rows, nothing active, everything active.
+CASES = [
+    Case(block, *rest)
+    for block in (16, 32, 64, 128)
+    for rest in (
+        (1, 1, 0.25, 2, 19),
+        (1, 1, 1.0, 1, 1),
+        (3, 2, 0.25, 2, 19),
+        (5, 1, 0.0, 1, 6),
+        (9, 1, 0.25, 2, 3),
+    )
+] + [Case(64, 5, 1, 1.0, 2, 21), Case(16, 9, 1, 1.0, 1, 21)]
+MORE_CASES = [
+    Case(block, taps, dilation, density, *shape)
+    for block, taps, density in itertools.product((16, 32, 64, 128), (1, 3, 5, 9), (0.0, 0.25, 1.0))
+    for dilation in ((1,) if taps == 1 else (1, 3))
+    for shape in ((1, 1), (3, 2), (2, 37))
+]
+
+
+def make(
+    case: Case, dtype: str, device: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, BlockLayout, Geometry]:
+    """x, dy, weight, bias, layout, geometry; the first block row is empty unless all is active."""
+    block, taps = case.block, case.taps
+    mask = torch.rand(3, taps, 2) < case.density
+    if 0 < case.density < 1:
+        mask[0] = False
+        mask[1, taps // 2, 1] = True
+    layout = BlockLayout(mask, block).to(device)
+    pad = case.dilation * (taps - 1) // 2
+    n, c = 3 * block, 2 * block
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape).to(getattr(torch, dtype)).to(device)
+
+    weight = random(n, taps * c) * layout.element_mask().reshape(n, taps * c)
+    x, dy = random(case.batch, case.length, c), random(case.batch, case.length, n)
+    return x, dy, weight, random(n), layout, Geometry(taps, case.dilation, pad, pad)
+
+
+def close(got: Tensor, expected: Tensor, dtype: str) -> None:
+    """Equal up to the rounding of `dtype`, relative to the whole; NaN nowhere."""
+    assert got.shape == expected.shape and got.dtype == getattr(torch, dtype)
+    got, expected = got.cpu().double(), expected.cpu().double()
+    assert got.isfinite().all()
+    assert (got - expected).norm() <= TOLERANCE[dtype] * expected.norm()

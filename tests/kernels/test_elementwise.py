@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout, the gradient of ReLU and dropout, and sums of rows, against the CPU kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import close
+
+from sniper.ops import cpu, triton
+
+pytestmark = pytest.mark.usefixtures("nan_filled_empty")
+SHAPES = [(5,), (3, 64), (2, 7, 100), (1, 300, 16), (0, 4)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.9])
+def test_dropout_is_the_cpus(shape, p, device):
+    x = torch.randn(shape)
+    for seed in (-7, 2**63 + 5):
+        y = triton.dropout(x.to(device), p, seed)
+        assert torch.equal(y.cpu(), cpu.dropout(x, p, seed))
+        y = triton.dropout(x.to(device), p, seed, relu=True)
+        assert torch.equal(y.cpu(), cpu.dropout(x.relu(), p, seed))
+
+
+def test_dropout_of_strided_and_short_values(dtype, device):
+    x = torch.randn(9, 40).to(getattr(torch, dtype)).t()
+    y = triton.dropout(x.to(device), 0.5, 3)
+    expected = cpu.dropout(x.float().contiguous(), 0.5, 3)
+    assert torch.equal(y.cpu().float(), expected)
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_gradient_and_its_sums(shape, p, device):
+    y = cpu.dropout(torch.randn(shape).relu(), p, 11)
+    dy = torch.randn(shape)
+    expected = cpu.relu_dropout_backward(dy, y, p)
+    dz, db = triton.relu_dropout_backward_bias(dy.to(device), y.to(device), p)
+    assert torch.equal(dz.cpu(), expected)
+    torch.testing.assert_close(db.cpu(), expected.flatten(0, -2).sum(0), rtol=1e-5, atol=1e-5)
+    assert torch.equal(triton.relu_dropout_backward(dy.to(device), y.to(device), p), dz)
+
+
+def test_an_infinite_gradient_of_a_dropped_element_is_zero(device):
+    dz = triton.relu_dropout_backward(
+        torch.full((2, 16), float("inf"), device=device), torch.zeros(2, 16, device=device), 0.5
+    )
+    assert torch.equal(dz, torch.zeros_like(dz))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 255, 1000])
+def test_column_sums(rows, dtype, device):
+    x = torch.randn(rows, 70).to(getattr(torch, dtype)).to(device)
+    sums = triton.column_sums(x)
+    close(sums, x.cpu().double().sum(0), dtype)
+    assert torch.equal(sums, triton.column_sums(x))

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs this folder's kernel tests in Triton's interpreter, which needs a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FILES = ("test_product.py", "test_wgrad.py", "test_elementwise.py", "test_wiring.py")
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
+@pytest.mark.parametrize("file", FILES)
+def test_kernels_in_the_interpreter(file, request):
+    pytest.importorskip("triton")
+    flags = ["--all-kernels"] if request.config.getoption("--all-kernels") else []
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+    done = subprocess.run(
+        [*command, *flags],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        cwd=HERE.parents[1],
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward pass and input gradient: every kernel against the reference in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import CASES, MORE_CASES, Case, close, make  # noqa: F401
+
+from sniper.ops import cpu, reference, triton, triton_launch
+from sniper.ops.geometry import Geometry
+
+pytestmark = pytest.mark.usefixtures("nan_filled_empty")
+
+
+def test_matches_the_reference(case: Case, path, dtype, device):
+    x, dy, w, bias, layout, geometry = make(case, dtype, device)
+    y = triton.fwd(x, w, bias, layout, geometry)
+    dx = triton.dgrad(dy, w, layout, geometry, x.shape[1])
+    host, args = layout.to("cpu"), [t.cpu().double() for t in (x, dy, w, bias)]
+    close(y, reference.fwd(args[0], args[2], args[3], host, geometry), dtype)
+    close(dx, reference.dgrad(args[1], args[2], host, geometry, x.shape[1]), dtype)
+
+
+def test_pruned_weights_are_not_read(path, device):
+    x, dy, w, bias, layout, geometry = make(Case(64, 3, 1, 0.5, 2, 7), "float32", device)
+    pruned = ~layout.element_mask().reshape(w.shape)
+    dirty = w.masked_fill(pruned, float("nan"))
+    assert torch.equal(
+        triton.fwd(x, dirty, bias, layout, geometry), triton.fwd(x, w, bias, layout, geometry)
+    )
+    dx = triton.dgrad(dy, dirty, layout, geometry, 7)
+    assert torch.equal(dx, triton.dgrad(dy, w, layout, geometry, 7))
+
+
+def test_entries_of_an_older_mask_are_not_read(path, device):
+    """Index arrays keep their size; what lies past the last row is of the mask before."""
+    x, _, w, bias, layout, geometry = make(Case(64, 3, 1, 1.0, 1, 9), "float32", device)
+    mask = torch.zeros(layout.shape, dtype=torch.bool)
+    mask[1, 2, 0] = True
+    layout.update(mask)
+    expected = reference.fwd(*(t.cpu() for t in (x, w, bias)), layout.to("cpu"), geometry)
+    close(triton.fwd(x, w, bias, layout, geometry), expected, "float32")
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_layouts_that_the_copy_engine_refuses(block, path, device):
+    """Strided rows and channels, odd addresses: the same bits."""
+    x, dy, w, bias, layout, geometry = make(Case(block, 1, 1, 0.5, 2, 9), "float32", device)
+    y = triton.fwd(x, w, bias, layout, geometry)
+    odd = torch.empty(x.numel() + 1, device=device)[1:].view_as(x).copy_(x)
+    strided = torch.stack([x, x], 2)[:, :, 0]
+    transposed = x.transpose(1, 2).contiguous().transpose(1, 2)
+    for other in (odd, strided, transposed):
+        close(triton.fwd(other, w, bias, layout, geometry), y, "float32")
+    wide = torch.stack([w, w], 1)[:, 0]
+    assert wide.stride(0) == 2 * w.shape[1]
+    close(triton.fwd(x, wide, bias, layout, geometry), y, "float32")
+    dx = triton.dgrad(dy, w, layout, geometry, 9)
+    odd = torch.empty(dy.numel() + 1, device=device)[1:].view_as(dy).copy_(dy)
+    close(triton.dgrad(odd, w, layout, geometry, 9), dx, "float32")
+
+
+def test_an_expanded_gradient(path, device):
+    _, _, w, _, layout, geometry = make(Case(64, 3, 1, 0.5, 2, 9), "float32", device)
+    dy = torch.randn((), device=device).expand(2, 9, w.shape[0])
+    expected = triton.dgrad(dy.contiguous(), w, layout, geometry, 9)
+    assert torch.equal(triton.dgrad(dy, w, layout, geometry, 9), expected)
+
+
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_relu_and_dropout_zero_what_the_cpu_zeroes(block, p, path, device):
+    x, _, w, bias, layout, geometry = make(Case(block, 3, 1, 0.6, 2, 13), "float32", device)
+    seed = torch.tensor(2**62 - 12345, device=device)
+    y = triton.fwd(x, w, bias, layout, geometry, True, p, seed)
+    args = (t.cpu() for t in (x, w, bias))
+    expected = cpu.fwd(*args, layout.to("cpu"), geometry, True, p, int(seed))
+    close(y, expected, "float32")
+    assert (y == 0).float().mean() > 0.5 * (1 + p) - 0.05
+    assert torch.equal(y, triton.fwd(x, w, bias, layout, geometry, True, p, int(seed)))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_nothing_to_do(shape, path, device):
+    x, _, w, bias, layout, _ = make(Case(64, 3, 1, 0.5, 1, 1), "float32", device)
+    geometry = Geometry(3, 1, 1, 2)
+    empty = x.new_zeros(*shape, x.shape[2])
+    y = triton.fwd(empty, w, bias, layout, geometry)
+    expected = reference.fwd(*(t.cpu() for t in (empty, w, bias)), layout.to("cpu"), geometry)
+    close(y, expected, "float32")
+
+
+def test_uneven_padding_and_a_sequence_that_outlasts_its_tile(path, device):
+    x, dy, w, bias, layout, _ = make(Case(64, 3, 2, 0.5, 1, 300), "float16", device)
+    geometry = Geometry(3, 2, 5, 0)
+    dy = torch.randn(1, geometry.out_length(300), dy.shape[2], device=device).half()
+    host, args = layout.to("cpu"), [t.cpu().double() for t in (x, dy, w, bias)]
+    y = triton.fwd(x, w, bias, layout, geometry)
+    close(y, reference.fwd(args[0], args[2], args[3], host, geometry), "float16")
+    dx = triton.dgrad(dy, w, layout, geometry, 300)
+    close(dx, reference.dgrad(args[1], args[2], host, geometry, 300), "float16")
+
+
+def test_every_configuration_gives_the_same(path, device):
+    """`tune` times them all, takes the fastest and remembers it."""
+    x, dy, w, bias, layout, geometry = make(Case(64, 1, 1, 0.5, 1, 70), "float16", device)
+    for which, args in {"fwd": (x, w, bias), "dgrad": (dy, w, 70), "wgrad": (dy, x)}.items():
+        plans = triton_launch.plans(which, layout, *args[:2])
+        results = [triton._with_plan(plan, which, args, layout, geometry) for plan in plans]
+        for result in results[1:]:
+            close(result, results[0].double(), "float16")
+        chosen = triton.tune(which, layout, geometry, *args)
+        plan = triton_launch.plan(which, layout, geometry, *args[:2])
+        assert chosen in {triton_launch.plan_name(p) for p in plans}
+        assert plan in plans

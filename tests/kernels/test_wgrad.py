@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight gradient: every kernel against the reference in float64, exact zeros, equal bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import CASES, MORE_CASES, Case, close, make  # noqa: F401
+
+from sniper.ops import reference, triton, triton_launch
+
+pytestmark = pytest.mark.usefixtures("nan_filled_empty")
+
+
+def expected_of(dy, x, layout, geometry):
+    """In float64 on the CPU."""
+    return reference.wgrad(dy.cpu().double(), x.cpu().double(), layout.to("cpu"), geometry)
+
+
+def test_matches_the_reference(case: Case, path, dtype, device):
+    x, dy, _, _, layout, geometry = make(case, dtype, device)
+    dw, db = triton.wgrad_bias(dy, x, layout, geometry)
+    close(dw, expected_of(dy, x, layout, geometry), dtype)
+    close(db, dy.cpu().double().sum((0, 1)), dtype)
+    assert not dw[~layout.element_mask().reshape(dw.shape)].any()
+
+
+@pytest.mark.parametrize("block", [32, 64])
+def test_splits_are_added_in_order(block, path, device, monkeypatch):
+    x, dy, _, _, layout, geometry = make(Case(block, 1, 1, 0.5, 1, 230), "float16", device)
+    whole = triton.wgrad(dy, x, layout, geometry)
+    for tiles in (1, 2):
+        monkeypatch.setattr(triton_launch, "split_tiles", lambda *_, tiles=tiles: tiles)
+        dw = triton.wgrad(dy, x, layout, geometry)
+        close(dw, expected_of(dy, x, layout, geometry), "float16")
+        close(dw, whole.double(), "float16")
+        assert torch.equal(dw, triton.wgrad(dy, x, layout, geometry))
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_layouts_that_the_copy_engine_refuses(block, path, device):
+    x, dy, _, _, layout, geometry = make(Case(block, 1, 1, 0.5, 2, 9), "float32", device)
+    dw = triton.wgrad(dy, x, layout, geometry)
+    odd = [torch.empty(t.numel() + 1, device=device)[1:].view_as(t).copy_(t) for t in (dy, x)]
+    strided = [torch.stack([t, t], 2)[:, :, 0] for t in (dy, x)]
+    transposed = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (dy, x)]
+    for pair in (odd, strided, transposed):
+        close(triton.wgrad(*pair, layout, geometry), dw, "float32")
+
+
+def test_nothing_to_add(path, device):
+    x, dy, _, _, layout, geometry = make(Case(64, 3, 1, 0.5, 1, 4), "float32", device)
+    dw, db = triton.wgrad_bias(dy[:0], x[:0], layout, geometry)
+    assert not dw.any() and not db.any()
+
+
+def test_more_programs_than_blocks_and_the_other_way_round():
+    device = torch.device("cpu")
+    many = triton_launch.multiprocessors(device) * triton_launch.WAVES
+    assert triton_launch.split_tiles(device, 10 * many, 100) == 100  # no split
+    assert triton_launch.split_tiles(device, 1, 100 * many) == 100  # one split a program
+    assert triton_launch.split_tiles(device, 1, 3) == 3  # too little to split

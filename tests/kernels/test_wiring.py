@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The custom ops on the Triton executor: layers, gradients, registrations, changing layouts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sniper import BlockSparseConv1d, BlockSparseLinear
+from sniper.ops import executor
+from sniper.ops.block_matmul import _dgrad, _fwd
+
+pytestmark = pytest.mark.usefixtures("nan_filled_empty")
+
+
+def pair(device: str, conv: bool) -> tuple[nn.Module, nn.Module]:
+    """A masked layer and a plain one with the same weights."""
+    if conv:
+        layer = BlockSparseConv1d(32, 48, 3, padding=1, block_size=16)
+        plain = nn.Conv1d(32, 48, 3, padding=1)
+    else:
+        layer, plain = BlockSparseLinear(32, 48, block_size=16), nn.Linear(32, 48)
+    layer.to(device)
+    layer.set_block_mask(torch.rand(layer.block_mask_shape, device=device) < 0.5)
+    plain.load_state_dict(layer.state_dict())
+    return layer, plain.to(device)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_a_layer_trains_as_masked_dense_does(conv, device):
+    layer, plain = pair(device, conv)
+    for density in (0.5, 1.0):
+        if density == 1.0:  # the schedule lowers the sparsity: same tensors, more blocks
+            layer.set_block_mask(torch.ones(layer.block_mask_shape, device=device).bool())
+        x = torch.randn((2, 32, 9) if conv else (2, 9, 32), device=device)
+        ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        layer.zero_grad(), plain.zero_grad()
+        with executor("triton"):
+            y = layer(ours)
+            expected = plain(theirs)
+            dy = torch.randn_like(y)
+            y.backward(dy), expected.backward(dy)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+        mask = layer.weight.grad != 0
+        torch.testing.assert_close(
+            layer.weight.grad, plain.weight.grad * mask, rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(layer.bias.grad, plain.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_relu_and_dropout_end_the_pass(device):
+    layer, _ = pair(device, conv=False)
+    x = torch.randn(2, 9, 32, device=device, requires_grad=True)
+    torch.manual_seed(3)
+    with executor("triton"):
+        y = layer(x, relu_dropout=0.5)
+        y.sum().backward()
+        torch.manual_seed(3)
+        assert torch.equal(layer(x, relu_dropout=0.5), y)
+    assert 0.6 < (y == 0).float().mean() < 0.9
+    # The gradient goes through what was kept, twice as large.
+    kept = (y != 0).to(x.dtype) * 2
+    torch.testing.assert_close(x.grad, kept @ layer.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_registrations(device):
+    layer, _ = pair(device, conv=False)
+    x = torch.randn(1, 5, 32, device=device, requires_grad=True)
+    handle, geometry = layer.layout.handle, (1, 0, 0)
+    with executor("triton"):
+        args = (x, layer.weight, layer.bias, handle, *geometry, True, 0.0, None)
+        torch.library.opcheck(_fwd, args)
+        dy = torch.randn(1, 5, 48, device=device)
+        torch.library.opcheck(_dgrad, (dy, layer.weight.detach(), handle, *geometry, 5))
