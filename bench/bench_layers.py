@@ -164,17 +164,22 @@ def summarise(layer: tuple[int, int, int], density: float, rows: list[common.Row
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 0.6, 0.4, 0.2])
     parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--layers", nargs="+", help="in-out-taps; default: the whole set")
     parser.add_argument("--no-save", action="store_true")
+    parser.add_argument("--tune", action="store_true", help="cuda: time all tile sizes first")
     args = parser.parse_args()
     layers = LAYERS
     if args.layers:
         layers = tuple(tuple(int(v) for v in name.split("-")) for name in args.layers)
+    if args.device == "cuda":
+        import layers_cuda
+
+        return layers_cuda.main(layers, args)
     all_rows = []
     for density in args.densities:
         ratios = []

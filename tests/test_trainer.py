@@ -47,7 +47,6 @@ def stop_at(config: Config, updates: int) -> None:
 # batches a pass), epochs that cut passes, other masks, other arithmetic.
 VARIANTS = {
     "blocks": {},
-    "one worker": {"train": {"workers": 1}},
     "two workers": {"train": {"workers": 2, "accumulation": 2}},
     "accumulation": {"train": {"accumulation": 2, "grad_clip": 0}},
     "cut passes": {"train": {"batches_per_epoch": 7, "accumulation": 3}},
