@@ -171,13 +171,12 @@ def run(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -
                 n: common.percentiles(t) for n, t in timer(calls, case.sets, args.repeats).items()
             }
             dense = min(c[1] for name, c in cuts.items() if name != "sparse")
-            rows += [
-                _row(case, layer, args, density, which, n + suffix, cuts[n], dense) for n in cuts
-            ]
+            for name, c in cuts.items():
+                rows.append(_row(layer, args, density, which, name + suffix, c, dense))
     return rows
 
 
-def _row(case, layer, args, density, which, provider, cuts, dense) -> common.Row:
+def _row(layer, args, density, which, provider, cuts, dense) -> common.Row:
     return common.Row(
         op="conv1d" if layer[2] > 1 else "linear",
         shape=f"{BATCH}x{LENGTH} {layer[0]}-{layer[1]}-{layer[2]}",

@@ -7,7 +7,7 @@ import triton.language as tl
 from .common import random_words
 
 
-@triton.jit(do_not_specialize=["threshold"])
+@triton.jit(do_not_specialize=["tokens", "threshold"])
 def dropout(
     x,  # [tokens, columns], contiguous
     y,
@@ -34,7 +34,7 @@ def dropout(
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunk"])
 def relu_dropout_backward(
     dy,  # [tokens, columns], contiguous
     y,
@@ -68,7 +68,7 @@ def relu_dropout_backward(
         tl.store(sums + tl.program_id(0).to(tl.int64) * columns + n, total, mask=n < columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "chunk"])
 def column_sums(
     x,  # [tokens, columns], contiguous
     sums,  # [chunks, columns]

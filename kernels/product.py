@@ -9,10 +9,10 @@ input gradient: A is W transposed, block by block, and the indices are the trans
 import triton
 import triton.language as tl
 
-from .common import outer_sum, pick_tile, write_tile, write_transposed
+from .common import SIZES, outer_sum, pick_tile, write_tile, write_transposed
 
 
-@triton.jit(do_not_specialize=["threshold", "shift", "step"])
+@triton.jit(do_not_specialize=[*SIZES, "threshold"])
 def product_tma(
     src,  # descriptor [batch, T_src, inner_blocks * B], tiles [1, BT, BK]
     weight,  # descriptor [N, taps * C], tiles [B, BK], or [BK, B] if TRANSPOSED
@@ -68,7 +68,7 @@ def product_tma(
     write_transposed(acc, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU)
 
 
-@triton.jit(do_not_specialize=["threshold", "shift", "step"])
+@triton.jit(do_not_specialize=[*SIZES, "threshold", "src_length"])
 def product_pointer(
     src,  # [batch, T_src, inner_blocks * B], channels contiguous
     weight,  # [N, taps * C], columns contiguous

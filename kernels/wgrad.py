@@ -9,7 +9,7 @@ their order, so that equal inputs give equal bits.
 import triton
 import triton.language as tl
 
-from .common import outer_sum
+from .common import SIZES, outer_sum
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def pick_blocks(crow, order, rows, chunks, G: tl.constexpr):
     return row, entry, tl.load(crow + row + 1), pid // (rows * chunks)
 
 
-@triton.jit(do_not_specialize=["shift", "step"])
+@triton.jit(do_not_specialize=[*SIZES, "chunks", "entries", "split_tiles"])
 def wgrad_tma(
     dy,  # descriptor [batch, T_out, rows * B], tiles [1, BT, B]
     x,  # descriptor [batch, T_in, inner_blocks * B], tiles [1, BT, B]
@@ -75,7 +75,9 @@ def wgrad_tma(
                 tl.store(partial + g * B * B + i[:, None] * B + i[None, :], accs[g])
 
 
-@triton.jit(do_not_specialize=["shift", "step"])
+@triton.jit(
+    do_not_specialize=[*SIZES, "chunks", "entries", "split_tiles", "out_length", "in_length"]
+)
 def wgrad_pointer(
     dy,  # [batch, T_out, rows * B], channels contiguous
     x,  # [batch, T_in, inner_blocks * B], channels contiguous
@@ -146,7 +148,7 @@ def wgrad_pointer(
         tl.store(partial + offsets, out, mask=(mine < end)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["entries", "splits"])
 def wgrad_reduce(
     partial,  # float32 [splits, entries, B, B]
     dw,  # [N, K], contiguous, zero where pruned

@@ -87,6 +87,21 @@ void finish_rows(const Shape& shape, const Index& index, const Plan& plan, const
     }
 }
 
+// Few groups make too few tasks: then the tokens are cut into chunks too. A chunk is four panels at least.
+int64_t count_chunks(const Plan& plan, int64_t panels, int threads) {
+  const int64_t groups = plan.groups.size();
+  if (threads < 2 || groups == 0) return 1;
+  const int64_t wanted = (kTasksPerThread * threads + groups - 1) / groups;
+  return std::max<int64_t>(1, std::min(wanted, panels / 4));
+}
+
+void add_bias_chunks(const Partial& partial, int64_t out, float* db) {
+  for (int64_t n = 0; n < out; n++) {
+    db[n] = partial.db[n];
+    for (int64_t c = 1; c < partial.chunks; c++) db[n] += partial.db[c * out + n];
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -95,41 +110,42 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
   thread_local Scratch sum_scratch, panel_scratch;
   const int64_t block = shape.block, width = shape.taps * shape.in, area = block * block;
   const auto panels = cut_panels(shape.batch, shape.length_out, kTokens, 1);
-  const int64_t panel_count = static_cast<int64_t>(panels.size());
+  const int64_t panel_count = panels.size();
   if (panel_count == 0) {
     std::fill_n(dw, shape.out * width, 0.0f);
     if (db) std::fill_n(db, shape.out, 0.0f);
     return;
   }
   const Plan plan = make_plan(shape, index, twin, dw, db != nullptr);
-  const int64_t nnz = plan.entries.size(), group_count = plan.groups.size();
+  const int64_t nnz = plan.entries.size();
 
-  Partial partial{};
-  const int64_t wanted = threads > 1 && group_count ? (kTasksPerThread * threads + group_count - 1) / group_count : 1;
-  partial.chunks = std::max<int64_t>(1, std::min(wanted, panel_count / 4));
+  // With one chunk the sums grow in dw itself, else beside it.
+  Partial partial{nullptr, nullptr, count_chunks(plan, panel_count, threads)};
+  std::vector<float*> places = plan.dw;
   const bool split = partial.chunks > 1;
-  std::vector<float*> part_dw;
   if (split) {
     partial.dw = sum_scratch.get<float>(partial.chunks * (nnz * area + shape.out));
     partial.db = partial.dw + partial.chunks * nnz * area;
-    for (int64_t i = 0; i < partial.chunks * nnz; i++) part_dw.push_back(partial.dw + i * area);
+    places.resize(partial.chunks * nnz);
+    for (int64_t i = 0; i < partial.chunks * nnz; i++) places[i] = partial.dw + i * area;
   }
   const int64_t bytes = kernels.wgrad_scratch(kTokens, shape.block);
   char* scratch = panel_scratch.get<char>(bytes * threads);
 
-  parallel_for(threads, group_count * partial.chunks, [&](int64_t task, int slot) {
+  parallel_for(threads, plan.groups.size() * partial.chunks, [&](int64_t task, int slot) {
     const int64_t chunk = task % partial.chunks;
     const Group& group = plan.groups[task / partial.chunks];
+    float* sums = split ? partial.db + chunk * shape.out : db;
     WeightGrad<T> g{};
     g.x = x;
     g.dy = dy;
     g.entries = plan.entries.data() + group.first;
-    g.dw = !split ? plan.dw.data() + group.first : part_dw.data() + chunk * nnz + group.first;
-    g.dw_stride = !split ? width : block;
+    g.dw = places.data() + chunk * nnz + group.first;
+    g.db = group.with_bias ? sums + group.row * block : nullptr;
+    g.dw_stride = split ? block : width;
     g.block_row = group.row;
     g.count = group.count;
     g.block = shape.block;
-    if (group.with_bias) g.db = (!split ? db : partial.db + chunk * shape.out) + group.row * block;
     const int64_t begin = panel_count * chunk / partial.chunks, end = panel_count * (chunk + 1) / partial.chunks;
     for (int64_t i = begin; i < end; i++) {
       const Panel* next = i + 1 < end ? &panels[i + 1] : nullptr;
@@ -139,11 +155,7 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
   parallel_for(threads, shape.out / 16, [&](int64_t task, int) {
     finish_rows(shape, index, plan, partial, task * 16 / block, task * 16 % block, dw);
   });
-  if (db && partial.db)
-    for (int64_t n = 0; n < shape.out; n++) {
-      db[n] = partial.db[n];
-      for (int64_t c = 1; c < partial.chunks; c++) db[n] += partial.db[c * shape.out + n];
-    }
+  if (db && split) add_bias_chunks(partial, shape.out, db);
 }
 
 template void weight_grad(const Kernels<float>&, const Shape&, const Index&, const Index&,

@@ -6,11 +6,13 @@ Everywhere else `test_interpreter.py` runs them in a process that has it set.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -27,16 +29,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`case`: the module's CASES, and its MORE_CASES with --all-kernels; `bits`: dtypes."""
-    if "case" in metafunc.fixturenames:
+    """`case`: the module's CASES, and its MORE_CASES with --all-kernels; `dtype`: by name."""
+    names, everything = metafunc.fixturenames, metafunc.config.getoption("--all-kernels")
+    # The interpreter multiplies bfloat16 wrongly.
+    dtypes = ["float32", "float16", *([] if INTERPRETED else ["bfloat16"])]
+    if "case" in names:
         cases = list(metafunc.module.CASES)
-        if metafunc.config.getoption("--all-kernels") or not INTERPRETED:
+        if everything:
             cases += [c for c in metafunc.module.MORE_CASES if c not in cases]
-        metafunc.parametrize("case", cases, ids=str)
-    if "dtype" in metafunc.fixturenames:
-        # The interpreter multiplies bfloat16 wrongly.
-        more = [] if INTERPRETED else ["bfloat16"]
-        metafunc.parametrize("dtype", ["float32", "float16", *more])
+        pairs = list(itertools.product(cases, dtypes))
+        if INTERPRETED and not everything:  # slow: half precision in every third case
+            pairs = [(c, d) for i, c in enumerate(cases) for d in dtypes[: 2 if i % 3 == 0 else 1]]
+        metafunc.parametrize(("case", "dtype"), pairs, ids=str)
+    elif "dtype" in names:
+        metafunc.parametrize("dtype", dtypes)
 
 
 @pytest.fixture
@@ -52,6 +58,6 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
     if request.param == "pointer":
         monkeypatch.setattr(triton_launch, "arch", lambda device: 80)
-    elif not INTERPRETED and triton_launch.arch(__import__("torch").device("cuda:0")) < 90:
-        pytest.skip("has no copy engine")
+    elif not INTERPRETED and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("needs a copy engine")
     return request.param

@@ -23,7 +23,7 @@ def test_matches_the_reference(case: Case, path, dtype, device):
 
 
 def test_pruned_weights_are_not_read(path, device):
-    x, dy, w, bias, layout, geometry = make(Case(64, 3, 1, 0.5, 2, 7), "float32", device)
+    x, dy, w, bias, layout, geometry = make(Case(64, 1, 1, 0.5, 2, 7), "float32", device)
     pruned = ~layout.element_mask().reshape(w.shape)
     dirty = w.masked_fill(pruned, float("nan"))
     assert torch.equal(
@@ -71,7 +71,7 @@ def test_an_expanded_gradient(path, device):
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_relu_and_dropout_zero_what_the_cpu_zeroes(block, p, path, device):
-    x, _, w, bias, layout, geometry = make(Case(block, 3, 1, 0.6, 2, 13), "float32", device)
+    x, _, w, bias, layout, geometry = make(Case(block, 1, 1, 0.6, 2, 13), "float32", device)
     seed = torch.tensor(2**62 - 12345, device=device)
     y = triton.fwd(x, w, bias, layout, geometry, True, p, seed)
     args = (t.cpu() for t in (x, w, bias))
@@ -104,8 +104,8 @@ def test_uneven_padding_and_a_sequence_that_outlasts_its_tile(path, device):
 
 def test_every_configuration_gives_the_same(path, device):
     """`tune` times them all, takes the fastest and remembers it."""
-    x, dy, w, bias, layout, geometry = make(Case(64, 1, 1, 0.5, 1, 70), "float16", device)
-    for which, args in {"fwd": (x, w, bias), "dgrad": (dy, w, 70), "wgrad": (dy, x)}.items():
+    x, dy, w, bias, layout, geometry = make(Case(64, 1, 1, 0.5, 1, 10), "float16", device)
+    for which, args in {"fwd": (x, w, bias), "dgrad": (dy, w, 10), "wgrad": (dy, x)}.items():
         plans = triton_launch.plans(which, layout, *args[:2])
         results = [triton._with_plan(plan, which, args, layout, geometry) for plan in plans]
         for result in results[1:]:

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of tile sizes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from sniper.kernels import configs
+from sniper.kernels.configs import Config
+
+
+@pytest.mark.parametrize("arch", [80, 86, 90, 100, 120])
+@pytest.mark.parametrize("op", ["product", "wgrad"])
+def test_every_case_has_a_configuration_that_fits(arch, op):
+    paths = ("tma", "pointer") if configs.has_tma(arch) else ("pointer",)
+    limit = configs.SHARED_MEMORY.get(arch, configs.SMALLEST_SHARED_MEMORY)
+    for path, block, kind in itertools.product(
+        paths, configs.BLOCK_SIZES, ("half", "tf32", "fp32")
+    ):
+        if path == "tma" and (block < 64 or kind == "fp32"):
+            continue
+        found = configs.candidates(op, path, block, kind, arch)
+        assert found and len(set(found)) == len(found)
+        for config in found:
+            assert configs._pipeline_bytes(op, block, kind, config) <= limit
+
+
+def test_a_small_chip_takes_fewer_stages():
+    large = configs.candidates("product", "pointer", 64, "half", 80)[0]
+    small = configs.candidates("product", "pointer", 64, "half", 86)[0]
+    assert small.stages <= large.stages and small.tokens == large.tokens
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens"), [(1, 64), (64, 64), (256, 256), (540, 128), (560, 128), (10**6, 256)]
+)
+def test_short_sequences_take_small_tiles(length, tokens):
+    shipped = [Config(256, 64, 4, 2), Config(128, 64, 4, 3), Config(64, 64, 4, 4)]
+    assert configs.for_length(shipped, length).tokens == tokens
+
+
+def test_which_chips_copy_tiles():
+    assert [a for a in (80, 86, 89, 90, 100, 103, 120) if configs.has_tma(a)] == [90, 100, 103]
+    assert configs.arch_of((8, 6)) == 86
