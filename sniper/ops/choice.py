@@ -23,6 +23,8 @@ import torch
 TIE = 0.03
 # Timed runs per candidate; the fastest counts, since disturbances only ever add time.
 RUNS = 3
+# A candidate this many times slower than another need not be timed again.
+CLEAR = 1.5
 
 _choices: dict[str, dict[str, float]] | None = None
 
@@ -36,7 +38,7 @@ def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
     """
     choices = _load()
     if key not in choices or not set(candidates) <= set(choices[key]):
-        choices[key] = {name: _seconds(run) for name, run in candidates.items()}
+        choices[key] = _time(candidates)
         _store()
     times = {name: choices[key][name] for name in candidates}
     limit = min(times.values()) * (1 + TIE)
@@ -73,17 +75,28 @@ def _cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    result = run()  # the first run warms up
-    device = (result[0] if isinstance(result, tuple) else result).device
-    best = float("inf")
-    for _ in range(RUNS):
-        _synchronize(device)
-        started = time.perf_counter()
-        run()
-        _synchronize(device)
-        best = min(best, time.perf_counter() - started)
+def _time(candidates: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Least seconds of each, taken in turn; once one is far behind, it is not run again."""
+    best = {}
+    for name, run in candidates.items():
+        _seconds(run)  # warms up
+        best[name] = _seconds(run)
+    for _ in range(RUNS - 1):
+        limit = CLEAR * min(best.values())
+        close = [name for name, t in best.items() if t <= limit]
+        if len(close) == 1:
+            break
+        for name in close:
+            best[name] = min(best[name], _seconds(candidates[name]))
     return best
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    result = run()
+    device = (result[0] if isinstance(result, tuple) else result).device
+    _synchronize(device)
+    return time.perf_counter() - started
 
 
 def _synchronize(device: torch.device) -> None:

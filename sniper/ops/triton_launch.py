@@ -105,6 +105,8 @@ def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | No
         )
     if t.dtype != like.dtype:
         raise ValueError(f"{name}: expected {like.dtype} as the other operand, got {t.dtype}")
+    if t.numel() >= 2**31 * max(t.shape[-1:], default=1):
+        raise ValueError(f"{name}: expected fewer than 2^31 rows, got shape {list(t.shape)}")
     fits = shape is None or t.dim() == len(shape)
     if not fits or any(w not in (None, g) for w, g in zip(shape or (), t.shape, strict=False)):
         wanted = ", ".join("any" if s is None else str(s) for s in shape)
@@ -121,6 +123,8 @@ def check_layout(layout: Any, geometry: Geometry, device: torch.device) -> tuple
     if taps != geometry.taps:
         raise ValueError(f"layout: expected the geometry's {geometry.taps} taps, got {taps}")
     full = rows * taps * inner
+    if full * layout.block_size**2 >= 2**31:
+        raise ValueError(f"layout: expected fewer than 2^31 weights, got {layout!r}")
     sizes = {
         "crow_indices": rows + 1,
         "col_indices": full,

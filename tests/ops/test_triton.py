@@ -129,6 +129,15 @@ def test_refused(as_interpreted, change, message):
         )
 
 
+def test_more_than_32_bits_count_is_refused(as_interpreted):
+    many = torch.zeros(1, 1, 128).expand(2**31, 1, 128)
+    with pytest.raises(ValueError, match=r"x: expected fewer than 2\^31 rows"):
+        triton.fwd(many, torch.randn(192, 128), None, layout(), Geometry())
+    wide = BlockLayout(torch.zeros(512, 256, dtype=torch.bool), 128)
+    with pytest.raises(ValueError, match=r"layout: expected fewer than 2\^31 weights"):
+        triton_launch.check_layout(wide, Geometry(), torch.device("cpu"))
+
+
 def test_a_layout_elsewhere_is_refused(as_interpreted):
     moved = layout().to("meta")
     with pytest.raises(ValueError, match="layout.crow_indices: expected int32 .* on cpu"):
