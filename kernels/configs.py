@@ -97,7 +97,7 @@ def candidates(op: str, path: str, block: int, kind: str, arch: int) -> list[Con
     limit = SHARED_MEMORY.get(arch, SMALLEST_SHARED_MEMORY)
     fitting = []
     for config in table[path, block, kind]:
-        if arch // 10 == 10 and op == "wgrad" and path == "tma" and config.width > 1:
+        if arch // 10 == 10 and (op, path) == ("wgrad", "tma") or (arch, kind) == (100, "fp32"):
             config = config._replace(warps=8)  # four would spill
         while _pipeline_bytes(op, block, kind, config) > limit and config.stages > 1:
             config = config._replace(stages=config.stages - 1)

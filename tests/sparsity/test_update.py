@@ -418,7 +418,7 @@ def test_cuda_compiles_without_spilling(source, tmp_path):
     archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90, 100)]
     command = [NVCC, "-std=c++17", f"-I{CSRC}", "-DSNIPER_WITH_CUDA", *archs, "-Xptxas=-v"]
     command += ["-c", str(CSRC / "cuda" / source), "-o", str(tmp_path / "out.o")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     spills = re.findall(r"(\d+) bytes spill", done.stderr)
     assert spills and set(spills) == {"0"}
