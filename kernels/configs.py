@@ -69,6 +69,12 @@ WGRAD = {
     ("pointer", 128, "tf32"): (C(32, 1, 8, 3),),
     ("pointer", 128, "fp32"): (C(16, 1, 8, 2),),
 }
+# Where four warps would spill registers on an sm_100.
+EIGHT_WARPS_ON_SM_100 = {
+    ("wgrad", "tma", 64, "half"),
+    ("wgrad", "tma", 64, "tf32"),
+    ("product", "pointer", 64, "fp32"),
+}
 # Token tiles whose activations a group of programs shares through L2.
 GROUP = 32
 
@@ -97,8 +103,8 @@ def candidates(op: str, path: str, block: int, kind: str, arch: int) -> list[Con
     limit = SHARED_MEMORY.get(arch, SMALLEST_SHARED_MEMORY)
     fitting = []
     for config in table[path, block, kind]:
-        if arch // 10 == 10 and (op, path) == ("wgrad", "tma") or (arch, kind) == (100, "fp32"):
-            config = config._replace(warps=8)  # four would spill
+        if arch // 10 == 10 and (op, path, block, kind) in EIGHT_WARPS_ON_SM_100:
+            config = config._replace(warps=8)
         while _pipeline_bytes(op, block, kind, config) > limit and config.stages > 1:
             config = config._replace(stages=config.stages - 1)
         if config not in fitting:

@@ -71,6 +71,7 @@ class SparsityConfig:
     block_size: int | None = 64
     max_param_sparsity: float = 0.75
     restore_init: bool = True
+    prime_moments: bool = False
     scale_lr: bool = True
     max_lr_scale: float = 10.0
     paper_exact: bool = False

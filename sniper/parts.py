@@ -47,6 +47,7 @@ def make_sniper(model: nn.Module, config: Config) -> Sniper | None:
             exclude=settings.exclude,
             max_param_sparsity=settings.max_param_sparsity,
             restore_init=settings.restore_init,
+            prime_moments=settings.prime_moments,
             scale_lr=settings.scale_lr,
             max_lr_scale=settings.max_lr_scale,
             paper_exact=settings.paper_exact,

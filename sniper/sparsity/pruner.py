@@ -14,6 +14,7 @@ from sniper.layers import sparsify
 from sniper.layers.masked import check_block_size
 from sniper.sparsity import ranks, stages, update
 from sniper.sparsity.lr_scale import LrScale
+from sniper.sparsity.moments import as_list, match_memory, moved_with, prime
 from sniper.sparsity.saliency import EXCLUDE, prunable_parameters, summed_gradients
 from sniper.sparsity.schedule import SparsitySchedule, check_sparsity
 from sniper.sparsity.targets import BlockTargets, ElementTargets
@@ -38,6 +39,8 @@ class Sniper:
         exclude: parameters whose name contains one of these strings are never pruned.
         max_param_sparsity: no parameter is made sparser than this.
         restore_init: newly active weights take their initial values; otherwise they start at 0.
+        prime_moments: newly active weights start with the mean of their parameter's second moments
+            in Adam, where they would start with 0 and make steps about three times too long.
         scale_lr: multiply each parameter's learning rate by `min(max_lr_scale, 1 / density)`, on
             top of any scheduler.
         max_lr_scale: the most that `scale_lr` multiplies by.
@@ -60,6 +63,7 @@ class Sniper:
         exclude: Sequence[str] = EXCLUDE,
         max_param_sparsity: float = 0.75,
         restore_init: bool = True,
+        prime_moments: bool = False,
         scale_lr: bool = True,
         max_lr_scale: float = 10.0,
         paper_exact: bool = False,
@@ -70,6 +74,7 @@ class Sniper:
         self.exclude = exclude
         self.max_param_sparsity = check_sparsity(max_param_sparsity, "max_param_sparsity")
         self.restore_init = restore_init
+        self.prime_moments = prime_moments
         self.scale_lr = scale_lr
         self.max_lr_scale = max_lr_scale
         self.paper_exact = paper_exact
@@ -162,13 +167,13 @@ class Sniper:
         Raises:
             ValueError: not scored yet, or an epoch with a higher sparsity than the present one.
         """
-        optimizers = _as_list(optimizer)
+        optimizers = as_list(optimizer)
         sparsity = self.schedule.sparsity_at(epoch)
         if sparsity != self.sparsity:
             self._change(epoch, sparsity, optimizers)
         for each in optimizers:
             self._lr_scale.attach(each)
-            _match_memory(each, self._targets.parameters.values())
+            match_memory(each, self._targets.parameters.values())
         return sparsity
 
     def _change(self, epoch: float, sparsity: float, optimizers: list[Optimizer]) -> None:
@@ -211,7 +216,14 @@ class Sniper:
     def _apply(self, sparsity: float, optimizers: list[Optimizer]) -> None:
         targets, masks = self._targets, self._plan.masks[sparsity]
         first = [name for name in targets.parameters if not targets.has_mask(name)]
+        before = {}
+        if self.prime_moments and optimizers:
+            before = {name: targets.get_mask(name) for name in targets.parameters}
         targets.change_masks(masks, self._plan.counts[sparsity], self._init)
+        for name, mask in before.items():
+            if mask is not None:
+                newly = targets.expand(name, masks[name].to(mask.device) & ~mask)
+                prime(optimizers, targets.parameters[name], targets.expand(name, mask), newly)
         for name in first:
             if name in self._init:  # once, or every change would do it
                 self._init[name] = update.like(self._init[name], targets.parameters[name])
@@ -219,7 +231,7 @@ class Sniper:
             self._compare_ranks(sparsity)
         for name in first if not self.paper_exact else ():
             p = targets.parameters[name]
-            moved = _moved_with(optimizers, p)
+            moved = moved_with(optimizers, p)
             if moved:
                 mask = targets.expand(name, masks[name].to(p.device))
                 for value in moved:
@@ -287,27 +299,3 @@ class Sniper:
             if name in self._init:
                 params[name].data.copy_(torch.where(newly, self._init[name], params[name].data))
         self.sparsity = state["sparsity"]
-
-
-def _as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
-    if optimizer is None:
-        return []
-    return [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
-
-
-def _moved_with(optimizers: list[Optimizer], p: nn.Parameter) -> list[Tensor]:
-    """The gradient and the moments of `p`, which would move weights that are pruned now."""
-    states = [v for o in optimizers for v in o.state.get(p, {}).values()]
-    moments = [v for v in states if isinstance(v, Tensor) and v.shape == p.shape]
-    return moments if p.grad is None else [p.grad, *moments]
-
-
-def _match_memory(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> None:
-    """Lays state out as its parameter is: fused optimizers walk both as flat memory."""
-    for p in params:
-        state = optimizer.state.get(p, {})
-        for key, value in state.items():
-            if not isinstance(value, Tensor) or value.shape != p.shape:
-                continue
-            if value.stride() != p.stride():
-                state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
