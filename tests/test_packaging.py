@@ -60,7 +60,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (source / name).write_bytes((ROOT / name).read_bytes())
     out = tmp_path_factory.mktemp("wheel")
     run(
-        *(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps"),
+        *(sys.executable, "-m", "pip", "wheel", "--no-deps"),
         *("--disable-pip-version-check", "-w", out, source),
         cwd=source,
         SNIPER_CUDA="off",
