@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+from torch import nn
+
+from sniper import BlockSparseConv1d, BlockSparseLinear
+from sniper.layers import Dropout, relu_dropout
+
+
+def test_share_scale_and_gradient_are_those_of_dropout():
+    layer, x = Dropout(0.3), torch.ones(200, 500, requires_grad=True)
+    y = layer(x)
+    y.sum().backward()
+    assert abs((y == 0).float().mean().item() - 0.3) < 0.01
+    torch.testing.assert_close(y.max().item(), 1 / 0.7)
+    assert torch.equal(x.grad, y)  # for ones, the same mask and scale
+
+
+def test_seed_rules_the_draws_and_every_call_draws_anew():
+    layer, x = Dropout(0.5), torch.ones(50, 50)
+    torch.manual_seed(1)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(1)
+    assert torch.equal(layer(x), first) and not torch.equal(first, second)
+
+
+def test_evaluation_and_zero_rate_give_the_input_itself():
+    x = torch.randn(3, 4)
+    assert Dropout(0.5).eval()(x) is x and Dropout(0.0)(x) is x
+
+
+def test_rate_one_and_other_dtypes_are_torch_dropout():
+    assert (Dropout(1.0)(torch.ones(9)) == 0).all()
+    y = Dropout(0.5)(torch.ones(4000, dtype=torch.float64))
+    assert y.dtype == torch.float64 and 0.4 < (y == 0).double().mean() < 0.6
+
+
+@pytest.mark.parametrize("kind", ["plain", "sparse", "masked"])
+@pytest.mark.parametrize("layer_type", ["linear", "conv1d"])
+def test_relu_dropout_of_a_layer(kind, layer_type):
+    if layer_type == "linear":
+        make = nn.Linear if kind == "plain" else lambda *a: BlockSparseLinear(*a, block_size=16)
+        layer, x = make(32, 64), torch.randn(2, 7, 32)
+    else:
+        make = nn.Conv1d
+        if kind != "plain":
+            make = lambda *a, **k: BlockSparseConv1d(*a, **k, block_size=16)  # noqa: E731
+        layer, x = make(32, 64, 3, padding=1), torch.randn(2, 32, 7)
+    if kind == "masked":
+        layer.set_block_mask(torch.rand(layer.block_mask_shape) < 0.5)
+    dropout = Dropout(0.4)
+    wanted = torch.relu(layer(x))
+    y = relu_dropout(layer, x, dropout)
+    kept = y != 0
+    torch.testing.assert_close(y[kept], wanted[kept] / 0.6, rtol=1e-5, atol=1e-6)
+    assert 0.3 < (kept & (wanted > 0)).sum() / (wanted > 0).sum() < 0.9
+    y = relu_dropout(layer, x, dropout.eval())
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_gradient_goes_where_relu_and_dropout_let_it():
+    layer = BlockSparseLinear(32, 32, block_size=16)
+    layer.set_block_mask(torch.ones(layer.block_mask_shape, dtype=torch.bool))
+    x = torch.randn(20, 32, requires_grad=True)
+    y = relu_dropout(layer, x, Dropout(0.5))
+    y.sum().backward()
+    dz = (y > 0) * 2.0
+    torch.testing.assert_close(x.grad, (dz @ layer.weight).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.bias.grad, dz.sum(0), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bad_rate_is_named():
+    layer = BlockSparseLinear(16, 16, block_size=16)
+    layer.set_block_mask(torch.ones(1, 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"expected p in \[0, 1\], got 1.5"):
+        layer(torch.ones(1, 16), relu_dropout=1.5)

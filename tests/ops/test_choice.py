@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import time
+
+import pytest
+import torch
+
+from sniper.ops import choice
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(choice, "_choices", None)
+    return tmp_path
+
+
+def taking(seconds: float, calls: list[float]):
+    def run() -> torch.Tensor:
+        calls.append(seconds)
+        time.sleep(seconds)
+        return torch.zeros(1)
+
+    return run
+
+
+def test_the_fastest_is_found_once_and_remembered(own_cache):
+    calls: list[float] = []
+    candidates = {"slow": taking(0.02, calls), "quick": taking(0.001, calls)}
+    assert choice.fastest("key", candidates) == "quick"
+    timed = len(calls)
+    assert choice.fastest("key", candidates) == "quick" and len(calls) == timed
+    saved = json.loads((own_cache / "executors-1.json").read_text())
+    assert set(saved["key"]) == {"slow", "quick"}
+
+
+def test_another_process_takes_over_what_is_on_disk(own_cache):
+    times = {"key": {"first": 2.0, "second": 1.0}}
+    (own_cache / "executors-1.json").write_text(json.dumps(times))
+    calls: list[float] = []
+    candidates = {"first": taking(0, calls), "second": taking(0, calls)}
+    assert choice.fastest("key", candidates) == "second" and calls == []
+
+
+def test_a_near_tie_goes_to_the_first(own_cache):
+    times = {"key": {"first": 1.02, "second": 1.0}, "far": {"first": 1.05, "second": 1.0}}
+    (own_cache / "executors-1.json").write_text(json.dumps(times))
+    candidates = {"first": taking(0, []), "second": taking(0, [])}
+    assert choice.fastest("key", candidates) == "first"
+    assert choice.fastest("far", candidates) == "second"
+
+
+def test_a_clear_loser_is_not_timed_again():
+    slow: list[float] = []
+    choice.fastest("key", {"quick": taking(0.001, []), "slow": taking(0.01, slow)})
+    assert len(slow) == 2  # the warm-up and one timed run
+
+
+def test_a_damaged_file_is_measured_anew(own_cache):
+    (own_cache / "executors-1.json").write_text("{")
+    assert choice.fastest("key", {"only": taking(0, [])}) == "only"
+    assert choice.known("key") is not None and choice.known("other") is None
+
+
+def test_a_folder_that_cannot_be_written_only_forgets(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path / "file" / "below"))
+    assert choice.fastest("key", {"only": taking(0, [])}) == "only"
+
+
+def test_forget_drops_memory_and_file(own_cache):
+    choice.fastest("key", {"only": taking(0, [])})
+    choice.forget()
+    assert choice.known("key") is None and not (own_cache / "executors-1.json").exists()
+
+
+def test_pairs_are_timed_too():
+    assert choice.fastest("pair", {"only": lambda: (torch.zeros(1), None)}) == "only"
