@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format sanitize clean
 
 demo: .venv/.demo
 	$(BIN)/python -m sniper.train
@@ -19,6 +19,21 @@ format: .venv/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')
+
+# Optional, some minutes: the CPU kernels' tests on a build with AddressSanitizer and UBSan.
+sanitize: .venv/.test
+	$(BIN)/python -m pip install --quiet pybind11 cmake ninja
+	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	  -DSNIPER_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/sanitize
+	rm -rf build/sanitized && mkdir -p build/sanitized/sniper
+	ln -s $$(ls -d $(CURDIR)/sniper/* | grep -v '/_C\.') build/sanitized/sniper/
+	ln -s $(CURDIR)/build/sanitize/_C*.so build/sanitized/sniper/
+	LD_PRELOAD=$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so) \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitized \
+	  $(BIN)/python -P -m pytest -q tests/ops/test_cpu.py tests/ops/test_attention.py
 
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 
