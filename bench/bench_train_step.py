@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step of an ESPnet-size FastSpeech2, block-sparse beside plain dense torch.
 
-python bench/bench_train_step.py --device cpu [--sparsities 0.8 0.5 0] [--repeats 7] [--profile]
+python bench/bench_train_step.py --device cpu [--sparsities 0.8 0.5 0] [--repeats 7]
+    [--profile | --memory]
 
 Forward, backward, gradient clipping and optimizer on 8 utterances of 90 tokens and 540 frames.
 Dense is the same model with nn.Linear, nn.Conv1d and nn.Dropout and torch's fused Adam.
@@ -12,6 +13,8 @@ from __future__ import annotations
 import argparse
 import copy
 import resource
+import subprocess
+import sys
 
 import common
 import torch
@@ -91,6 +94,26 @@ def profile(step: Step) -> None:
     print(p.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
 
 
+def peak_gib() -> float:
+    """Most memory that this process has held, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def memory(sparsities: list[float]) -> None:
+    """Prints the peak resident memory of three steps, dense and sparse, each in a fresh process."""
+
+    def peak(*options: str) -> float:
+        command = [sys.executable, __file__, *options]
+        return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+
+    dense = peak("--only", "dense")
+    print(f"dense: peak {dense:.2f} GiB", flush=True)
+    for sparsity in sparsities:
+        sparse_peak = peak("--only", "sparse", "--sparsities", str(sparsity))
+        share = sparse_peak / dense
+        print(f"sparsity {sparsity:.0%}: peak {sparse_peak:.2f} GiB, {share:.2f} of it", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=["cpu"])
@@ -98,6 +121,10 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--profile", action="store_true", help="of one sparse step, then stop")
+    parser.add_argument(
+        "--memory", action="store_true", help="peak memory of each step in a process of its own"
+    )
+    parser.add_argument("--only", choices=("dense", "sparse"), help=argparse.SUPPRESS)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -107,6 +134,16 @@ def main() -> None:
         step()
         step()
         return profile(step)
+    if args.only:
+        step = Step(plain(model), batch, None)
+        if args.only == "sparse":
+            step = sparse(model, batch, args.sparsities[0], args.block)
+        del model  # neither side pays for the copy that it was made from
+        for _ in range(3):
+            step()
+        return print(f"{peak_gib():.3f}")
+    if args.memory:
+        return memory(args.sparsities)
     rows = []
     for sparsity in args.sparsities:
         rows += measure(model, batch, sparsity, args)
@@ -128,11 +165,10 @@ def measure(
     cuts = {name: common.percentiles(t) for name, t in times.items()}
     ratio = cuts["dense"][1] / cuts["sparse"][1]
     rates = {name: 1e3 * batch.n_frames / c[1] for name, c in cuts.items()}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"sparsity {sparsity:.0%}: dense {cuts['dense'][1]:,.0f} ms ({rates['dense']:,.0f} "
         f"frames/s), sparse {cuts['sparse'][1]:,.0f} ms ({rates['sparse']:,.0f} frames/s), "
-        f"{ratio:.2f}x, peak memory of both {peak:.2f} GiB",
+        f"{ratio:.2f}x",
         flush=True,
     )
     return [
