@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import multiprocessing
+import multiprocessing.util  # its handler at exit must be registered before ours
 import signal
 from collections.abc import Iterable, Iterator
 
@@ -87,6 +91,8 @@ def make_loader(
 
     Each batch is a `Batch`; workers stay alive over epochs.
     """
+    if workers:
+        _end_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -106,3 +112,17 @@ def _leave_signals_to_parent(worker: int) -> None:
     # workers until it has saved, and they end with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    # At exit multiprocessing sends its children SIGTERM, which these ignore, and waits for them
+    # for ever. Handlers run in reverse order, so this one comes before that one.
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

@@ -6,6 +6,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +122,18 @@ def test_signals_to_the_group_leave_workers_alive(demo_corpus: Path):
     ids += [batch.ids for batch in loader]
     batches.seek(0)
     assert ids == [[dataset.ids[i] for i in batch] for batch in batches]
+
+
+def test_a_process_that_leaves_with_workers_alive_ends(demo_corpus):
+    """Workers ignore the SIGTERM that multiprocessing sends at exit and then waits for."""
+    program = f"""
+from sniper.data import make_loader, train_batches
+from sniper.tts.dataset import FeatureDataset
+dataset = FeatureDataset({str(demo_corpus / "train.safetensors")!r})
+loader = make_loader(dataset, train_batches(dataset, 4000, None, 0), 2, False)
+batches = iter(loader)
+print(len(next(batches)))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and int(done.stdout) > 0 and not done.stderr, done.stderr
