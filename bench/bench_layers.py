@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sniper.layers.layout import BlockLayout
 from sniper.ops import cpu
+from sniper.ops.choice import device_name
 from sniper.ops.geometry import Geometry
 
 # in, out, taps: attention projections, the feed-forward blocks of two models, a postnet.
@@ -92,7 +93,7 @@ class Case:
         }
 
     def check(self, providers: dict[str, Calls]) -> None:
-        """Holds every provider against ours, after ours against float64."""
+        """Holds every provider against the first, which is torch's."""
         wanted = {"fwd": None, "dgrad": None, "wgrad": None}
         mask = self.layout.element_mask()
         for name, calls in providers.items():
@@ -137,7 +138,7 @@ def run(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -
                     p50_ms=p50,
                     p80_ms=p80,
                     ratio_to_dense=dense / p50,
-                    device=common.device_name(torch.device("cpu")),
+                    device=device_name(torch.device("cpu")),
                     threads=torch.get_num_threads(),
                     versions=common.versions(),
                     commit=common.commit(),

@@ -19,6 +19,7 @@ from bench_train_step import VOCABULARY, make_batch
 from torch import Tensor
 
 from sniper import Sniper
+from sniper.ops.choice import device_name
 from sniper.sparsity import update
 from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
 
@@ -174,7 +175,7 @@ def rows(
             p50_ms=p50,
             p80_ms=p80,
             ratio_to_dense=cuts[base][1] / p50,
-            device=common.device_name(device),
+            device=device_name(device),
             threads=torch.get_num_threads(),
             versions=common.versions(),
             commit=common.commit(),

@@ -22,6 +22,7 @@ from torch import nn
 
 from sniper import Sniper, densify
 from sniper.layers import Dropout
+from sniper.ops.choice import device_name
 from sniper.tts.batch import Batch
 from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
 
@@ -184,7 +185,7 @@ def measure(
             p50_ms=p50,
             p80_ms=p80,
             ratio_to_dense=cuts["dense"][1] / p50,
-            device=common.device_name(torch.device("cpu")),
+            device=device_name(torch.device("cpu")),
             threads=torch.get_num_threads(),
             versions=common.versions(),
             commit=common.commit(),

@@ -72,16 +72,6 @@ def check_close(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> Non
         raise SystemExit(f"{name}: relative error {error:.1e} is over {tolerance:.0e}, not timed")
 
 
-def device_name(device: torch.device) -> str:
-    """Name of the GPU, or of the CPU as the system has it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def versions() -> str:
     """torch and Python."""
     return f"torch {torch.__version__}, python {platform.python_version()}"
@@ -113,10 +103,3 @@ def append_rows(stem: str, rows: list[Row]) -> Path:
 
 def _rounded(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

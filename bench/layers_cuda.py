@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sniper.layers.layout import BlockLayout
 from sniper.ops import triton
+from sniper.ops.choice import device_name
 from sniper.ops.geometry import Geometry
 
 BATCH, LENGTH = 20, 560  # 11,200 frames, one micro-batch of the published runs
@@ -189,7 +190,7 @@ def _row(layer, args, density, which, provider, cuts, dense) -> common.Row:
         p50_ms=cuts[1],
         p80_ms=cuts[2],
         ratio_to_dense=dense / cuts[1],
-        device=common.device_name(torch.device("cuda")),
+        device=device_name(torch.device("cuda")),
         threads=torch.get_num_threads(),
         versions=common.versions(),
         commit=common.commit(),

@@ -58,19 +58,19 @@ def forget() -> None:
 
 
 @cache
-def machine(device_type: str, index: int | None) -> str:
+def machine(device: torch.device) -> str:
     """Names the device and the versions that times depend on."""
-    if device_type == "cuda":
-        return f"{torch.cuda.get_device_name(index)} torch {torch.__version__}"
-    return f"{_cpu_name()} torch {torch.__version__}"
+    return f"{device_name(device)} torch {torch.__version__}"
 
 
-def _cpu_name() -> str:
+def device_name(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU as the system has it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
+        names = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))
+        return next(names).strip()
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sniper import _C
+from sniper.ops.checks import check_shape, out_length
 from sniper.ops.geometry import Geometry
 
 BLOCK_SIZES = (16, 32, 64, 128)
@@ -63,14 +64,14 @@ def fwd(
     _check_tensor("x", x, 3)
     _check_tensor("weight", weight, 2, x.dtype)
     n, c = _check_layout(layout, geometry)
-    _check_shape("x", x, (None, None, c))
-    _check_shape("weight", weight, (n, geometry.taps * c))
+    check_shape("x", x, (None, None, c))
+    check_shape("weight", weight, (n, geometry.taps * c))
     if bias is not None:
         _check_tensor("bias", bias, 1, x.dtype)
-        _check_shape("bias", bias, (n,))
+        check_shape("bias", bias, (n,))
         bias = bias.float().contiguous()
     dtype, x, weight = x.dtype, _operand(x), _operand(weight)
-    y = _empty(x.dtype, x.shape[0], _out_length(geometry, x.shape[1]), n)
+    y = _empty(x.dtype, x.shape[0], out_length(geometry, x.shape[1]), n)
     _kernels(x).forward(
         _shape(layout, geometry, x, y),
         _index(layout),
@@ -90,8 +91,8 @@ def dgrad(dy: Tensor, weight: Tensor, layout: Any, geometry: Geometry, length: i
     _check_tensor("dy", dy, 3)
     _check_tensor("weight", weight, 2, dy.dtype)
     n, c = _check_layout(layout, geometry)
-    _check_shape("dy", dy, (None, _out_length(geometry, length), n))
-    _check_shape("weight", weight, (n, geometry.taps * c))
+    check_shape("dy", dy, (None, out_length(geometry, length), n))
+    check_shape("weight", weight, (n, geometry.taps * c))
     dtype, dy, weight = dy.dtype, _operand(dy), _operand(weight)
     dx = _empty(dy.dtype, dy.shape[0], length, c)
     _kernels(dy).input_grad(
@@ -143,7 +144,7 @@ def relu_dropout_backward(dy: Tensor, y: Tensor, dropout_p: float = 0.0) -> Tens
     """
     _check_tensor("dy", dy, None)
     _check_tensor("y", y, None, dy.dtype)
-    _check_shape("dy", dy, tuple(y.shape))
+    check_shape("dy", dy, tuple(y.shape))
     dtype, dy, y = dy.dtype, _operand(dy.contiguous()), _operand(y.contiguous())
     dz = _empty(dy.dtype, *dy.shape)
     scale = dropout_words(dropout_p, 0)[2]
@@ -158,8 +159,8 @@ def _wgrad(
     _check_tensor("dy", dy, 3)
     _check_tensor("x", x, 3, dy.dtype)
     n, c = _check_layout(layout, geometry)
-    _check_shape("x", x, (None, None, c))
-    _check_shape("dy", dy, (x.shape[0], _out_length(geometry, x.shape[1]), n))
+    check_shape("x", x, (None, None, c))
+    check_shape("dy", dy, (x.shape[0], out_length(geometry, x.shape[1]), n))
     dtype, dy, x = dy.dtype, _operand(dy), _operand(x)
     dw = _empty(torch.float32, n, geometry.taps * c)
     db = _empty(torch.float32, n) if with_bias else None
@@ -236,19 +237,6 @@ def dropout_words(p: float, seed: int) -> tuple[int, int, float]:
     return seed % 2**64, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p)
 
 
-def _out_length(geometry: Geometry, length: int) -> int:
-    if min(geometry.pad_left, geometry.pad_right) < 0 or min(geometry.taps, geometry.dilation) < 1:
-        raise ValueError(
-            f"geometry: expected taps and dilation >= 1 and padding >= 0, got {geometry}"
-        )
-    out = geometry.out_length(length)
-    if out < 0 or length < 0:
-        raise ValueError(
-            f"x: expected at least {length - out} rows for {geometry}, got {length}: pad more"
-        )
-    return out
-
-
 def _check_tensor(name: str, t: Tensor, dim: int | None, dtype: torch.dtype | None = None) -> None:
     if t.device.type != "cpu":
         raise ValueError(f"{name}: expected a tensor on the CPU, got one on {t.device}")
@@ -260,15 +248,6 @@ def _check_tensor(name: str, t: Tensor, dim: int | None, dtype: torch.dtype | No
         raise ValueError(f"{name}: expected {dtype} like the other operand, got {t.dtype}")
     if dim is not None and t.dim() != dim:
         raise ValueError(f"{name}: expected {dim} dimensions, got shape {list(t.shape)}")
-
-
-def _check_shape(name: str, t: Tensor, shape: tuple[int | None, ...]) -> None:
-    fits = len(shape) == t.dim() and all(
-        w is None or w == g for w, g in zip(shape, t.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if s is None else str(s) for s in shape)
-        raise ValueError(f"{name}: expected shape [{wanted}], got {list(t.shape)}")
 
 
 def _check_layout(layout: Any, geometry: Geometry) -> tuple[int, int]:

@@ -129,7 +129,7 @@ def _key(which: str, layout: Any, geometry: Geometry, x: Tensor) -> str:
     rows, taps, cols = layout.shape
     tokens = (x.shape[0] * x.shape[1]).bit_length()
     return (
-        f"{choice.machine(device.type, device.index)} {_C.cpu.instruction_set()}{threads} "
+        f"{choice.machine(device)} {_C.cpu.instruction_set()}{threads} "
         f"{which} {x.dtype}{kind} {rows}x{taps}x{cols} blocks of {layout.block_size} "
         f"dilation {geometry.dilation} 2^{tokens} tokens density {round(10 * layout.density)}/10"
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sniper.kernels import configs
 from sniper.ops import choice, triton_launch
+from sniper.ops.checks import out_length
 from sniper.ops.geometry import Geometry
 from sniper.ops.triton_elementwise import (
     column_sums,
@@ -22,7 +23,7 @@ from sniper.ops.triton_elementwise import (
     relu_dropout_backward,
     relu_dropout_backward_bias,
 )
-from sniper.ops.triton_launch import Plan, check, check_layout, descriptor, out_length, plan
+from sniper.ops.triton_launch import Plan, check, check_layout, descriptor, plan
 
 __all__ = [
     "available",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sniper.kernels import configs
 from sniper.ops import choice
+from sniper.ops.checks import check_shape
 from sniper.ops.geometry import Geometry
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -107,10 +108,8 @@ def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | No
         raise ValueError(f"{name}: expected {like.dtype} as the other operand, got {t.dtype}")
     if t.numel() >= 2**31 * max(t.shape[-1:], default=1):
         raise ValueError(f"{name}: expected fewer than 2^31 rows, got shape {list(t.shape)}")
-    fits = shape is None or t.dim() == len(shape)
-    if not fits or any(w not in (None, g) for w, g in zip(shape or (), t.shape, strict=False)):
-        wanted = ", ".join("any" if s is None else str(s) for s in shape)
-        raise ValueError(f"{name}: expected shape [{wanted}], got {list(t.shape)}")
+    if shape is not None:
+        check_shape(name, t, shape)
 
 
 def check_layout(layout: Any, geometry: Geometry, device: torch.device) -> tuple[int, int]:
@@ -142,20 +141,6 @@ def check_layout(layout: Any, geometry: Geometry, device: torch.device) -> tuple
                 f"got {t.dtype} {list(t.shape)} on {t.device}"
             )
     return rows * layout.block_size, inner * layout.block_size
-
-
-def out_length(geometry: Geometry, length: int) -> int:
-    """Rows of y for `length` rows of x; refuses what is no convolution."""
-    if min(geometry.pad_left, geometry.pad_right) < 0 or min(geometry.taps, geometry.dilation) < 1:
-        raise ValueError(
-            f"geometry: expected taps and dilation >= 1 and padding >= 0, got {geometry}"
-        )
-    out = geometry.out_length(length)
-    if out < 0 or length < 0:
-        raise ValueError(
-            f"x: expected at least {length - out} rows for {geometry}, got {length}: pad more"
-        )
-    return out
 
 
 def plans(which: str, layout: Any, *operands: Tensor) -> list[Plan]:
@@ -197,7 +182,7 @@ def plan_name(plan: Plan) -> str:
 def tuning_key(which: str, layout: Any, geometry: Geometry, x: Tensor) -> str:
     """Everything that times depend on; tokens by power of two, density in tenths."""
     rows, taps, inner = layout.shape
-    machine = choice.machine(x.device.type, x.device.index)
+    machine = choice.machine(x.device)
     tokens = (x.shape[0] * x.shape[1]).bit_length()
     return (
         f"triton {machine} {which} {x.dtype} {kind(x)} {rows}x{taps}x{inner} blocks of "
