@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sniper.layers.layout import BlockLayout
 from sniper.ops import cpu
-from sniper.ops.choice import device_name
 from sniper.ops.geometry import Geometry
 
 # in, out, taps: attention projections, the feed-forward blocks of two models, a postnet.
@@ -124,26 +123,8 @@ def run(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -
         times = common.time_side_by_side(calls, args.repeats, lambda: None)
         cuts = {name: common.percentiles(t) for name, t in times.items()}
         dense = min(c[1] for name, c in cuts.items() if name != "sparse")
-        for name, (p20, p50, p80) in cuts.items():
-            rows.append(
-                common.Row(
-                    op="conv1d" if layer[2] > 1 else "linear",
-                    shape=f"{BATCH}x{LENGTH} {layer[0]}-{layer[1]}-{layer[2]}",
-                    block=args.block,
-                    density=density,
-                    dtype=args.dtype,
-                    pass_=which,
-                    provider=name,
-                    p20_ms=p20,
-                    p50_ms=p50,
-                    p80_ms=p80,
-                    ratio_to_dense=dense / p50,
-                    device=device_name(torch.device("cpu")),
-                    threads=torch.get_num_threads(),
-                    versions=common.versions(),
-                    commit=common.commit(),
-                )
-            )
+        what = common.describe_layer(layer, (BATCH, LENGTH), density, args)
+        rows += common.rows(cuts, dense, torch.device("cpu"), pass_=which, **what)
     return rows
 
 

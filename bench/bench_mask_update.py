@@ -19,7 +19,6 @@ from bench_train_step import VOCABULARY, make_batch
 from torch import Tensor
 
 from sniper import Sniper
-from sniper.ops.choice import device_name
 from sniper.sparsity import update
 from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
 
@@ -162,26 +161,8 @@ def rows(
     for name, (p20, p50, p80) in cuts.items():
         ratio = cuts[base][1] / p50
         print(f"{op} {name}: {p50:.2f} ms ({p20:.2f} to {p80:.2f}), {base} / this {ratio:.2f}")
-    return [
-        common.Row(
-            op=op,
-            shape=shape,
-            block=block,
-            density=density,
-            dtype="float32",
-            pass_=pass_,
-            provider=name,
-            p20_ms=p20,
-            p50_ms=p50,
-            p80_ms=p80,
-            ratio_to_dense=cuts[base][1] / p50,
-            device=device_name(device),
-            threads=torch.get_num_threads(),
-            versions=common.versions(),
-            commit=common.commit(),
-        )
-        for name, (p20, p50, p80) in cuts.items()
-    ]
+    what = {"op": op, "shape": shape, "block": block, "density": density, "dtype": "float32"}
+    return common.rows(cuts, cuts[base][1], device, pass_=pass_, **what)
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:

@@ -22,7 +22,6 @@ from torch import nn
 
 from sniper import Sniper, densify
 from sniper.layers import Dropout
-from sniper.ops.choice import device_name
 from sniper.tts.batch import Batch
 from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
 
@@ -136,10 +135,11 @@ def main() -> None:
         step()
         return profile(step)
     if args.only:
-        step = Step(plain(model), batch, None)
         if args.only == "sparse":
             step = sparse(model, batch, args.sparsities[0], args.block)
-        del model  # neither side pays for the copy that it was made from
+        else:
+            step = Step(plain(model), batch, None)
+        del model  # both sides are copies of it
         for _ in range(3):
             step()
         return print(f"{peak_gib():.3f}")
@@ -172,26 +172,17 @@ def measure(
         f"{ratio:.2f}x",
         flush=True,
     )
-    return [
-        common.Row(
-            op="train_step",
-            shape=f"espnet {UTTERANCES}x{TOKENS * FRAMES_A_TOKEN}",
-            block=args.block,
-            density=1 - sparsity,
-            dtype="float32",
-            pass_="step",
-            provider=name,
-            p20_ms=p20,
-            p50_ms=p50,
-            p80_ms=p80,
-            ratio_to_dense=cuts["dense"][1] / p50,
-            device=device_name(torch.device("cpu")),
-            threads=torch.get_num_threads(),
-            versions=common.versions(),
-            commit=common.commit(),
-        )
-        for name, (p20, p50, p80) in cuts.items()
-    ]
+    return common.rows(
+        cuts,
+        cuts["dense"][1],
+        torch.device("cpu"),
+        op="train_step",
+        shape=f"espnet {UTTERANCES}x{TOKENS * FRAMES_A_TOKEN}",
+        block=args.block,
+        density=1 - sparsity,
+        dtype="float32",
+        pass_="step",
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import platform
@@ -10,10 +11,13 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from sniper.ops.choice import device_name
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -63,6 +67,55 @@ def percentiles(times: list[float]) -> tuple[float, float, float]:
     return cuts[1], cuts[4], cuts[7]
 
 
+def rows(
+    cuts: dict[str, tuple[float, float, float]],
+    dense_ms: float,
+    device: torch.device,
+    suffix: str = "",
+    **what: object,
+) -> list[Row]:
+    """One row a provider.
+
+    Args:
+        cuts: 20th, 50th and 80th percentile in milliseconds by provider.
+        dense_ms: what `ratio_to_dense` counts from.
+        suffix: behind every provider's name.
+        what: op, shape, block, density, dtype and pass_.
+    """
+    return [
+        Row(
+            **what,
+            provider=name + suffix,
+            p20_ms=p20,
+            p50_ms=p50,
+            p80_ms=p80,
+            ratio_to_dense=dense_ms / p50,
+            device=device_name(device),
+            threads=torch.get_num_threads(),
+            versions=versions(),
+            commit=commit(),
+        )
+        for name, (p20, p50, p80) in cuts.items()
+    ]
+
+
+def describe_layer(
+    layer: tuple[int, int, int],
+    tokens: tuple[int, int],
+    density: float,
+    args: argparse.Namespace,
+) -> dict[str, object]:
+    """What the rows of a layer (in, out, taps) on `tokens` (batch, length) have in common."""
+    c, n, taps = layer
+    return {
+        "op": "conv1d" if taps > 1 else "linear",
+        "shape": f"{tokens[0]}x{tokens[1]} {c}-{n}-{taps}",
+        "block": args.block,
+        "density": density,
+        "dtype": args.dtype,
+    }
+
+
 def check_close(name: str, got: Tensor, wanted: Tensor, tolerance: float) -> None:
     """Refuses to time what is wrong: relative Frobenius error."""
     error = (
@@ -77,6 +130,7 @@ def versions() -> str:
     return f"torch {torch.__version__}, python {platform.python_version()}"
 
 
+@cache
 def commit() -> str:
     """Short hash of the code, with `+` when files differ from it."""
     git = ["git", "-C", str(RESULTS.parent)]

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from sniper.layers.layout import BlockLayout
 from sniper.ops import triton
-from sniper.ops.choice import device_name
 from sniper.ops.geometry import Geometry
 
 BATCH, LENGTH = 20, 560  # 11,200 frames, one micro-batch of the published runs
@@ -172,29 +171,9 @@ def run(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -
                 n: common.percentiles(t) for n, t in timer(calls, case.sets, args.repeats).items()
             }
             dense = min(c[1] for name, c in cuts.items() if name != "sparse")
-            for name, c in cuts.items():
-                rows.append(_row(layer, args, density, which, name + suffix, c, dense))
+            what = common.describe_layer(layer, (BATCH, LENGTH), density, args)
+            rows += common.rows(cuts, dense, torch.device("cuda"), suffix, pass_=which, **what)
     return rows
-
-
-def _row(layer, args, density, which, provider, cuts, dense) -> common.Row:
-    return common.Row(
-        op="conv1d" if layer[2] > 1 else "linear",
-        shape=f"{BATCH}x{LENGTH} {layer[0]}-{layer[1]}-{layer[2]}",
-        block=args.block,
-        density=density,
-        dtype=args.dtype,
-        pass_=which,
-        provider=provider,
-        p20_ms=cuts[0],
-        p50_ms=cuts[1],
-        p80_ms=cuts[2],
-        ratio_to_dense=dense / cuts[1],
-        device=device_name(torch.device("cuda")),
-        threads=torch.get_num_threads(),
-        versions=common.versions(),
-        commit=common.commit(),
-    )
 
 
 def main(layers: tuple[tuple[int, int, int], ...], args: argparse.Namespace) -> None:
