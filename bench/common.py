@@ -132,10 +132,14 @@ def versions() -> str:
 
 @cache
 def commit() -> str:
-    """Short hash of the code, with `+` when files differ from it."""
+    """Short hash of the code, with `+` when files other than results differ from it."""
     git = ["git", "-C", str(RESULTS.parent)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--", ":/", ":(top,exclude)bench/results"],
+        capture_output=True,
+        text=True,
+    )
     return (head.stdout.strip() or "none") + ("+" if changed.stdout.strip() else "")
 
 
