@@ -33,6 +33,8 @@ class Progress:
         best_loss: lowest validation loss.
         history: one row an epoch, as `Trainer.run_epoch` returns it.
         score_seconds: time that scoring took.
+        change_seconds: time that changing the sparsity took in the running epoch.
+        save_seconds: time that checkpoints took since the history's last row.
     """
 
     epoch: int = 0
@@ -44,6 +46,8 @@ class Progress:
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)
     score_seconds: float = 0.0
+    change_seconds: float = 0.0
+    save_seconds: float = 0.0
 
 
 class Observer:

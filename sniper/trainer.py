@@ -164,27 +164,37 @@ class Trainer:
         """Trains, validates and saves one epoch, or what is left of it.
 
         Returns:
-            epoch, sparsity, density, train and valid losses by term, frames, seconds, frames/s.
+            epoch, sparsity, density, train and valid losses by term, frames, seconds (of training
+            only), frames/s, and apart the seconds of validation, of changing the sparsity and of
+            the checkpoints since the row before.
         """
         progress = self.progress
+        started = time.perf_counter()
         sparsity = self.sniper.step(progress.epoch, self.optimizer) if self.sniper else 0.0
+        progress.change_seconds += time.perf_counter() - started
         self._batches.seek(progress.epoch, progress.batch)
         self.observer.epoch_begins(progress, len(self._batches), sparsity)
         self._train_epoch()
+        started = time.perf_counter()
+        valid = self.validate()
         row = {
             "epoch": progress.epoch,
             "sparsity": sparsity,
             "density": self.density(),
             "train": {k: v / max(progress.batch, 1) for k, v in progress.loss_sums.items()},
-            "valid": self.validate(),
+            "valid": valid,
             "frames": progress.frames,
             "seconds": progress.seconds,
+            "valid_seconds": time.perf_counter() - started,
+            "change_seconds": progress.change_seconds,
+            "save_seconds": progress.save_seconds,
             "frames_per_second": progress.frames / max(progress.seconds, 1e-9),
             "lr": self.scheduler.get_last_lr()[0],
         }
         progress.history.append(row)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         progress.seconds, progress.frames, progress.loss_sums = 0.0, 0, {}
+        progress.change_seconds = progress.save_seconds = 0.0
         best = row["valid"]["total"] < progress.best_loss
         progress.best_loss = min(progress.best_loss, row["valid"]["total"])
         self.save(best)
@@ -223,7 +233,7 @@ class Trainer:
     def save(self, best: bool = False) -> Path:
         """Writes a checkpoint of this very moment."""
         self._check_finite()
-        self._saved_at = time.monotonic()
+        started = self._saved_at = time.monotonic()
         if self.sniper is not None:
             self.sniper.zero_pruned()
         cuda = self.device.type == "cuda"
@@ -240,7 +250,9 @@ class Trainer:
             "progress": asdict(self.progress),
         }
         weights = self.model.state_dict()
-        return checkpoint.save(self.run, self.progress.update, weights, state, meta, best)
+        path = checkpoint.save(self.run, self.progress.update, weights, state, meta, best)
+        self.progress.save_seconds += time.monotonic() - started
+        return path
 
     def _train_epoch(self) -> None:
         progress, settings = self.progress, self.config.train

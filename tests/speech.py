@@ -90,16 +90,16 @@ def fit(config: Config, observer: Observer | None = None) -> Trainer:
 def everything(run: Path) -> dict[str, Any]:
     """All that a run's last checkpoint holds, but for how long things took and how far to go."""
     saved = checkpoint.load(run)
-    progress = dict(saved.meta["progress"])
-    progress.pop("score_seconds")
-    untimed = [
-        {k: v for k, v in row.items() if k not in ("seconds", "frames_per_second")}
-        for row in progress["history"]
-    ]
+
+    def untimed(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if "second" not in k}
+
+    progress = untimed(saved.meta["progress"])
+    rows = [untimed(row) for row in progress["history"]]
     sniper = saved.state["sniper"]
     if sniper is not None:
         sniper["masks"].pop(0.0, None)  # nothing pruned: with or without, that says the same
-    return {"weights": saved.weights, "state": saved.state, **progress, "history": untimed}
+    return {"weights": saved.weights, "state": saved.state, **progress, "history": rows}
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:

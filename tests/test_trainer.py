@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -235,6 +236,37 @@ def test_an_observer_sees_the_mean_loss_of_an_update(demo_corpus: Path, tmp_path
     row = trainer.progress.history[0]
     assert np.mean(Collect.seen) == pytest.approx(row["train"]["total"], rel=1e-5)
     assert row["frames"] > 0 and row["train"].keys() == row["valid"].keys()
+
+
+def test_what_is_not_training_is_timed_apart(
+    demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    clock = {"perf_counter": lambda: now, "monotonic": lambda: now}
+    monkeypatch.setattr("sniper.trainer.time", SimpleNamespace(**clock))
+
+    def takes(owner: object, name: str, seconds: float) -> None:
+        real = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            nonlocal now
+            now += seconds
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    config = tiny(demo_corpus, tmp_path, train={"epochs": 2, "batches_per_epoch": 2})
+    trainer = make_trainer(config)
+    takes(trainer.sniper, "score", 7.0)
+    takes(trainer.sniper, "step", 0.5)
+    takes(trainer.optimizer, "step", 1.0)
+    takes(trainer, "validate", 3.0)
+    takes(checkpoint, "save", 20.0)
+    trainer.fit()
+    parts = ("seconds", "valid_seconds", "change_seconds", "save_seconds")
+    rows = [[row[part] for part in parts] for row in trainer.progress.history]
+    assert rows == [[2.0, 3.0, 0.5, 0.0], [2.0, 3.0, 0.5, 20.0]]
+    assert trainer.progress.score_seconds == 7.0
 
 
 def test_clipping(demo_corpus: Path, tmp_path: Path):
