@@ -166,12 +166,8 @@ def energy(amplitude: torch.Tensor) -> np.ndarray:
     return amplitude.square().sum(0).sqrt().numpy()
 
 
-def log_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray | None:
-    """Natural log of F0 by DIO + StoneMask, linearly interpolated over unvoiced frames.
-
-    Returns:
-        `[n // hop]` float64, or None where no frame is voiced.
-    """
+def f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """F0 in Hz by DIO + StoneMask, 0 where unvoiced: `[n // hop]` float64."""
     pyworld = require("pyworld")
     samples = np.ascontiguousarray(audio, dtype=np.float64)
     period_ms = 1000.0 * config.hop_length / config.sample_rate
@@ -182,14 +178,23 @@ def log_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray | None:
         f0_ceil=config.f0_max,
         frame_period=period_ms,
     )
-    f0 = pyworld.stonemask(samples, coarse, times, config.sample_rate)
+    found = pyworld.stonemask(samples, coarse, times, config.sample_rate)
     # WORLD's own count can differ from n // hop by one through rounding of the period.
     frames = config.n_frames(len(samples))
-    f0 = np.pad(f0, (0, max(0, frames - len(f0))))[:frames]
-    voiced = np.flatnonzero(f0 > 0)
+    return np.pad(found, (0, max(0, frames - len(found))))[:frames]
+
+
+def log_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray | None:
+    """Natural log of `f0`, linearly interpolated over unvoiced frames.
+
+    Returns:
+        `[n // hop]` float64, or None where no frame is voiced.
+    """
+    found = f0(audio, config)
+    voiced = np.flatnonzero(found > 0)
     if len(voiced) == 0:
         return None
-    return np.log(np.interp(np.arange(frames), voiced, f0[voiced]))
+    return np.log(np.interp(np.arange(len(found)), voiced, found[voiced]))
 
 
 def read_audio(path: Path, config: FeatureConfig) -> np.ndarray:

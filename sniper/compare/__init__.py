@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dense, constant sparsity and SNIPER side by side: `python -m sniper.compare`."""
