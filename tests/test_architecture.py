@@ -15,8 +15,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sniper"
 # Floors from the ground up; a module may import its own floor and those below it.
-LIBRARY = {"_C": 0, "kernels": 0, "ops": 1, "layers": 2, "sparsity": 3, "tts": 3}
-COMMANDS = ("train", "synthesize", "prepare", "compare")
+LIBRARY = {
+    "_C": 0,
+    "kernels": 0,
+    "ops": 1,
+    "layers": 2,
+    "sparsity": 3,
+    "tts": 3,
+    "integrations": 4,
+}
+COMMANDS = ("train", "synthesize", "prepare", "compare", "export")
 SOURCES = [
     path
     for folder in ("sniper", "kernels", "csrc", "bench", "tests")
@@ -89,6 +97,13 @@ def test_speech_and_sparsity_do_not_know_each_other():
         assert not (floor(name) == "tts" and "sparsity" in others)
 
 
+def test_integrations_know_no_speech_and_nobody_below_knows_them():
+    for name, path in modules().items():
+        others = {floor(other) for other in imports(name, path)}
+        assert not (floor(name) == "integrations" and "tts" in others)
+        assert floor(name) == "integrations" or "integrations" not in others
+
+
 def test_only_commands_import_commands():
     for name, path in modules().items():
         wanted = {other for other in imports(name, path) if floor(other) in COMMANDS}
@@ -123,8 +138,11 @@ def test_import_sniper_is_light():
     assert {name for name in more if not name.startswith("__editable__")} == {"sniper"}
 
 
-def test_import_sniper_does_not_load_speech():
-    program = "import sys, sniper; print([m for m in sys.modules if m.startswith('sniper.tts')])"
+def test_import_sniper_loads_neither_speech_nor_integrations():
+    program = (
+        "import sys, sniper\n"
+        "print([m for m in sys.modules if m.startswith(('sniper.tts', 'sniper.integrations'))])"
+    )
     out = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, check=True, text=True
     )

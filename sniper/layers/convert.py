@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from sniper.layers.conv1d import BlockSparseConv1d
@@ -43,18 +44,27 @@ class ModuleReport:
     @property
     def numel(self) -> int:
         """Weights in it, biases not counted."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one dense forward call at one position, bias not counted: a
+        token for a Linear, an output frame for a Conv1d, an input frame for a transposed one.
+        """
+        return 2 * self.numel  # each weight multiplies and adds once there, groups and taps too
 
 
 @dataclass(frozen=True)
 class SparsifyReport:
     """What `sparsify` did, module by module; `print` shows it as a table.
 
+    FLOPs are those of one position (a token for a Linear, a frame for a convolution), one call a
+    module, and their shares count from all listed modules: the model's forward, which the report
+    has not seen, says how many positions there are.
+
     Attributes:
-        modules: every Linear- or Conv-like module of the model.
+        modules: every module of the model that holds a matrix to multiply with: Linear, Conv,
+            Hugging Face's Conv1D, `nn.MultiheadAttention`.
         block_size: edge of a block.
         total: all parameters of the model.
     """
@@ -68,23 +78,38 @@ class SparsifyReport:
         """Names of the modules that are block-sparse now."""
         return tuple(m.name for m in self.modules if m.taken)
 
+    @property
+    def parameter_share(self) -> float:
+        """Weights that are block-sparse now, of all parameters of the model, in [0, 1]."""
+        return sum(m.numel for m in self.modules if m.taken) / max(self.total, 1)
+
+    @property
+    def flop_share(self) -> float:
+        """FLOPs of the modules that are block-sparse now, of all listed ones, in [0, 1]."""
+        return sum(m.flops for m in self.modules if m.taken) / max(self._flops, 1)
+
+    @property
+    def _flops(self) -> int:
+        return sum(m.flops for m in self.modules)
+
     def __str__(self) -> str:
-        rows = [("module", "class", "weight", "share", "")]
+        rows = [("module", "class", "weight", "parameters", "FLOPs", "")]
         for m in self.modules:
+            shares = (m.numel / max(self.total, 1), m.flops / max(self._flops, 1))
+            note = m.reason or f"block-sparse, {self.block_size}"
             shape = "x".join(map(str, m.shape))
-            share = f"{m.numel / max(self.total, 1):.1%}"
-            rows.append(
-                (m.name, m.kind, shape, share, m.reason or f"block-sparse, {self.block_size}")
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+            rows.append((m.name, m.kind, shape, *(f"{share:.1%}" for share in shares), note))
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=False)) + "  " + row[4]
+            "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]).rstrip()
             for row in rows
         ]
-        share = sum(m.numel for m in self.modules if m.taken) / max(self.total, 1)
-        return "\n".join(
-            [*lines, f"{len(self.taken)} modules with {share:.1%} of {self.total:,} parameters"]
+        summary = (
+            f"{len(self.taken)} modules with {self.parameter_share:.1%} of {self.total:,} "
+            f"parameters and {self.flop_share:.1%} of the FLOPs\n"
+            "(FLOPs: of the modules listed, per token of a Linear and per frame of a convolution)"
         )
+        return "\n".join([*lines, summary])
 
 
 def sparsify(
@@ -120,8 +145,8 @@ def sparsify(
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     reports, swap = [], []
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(module, (nn.Linear, nn.Conv1d)) and not _is_transposed_linear(module):
+        weight = _weight(module)
+        if weight is None:
             continue
         if type(module) in _PLAIN:
             if module.block_size != block_size:
@@ -168,10 +193,16 @@ def _why_not(name, module, block_size, include, exclude, uses) -> str:
         return "not included"
     if any(word in name or fnmatch.fnmatchcase(name, word) for word in exclude):
         return "excluded"
+    if _is_transposed_linear(module):
+        return "its weight is transposed, [in, out]"
+    if isinstance(module, nn.MultiheadAttention):
+        return "its projections are no Linear modules"
     if "weight" not in module._parameters:
         return "its weight is computed (weight norm or another parametrization)"
     if "forward" in module.__dict__:
         return "its forward is replaced"
+    if isinstance(module, nn.modules.conv._ConvNd) and not isinstance(module, nn.Conv1d):
+        return f"class {type(module).__name__} is not supported"
     if type(module) not in _SPARSE:
         return f"class {type(module).__name__} has its own ways with the weight"
     if uses[id(module.weight)] > 1:
@@ -185,6 +216,15 @@ def _why_not(name, module, block_size, include, exclude, uses) -> str:
     if n % block_size or c % block_size or 0 in module.weight.shape:
         return f"{n} x {c} does not divide by {block_size}"
     return ""
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    """The matrix that a module multiplies with, if it is of a kind that is reported."""
+    if isinstance(module, nn.MultiheadAttention):
+        return module.in_proj_weight if module.in_proj_weight is not None else module.q_proj_weight
+    if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _is_transposed_linear(module):
+        return module.weight
+    return None
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:

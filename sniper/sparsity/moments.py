@@ -14,10 +14,20 @@ _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
 
 def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
-    """None, one or several optimizers as a list."""
+    """None, one or several optimizers as a list, without what Accelerate or Lightning wrap around
+    them.
+    """
     if optimizer is None:
         return []
-    return [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
+    several = [optimizer] if hasattr(optimizer, "param_groups") else list(optimizer)
+    return [_innermost(o) for o in several]
+
+
+def _innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer whose `step` runs hooks; wrappers keep it as `optimizer`."""
+    while hasattr(inner := getattr(optimizer, "optimizer", None), "param_groups"):
+        optimizer = inner
+    return optimizer
 
 
 def moved_with(optimizers: list[Optimizer], p: nn.Parameter) -> list[Tensor]:

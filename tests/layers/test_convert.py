@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.utils.flop_counter import FlopCounterMode
 
 from sniper import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
 
@@ -65,9 +66,11 @@ def test_reasons():
         "groups": "groups 16",
         "parametrized": "its weight is computed (weight norm or another parametrization)",
         "tied": "its weight is tied to another module's",
+        "two_d": "class Conv2d is not supported",
         "special": "class Special has its own ways with the weight",
-        "transposed": "class Conv1D has its own ways with the weight",
+        "transposed": "its weight is transposed, [in, out]",
         "replaced": "its forward is replaced",
+        "attention": "its projections are no Linear modules",
         "attention.out_proj": (
             "class NonDynamicallyQuantizableLinear has its own ways with the weight"
         ),
@@ -94,14 +97,39 @@ def test_include_and_exclude():
 
 
 def test_report_as_a_table():
-    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 20))
+    model = nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 20), nn.LayerNorm(20))
     report = sparsify(model, B)
     assert str(report).splitlines() == [
-        "module  class   weight  share  ",
-        "0       Linear  24x16   42.3%  block-sparse, 8",
-        "2       Linear  20x24   52.9%  20 x 24 does not divide by 8",
-        "1 modules with 42.3% of 908 parameters",
+        "module  class   weight  parameters  FLOPs",
+        "0       Linear  24x16   40.5%       44.4%  block-sparse, 8",
+        "2       Linear  20x24   50.6%       55.6%  20 x 24 does not divide by 8",
+        "1 modules with 40.5% of 948 parameters and 44.4% of the FLOPs",
+        "(FLOPs: of the modules listed, per token of a Linear and per frame of a convolution)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("module", "frames_in"),
+    [
+        (nn.Linear(16, 24, bias=False), None),
+        (nn.Conv1d(16, 24, 3, padding=1, bias=False), 10),
+        (nn.Conv1d(16, 32, 5, padding=4, dilation=2, groups=8, bias=False), 10),
+        (nn.ConvTranspose1d(16, 24, 4, stride=2, bias=False), 10),
+    ],
+)
+def test_flops_are_those_that_torch_counts(module, frames_in):
+    report = sparsify(nn.ModuleDict({"it": module, "other": nn.Linear(8, 8)}), B)
+    flops = next(m.flops for m in report.modules if m.name == "it")
+    densify(module)
+    x = torch.randn(10, 16) if frames_in is None else torch.randn(1, 16, frames_in)
+    with FlopCounterMode(display=False) as counter:
+        module(x)
+    assert flops * 10 == counter.get_total_flops()  # ten tokens or frames
+    assert report.flop_share == pytest.approx(
+        sum(m.flops for m in report.modules if m.taken) / (flops + 2 * 64)
+    )
+    taken = sum(m.numel for m in report.modules if m.taken)
+    assert report.parameter_share == pytest.approx(taken / (module.weight.numel() + 64 + 8))
 
 
 def test_nothing_eligible():

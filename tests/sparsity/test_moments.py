@@ -13,6 +13,15 @@ def test_one_several_or_no_optimizers():
     assert as_list((optimizer, optimizer)) == [optimizer, optimizer]
 
 
+def test_wrapped_optimizers_are_unwrapped():
+    from accelerate import Accelerator
+
+    plain = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    wrapped = Accelerator(cpu=True).prepare(plain)
+    assert wrapped is not plain
+    assert as_list(wrapped) == as_list([wrapped]) == [plain]
+
+
 def test_new_weights_get_the_mean_second_moment_of_the_active_ones():
     p = nn.Parameter(torch.ones(2, 2))
     optimizer = torch.optim.Adam([p], lr=1.0, amsgrad=True)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SNIPER inside Hugging Face's `Trainer`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+try:
+    from accelerate.utils import send_to_device
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise ImportError(
+        f"sniper.integrations.huggingface: {error}: pip install 'sniper-tts[huggingface]'"
+    ) from error
+
+from sniper.integrations.settings import SniperSettings, refuse
+
+STATE_FILE = "sniper.pt"  # beside the Trainer's own files of a checkpoint
+
+
+class SniperCallback(SniperSettings, TrainerCallback):
+    """Scores before training, puts the scheduled masks on at every epoch, resumes.
+
+        Trainer(model, args, train_dataset=data, callbacks=[SniperCallback({0: 0.8, 5: 0.0})])
+
+    Each checkpoint gets a file `sniper.pt`; `train(resume_from_checkpoint=...)` finds it in
+    `args.output_dir`, or where `args.resume_from_checkpoint` or `resume_from` says.
+
+    Args:
+        schedule, score_batches, loss_fn, options: see `SniperSettings`. Without `loss_fn` the
+            model's output must have a loss, as the Trainer itself expects it.
+        resume_from: folder of the checkpoint that is resumed, where it lies outside
+            `args.output_dir`.
+
+    Raises:
+        ValueError: when training begins: FSDP or DeepSpeed, a checkpoint without `sniper.pt`, a
+            model with nothing to prune or without a loss.
+    """
+
+    def __init__(self, schedule, *, resume_from: str | Path | None = None, **settings: Any):
+        super().__init__(schedule, **settings)
+        self.resume_from = resume_from
+        self._epoch = 0
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        for kind in ("fsdp", "deepspeed"):
+            if getattr(args, kind, None):
+                raise refuse(kind)
+        # What is not a whole number is in the middle of an epoch, up to the rounding of divisions.
+        self._epoch = int((state.epoch or 0) + 1e-6)
+        new = self.attach_to(model)
+        if state.global_step > 0:
+            self.sniper.load_state_dict(self._saved(args, state))
+        elif new:
+            model.train()  # as the Trainer does before each step
+            batches = _batches(train_dataloader, args.device)
+            self.sniper.score(islice(batches, self.score_batches), self.loss_fn or _models_loss)
+
+    def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
+        self.sniper.step(self._epoch, optimizer)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save:
+            self.sniper.zero_pruned()
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self._epoch += 1
+        self.sniper.zero_pruned()
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            path = _folder(args, state) / STATE_FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            torch.save(self.sniper.state_dict(), temporary)
+            os.replace(temporary, path)
+
+    def _saved(self, args: Any, state: Any) -> dict[str, Any]:
+        there = self.resume_from or args.resume_from_checkpoint
+        folder = Path(there) if isinstance(there, (str, Path)) else _folder(args, state)
+        path = folder / STATE_FILE
+        if not path.exists():
+            raise ValueError(
+                f"SniperCallback: expected {path} to resume from step {state.global_step}, found "
+                "none: resume a checkpoint that was written with this callback, and name its "
+                "folder as resume_from if it lies elsewhere"
+            )
+        return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def _folder(args: Any, state: Any) -> Path:
+    """Where the Trainer keeps the checkpoint of the present step."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _batches(loader: DataLoader, device: torch.device) -> Iterator[Any]:
+    """The Trainer's batches by a loader of our own: one of Accelerate's that is left before its end
+    still counts as being in use.
+    """
+    how: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
+    if loader.batch_sampler is None:
+        how = {"batch_size": loader.batch_size}
+    for batch in DataLoader(loader.dataset, collate_fn=loader.collate_fn, **how):
+        yield send_to_device(batch, device)
+
+
+def _models_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    outputs = model(**batch)
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
+    if loss is None:
+        raise ValueError(
+            f"SniperCallback: expected a model that returns a loss for {', '.join(batch)}, got "
+            "none: pass labels in the data, or loss_fn=(model, batch) -> loss"
+        )
+    return loss

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SNIPER inside Lightning's `Trainer`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.utilities import CombinedLoader
+except ImportError as missing:
+    try:  # the same code under its older name, with classes of its own
+        from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning.utilities import CombinedLoader
+    except ImportError:
+        raise ImportError(
+            f"sniper.integrations.lightning: {missing}: pip install 'sniper-tts[lightning]'"
+        ) from missing
+
+from sniper.integrations.settings import SniperSettings, refuse
+
+_SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
+
+
+class SniperCallback(SniperSettings, Callback):
+    """Scores before training, puts the scheduled masks on at every epoch, resumes.
+
+        Trainer(callbacks=[SniperCallback({0: 0.8, 5: 0.0})]).fit(module, loader)
+
+    The masks and the position in the schedule lie in Lightning's own checkpoints, so
+    `fit(ckpt_path=...)` goes on where it was.
+
+    Args:
+        schedule, score_batches, loss_fn, options: see `SniperSettings`. Without `loss_fn` the
+            loss is what `training_step` returns; `self.log` is silent meanwhile.
+
+    Raises:
+        ValueError: when fitting begins: a strategy that shards parameters, manual optimization
+            without `loss_fn`, a module with nothing to prune, a checkpoint without this callback.
+    """
+
+    def __init__(self, schedule, **settings: Any):
+        super().__init__(schedule, **settings)
+        self._restored: dict[str, Any] | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Here the weights of a checkpoint are loaded, and those of the optimizers not yet.
+        strategy = type(trainer.strategy).__name__
+        if any(word in strategy for word in _SHARDED):
+            raise refuse(strategy)
+        if self.loss_fn is None and not pl_module.automatic_optimization:
+            raise ValueError(
+                "SniperCallback: expected loss_fn=(module, batch) -> loss where the optimization "
+                "is manual, got None"
+            )
+        self.attach_to(pl_module)
+        if self._restored is not None:
+            self.sniper.load_state_dict(self._restored)
+            self._restored = None
+        elif trainer.ckpt_path is not None and not self.sniper.scored:
+            raise ValueError(
+                f"SniperCallback: expected a checkpoint that was written with it, got "
+                f"{trainer.ckpt_path}, which has no masks"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.sniper.scored:
+            loss_fn = self.loss_fn or _Scoring(trainer)
+            with _silent(pl_module):
+                batches = islice(_batches(trainer), self.score_batches)
+                self.sniper.score(batches, loss_fn)
+        # A run that is resumed in the middle of an epoch has no start of an epoch.
+        self.on_train_epoch_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.sniper.step(trainer.current_epoch, trainer.optimizers)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.sniper is not None:
+            self.sniper.zero_pruned()  # the checkpoint holds the same memory
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.sniper is None else self.sniper.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict or None
+
+
+class _Scoring:
+    """The loss of `training_step`, in the precision of the run."""
+
+    def __init__(self, trainer: Trainer):
+        self._trainer, self._count = trainer, 0
+
+    def __call__(self, module: LightningModule, batch: Any) -> Tensor:
+        step, index = module.training_step, self._count
+        self._count += 1
+        # Lightning asks the same: a step may take the batch alone.
+        takes_index = step.__code__.co_argcount > 2
+        with self._trainer.precision_plugin.train_step_context():
+            output = step(batch, index) if takes_index else step(batch)
+        loss = output.get("loss") if isinstance(output, dict) else output
+        if not isinstance(loss, Tensor):
+            raise ValueError(
+                "SniperCallback: expected training_step to return a loss, got "
+                f"{type(output).__name__}: return one or pass loss_fn=(module, batch) -> loss"
+            )
+        return loss
+
+
+def _batches(trainer: Trainer) -> Iterator[Any]:
+    """Training batches as `training_step` gets them."""
+    for batch, _, _ in CombinedLoader(trainer.train_dataloader, "max_size_cycle"):
+        batch = trainer.precision_plugin.convert_input(batch)
+        yield trainer.strategy.batch_to_device(batch)
+
+
+@contextlib.contextmanager
+def _silent(module: nn.Module) -> Iterator[None]:
+    """Scoring is no training: nothing of it is logged."""
+    names = ("log", "log_dict")
+    for name in names:
+        setattr(module, name, lambda *args, **kwargs: None)
+    try:
+        yield
+    finally:
+        for name in names:
+            delattr(module, name)
