@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train dense, constantly sparse and with SNIPER side by side, measure, and write a report.
+
+    python -m sniper.compare --config demo
+    python -m sniper.compare --config ljspeech data.prepared=data/ljspeech train.epochs=100
+    python -m sniper.compare --config my-arms.yaml --seeds 0 1 --output runs/mine
+    python -m sniper.compare --config demo --report-only
+
+The same command again does what is left: finished runs stay, stopped and killed ones go on where
+they were. Exit status: 0 complete (arms that diverged are part of the result), 1 a run failed, 2
+wrong arguments, settings or data, 130 stopped by Ctrl-C or SIGTERM (saved).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sniper.compare.arms import Matrix
+    from sniper.compare.matrix import Outcome, Run
+
+
+def _parser() -> argparse.ArgumentParser:
+    from sniper.compare.arms import MATRICES
+
+    matrices = ", ".join(sorted(p.stem for p in MATRICES.glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="python -m sniper.compare",
+        description="Train several arms with several seeds, measure them, and write a report; the "
+        "same command again does what is left.",
+    )
+    parser.add_argument(
+        "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of {matrices}"
+    )
+    parser.add_argument("--output", type=Path, help="folder; default: runs/compare-NAME")
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the matrix's")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--threads", type=int, help="of each run; default: the cores over --jobs")
+    parser.add_argument(
+        "--sentences", type=int, default=32, help="held-out sentences to measure, at most (32)"
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--evaluate-only", action="store_true", help="train nothing; measure what is trained"
+    )
+    what.add_argument(
+        "--report-only", action="store_true", help="neither train nor measure; write the report"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="for every arm, such as train.epochs=3"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    # After --seeds 0 1 or --arms a b argparse no longer takes overrides.
+    if any(word.startswith("-") or "=" not in word for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.overrides += rest
+    for name in ("jobs", "sentences", "threads"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
+    words = sys.argv[1:] if argv is None else argv
+    command = shlex.join(["python", "-m", "sniper.compare", *words])
+    try:
+        return _main(options, command)
+    except ImportError as error:
+        if (error.name or "sniper").startswith("sniper"):
+            raise
+        print(f"error: {error}: pip install 'sniper-tts[demo]'", file=sys.stderr)
+        return 2
+
+
+def _main(options: argparse.Namespace, command: str) -> int:
+    from sniper.checkpoint import CheckpointError
+    from sniper.compare.arms import load_matrix
+    from sniper.compare.matrix import plan, refuse_changes
+    from sniper.compare.worker import alone
+    from sniper.config import ConfigError
+    from sniper.tts.errors import SpeechError
+    from sniper.tts.processes import default_workers
+
+    try:
+        matrix = load_matrix(
+            options.config, seeds=options.seeds, arms=options.arms, overrides=options.overrides
+        )
+        out = options.output or Path("runs") / f"compare-{matrix.name}"
+        threads = options.threads or max(1, default_workers() // options.jobs)
+        runs = plan(matrix, out, threads)
+        with alone(out, wait=False):
+            if not options.report_only and not options.evaluate_only:
+                refuse_changes(runs)
+            return _run(options, command, matrix, runs, out)
+    except BlockingIOError:
+        print(f"error: another process is comparing in {out}", file=sys.stderr)
+    except (ConfigError, SpeechError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 2
+
+
+def _run(
+    options: argparse.Namespace, command: str, matrix: Matrix, runs: Sequence[Run], out: Path
+) -> int:
+    from sniper.compare.matrix import Outcome, execute
+
+    _announce(matrix, runs, out)
+    outcome = Outcome()
+    if not options.report_only:
+        _prepare(runs)
+        outcome = execute(
+            runs,
+            out / "truth",
+            jobs=options.jobs,
+            train=not options.evaluate_only,
+            sentences=options.sentences,
+        )
+    if outcome.stopped:
+        print("stopped, saved; the same command continues", file=sys.stderr)
+        return 130
+    _report(matrix, runs, command, out)
+    return _say(outcome)
+
+
+def _announce(matrix: Matrix, runs: Sequence[Run], out: Path) -> None:
+    done = sum(run.trained() for run in runs)
+    settings = runs[0].config.train
+    print(
+        f"{matrix.title}: {len(matrix.arms)} arms x {len(matrix.seeds)} seeds, "
+        f"{settings.epochs} epochs each, {settings.threads} threads, in {out}/"
+    )
+    if done:
+        print(f"{done} of {len(runs)} runs are trained already")
+
+
+def _prepare(runs: Sequence[Run]) -> None:
+    """Makes the prepared features once, before several processes want to."""
+    from sniper.train import prepare_data
+
+    seen = []
+    for run in runs:
+        speech = (run.config.data, run.config.features)
+        if speech not in seen:
+            prepare_data(run.config)
+            seen.append(speech)
+
+
+def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> None:
+    from sniper.compare.figures import write_figures
+    from sniper.compare.page import write_page
+    from sniper.compare.results import collect, write_tables
+    from sniper.train import prepare_data
+    from sniper.tts.dataset import FeatureDataset
+
+    valid = FeatureDataset(prepare_data(runs[0].config) / "valid.safetensors")
+    folder = out / "report"
+    data = collect(matrix, runs, command, valid)
+    write_tables(data, runs, folder)
+    write_figures(data, folder)
+    path = write_page(data, runs, out / "truth", folder)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; beside it results.csv and pictures")
+
+
+def _say(outcome: Outcome) -> int:
+    for name, message in outcome.failed.items():
+        print(f"{name}: {message}", file=sys.stderr)
+    if outcome.failed:
+        print("the same command tries these runs again", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained run on held-out sentences: losses, distances, sound, and what its masks look like.
+
+RUN/evaluation.json      figures by sentence for the final and the best checkpoint, masks by layer
+RUN/samples/0.mp3, ...   the first sentences, spoken by the final checkpoint
+TRUTH/f0.npz, 0.mp3, ... the same of the true mels, by the same vocoder; 0-recorded.mp3: recordings
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sniper import checkpoint
+from sniper.compare import files
+from sniper.compare.distances import f0_errors, mel_cepstral_distortion
+from sniper.ops.bits import pack_bits, unpack_bits
+from sniper.sparsity.stages import mask_shape
+from sniper.synthesize import load_speaker
+from sniper.tts.audio import f0, read_audio
+from sniper.tts.dataset import FeatureDataset, Item, collate
+from sniper.tts.errors import UtteranceError
+from sniper.tts.speaker import Speaker
+from sniper.tts.vocoder import mel_to_audio
+
+VERSION = 1
+SPOKEN = 3
+# F0 does not need the sound to be good, and Griffin-Lim is most of the time.
+F0_ITERATIONS = 30
+METRICS = ("loss", "mel_l1", "mcd", "log_f0_rmse", "voicing_error", "duration_ms", "length_percent")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The held-out sentences.
+
+    Args:
+        dataset: the split; its first `len(f0)` sentences are measured.
+        f0: Hz by frame of each true mel, spoken by our vocoder, 0 where unvoiced.
+    """
+
+    dataset: FeatureDataset
+    f0: list[np.ndarray]
+
+    def mel(self, index: int) -> np.ndarray:
+        """True log-mel `[T, n_mels]`, not normalised."""
+        return self.dataset.info.statistics.denormalize_mel(self.dataset[index].mel)
+
+
+def load_truth(folder: Path, dataset: FeatureDataset, sentences: int) -> Truth:
+    """Reads what is known of the true sentences, or finds it out once for all runs.
+
+    Args:
+        folder: where it is kept.
+        dataset: the held-out split.
+        sentences: how many to measure, at most.
+    """
+    count = min(sentences, len(dataset))
+    with contextlib.suppress(OSError, ValueError, KeyError), np.load(folder / "f0.npz") as saved:
+        if saved["ids"].tolist() == dataset.ids[:count] and (folder / "done").exists():
+            return Truth(dataset, [saved[f"f0-{i}"] for i in range(count)])
+    truth = Truth(dataset, [])
+    features = dataset.info.features
+    for index in range(count):
+        audio = mel_to_audio(truth.mel(index), features, n_iter=F0_ITERATIONS)
+        truth.f0.append(f0(audio, features))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "f0.npz").open("wb") as file:
+        named = {f"f0-{i}": value for i, value in enumerate(truth.f0)}
+        np.savez(file, ids=np.array(dataset.ids[:count]), **named)
+    for index in range(min(SPOKEN, count)):
+        audio = mel_to_audio(truth.mel(index), features)
+        files.write_mp3(folder / f"{index}.mp3", audio, features.sample_rate)
+        recorded = _recording(dataset, index)
+        if recorded is not None:
+            files.write_mp3(folder / f"{index}-recorded.mp3", recorded, features.sample_rate)
+    (folder / "done").touch()
+    return truth
+
+
+def _recording(dataset: FeatureDataset, index: int) -> np.ndarray | None:
+    """The sentence as it was recorded, where the corpus still lies beside the features."""
+    prepared = dataset.path.parent
+    for wavs in (prepared / "corpus" / "wavs", prepared / "wavs"):
+        with contextlib.suppress(UtteranceError):
+            return read_audio(wavs / f"{dataset.ids[index]}.wav", dataset.info.features)
+    return None
+
+
+def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
+    """Measures a finished run and writes its evaluation and samples.
+
+    Args:
+        run: its folder.
+        truth: what it is measured against.
+        device: where the model runs.
+
+    Returns:
+        What evaluation.json holds: `checkpoints` by `final` and `best`, each with `step`, `epoch`
+        and `metrics`, one number a sentence; `layers` as `masks_by_layer` gives them.
+
+    Raises:
+        CheckpointError: the run has none that can be read.
+    """
+    checkpoints: dict[str, Any] = {}
+    for name, which in (("final", "last"), ("best", "best")):
+        path = checkpoint.find(run, which)
+        same = [c for c in checkpoints.values() if c["step"] == path.name]
+        if same:
+            checkpoints[name] = same[0]
+            continue
+        speaker = load_speaker(path, device=device)
+        figures = [_measure(speaker, truth, index) for index in range(len(truth.f0))]
+        checkpoints[name] = {
+            "step": path.name,
+            "epoch": checkpoint.read_meta(path)["progress"]["epoch"],
+            "metrics": {metric: [f[metric] for f in figures] for metric in METRICS},
+        }
+        if name == "final":
+            _speak(speaker, truth, run / "samples")
+    result = {
+        "version": VERSION,
+        "ids": truth.dataset.ids[: len(truth.f0)],
+        "checkpoints": checkpoints,
+        "layers": masks_by_layer(run),
+    }
+    files.write_json(run / "evaluation.json", result)
+    return result
+
+
+def read_evaluation(run: Path, sentences: int | None = None) -> dict[str, Any] | None:
+    """The run's evaluation, if it has one of this version and of so many sentences."""
+    found = files.read_json(run / "evaluation.json")
+    if not isinstance(found, dict) or found.get("version") != VERSION:
+        return None
+    return found if sentences in (None, len(found["ids"])) else None
+
+
+@torch.no_grad()
+def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
+    """All metrics of one sentence; NaN where the model gives nothing that can be measured."""
+    item, features = truth.dataset[index], speaker.info.features
+    device = next(speaker.model.parameters()).device
+    total, terms = speaker.model.loss(collate([item]).to(device))
+    result = dict.fromkeys(METRICS, math.nan)
+    result["loss"] = float(total)
+    result["mel_l1"] = float(terms.get("mel_after", terms["mel_before"]))
+    spoken = _infer(speaker, item)
+    if spoken is None:
+        return result
+    mel, durations = spoken
+    milliseconds = 1000 * features.hop_length / features.sample_rate
+    # The end of sentence has no sound of its own.
+    off = np.abs(durations[:-1] - item.durations[:-1])
+    result["duration_ms"] = float(off.mean() * milliseconds)
+    result["length_percent"] = 100 * abs(len(mel) - len(item.mel)) / len(item.mel)
+    if len(mel) > 10 * len(item.mel) or not np.isfinite(mel).all():
+        return result
+    result["mcd"], path = mel_cepstral_distortion(truth.mel(index), mel, features)
+    audio = mel_to_audio(mel, features, n_iter=F0_ITERATIONS)
+    errors = f0_errors(truth.f0[index], f0(audio, features), path)
+    result["log_f0_rmse"], result["voicing_error"] = errors
+    return result
+
+
+def _infer(speaker: Speaker, item: Item) -> tuple[np.ndarray, np.ndarray] | None:
+    """Log-mel `[T, n_mels]`, not normalised, and frames of each token; None for broken weights."""
+    device = next(speaker.model.parameters()).device
+    try:
+        out = speaker.model.infer(torch.from_numpy(item.tokens)[None].to(device))
+    except ValueError:
+        return None
+    mel = speaker.info.statistics.denormalize_mel(out.mel[0].float().cpu().numpy())
+    return mel, out.durations[0].cpu().numpy()
+
+
+def _speak(speaker: Speaker, truth: Truth, folder: Path) -> None:
+    features = speaker.info.features
+    for index in range(min(SPOKEN, len(truth.f0))):
+        spoken = _infer(speaker, truth.dataset[index])
+        if spoken is not None and len(spoken[0]) and np.isfinite(spoken[0]).all():
+            audio = mel_to_audio(spoken[0], features)
+            files.write_mp3(folder / f"{index}.mp3", audio, features.sample_rate)
+
+
+def masks_by_layer(run: Path) -> dict[str, Any]:
+    """Density of every masked parameter at every stage, and the blocks themselves.
+
+    Returns:
+        By parameter: `numel`; `density` by sparsity; in block mode `blocks` (rows of out blocks,
+        taps, in blocks) and `masks`: by sparsity the blocks' bits in hexadecimal, the first in the
+        lowest bit. Empty for a dense run. Sparsities are keys such as "0.8".
+    """
+    state = checkpoint.load(run).state["sniper"]
+    if state is None or state["masks"] is None:
+        return {}
+    size = state["block_size"]
+    layers: dict[str, Any] = {}
+    for sparsity, stage in sorted(state["masks"].items(), reverse=True):
+        for name, bits in stage.items():
+            shape = torch.Size(state["shapes"][name])
+            mask = unpack_bits(bits, mask_shape(shape, size))
+            layer = layers.setdefault(name, {"numel": shape.numel(), "density": {}})
+            layer["density"][f"{sparsity:g}"] = float(mask.float().mean())
+            if size is not None:
+                blocks = mask if mask.dim() == 3 else mask[:, None]  # [out, taps, in]
+                layer["blocks"] = list(blocks.shape)
+                layer.setdefault("masks", {})[f"{sparsity:g}"] = (
+                    pack_bits(blocks).numpy().tobytes().hex()
+                )
+    return layers

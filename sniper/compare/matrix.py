@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All runs of a matrix: which there are, what is left to do, and doing it.
+
+OUT/runs/ARM/seed-0/   a run's folder, as `sniper.train` leaves it, and
+    run.yaml           what to train
+    result.json        how it went
+    log.txt            what the run said
+    evaluation.json    what was measured
+OUT/truth/             the held-out sentences themselves
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sniper import checkpoint
+from sniper.compare import files
+from sniper.compare.arms import Arm, Matrix, differences
+from sniper.compare.evaluate import read_evaluation
+from sniper.compare.worker import status
+from sniper.config import Config, ConfigError, dump, load
+
+# Where things lie, and what does not touch the training.
+_FREE = ("name", "output", "sample_text", "data.root", "data.prepared", "data.workers")
+_LOOK = 0.5  # seconds between two looks at the running processes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed.
+
+    Args:
+        folder: its output.
+        config: as `sniper.train` takes it.
+    """
+
+    arm: Arm
+    seed: int
+    folder: Path
+    config: Config
+
+    def __str__(self) -> str:
+        return f"{self.arm.name} seed {self.seed}"
+
+    def epochs_done(self) -> int:
+        """Epochs that its last checkpoint holds."""
+        # While the run replaces a checkpoint, the one just named may be gone.
+        with contextlib.suppress(checkpoint.CheckpointError):
+            if checkpoint.exists(self.folder):
+                found = checkpoint.find(self.folder)
+                return int(checkpoint.read_meta(found)["progress"]["epoch"])
+        return 0
+
+    def trained(self) -> bool:
+        """Whether it needs no more training: it came to its end, or diverged."""
+        how = status(self.folder)
+        return how == "diverged" or (
+            how == "trained" and self.epochs_done() >= self.config.train.epochs
+        )
+
+    def measured(self, sentences: int | None = None) -> bool:
+        """Whether nothing is left to measure."""
+        diverged = status(self.folder) == "diverged"
+        return diverged or read_evaluation(self.folder, sentences) is not None
+
+
+def plan(matrix: Matrix, out: Path, threads: int) -> list[Run]:
+    """All runs, seed by seed: what else the machine does then meets all arms alike, and after the
+    first seed there is something to see.
+    """
+    return [
+        Run(arm, seed, folder, matrix.config(arm, seed, folder, threads))
+        for seed in matrix.seeds
+        for arm in matrix.arms
+        for folder in [out / "runs" / arm.name / f"seed-{seed}"]
+    ]
+
+
+def refuse_changes(runs: Sequence[Run]) -> None:
+    """Refuses to go on in a folder whose runs were begun with other settings.
+
+    Raises:
+        ConfigError: with the differences.
+    """
+    lines: list[str] = []
+    for run in runs:
+        path = run.folder / "run.yaml"
+        if not path.exists():
+            continue
+        changed = differences(load(str(path)), run.config, _FREE)
+        if changed:
+            lines += [f"{run}:", *(f"  {line}" for line in changed)]
+    if lines:
+        out = runs[0].folder.parent.parent.parent
+        raise ConfigError(
+            "\n".join([f"{out} holds runs with other settings:", *lines])
+            + "\nuse another --output FOLDER, or delete the folders of these runs"
+        )
+
+
+@dataclass
+class Outcome:
+    """How a call of `execute` went.
+
+    Args:
+        failed: runs that ended with an error, and what it was; they are tried again next time.
+        stopped: whether it was asked to stop.
+    """
+
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
+
+
+def execute(
+    runs: Sequence[Run],
+    truth: Path,
+    *,
+    jobs: int = 1,
+    train: bool = True,
+    sentences: int = 20,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Trains and measures what is not done yet, `jobs` processes at a time.
+
+    A run that diverges or fails does not keep the others from going on. On Ctrl-C or SIGTERM the
+    running ones save and stop; should this process be killed, they notice and do the same.
+
+    Args:
+        truth: folder for the held-out sentences.
+        train: False: only measure runs that are trained.
+        sentences: held-out sentences to measure, at most.
+        say: takes lines for the user.
+    """
+    outcome = Outcome()
+    waiting = [run for run in runs if not _done(run, sentences, train)]
+    clock = _Clock(runs, [run for run in runs if run not in waiting])
+    running: dict[subprocess.Popen, Run] = {}
+    with _stopping(outcome, running), clock:
+        while running or (waiting and not outcome.stopped):
+            while waiting and len(running) < jobs and not outcome.stopped:
+                run = waiting.pop(0)
+                running[_start(run, truth, train, sentences)] = run
+                clock.begins(run)
+            time.sleep(_LOOK)
+            for process in [p for p in running if p.poll() is not None]:
+                run = running.pop(process)
+                how = _how(run, process.returncode, train)
+                if process.returncode and not outcome.stopped:
+                    outcome.failed[str(run)] = how
+                clock.ends(run)
+                say(f"{clock.count:3d}/{len(runs)}  {run}: {how}; {clock.left()}")
+            clock.look(running.values())
+    return outcome
+
+
+def _done(run: Run, sentences: int, train: bool) -> bool:
+    if not run.trained():
+        return not train
+    # A small corpus has fewer sentences than were asked for.
+    found = read_evaluation(run.folder)
+    short = found is not None and len(found["ids"]) < sentences
+    return run.measured(None if short else sentences)
+
+
+def _start(run: Run, truth: Path, train: bool, sentences: int) -> subprocess.Popen:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(run.folder / "run.yaml", dump(run.config))
+    command = [sys.executable, "-m", "sniper.compare.worker", str(run.folder)]
+    command += ["--truth", str(truth), "--sentences", str(sentences)]
+    with (run.folder / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            command if train else [*command, "--no-training"],
+            stdin=subprocess.PIPE,  # closes with this process
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C comes here first
+        )
+
+
+def _how(run: Run, code: int, train: bool) -> str:
+    """What became of a run, in words."""
+    if code == 130:
+        return "stopped, saved"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}; the same command goes on with it"
+    result = files.read_json(run.folder / "result.json") or {}
+    if code:
+        return f"failed: {result.get('message') or f'see {run.folder}/log.txt'}"
+    if result.get("status") == "diverged":
+        return f"diverged: {result['message']}"
+    if not train:
+        return "measured"
+    saved = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
+    minutes = result["wall_seconds"] / 60
+    return f"validation loss {saved['best_loss']:.3f} in {minutes:.1f} min"
+
+
+class _Clock:
+    """Progress over the whole matrix, counted in epochs."""
+
+    def __init__(self, runs: Sequence[Run], done: Sequence[Run]):
+        from tqdm import tqdm
+
+        self.count = len(done)
+        self._left = {str(r): r.config.train.epochs for r in runs if r not in done}
+        for run in runs:
+            if run not in done:
+                self._left[str(run)] -= min(self._left[str(run)], run.epochs_done())
+        self._todo = sum(self._left.values())
+        self._began = time.monotonic()
+        total = sum(r.config.train.epochs for r in runs)
+        self._bar = tqdm(
+            total=total, initial=total - self._todo, unit="epoch", smoothing=0, disable=None
+        )
+
+    def __enter__(self) -> _Clock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def begins(self, run: Run) -> None:
+        self._bar.set_postfix_str(str(run))
+
+    def ends(self, run: Run) -> None:
+        self.count += 1
+        self._left[str(run)] = 0
+        self._show()
+
+    def look(self, running: Sequence[Run]) -> None:
+        """Takes note of the epochs that are done."""
+        for run in running:
+            self._left[str(run)] = max(0, run.config.train.epochs - run.epochs_done())
+        self._show()
+
+    def left(self) -> str:
+        """Time to the end of the matrix, going by the epochs so far."""
+        left = sum(self._left.values())
+        done = self._todo - left
+        if not left:
+            return "nothing left" if self._bar.total == 0 else "no epoch left"
+        if not done:
+            return "time left unknown"
+        seconds = (time.monotonic() - self._began) / done * left
+        return f"about {seconds / 60:.0f} min left"
+
+    def _show(self) -> None:
+        at = self._bar.total - sum(self._left.values())
+        self._bar.update(at - self._bar.n)
+
+
+@contextlib.contextmanager
+def _stopping(outcome: Outcome, running: dict[subprocess.Popen, Run]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets the runs save, the second kills them."""
+
+    def stop(*_: object) -> None:
+        for process in running:
+            process.kill() if outcome.stopped else process.terminate()
+        outcome.stopped = True
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

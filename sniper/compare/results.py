@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that the runs left behind as one dictionary, and as tables.
+
+results.json   what the report shows, but for the sound
+results.csv    one line a run
+epochs.csv     one line an epoch of a run: loss terms, seconds, frames/s
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sniper import checkpoint
+from sniper.compare import bootstrap, files, timing
+from sniper.compare.arms import Arm, Matrix
+from sniper.compare.evaluate import METRICS, SPOKEN, read_evaluation
+from sniper.compare.matrix import Run
+from sniper.compare.worker import status
+from sniper.tts.dataset import FeatureDataset
+
+CHECKPOINTS = ("final", "best")
+# Layers whose masks are drawn.
+DRAWN = 4
+SMALLEST_DRAWN = 9  # blocks
+
+
+def collect(
+    matrix: Matrix, runs: Sequence[Run], command: str, valid: FeatureDataset
+) -> dict[str, Any]:
+    """The report's content; arms without a finished run have none of their own.
+
+    Args:
+        runs: as `matrix.plan` lists them.
+        command: that was given, exactly.
+        valid: the held-out split.
+    """
+    found = {arm.name: [_run(r) for r in runs if r.arm == arm] for arm in matrix.arms}
+    reference = _by_seed(found[matrix.reference])
+    arms = [_arm(arm, found[arm.name], reference, matrix) for arm in matrix.arms]
+    measured = [e for each in found.values() for r in each if (e := r["evaluation"])]
+    sentences = len(measured[0]["ids"]) if measured else 0
+    spoken = range(min(SPOKEN, sentences))
+    return {
+        "name": matrix.name,
+        "title": matrix.title,
+        "command": command,
+        "reference": matrix.reference,
+        "seeds": list(matrix.seeds),
+        "epochs": runs[0].config.train.epochs,
+        "speech": valid.info.speech,
+        "sentences": sentences,
+        "spoken": [{"id": valid.ids[i], "text": valid.texts[i]} for i in spoken],
+        "machines": _machines(found),
+        "drawn": _drawn(arms),
+        "arms": arms,
+    }
+
+
+def _run(run: Run) -> dict[str, Any]:
+    """What one run left: `seed`, `status`, `message`, `history`, seconds, evaluation."""
+    result = files.read_json(run.folder / "result.json") or {}
+    progress: dict[str, Any] = {}
+    if checkpoint.exists(run.folder):
+        progress = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
+    history = progress.get("history", [])
+    how = status(run.folder) or "not begun"
+    if how == "trained" and not run.trained():
+        how = "stopped"
+    return {
+        "seed": run.seed,
+        "status": how,
+        "message": result.get("message", ""),
+        "machine": result.get("machine"),
+        "wall_seconds": result.get("wall_seconds"),
+        "history": history,
+        "score_seconds": progress.get("score_seconds", 0.0),
+        "evaluation": read_evaluation(run.folder) if how == "trained" else None,
+    }
+
+
+def _by_seed(runs: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {run["seed"]: run for run in runs if run["status"] == "trained"}
+
+
+def _arm(
+    arm: Arm, runs: list[dict[str, Any]], reference: dict[int, dict[str, Any]], matrix: Matrix
+) -> dict[str, Any]:
+    own = _by_seed(runs)
+    is_reference = arm.name == matrix.reference
+    pairs = [(own[seed], reference[seed]) for seed in own if seed in reference]
+    evaluated = next((r["evaluation"] for r in runs if r["evaluation"]), None)
+    return {
+        "name": arm.name,
+        "label": arm.label,
+        "note": arm.note,
+        "settings": [f"{arm.config}:", *arm.overrides],
+        "runs": [_shown(run) for run in runs],
+        "stages": _stages(list(own.values())),
+        "accounts": _accounts(list(own.values())),
+        "metrics": {
+            which: _metrics(own, None if is_reference else reference, which)
+            for which in CHECKPOINTS
+        },
+        "best_epochs": [
+            r["evaluation"]["checkpoints"]["best"]["epoch"] for r in own.values() if r["evaluation"]
+        ],
+        "time_to_loss": _time_to_loss(pairs),
+        "early": [] if is_reference else _early(pairs),
+        "layers": evaluated["layers"] if evaluated else {},
+    }
+
+
+def _shown(run: dict[str, Any]) -> dict[str, Any]:
+    """A run as the report draws it."""
+    history = run["history"]
+    return {
+        "seed": run["seed"],
+        "status": run["status"],
+        "message": run["message"],
+        "epoch": [row["epoch"] + 1 for row in history],
+        "seconds": timing.seconds(history).round(2).tolist(),
+        "sparsity": [row["sparsity"] for row in history],
+        "frames_per_second": [round(row["frames_per_second"]) for row in history],
+        "loss": [round(row["valid"]["total"], 5) for row in history],
+        "terms": {
+            term: [round(row["valid"][term], 5) for row in history]
+            for term in (history[0]["valid"] if history else {})
+            if term != "total"
+        },
+    }
+
+
+def _stages(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Stages of the schedule with frames/s as mean and standard deviation over seeds."""
+    by_run = [timing.stages(run["history"]) for run in runs]
+    result = []
+    for same in zip(*by_run, strict=False):
+        rates = [stage["frames_per_second"] for stage in same]
+        mean, sd = mean_sd(rates)
+        result.append({**same[0], "frames_per_second": mean, "frames_per_second_sd": sd})
+    return result
+
+
+def _accounts(runs: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Seconds of each kind, means over seeds."""
+    each = [timing.accounts(run["history"], run["score_seconds"]) for run in runs]
+    for account, run in zip(each, runs, strict=True):
+        account["wall"] = run["wall_seconds"]
+    return {key: _mean([account[key] for account in each]) for key in (each[0] if each else ())}
+
+
+def _metrics(
+    own: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]] | None, which: str
+) -> dict[str, dict[str, float]]:
+    def values(runs: dict[int, dict[str, Any]], metric: str) -> dict[int, np.ndarray]:
+        return {
+            seed: np.array(run["evaluation"]["checkpoints"][which]["metrics"][metric], dtype=float)
+            for seed, run in runs.items()
+            if run["evaluation"]
+        }
+
+    result = {}
+    for metric in METRICS:
+        theirs = None if reference is None else values(reference, metric)
+        result[metric] = asdict(bootstrap.summarize(values(own, metric), theirs))
+    return result
+
+
+def _time_to_loss(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """By fraction: how many seeds reached the reference's loss, and how much sooner."""
+    by_seed = [
+        timing.time_to_loss(own["history"], theirs["history"], own["score_seconds"])
+        for own, theirs in pairs
+    ]
+    result = []
+    for same in zip(*by_seed, strict=True):
+        there = [reached for reached in same if reached.seconds is not None]
+        mean, sd = mean_sd([r.speedup for r in there])
+        result.append(
+            {
+                "fraction": same[0].fraction,
+                "loss": _mean([r.loss for r in same]),
+                "reference_seconds": _mean([r.reference_seconds for r in same]),
+                "seconds": _mean([r.seconds for r in there]),
+                "seeds": len(same),
+                "reached": len(there),
+                # A mean over the seeds that got there would flatter those that seldom do.
+                "speedup": mean if len(there) == len(same) else None,
+                "speedup_sd": sd if len(there) == len(same) else None,
+                "speedup_with_extra": _mean([r.speedup_with_extra for r in there])
+                if len(there) == len(same)
+                else None,
+                "by_seed": [r.speedup for r in same],
+            }
+        )
+    return result
+
+
+def _early(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+    by_seed = [timing.early_losses(own["history"], theirs["history"]) for own, theirs in pairs]
+    result = []
+    for same in zip(*by_seed, strict=True):
+        row: dict[str, Any] = {"fraction": same[0]["fraction"]}
+        for key in ("by_epoch", "by_seconds"):
+            values = [each[key] for each in same]
+            row[key], row[f"{key}_sd"] = mean_sd(values) if None not in values else (None, None)
+        result.append(row)
+    return result
+
+
+def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation; None where there are too few."""
+    mean = statistics.fmean(values) if values else None
+    return mean, statistics.stdev(values) if len(values) > 1 else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return statistics.fmean(values) if values and None not in values else None
+
+
+def _machines(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The different machines and versions that trained, the first one first."""
+    result: list[dict[str, Any]] = []
+    for runs in found.values():
+        for run in runs:
+            if run["machine"] and run["machine"] not in result:
+                result.append(run["machine"])
+    return result
+
+
+def _drawn(arms: Sequence[dict[str, Any]]) -> list[str]:
+    """A few layers, from the sparsest to the densest at the first stage of the first block arm
+    that changes its masks.
+    """
+    blocky = [a for a in arms if any("masks" in layer for layer in a["layers"].values())]
+    blocky.sort(key=lambda a: len(a["stages"]) < 2)
+    if not blocky:
+        return []
+    layers = blocky[0]["layers"]
+    large = [n for n, layer in layers.items() if math.prod(layer["blocks"]) >= SMALLEST_DRAWN]
+    large.sort(key=lambda name: next(iter(layers[name]["density"].values())))
+    if len(large) <= DRAWN:
+        return large
+    return [large[round(i * (len(large) - 1) / (DRAWN - 1))] for i in range(DRAWN)]
+
+
+def write_tables(data: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
+    """Writes results.json, results.csv and epochs.csv."""
+    files.write_json(folder / "results.json", data)
+    per_run, per_epoch = [], []
+    for run in runs:
+        found = _run(run)
+        head = {"arm": run.arm.name, "seed": run.seed}
+        per_run.append({**head, **_line(found, data)})
+        for row in found["history"]:
+            keys = ("sparsity", "density", "frames", "seconds", "frames_per_second")
+            terms = {f"{part}_{k}": v for part in ("train", "valid") for k, v in row[part].items()}
+            line = {"epoch": row["epoch"] + 1, **{k: row[k] for k in keys}, **terms}
+            per_epoch.append({**head, **{k: _short(v) for k, v in line.items()}})
+    files.write_text(folder / "results.csv", _csv(per_run))
+    files.write_text(folder / "epochs.csv", _csv(per_epoch))
+
+
+def _line(run: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    history = run["history"]
+    line: dict[str, Any] = {"status": run["status"], "epochs": len(history)}
+    spent = timing.accounts(history, run["score_seconds"])
+    line |= {f"{name}_seconds": value for name, value in spent.items()}
+    if history:
+        losses = timing.losses(history)
+        line |= {"valid_final": float(losses[-1]), "valid_best": float(losses.min())}
+        line["best_epoch"] = int(losses.argmin()) + 1
+    if run["evaluation"]:
+        for which in CHECKPOINTS:
+            for metric, values in run["evaluation"]["checkpoints"][which]["metrics"].items():
+                mean = bootstrap.summarize({0: np.array(values, dtype=float)}).mean
+                line[f"{metric}_{which}"] = mean
+    return {key: _short(value) for key, value in line.items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.6g}"
+    return "" if value is None else value
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

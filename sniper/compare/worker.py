@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run of the matrix in a process of its own: train, measure, say how it went.
+
+    python -m sniper.compare.worker RUN --truth FOLDER [--no-training] [--sentences N]
+
+RUN/run.yaml says what to train; RUN/result.json says how it went. Exit status: 0 trained, measured,
+or diverged; 1 an error; 130 stopped (saved). Its standard input is the matrix's life line: when
+that closes, the run saves and stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sniper.compare import files
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sniper.compare.worker")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--truth", type=Path, required=True)
+    parser.add_argument("--no-training", action="store_true")
+    parser.add_argument("--sentences", type=int, default=20)
+    options = parser.parse_args(argv)
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+
+    from sniper.checkpoint import CheckpointError
+    from sniper.config import ConfigError
+    from sniper.progress import Interrupted
+    from sniper.tts.errors import SpeechError
+
+    try:
+        with alone(options.run):
+            return _work(options)
+    except (SpeechError, ConfigError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        _record(options.run, "failed", str(error))
+        return 1
+    except (Interrupted, KeyboardInterrupt):
+        return 130
+
+
+def _work(options: argparse.Namespace) -> int:
+    from sniper.compare.evaluate import evaluate, load_truth, read_evaluation
+    from sniper.config import load
+    from sniper.parts import set_up_torch
+    from sniper.progress import NotFinite
+    from sniper.train import prepare_data, run
+    from sniper.tts.dataset import FeatureDataset
+
+    folder, config = options.run, load(str(options.run / "run.yaml"))
+    if not options.no_training and status(folder) != "trained":
+        started = time.monotonic()
+        try:
+            run(config)
+        except NotFinite as error:
+            print(f"diverged: {error}", file=sys.stderr)
+            _record(folder, "diverged", str(error), time.monotonic() - started)
+            return 0
+        except BaseException:
+            _record(folder, "stopped", "", time.monotonic() - started)
+            raise
+        _record(folder, "trained", "", time.monotonic() - started)
+    set_up_torch(config.train)
+    valid = FeatureDataset(prepare_data(config) / "valid.safetensors")
+    with alone(options.truth):
+        truth = load_truth(options.truth, valid, options.sentences)
+    if read_evaluation(folder, len(truth.f0)) is None:
+        evaluate(folder, truth, config.train.device)
+    return 0
+
+
+def status(folder: Path) -> str | None:
+    """`trained`, `diverged`, `stopped` or `failed`, as result.json says; None: not begun."""
+    result = files.read_json(folder / "result.json")
+    return result.get("status") if isinstance(result, dict) else None
+
+
+def _record(folder: Path, how: str, message: str, seconds: float = 0.0) -> None:
+    before = files.read_json(folder / "result.json") or {}
+    if how == "failed" and before.get("status") == "trained":
+        how = "trained"  # only the measuring failed, and will be tried again
+    result = {
+        "status": how,
+        "message": message,
+        "wall_seconds": before.get("wall_seconds", 0.0) + seconds,
+        "machine": machine() if seconds else before.get("machine"),
+    }
+    files.write_json(folder / "result.json", result)
+
+
+def machine() -> dict[str, Any]:
+    """What the times depend on: device, threads, versions."""
+    import torch
+
+    from sniper.ops.choice import device_name
+
+    cpu = device_name(torch.device("cpu"))
+    cuda = torch.cuda.is_available()
+    return {
+        "device": device_name(torch.device("cuda")) if cuda else cpu,
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": metadata.version("numpy"),
+        "sniper": metadata.version("sniper-tts"),
+        "commit": _commit(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _commit() -> str | None:
+    """Of the checkout that the package runs from, if it is one."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    return None
+
+
+@contextlib.contextmanager
+def alone(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Waits until no other process works in the folder.
+
+    Raises:
+        BlockingIOError: one does, and it shall not wait.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def _stop_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
