@@ -8,13 +8,16 @@ import functools
 import multiprocessing
 import multiprocessing.util  # its handler at exit must be registered before ours
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from sniper.config import ConfigError
-from sniper.tts.dataset import BucketBatchSampler, FeatureDataset, collate
+from sniper.tts.batch import Batch
+from sniper.tts.dataset import BucketBatchSampler, FeatureDataset, Item, collate
+from sniper.tts.shapes import StaticShapes
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -33,6 +36,11 @@ class EpochBatches(Sampler[list[int]]):
     def seek(self, epoch: int, skip: int = 0) -> None:
         """The next iteration gives `epoch` from its batch number `skip` on."""
         self._epoch, self._skip = epoch, skip
+
+    @property
+    def buckets(self) -> list[tuple[np.ndarray, int]]:
+        """Members and batch size of each length bucket that batches are dealt from."""
+        return self._passes.buckets
 
     def __len__(self) -> int:
         return self._per_epoch - self._skip
@@ -64,6 +72,11 @@ def train_batches(
     return EpochBatches(passes, per_epoch)
 
 
+def static_shapes(dataset: FeatureDataset, batches: EpochBatches) -> StaticShapes:
+    """The few shapes that all of `batches` fit into."""
+    return StaticShapes.of_buckets(batches.buckets, dataset.token_lengths, dataset.mel_lengths)
+
+
 def valid_batches(dataset: FeatureDataset, max_frames: int) -> EpochBatches:
     """The held-out utterances in a fixed order, in batches of `max_frames` or one utterance.
 
@@ -85,18 +98,23 @@ def _refuse_empty(dataset: FeatureDataset) -> None:
 
 
 def make_loader(
-    dataset: FeatureDataset, batches: Iterable[list[int]], workers: int, pin_memory: bool
+    dataset: FeatureDataset,
+    batches: Iterable[list[int]],
+    workers: int,
+    pin_memory: bool,
+    shapes: StaticShapes | None = None,
 ) -> DataLoader:
     """A loader that draws nothing from the global random number generator.
 
-    Each batch is a `Batch`; workers stay alive over epochs.
+    Each batch is a `Batch`, padded to one of `shapes` if there are some; workers stay alive over
+    epochs.
     """
     if workers:
         _end_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=collate if shapes is None else functools.partial(_collate, shapes),
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
@@ -105,6 +123,10 @@ def make_loader(
         # change dropout after a resume in the middle of an epoch.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _collate(shapes: StaticShapes, items: Sequence[Item]) -> Batch:
+    return shapes.pad(collate(items))
 
 
 def _leave_signals_to_parent(worker: int) -> None:

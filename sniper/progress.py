@@ -30,6 +30,7 @@ class Progress:
         update: optimizer updates since the beginning.
         seconds, frames, loss_sums: of the running epoch so far; training only. The sums are those
             of the micro-batches' losses.
+        padded_frames: mel frames of its batches with the padding, which is computed too.
         best_loss: lowest validation loss.
         history: one row an epoch, as `Trainer.run_epoch` returns it.
         score_seconds: time that scoring took.
@@ -42,6 +43,7 @@ class Progress:
     update: int = 0
     seconds: float = 0.0
     frames: int = 0
+    padded_frames: int = 0
     loss_sums: dict[str, float] = field(default_factory=dict)
     best_loss: float = float("inf")
     history: list[dict[str, Any]] = field(default_factory=list)

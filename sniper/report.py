@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "epoch  sparsity  density    train    valid      mel  duration  pitch  energy"
-    "  frames/s  seconds"
+    "  frames/s  seconds  padding     GiB"
 )
+
+_RUN_SCALARS = ("sparsity", "density", "frames_per_second", "padding", "peak_memory_gib", "lr")
 
 
 class Terminal(Observer):
@@ -71,6 +73,7 @@ def table_row(row: dict[str, Any]) -> str:
         f"  {valid.get('mel_after', valid['mel_before']):7.3f}  {valid['duration']:8.3f}"
         f"  {valid['pitch']:5.2f}  {valid['energy']:6.2f}"
         f"  {row['frames_per_second']:8,.0f}  {row['seconds']:7.1f}"
+        f"  {row['padding']:7.1%}  {row['peak_memory_gib']:6.2f}"
     )
 
 
@@ -105,7 +108,7 @@ class TensorBoard(Observer):
         step = trainer.progress.update
         for name, value in row["valid"].items():
             self._writer.add_scalar(f"valid/{name}", value, step)
-        for name in ("sparsity", "density", "frames_per_second", "lr"):
+        for name in _RUN_SCALARS:
             self._writer.add_scalar(f"run/{name}", row[name], step)
         done = row["epoch"] + 1
         if done % self._sample_every == 0 or done == trainer.config.train.epochs:

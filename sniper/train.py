@@ -36,6 +36,7 @@ _FREE = {
     "sparsity.block_size",
     "train.epochs",
     "train.device",
+    "train.cuda_graphs",
     "train.workers",
     "train.threads",
     "train.log_every",

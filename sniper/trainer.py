@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from sniper import checkpoint
 from sniper.config import Config, ConfigError
-from sniper.data import make_loader, train_batches, valid_batches
-from sniper.parts import make_sniper, noam, pick_device
+from sniper.data import make_loader, static_shapes, train_batches, valid_batches
+from sniper.parts import make_sniper, noam, peak_memory, pick_device
 from sniper.progress import Interrupted, NotFinite, Observer, Progress
+from sniper.step import TrainingStep, pick_recorder
 from sniper.tts.batch import Batch
 from sniper.tts.dataset import CorpusInfo, FeatureDataset
 from sniper.tts.fastspeech2 import FastSpeech2
@@ -61,12 +62,23 @@ class Trainer:
         params = self.model.parameters()
         self.optimizer = torch.optim.Adam(params, lr=settings.lr, fused=True)
         self.scheduler = noam(self.optimizer, model_config.d_model, settings.warmup)
+        recorder = pick_recorder(self.device, settings.cuda_graphs)
+        self.step = TrainingStep(
+            self.model,
+            self.optimizer,
+            settings.precision,
+            settings.grad_clip,
+            stage=partial(getattr, self.sniper, "sparsity", None),
+            recorder=recorder,
+        )
         self._batches = train_batches(
             train, settings.max_frames, settings.batches_per_epoch, settings.seed
         )
         cuda = self.device.type == "cuda"
         workers = settings.workers if settings.workers is not None else (4 if cuda else 1)
-        self._loader = make_loader(train, self._batches, workers, pin_memory=cuda)
+        # A graph is of one shape, so a few shapes have to do for all batches.
+        shapes = None if recorder is None else static_shapes(train, self._batches)
+        self._loader = make_loader(train, self._batches, workers, pin_memory=cuda, shapes=shapes)
         # Validation is short; a second set of workers would only hold memory.
         held_out = valid_batches(valid, settings.max_frames)
         self._valid_loader = make_loader(valid, held_out, 0, pin_memory=cuda)
@@ -137,8 +149,7 @@ class Trainer:
         self.model.train()
 
         def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-            with self._precision():
-                loss = model.loss(batch.to(self.device))[0]
+            loss = self.step.loss(batch)[0]
             self._unchecked.append((batch.ids, loss.detach()))
             self._check_finite()
             return loss
@@ -165,8 +176,9 @@ class Trainer:
 
         Returns:
             epoch, sparsity, density, train and valid losses by term, frames, seconds (of training
-            only), frames/s, and apart the seconds of validation, of changing the sparsity and of
-            the checkpoints since the row before.
+            only), frames/s, the share of padding in what was computed, the process's peak memory so
+            far, and apart the seconds of validation, of changing the sparsity and of the
+            checkpoints since the row before.
         """
         progress = self.progress
         started = time.perf_counter()
@@ -189,11 +201,14 @@ class Trainer:
             "change_seconds": progress.change_seconds,
             "save_seconds": progress.save_seconds,
             "frames_per_second": progress.frames / max(progress.seconds, 1e-9),
+            "padding": 1 - progress.frames / max(progress.padded_frames, 1),
+            "peak_memory_gib": peak_memory(self.device) / 2**30,
             "lr": self.scheduler.get_last_lr()[0],
         }
         progress.history.append(row)
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        progress.seconds, progress.frames, progress.loss_sums = 0.0, 0, {}
+        progress.seconds, progress.loss_sums = 0.0, {}
+        progress.frames = progress.padded_frames = 0
         progress.change_seconds = progress.save_seconds = 0.0
         best = row["valid"]["total"] < progress.best_loss
         progress.best_loss = min(progress.best_loss, row["valid"]["total"])
@@ -220,8 +235,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         frames = 0
         for batch in self._valid_loader:
-            with self._precision():
-                total, terms = self.model.loss(batch.to(self.device, non_blocking=True))
+            total, terms = self.step.loss(batch)
             for name, value in {"total": total, **terms}.items():
                 sums[name] = sums.get(name, 0) + value.double() * batch.n_frames
             frames += batch.n_frames
@@ -264,10 +278,14 @@ class Trainer:
             started = time.perf_counter()
             mean: dict[str, Tensor] = {}
             for batch in group:
-                for name, value in self._backward(batch, 1 / len(group)).items():
+                values = self.step.backward(batch, 1 / len(group))
+                # A graph writes the next batch's loss to the same place.
+                self._unchecked.append((batch.ids, values["total"].clone()))
+                for name, value in values.items():
                     sums[name] = sums.get(name, 0) + value.double()
                     mean[name] = mean.get(name, 0) + value / len(group)
                 progress.frames += batch.n_frames
+                progress.padded_frames += batch.mel.shape[0] * batch.mel.shape[1]
                 progress.batch += 1
             self._update([name for batch in group for name in batch.ids])
             self.observer.updated(progress, mean)
@@ -282,25 +300,14 @@ class Trainer:
         progress.seconds += time.perf_counter() - started
         self._check_finite()
 
-    def _backward(self, batch: Batch, share: float) -> dict[str, Tensor]:
-        """Gradients of `share` of the batch's loss; returns the whole loss and its terms."""
-        with self._precision():
-            total, terms = self.model.loss(batch.to(self.device, non_blocking=True))
-        (total * share).backward()
-        self._unchecked.append((batch.ids, total.detach()))
-        return {"total": total.detach(), **terms}
-
     def _update(self, ids: list[str]) -> None:
-        settings = self.config.train
-        limit = settings.grad_clip or float("inf")
-        self._unchecked.append((ids, nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        self._unchecked.append((ids, self.step.clip()))
         # On a GPU looking at every value would wait for it each time.
-        every = 1 if self.device.type == "cpu" else settings.log_every
+        every = 1 if self.device.type == "cpu" else self.config.train.log_every
         if self.progress.update % every == 0:
             self._check_finite()
-        self.optimizer.step()
+        self.step.update()
         self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.progress.update += 1
 
     def _check_finite(self) -> None:
@@ -321,10 +328,6 @@ class Trainer:
     def _must_save(self) -> bool:
         minutes = (time.monotonic() - self._saved_at) / 60
         return self.stop or minutes > self.config.train.checkpoint_minutes
-
-    def _precision(self) -> contextlib.AbstractContextManager:
-        bf16 = self.config.train.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
 
 def _groups(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Batch]]:

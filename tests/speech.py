@@ -88,11 +88,11 @@ def fit(config: Config, observer: Observer | None = None) -> Trainer:
 
 
 def everything(run: Path) -> dict[str, Any]:
-    """All that a run's last checkpoint holds, but for how long things took and how far to go."""
+    """All that a run's last checkpoint holds, but for what the machine spent on it."""
     saved = checkpoint.load(run)
 
     def untimed(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in values.items() if "second" not in k}
+        return {k: v for k, v in values.items() if "second" not in k and "memory" not in k}
 
     progress = untimed(saved.meta["progress"])
     rows = [untimed(row) for row in progress["history"]]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from sniper.config import ConfigError
-from sniper.data import EpochBatches, make_loader, train_batches, valid_batches
+from sniper.data import EpochBatches, make_loader, static_shapes, train_batches, valid_batches
 from sniper.tts.dataset import BucketBatchSampler, FeatureDataset
 
 
@@ -137,3 +137,23 @@ print(len(next(batches)))
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and int(done.stdout) > 0 and not done.stderr, done.stderr
+
+
+def test_static_shapes_hold_every_batch_and_are_few(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    batches = train_batches(dataset, 1300, None, seed=0)
+    shapes = static_shapes(dataset, batches)
+    plain = list(make_loader(dataset, batches, 0, pin_memory=False))
+    padded = list(make_loader(dataset, batches, 0, pin_memory=False, shapes=shapes))
+    assert len(plain) == len(padded) == len(batches)
+    for one, other in zip(plain, padded, strict=True):
+        assert (*other.tokens.shape, other.mel.shape[1]) in shapes.shapes
+        L, T = one.tokens.shape[1], one.mel.shape[1]
+        assert one.ids == other.ids and torch.equal(one.mel, other.mel[:, :T])
+        assert torch.equal(one.durations, other.durations[:, :L])
+        assert torch.equal(one.mel_lengths, other.mel_lengths)
+
+
+def test_token_lengths_are_those_of_the_items(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    assert dataset.token_lengths.tolist() == [len(dataset[i].tokens) for i in range(len(dataset))]

@@ -60,12 +60,19 @@ def _row(**changes) -> dict:
     loss = {"total": 3.25, "mel_before": 0.75, "mel_after": 0.5, "duration": 0.125}
     loss |= {"pitch": 1.5, "energy": 0.25}
     row = {"epoch": 4, "sparsity": 0.8, "density": 0.2345, "train": {"total": 4.5}, "valid": loss}
-    return {**row, "frames_per_second": 12345.6, "seconds": 7.89, **changes}
+    return {
+        **row,
+        "frames_per_second": 12345.6,
+        "seconds": 7.89,
+        "padding": 0.0625,
+        "peak_memory_gib": 1.75,
+        **changes,
+    }
 
 
 def test_a_table_row():
     expected = "    5       80%    23.4%    4.500    3.250    0.500     0.125   1.50    0.25"
-    assert table_row(_row()) == expected + "    12,346      7.9"
+    assert table_row(_row()) == expected + "    12,346      7.9     6.2%    1.75"
     without_postnet = {k: v for k, v in _row()["valid"].items() if k != "mel_after"}
     assert "0.750" in table_row(_row(valid=without_postnet))
 
@@ -104,6 +111,8 @@ def test_tensorboard_scalars_are_those_of_the_run(trained: Trainer):
     assert [p.step for p in events.Scalars("train/total")] == [2, 4, 6, 8, 10, 12, 14]
     assert [p.value for p in events.Scalars("run/sparsity")] == pytest.approx([0.6, 0.3, 0.0])
     assert events.Scalars("run/lr") and events.Scalars("run/frames_per_second")
+    assert all(0 < p.value < 0.5 for p in events.Scalars("run/padding"))
+    assert all(0 < p.value < 100 for p in events.Scalars("run/peak_memory_gib"))
 
 
 def test_tensorboard_pictures_and_sound(trained: Trainer, valid: FeatureDataset):

@@ -260,14 +260,14 @@ def test_nan_and_a_full_disk_exit_with_1(
         assert _main(config_file) == 1
     assert "cannot be written: [Errno 28] No space left on device" in _error(capsys)
 
-    backward = Trainer._backward
+    update = Trainer._update
 
-    def poisoned(trainer: Trainer, batch, share: float):
+    def poisoned(trainer: Trainer, ids: list[str]):
+        update(trainer, ids)
         if trainer.progress.update == 7:
             trainer.model.mel_out.bias.data.fill_(float("nan"))
-        return backward(trainer, batch, share)
 
-    monkeypatch.setattr(Trainer, "_backward", poisoned)
+    monkeypatch.setattr(Trainer, "_update", poisoned)
     assert _main(config_file) == 1
     said = _error(capsys)
     assert "not finite in epoch 2, after 7 updates, with the utterances demo-000" in said

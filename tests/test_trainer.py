@@ -12,15 +12,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from simulated import SimulatedRecorder
 from speech import differences, everything, fit, make_trainer, tiny
 from torch import Tensor
 
 from sniper import checkpoint
 from sniper.config import Config, ConfigError
 from sniper.progress import Interrupted, NotFinite, Observer, Progress
+from sniper.step import TrainingStep
 from sniper.trainer import Trainer
 from sniper.tts.dataset import FeatureDataset
 from sniper.tts.fastspeech2 import FastSpeech2
+from sniper.tts.shapes import StaticShapes
 from sniper.tts.store import TensorStream, map_tensors, write_tensors
 
 
@@ -78,6 +81,50 @@ def test_resumed_is_bit_for_bit_what_is_not_stopped(
     assert differences(everything(tmp_path / "parts"), expected) == []
     assert len(expected["history"]) == 3
     assert expected["update"] == 3 * per_epoch
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedRecorder]:
+    """Trainers record their steps as on a GPU; the recorders, one a trainer."""
+    made: list[SimulatedRecorder] = []
+
+    def pick(device: torch.device, cuda_graphs: bool) -> SimulatedRecorder:
+        assert cuda_graphs
+        made.append(SimulatedRecorder())
+        return made[-1]
+
+    def step(model: FastSpeech2, *args, recorder: SimulatedRecorder, **kwargs) -> TrainingStep:
+        recorder.model = model
+        return TrainingStep(model, *args, recorder=recorder, **kwargs)
+
+    monkeypatch.setattr("sniper.trainer.pick_recorder", pick)
+    monkeypatch.setattr("sniper.trainer.TrainingStep", step)
+    return made
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks", "accumulation", "cut passes", "elements", "two workers"]
+)
+def test_recorded_steps_resume_bit_for_bit(
+    name: str, demo_corpus: Path, tmp_path: Path, recorders: list[SimulatedRecorder]
+):
+    sections = VARIANTS[name]
+    fit(tiny(demo_corpus, tmp_path / "through", **sections))
+    whole = recorders[-1]
+    parts = tiny(demo_corpus, tmp_path / "parts", **sections)
+    stop_at(parts, 2)
+    trainer = fit(parts)
+    assert differences(everything(tmp_path / "parts"), everything(tmp_path / "through")) == []
+    # A few shapes, at each sparsity anew; every micro-batch was a replay.
+    shapes = len(StaticShapes.of_buckets(*_lengths(trainer)).shapes)
+    batches = sum(trainer._batches.seek(e) or len(trainer._batches) for e in range(3))
+    assert 3 <= whole.recordings <= 3 * shapes
+    assert whole.replays == batches
+
+
+def _lengths(trainer: Trainer) -> tuple:
+    dataset = trainer._loader.dataset
+    return trainer._batches.buckets, dataset.token_lengths, dataset.mel_lengths
 
 
 @pytest.mark.parametrize("where", ["last update of an epoch", "epoch end"])
@@ -213,7 +260,7 @@ def test_accumulation_is_the_mean_of_its_batches(demo_corpus: Path, tmp_path: Pa
     trainer.model.eval()  # no dropout, no BatchNorm statistics
     batches = list(trainer._loader)[:2]
     for batch in batches:
-        trainer._backward(batch, 0.5)
+        trainer.step.backward(batch, 0.5)
     summed = {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
     trainer.model.zero_grad()
     mean = sum(trainer.model.loss(batch)[0] for batch in batches) / 2

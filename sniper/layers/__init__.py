@@ -6,6 +6,7 @@ from sniper.layers.convert import ModuleReport, SparsifyReport, densify, sparsif
 from sniper.layers.dropout import Dropout, relu_dropout
 from sniper.layers.layout import BlockLayout
 from sniper.layers.linear import BlockSparseLinear
+from sniper.layers.masked import layout_versions
 
 __all__ = [
     "BlockLayout",
@@ -15,6 +16,7 @@ __all__ = [
     "ModuleReport",
     "SparsifyReport",
     "densify",
+    "layout_versions",
     "relu_dropout",
     "sparsify",
 ]

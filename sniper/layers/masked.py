@@ -16,6 +16,13 @@ def check_block_size(block_size: object) -> int:
     return block_size
 
 
+def layout_versions(model: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Handle and version of every layout in a model: equal until some mask changes."""
+    layers = (m for m in model.modules() if isinstance(m, BlockMaskedLayer))
+    layouts = (layer.layout for layer in layers)
+    return tuple((0, 0) if each is None else (each.handle, each.version) for each in layouts)
+
+
 class BlockMaskedLayer(nn.Module):
     """Mixin for a layer with `weight` `[N, K]` or `[N, C, taps]`; see `BlockSparseLinear` and
     `BlockSparseConv1d`.

@@ -27,6 +27,7 @@ RUNS = 3
 CLEAR = 1.5
 
 _choices: dict[str, dict[str, float]] | None = None
+_generation = 0
 
 
 def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
@@ -38,6 +39,8 @@ def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
     """
     choices = _load()
     if key not in choices or not set(candidates) <= set(choices[key]):
+        if key in choices:
+            outdate()
         choices[key] = _time(candidates)
         _store()
     times = {name: choices[key][name] for name in candidates}
@@ -50,9 +53,21 @@ def known(key: str) -> dict[str, float] | None:
     return _load().get(key)
 
 
+def generation() -> int:
+    """Changes when choices that were in use may have become others; new ones do not count."""
+    return _generation
+
+
+def outdate() -> None:
+    """Says that a choice in use has changed: recorded graphs launch what it was before."""
+    global _generation
+    _generation += 1
+
+
 def forget() -> None:
     """Drops all choices, in memory and on disk."""
     global _choices
+    outdate()
     _choices = {}
     _path().unlink(missing_ok=True)
 

@@ -52,6 +52,11 @@ def executor(name: str) -> Iterator[None]:
         _forced = before
 
 
+def forced() -> str | None:
+    """The implementation that `executor` forces, if any."""
+    return _forced
+
+
 def run(which: str, layout: Any, geometry: Geometry, *args: Any) -> Any:
     """Runs pass `which` (`fwd`, `dgrad` or `wgrad`) on the executor in force.
 

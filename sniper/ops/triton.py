@@ -136,6 +136,7 @@ def tune(which: str, layout: Any, geometry: Geometry, *args: Any) -> str:
         calls[triton_launch.plan_name(candidate)] = lambda c=candidate: _with_plan(
             c, which, args, layout, geometry
         )
+    choice.outdate()  # until now the table's configuration ran
     return choice.fastest(triton_launch.tuning_key(which, layout, geometry, args[0]), calls)
 
 

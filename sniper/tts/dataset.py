@@ -133,6 +133,11 @@ class FeatureDataset(torch.utils.data.Dataset):
         """Frames of each utterance, `[N]` int64: what `BucketBatchSampler` takes."""
         return np.diff(self._mel_offsets)
 
+    @property
+    def token_lengths(self) -> np.ndarray:
+        """Tokens of each utterance, the end of sentence included, `[N]` int64."""
+        return np.diff(self._token_offsets) + 1
+
     def __getitem__(self, index: int) -> Item:
         if not -len(self) <= index < len(self):
             raise IndexError(f"utterance {index} of {len(self)}")
@@ -200,6 +205,9 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         shuffle: False gives one fixed order, longest first.
         ids: names for the error message.
 
+    Attributes:
+        buckets: members and batch size of each, the longest first.
+
     Raises:
         ValueError: no utterances, or one longer than a batch may be (all of these are named).
     """
@@ -226,8 +234,8 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
                 f"longer than max_frames_per_batch = {self.max_frames}: {', '.join(names)}{more}; "
                 f"raise it to at least {self.lengths.max()}"
             )
-        self._buckets = self._make_buckets()
-        self._batches_per_epoch = sum(-(-len(b) // size) for b, size in self._buckets)
+        self.buckets = self._make_buckets()
+        self._batches_per_epoch = sum(-(-len(b) // size) for b, size in self.buckets)
 
     def _make_buckets(self) -> list[tuple[np.ndarray, int]]:
         """(members, utterances per batch) of each bucket, longest first."""
@@ -253,7 +261,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         batches = []
-        for members, size in self._buckets:
+        for members, size in self.buckets:
             dealt = rng.permutation(members) if self.shuffle else members
             batches += [dealt[i : i + size].tolist() for i in range(0, len(dealt), size)]
         if self.shuffle:

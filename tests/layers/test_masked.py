@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
+from sniper.layers import layout_versions
 
 B = 8
 DATA_PARALLEL_DONE = 17  # neither success nor a way in which Python ends by itself
@@ -273,3 +274,14 @@ def test_inference_mode_and_no_grad(net, x):
     with torch.no_grad():
         y = net(x)
     assert torch.equal(y, expected) and not y.requires_grad
+
+
+def test_versions_change_with_every_mask():
+    model = nn.Sequential(BlockSparseLinear(16, 16, block_size=B), nn.ReLU(), nn.Linear(16, 16))
+    seen = [layout_versions(model)]
+    for mask in (torch.eye(2).bool(), torch.ones(2, 2).bool(), None, torch.eye(2).bool()):
+        model[0].set_block_mask(mask)
+        seen.append(layout_versions(model))
+    assert seen[0] == seen[3] == ((0, 0),)  # without a mask nothing of it is launched
+    assert len(set(seen)) == 4
+    assert layout_versions(model) == seen[-1] != layout_versions(copy.deepcopy(model))

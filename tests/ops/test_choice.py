@@ -76,3 +76,14 @@ def test_forget_drops_memory_and_file(own_cache):
 
 def test_pairs_are_timed_too():
     assert choice.fastest("pair", {"only": lambda: (torch.zeros(1), None)}) == "only"
+
+
+def test_a_choice_that_changes_is_told_and_a_new_one_is_not(own_cache):
+    start = choice.generation()
+    choice.fastest("key", {"one": taking(0.001, []), "two": taking(0.002, [])})
+    choice.fastest("other", {"one": taking(0.001, []), "two": taking(0.002, [])})
+    assert choice.generation() == start
+    choice.fastest("key", {"one": taking(0.001, []), "three": taking(0.002, [])})  # timed anew
+    assert choice.generation() == start + 1
+    choice.forget()
+    assert choice.generation() == start + 2

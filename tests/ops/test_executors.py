@@ -39,8 +39,9 @@ def test_an_unknown_executor_is_refused():
 def test_forcing_ends_with_the_block_even_after_an_error():
     with pytest.raises(KeyError):
         with ops.executor("reference"):
+            assert executors.forced() == "reference"
             raise KeyError
-    assert executors._forced is None
+    assert executors.forced() is None
 
 
 @pytest.mark.parametrize("name", ["cpu", "dense", "reference"])
