@@ -3,16 +3,18 @@
 
 python bench/bench_train_step.py --device cpu [--sparsities 0.8 0.5 0] [--repeats 7]
     [--profile | --memory]
+python bench/bench_train_step.py --device cuda [--precision bf16]
 
-Forward, backward, gradient clipping and optimizer on 8 utterances of 90 tokens and 540 frames.
-Dense is the same model with nn.Linear, nn.Conv1d and nn.Dropout and torch's fused Adam.
+Forward, backward, gradient clipping and optimizer on utterances of 90 tokens and 540 frames, 8 on a
+CPU and 20 on a GPU. Dense is the same model with nn.Linear, nn.Conv1d and nn.Dropout and torch's
+fused Adam. On a GPU that is `eager`; `dense` is our model without masks and `sparse` with them,
+both replayed as CUDA graphs.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import resource
 import subprocess
 import sys
 
@@ -22,25 +24,27 @@ from torch import nn
 
 from sniper import Sniper, densify
 from sniper.layers import Dropout
+from sniper.step import TrainingStep, peak_memory, pick_recorder
 from sniper.tts.batch import Batch
 from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
 
-UTTERANCES, TOKENS, FRAMES_A_TOKEN, VOCABULARY = 8, 90, 6, 78
+TOKENS, FRAMES_A_TOKEN, VOCABULARY = 90, 6, 78
+UTTERANCES = {"cpu": 8, "cuda": 20}
 
 
-def make_batch() -> Batch:
+def make_batch(utterances: int = 8) -> Batch:
     """Random speech of equal lengths; the end-of-sentence token has no frames."""
     generator = torch.Generator().manual_seed(0)
     frames = TOKENS * FRAMES_A_TOKEN
-    durations = torch.full((UTTERANCES, TOKENS + 1), FRAMES_A_TOKEN)
+    durations = torch.full((utterances, TOKENS + 1), FRAMES_A_TOKEN)
     durations[:, -1] = 0
-    shape = (UTTERANCES, TOKENS + 1)
+    shape = (utterances, TOKENS + 1)
     return Batch(
-        ids=[str(i) for i in range(UTTERANCES)],
+        ids=[str(i) for i in range(utterances)],
         tokens=torch.randint(1, VOCABULARY, shape, generator=generator),
-        token_lengths=torch.full((UTTERANCES,), TOKENS + 1),
-        mel=torch.randn(UTTERANCES, frames, 80, generator=generator),
-        mel_lengths=torch.full((UTTERANCES,), frames),
+        token_lengths=torch.full((utterances,), TOKENS + 1),
+        mel=torch.randn(utterances, frames, 80, generator=generator),
+        mel_lengths=torch.full((utterances,), frames),
         durations=durations,
         pitch=torch.randn(shape, generator=generator),
         energy=torch.randn(shape, generator=generator),
@@ -48,20 +52,43 @@ def make_batch() -> Batch:
 
 
 class Step:
-    """A model with its optimizer; calling it trains one step."""
+    """A model with its optimizer; calling it trains one step.
 
-    def __init__(self, model: FastSpeech2, batch: Batch, sniper: Sniper | None):
-        self.model, self.batch, self.sniper = model.train(), batch, sniper
+    Args:
+        model: on its device.
+        batch: in the host's memory, pinned for a GPU, as a data loader gives it.
+        precision: of `TrainConfig`.
+        sniper: puts its masks on; None: dense.
+        graphs: whether a GPU replays the step.
+    """
+
+    def __init__(
+        self,
+        model: FastSpeech2,
+        batch: Batch,
+        precision: str,
+        sniper: Sniper | None = None,
+        graphs: bool = True,
+    ):
+        self.batch, self.sniper = batch, sniper
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
         if sniper is not None:
             sniper.step(0, self.optimizer)
+        device = next(model.parameters()).device
+        self.step = TrainingStep(
+            model.train(),
+            self.optimizer,
+            precision,
+            grad_clip=1.0,
+            stage=lambda: None if sniper is None else sniper.sparsity,
+            recorder=pick_recorder(device, graphs),
+        )
 
-    def __call__(self) -> None:
-        loss, _ = self.model.loss(self.batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+    def __call__(self) -> torch.Tensor:
+        loss = self.step.backward(self.batch, 1.0)["total"]
+        self.step.clip()
+        self.step.update()
+        return loss
 
 
 def plain(model: FastSpeech2) -> FastSpeech2:
@@ -73,53 +100,85 @@ def plain(model: FastSpeech2) -> FastSpeech2:
     return model
 
 
-def sparse(model: FastSpeech2, batch: Batch, sparsity: float, block: int) -> Step:
+def sparse(
+    model: FastSpeech2, batch: Batch, sparsity: float, block: int, precision: str = "fp32"
+) -> Step:
     """A copy of the model under SNIPER at one sparsity."""
     model = copy.deepcopy(model)
     # At 0 the schedule starts above it, so that layers are masked and then all active.
     schedule = {0: sparsity} if sparsity else {0: 0.5, 1: 0.0}
     sniper = Sniper(model, schedule, block_size=block, max_param_sparsity=0.95)
-    sniper.score([batch], lambda m, b: m.loss(b)[0])
-    step = Step(model, batch, sniper)
+    device = next(model.parameters()).device
+    sniper.score([batch.to(device)], lambda m, b: m.loss(b)[0])
+    step = Step(model, batch, precision, sniper)
     if not sparsity:
         sniper.step(1, step.optimizer)
     return step
 
 
-def profile(step: Step) -> None:
+def steps(model: FastSpeech2, batch: Batch, sparsity: float, args: argparse.Namespace) -> dict:
+    """The steps to compare by name; `eager` and, where graphs are replayed, `dense` are dense."""
+    made = {"dense": Step(plain(model), batch, args.precision, graphs=False)}
+    if args.device == "cuda":
+        made = {"eager": made["dense"]}
+        made["dense"] = Step(densify(copy.deepcopy(model)), batch, args.precision)
+    return {**made, "sparse": sparse(model, batch, sparsity, args.block, args.precision)}
+
+
+def profile(step: Step, device: str) -> None:
     """Prints where one step spends its time."""
+    step()
+    step()
     activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities, record_shapes=True) as p:
         step()
-    print(p.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
+        synchronize(device)
+    print(p.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=30))
 
 
-def peak_gib() -> float:
-    """Most memory that this process has held, in GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def synchronize(device: str) -> None:
+    """Waits for a GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
-def memory(sparsities: list[float]) -> None:
-    """Prints the peak resident memory of three steps, dense and sparse, each in a fresh process."""
+def memory(args: argparse.Namespace) -> None:
+    """Prints the peak memory of three steps, dense and sparse, each in a fresh process."""
 
     def peak(*options: str) -> float:
-        command = [sys.executable, __file__, *options]
+        shared = ["--device", args.device, "--precision", args.precision, "--block", args.block]
+        command = [sys.executable, __file__, *map(str, shared), *options]
         return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
     dense = peak("--only", "dense")
     print(f"dense: peak {dense:.2f} GiB", flush=True)
-    for sparsity in sparsities:
+    for sparsity in args.sparsities:
         sparse_peak = peak("--only", "sparse", "--sparsities", str(sparsity))
         share = sparse_peak / dense
         print(f"sparsity {sparsity:.0%}: peak {sparse_peak:.2f} GiB, {share:.2f} of it", flush=True)
 
 
+def only(model: FastSpeech2, batch: Batch, args: argparse.Namespace) -> None:
+    """Three steps of one kind, then the process's peak memory in GiB."""
+    if args.only == "sparse":
+        step = sparse(model, batch, args.sparsities[0], args.block, args.precision)
+    else:
+        step = Step(plain(model), batch, args.precision, graphs=False)
+    del model  # both sides are copies of it
+    for _ in range(3):
+        step()
+    print(f"{peak_memory(torch.device(args.device)) / 2**30:.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], help="GPU: bf16")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.5, 0.0])
     parser.add_argument("--block", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int)
     parser.add_argument("--profile", action="store_true", help="of one sparse step, then stop")
     parser.add_argument(
         "--memory", action="store_true", help="peak memory of each step in a process of its own"
@@ -127,60 +186,56 @@ def main() -> None:
     parser.add_argument("--only", choices=("dense", "sparse"), help=argparse.SUPPRESS)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
+    cuda = args.device == "cuda"
+    args.precision = args.precision or ("bf16" if cuda else "fp32")
+    args.repeats = args.repeats or (31 if cuda else 7)
+    torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
     torch.manual_seed(0)
-    model, batch = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)), make_batch()
+    model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(args.device)
+    batch = make_batch(UTTERANCES[args.device])
+    batch = batch.pin_memory() if cuda else batch
     if args.profile:
-        step = sparse(model, batch, args.sparsities[0], args.block)
-        step()
-        step()
-        return profile(step)
+        step = sparse(model, batch, args.sparsities[0], args.block, args.precision)
+        return profile(step, args.device)
     if args.only:
-        if args.only == "sparse":
-            step = sparse(model, batch, args.sparsities[0], args.block)
-        else:
-            step = Step(plain(model), batch, None)
-        del model  # both sides are copies of it
-        for _ in range(3):
-            step()
-        return print(f"{peak_gib():.3f}")
+        return only(model, batch, args)
     if args.memory:
-        return memory(args.sparsities)
+        return memory(args)
     rows = []
     for sparsity in args.sparsities:
         rows += measure(model, batch, sparsity, args)
     if not args.no_save:
-        print(common.append_rows("train_step_cpu", rows))
+        print(common.append_rows(f"train_step_{args.device}", rows))
 
 
 def measure(
     model: FastSpeech2, batch: Batch, sparsity: float, args: argparse.Namespace
 ) -> list[common.Row]:
     """Rows of the dense and the sparse step, timed in turn."""
-    steps = {
-        "dense": Step(plain(model), batch, None),
-        "sparse": sparse(model, batch, sparsity, args.block),
-    }
-    for step in steps.values():
-        step()  # optimizer state, and the choice of executors
-    times = common.time_side_by_side(steps, args.repeats, lambda: None)
+    compared = steps(model, batch, sparsity, args)
+    for step in compared.values():
+        for _ in range(3):  # optimizer state, the choice of executors, graphs
+            loss = step()
+        if not loss.isfinite():
+            raise SystemExit(f"the loss is {float(loss)}: nothing is timed that is wrong")
+    times = common.time_side_by_side(compared, args.repeats, lambda: synchronize(args.device))
     cuts = {name: common.percentiles(t) for name, t in times.items()}
-    ratio = cuts["dense"][1] / cuts["sparse"][1]
-    rates = {name: 1e3 * batch.n_frames / c[1] for name, c in cuts.items()}
-    print(
-        f"sparsity {sparsity:.0%}: dense {cuts['dense'][1]:,.0f} ms ({rates['dense']:,.0f} "
-        f"frames/s), sparse {cuts['sparse'][1]:,.0f} ms ({rates['sparse']:,.0f} frames/s), "
-        f"{ratio:.2f}x",
-        flush=True,
-    )
+    ours = cuts["sparse"][1]
+    said = [
+        f"{name} {p50:,.1f} ms ({1e3 * batch.n_frames / p50:,.0f} frames/s)"
+        + (f" {p50 / ours:.2f}x" if name != "sparse" else "")
+        for name, (_, p50, _) in cuts.items()
+    ]
+    print(f"sparsity {sparsity:.0%}: {', '.join(said)}", flush=True)
     return common.rows(
         cuts,
         cuts["dense"][1],
-        torch.device("cpu"),
+        torch.device(args.device),
         op="train_step",
-        shape=f"espnet {UTTERANCES}x{TOKENS * FRAMES_A_TOKEN}",
+        shape=f"espnet {len(batch)}x{TOKENS * FRAMES_A_TOKEN}",
         block=args.block,
         density=1 - sparsity,
-        dtype="float32",
+        dtype={"fp32": "float32", "tf32": "tf32", "bf16": "bfloat16"}[args.precision],
         pass_="step",
     )
 

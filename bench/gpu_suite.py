@@ -152,41 +152,36 @@ def show(report: dict) -> int:
     return sum(step["status"].startswith(("failed", "stopped")) for step in report["steps"])
 
 
-def train() -> None:
+def train(device: str = "cuda") -> None:
     """A schedule of 80 % to 0 over generated features: losses must fall, at every sparsity."""
     import torch
-    from bench_train_step import VOCABULARY, make_batch
+    from bench_train_step import UTTERANCES, VOCABULARY, Step, make_batch, synchronize
 
     from sniper import Sniper
     from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
 
     torch.manual_seed(0)
-    batch = make_batch().to("cuda")
-    model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).cuda().train()
+    batch = make_batch(UTTERANCES[device])
+    batch = batch.pin_memory() if device == "cuda" else batch
+    model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device).train()
     schedule = {0: 0.8, 1: 0.4, 2: 0.0}
     sniper = Sniper(model, schedule, block_size=64, max_param_sparsity=0.95)
-    sniper.score([batch], lambda m, b: m.loss(b)[0])
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+    sniper.score([batch.to(device)], lambda m, b: m.loss(b)[0])
+    step = Step(model, batch, "bf16", sniper)
     for epoch, sparsity in schedule.items():
-        sniper.step(epoch, optimizer)
+        sniper.step(epoch, step.optimizer)
         losses = []
-        for step in range(STEPS):
-            if step == WARM_UP:  # compiled, and executors chosen
-                torch.cuda.synchronize()
+        for number in range(STEPS):
+            if number == WARM_UP:  # compiled, executors chosen, graphs recorded
+                synchronize(device)
                 started = time.perf_counter()
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = model.loss(batch)[0]
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())
-        torch.cuda.synchronize()
+            losses.append(step().clone())
+        synchronize(device)
         rate = (STEPS - WARM_UP) * batch.n_frames / (time.perf_counter() - started)
         first, last = float(losses[0]), float(losses[-1])
         print(
             f"sparsity {sparsity:.0%}: loss {first:.4f} -> {last:.4f}, {rate:,.0f} frames/s "
-            f"(eager, {batch.n_frames} frames a step)"
+            f"({batch.n_frames} frames a step)"
         )
         if not last < first:
             raise SystemExit(f"the loss did not fall at sparsity {sparsity}")

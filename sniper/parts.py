@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-
 import torch
 from torch import nn
 
@@ -31,15 +28,6 @@ def set_up_torch(settings: TrainConfig) -> None:
         torch.set_num_threads(settings.threads)
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch has taken of a GPU, or this process of the main memory."""
-    if device.type == "cuda":
-        # Reserved, not allocated: what graphs work in is not given back between their runs.
-        return torch.cuda.max_memory_reserved(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def make_sniper(model: nn.Module, config: Config) -> Sniper | None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 from collections.abc import Callable
 
 import torch
@@ -19,6 +21,15 @@ from sniper.tts.fastspeech2 import FastSpeech2
 def pick_recorder(device: torch.device, cuda_graphs: bool) -> Recorder | None:
     """What records the step as graphs, or None where it is launched kernel by kernel."""
     return CudaRecorder(device) if cuda_graphs and device.type == "cuda" else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch has taken of a GPU, or this process of the main memory."""
+    if device.type == "cuda":
+        # Reserved, not allocated: what graphs work in is not given back between their runs.
+        return torch.cuda.max_memory_reserved(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 class TrainingStep:

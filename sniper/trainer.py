@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from sniper import checkpoint
 from sniper.config import Config, ConfigError
 from sniper.data import make_loader, static_shapes, train_batches, valid_batches
-from sniper.parts import make_sniper, noam, peak_memory, pick_device
+from sniper.parts import make_sniper, noam, pick_device
 from sniper.progress import Interrupted, NotFinite, Observer, Progress
-from sniper.step import TrainingStep, pick_recorder
+from sniper.step import TrainingStep, peak_memory, pick_recorder
 from sniper.tts.batch import Batch
 from sniper.tts.dataset import CorpusInfo, FeatureDataset
 from sniper.tts.fastspeech2 import FastSpeech2

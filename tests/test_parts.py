@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sniper.config import ConfigError, SparsityConfig, TrainConfig, from_dict
-from sniper.parts import make_sniper, noam, peak_memory, pick_device, set_up_torch
+from sniper.parts import make_sniper, noam, pick_device, set_up_torch
 
 
 def _model() -> nn.Module:
@@ -98,10 +98,3 @@ def test_settings_that_do_not_fit_are_the_users(sparsity: dict, said: str):
     with pytest.raises(ConfigError, match="^sparsity: ") as error:
         make_sniper(_model(), config)
     assert said in str(error.value)
-
-
-def test_peak_memory_is_what_the_process_has_held():
-    before = peak_memory(torch.device("cpu"))
-    size = 2 * before  # bytes: no earlier peak reaches that
-    torch.ones(size, dtype=torch.uint8)
-    assert size <= peak_memory(torch.device("cpu")) <= size + 2 * before

@@ -11,7 +11,7 @@ from sniper import Sniper
 from sniper.graphs import CudaRecorder
 from sniper.layers import BlockSparseLinear
 from sniper.ops import choice, executor
-from sniper.step import TrainingStep, pick_recorder
+from sniper.step import TrainingStep, peak_memory, pick_recorder
 from sniper.tts.batch import Batch
 from sniper.tts.fastspeech2 import FastSpeech2
 from sniper.tts.fastspeech2_config import FastSpeech2Config
@@ -183,6 +183,13 @@ def test_graphs_are_for_gpus_and_can_be_turned_off(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("sniper.step.CudaRecorder", lambda device: made.append(device) or "it")
     assert pick_recorder(torch.device("cuda"), cuda_graphs=True) == "it"
     assert made == [torch.device("cuda")]
+
+
+def test_peak_memory_is_what_the_process_has_held():
+    before = peak_memory(torch.device("cpu"))
+    size = 2 * before  # bytes: no earlier peak reaches that
+    torch.ones(size, dtype=torch.uint8)
+    assert size <= peak_memory(torch.device("cpu")) <= size + 2 * before
 
 
 @pytest.mark.gpu
