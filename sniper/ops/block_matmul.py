@@ -8,8 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sniper.ops import executors
-from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_kernels
+from sniper.ops import executors, triton
+from sniper.ops.dropout import (
+    draw_seed,
+    relu_dropout_grad,
+    relu_dropout_grad_bias,
+    relu_kernels,
+)
 from sniper.ops.dropout import relu_dropout as relu_then_dropout
 from sniper.ops.geometry import LINEAR, Epilogue, Geometry, as_matrix, as_weight, find_layout
 
@@ -159,17 +164,20 @@ def _backward(ctx, dy):
     x, weight, y = ctx.saved_tensors
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
     taps = weight.shape[2] if weight.dim() == 3 else 1
-    if ctx.relu:
-        dy = relu_dropout_grad(dy, y, ctx.p)
     dx = dw = db = None
+    if ctx.relu and need_b and relu_kernels(dy) is triton:
+        dy, db = relu_dropout_grad_bias(dy, y, ctx.p)
+    elif ctx.relu:
+        dy = relu_dropout_grad(dy, y, ctx.p)
     if need_x:
         dx = _dgrad(dy, weight, ctx.layout, *ctx.geometry, x.shape[1])
     if need_w:
-        dw, db = _wgrad(dy, x, taps, need_b, ctx.layout, *ctx.geometry)
-        dw = as_weight(dw, weight)
-    elif need_b:
+        summed = need_b and db is None
+        dw, sums = _wgrad(dy, x, taps, summed, ctx.layout, *ctx.geometry)
+        dw, db = as_weight(dw, weight), sums if summed else db
+    elif need_b and db is None:
         db = dy.sum((0, 1))
-    return dx, dw, db if need_b else None, *[None] * 7
+    return dx, dw, db, *[None] * 7
 
 
 torch.library.register_autograd("sniper::block_fwd", _backward, setup_context=_save)

@@ -113,6 +113,18 @@ def _(dy, y, p):
     return torch.empty_like(dy, memory_format=torch.contiguous_format)
 
 
+@torch.library.custom_op("sniper::relu_dropout_backward_bias", mutates_args=())
+def relu_dropout_grad_bias(dy: Tensor, y: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """`relu_dropout_grad` and its sum over all rows; on a GPU, where it is one pass."""
+    return triton.relu_dropout_backward_bias(dy, y, p)
+
+
+@relu_dropout_grad_bias.register_fake
+def _(dy, y, p):
+    dz = torch.empty_like(dy, memory_format=torch.contiguous_format)
+    return dz, dy.new_empty(dy.shape[-1])
+
+
 def _save_output(ctx, inputs, output):
     ctx.p = inputs[1]
     ctx.save_for_backward(output)

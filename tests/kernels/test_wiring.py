@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.ops import executor
-from sniper.ops.block_matmul import _dgrad, _fwd
+from sniper.ops import executor, triton
+from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
+from sniper.ops.dropout import relu_dropout_grad_bias
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
@@ -64,6 +67,36 @@ def test_relu_and_dropout_end_the_pass(device):
     torch.testing.assert_close(x.grad, kept @ layer.weight, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("conv", [False, True])
+def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
+    """On a GPU dL/db is summed where ReLU's gradient is taken; the interpreter plays one."""
+    layer, plain = pair(device, conv)
+    module = sys.modules["sniper.ops.block_matmul"]  # the package has a function of that name
+    monkeypatch.setattr(module, "relu_kernels", lambda x: triton)
+    calls = []
+    inner = triton.relu_dropout_backward_bias
+    monkeypatch.setattr(
+        triton, "relu_dropout_backward_bias", lambda *args: calls.append(1) or inner(*args)
+    )
+    x = torch.randn((2, 32, 9) if conv else (2, 9, 32), device=device)
+    with executor("triton"):
+        y = layer(x, relu_dropout=0.0)
+        expected = plain(x.cpu()).relu()
+        torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-4)
+        dy = torch.randn_like(y)
+        y.backward(dy), expected.backward(dy.cpu())
+    assert calls == [1]
+    torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
+    dw = layer.weight.grad.cpu()
+    torch.testing.assert_close(dw, plain.weight.grad * (dw != 0), rtol=1e-4, atol=1e-4)
+    assert dw.any() and layer.bias.grad.any()
+    layer.weight.requires_grad_(False)
+    layer.bias.grad = None
+    with executor("triton"):
+        layer(x, relu_dropout=0.0).backward(dy)
+    torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_registrations(device):
     layer, _ = pair(device, conv=False)
     x = torch.randn(1, 5, 32, device=device, requires_grad=True)
@@ -73,3 +106,20 @@ def test_registrations(device):
         torch.library.opcheck(_fwd, args)
         dy = torch.randn(1, 5, 48, device=device)
         torch.library.opcheck(_dgrad, (dy, layer.weight.detach(), handle, *geometry, 5))
+        for bias in (False, True):
+            args = (dy, x.detach(), 1, bias, handle, *geometry)
+            torch.library.opcheck(_wgrad, args)
+        y = torch.randn_like(dy)
+        torch.library.opcheck(relu_dropout_grad_bias, (dy, y, 0.25))
+
+
+def test_a_convolutions_registrations(device):
+    layer, _ = pair(device, conv=True)
+    x = torch.randn(2, 9, 32, device=device, requires_grad=True)
+    handle, geometry = layer.layout.handle, (1, 1, 1)
+    with executor("triton"):
+        args = (x, layer.weight, layer.bias, handle, *geometry, False, 0.0, None)
+        torch.library.opcheck(_fwd, args)
+        dy = torch.randn(2, 9, 48, device=device)
+        torch.library.opcheck(_dgrad, (dy, layer.weight.detach(), handle, *geometry, 9))
+        torch.library.opcheck(_wgrad, (dy, x.detach(), 3, True, handle, *geometry))
