@@ -112,11 +112,14 @@ def _main(options: argparse.Namespace, command: str) -> int:
 def _run(
     options: argparse.Namespace, command: str, matrix: Matrix, runs: Sequence[Run], out: Path
 ) -> int:
+    from sniper.compare import files
     from sniper.compare.matrix import Outcome, execute
 
     _announce(matrix, runs, out)
     outcome = Outcome()
     if not options.report_only:
+        if not options.evaluate_only:
+            files.write_text(out / "command.txt", command + "\n")
         _prepare(runs)
         outcome = execute(
             runs,
@@ -128,6 +131,8 @@ def _run(
     if outcome.stopped:
         print("stopped, saved; the same command continues", file=sys.stderr)
         return 130
+    if (out / "command.txt").exists():  # the one that trained
+        command = (out / "command.txt").read_text(encoding="utf-8").strip()
     _report(matrix, runs, command, out)
     return _say(outcome)
 

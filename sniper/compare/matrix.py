@@ -245,11 +245,13 @@ class _Clock:
         left = sum(self._left.values())
         done = self._todo - left
         if not left:
-            return "nothing left" if self._bar.total == 0 else "no epoch left"
+            return "no epoch left"
         if not done:
             return "time left unknown"
         seconds = (time.monotonic() - self._began) / done * left
-        return f"about {seconds / 60:.0f} min left"
+        return (
+            f"about {seconds / 60:.0f} min left"
+        )
 
     def _show(self) -> None:
         at = self._bar.total - sum(self._left.values())

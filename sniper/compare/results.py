@@ -104,6 +104,9 @@ def _arm(
         "note": arm.note,
         "settings": [f"{arm.config}:", *arm.overrides],
         "runs": [_shown(run) for run in runs],
+        "final_loss": _loss([timing.losses(r["history"])[-1] for r in own.values()]),
+        "best_loss": _loss([timing.losses(r["history"]).min() for r in own.values()]),
+        "frames_per_second": _mean([_speed(r["history"]) for r in own.values()]),
         "stages": _stages(list(own.values())),
         "accounts": _accounts(list(own.values())),
         "metrics": {
@@ -117,6 +120,15 @@ def _arm(
         "early": [] if is_reference else _early(pairs),
         "layers": evaluated["layers"] if evaluated else {},
     }
+
+
+def _loss(values: list[float]) -> dict[str, float | None]:
+    mean, sd = mean_sd([float(value) for value in values])
+    return {"mean": mean, "sd": sd}
+
+
+def _speed(history: Sequence[timing.Row]) -> float:
+    return sum(row["frames"] for row in history) / sum(row["seconds"] for row in history)
 
 
 def _shown(run: dict[str, Any]) -> dict[str, Any]:
@@ -152,10 +164,12 @@ def _stages(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _accounts(runs: list[dict[str, Any]]) -> dict[str, float | None]:
     """Seconds of each kind, means over seeds."""
-    each = [timing.accounts(run["history"], run["score_seconds"]) for run in runs]
-    for account, run in zip(each, runs, strict=True):
-        account["wall"] = run["wall_seconds"]
-    return {key: _mean([account[key] for account in each]) for key in (each[0] if each else ())}
+    each = [
+        {**timing.accounts(run["history"], run["score_seconds"]), "wall": run["wall_seconds"]}
+        for run in runs
+    ]
+    keys = timing.accounts([], 0.0).keys() | {"wall"}
+    return {key: _mean([account[key] for account in each]) for key in sorted(keys)}
 
 
 def _metrics(

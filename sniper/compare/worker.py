@@ -108,13 +108,14 @@ def machine() -> dict[str, Any]:
     import torch
 
     from sniper.ops.choice import device_name
+    from sniper.tts.processes import default_workers
 
     cpu = device_name(torch.device("cpu"))
     cuda = torch.cuda.is_available()
     return {
         "device": device_name(torch.device("cuda")) if cuda else cpu,
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": default_workers(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -153,7 +154,7 @@ def alone(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _stop_with_parent() -> None:
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin: a thread in its lock would abort the interpreter's exit
     os.kill(os.getpid(), signal.SIGTERM)
 
 
