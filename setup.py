@@ -66,7 +66,10 @@ setup(
     # `kernels` is a name taken on PyPI, so the folder is installed inside the package.
     packages=[*find_packages(include=["sniper", "sniper.*"]), "sniper.kernels"],
     package_dir={"sniper.kernels": "kernels"},
-    package_data={"sniper": ["configs/*.yaml"]},
+    package_data={
+        "sniper": ["configs/*.yaml"],
+        "sniper.compare": ["matrices/*.yaml", "assets/*"],
+    },
     ext_modules=[Extension("sniper._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,

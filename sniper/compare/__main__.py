@@ -3,7 +3,7 @@
 
     python -m sniper.compare --config demo
     python -m sniper.compare --config ljspeech data.prepared=data/ljspeech train.epochs=100
-    python -m sniper.compare --config my-arms.yaml --seeds 0 1 --output runs/mine
+    python -m sniper.compare --config my-arms.yaml --seeds 0,1 --output runs/mine
     python -m sniper.compare --config demo --report-only
 
 The same command again does what is left: finished runs stay, stopped and killed ones go on where
@@ -38,8 +38,8 @@ def _parser() -> argparse.ArgumentParser:
         "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of {matrices}"
     )
     parser.add_argument("--output", type=Path, help="folder; default: runs/compare-NAME")
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the matrix's")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="only these")
+    parser.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="in place of the matrix's")
+    parser.add_argument("--arms", type=_words, metavar="NAME,NAME", help="only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--threads", type=int, help="of each run; default: the cores over --jobs")
     parser.add_argument(
@@ -58,14 +58,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
+
+
+_numbers.__name__ = "list of whole numbers such as 0,1,2"  # argparse says: invalid ... value
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    # After --seeds 0 1 or --arms a b argparse no longer takes overrides.
-    if any(word.startswith("-") or "=" not in word for word in rest):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    options.overrides += rest
+    options = parser.parse_args(argv)
     for name in ("jobs", "sentences", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")

@@ -249,9 +249,7 @@ class _Clock:
         if not done:
             return "time left unknown"
         seconds = (time.monotonic() - self._began) / done * left
-        return (
-            f"about {seconds / 60:.0f} min left"
-        )
+        return f"about {seconds / 60:.0f} min left"
 
     def _show(self) -> None:
         at = self._bar.total - sum(self._left.values())
