@@ -92,6 +92,7 @@ class TrainConfig:
         grad_clip: largest gradient norm; 0: no clipping.
         precision: `fp32`, `tf32` (matmuls on a GPU) or `bf16` (autocast).
         device: `auto` takes a GPU if there is one.
+        autotune: on a GPU, time all tile sizes of our kernels for each layer once; takes minutes.
         cuda_graphs: on a GPU, record each batch shape's forward and backward once and replay it.
         workers: data processes; None: 4 for a GPU, 1 for a CPU.
         threads: CPU threads of torch; None: torch's own choice.
@@ -110,6 +111,7 @@ class TrainConfig:
     grad_clip: float = 1.0
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    autotune: bool = False
     cuda_graphs: bool = True
     workers: int | None = None
     threads: int | None = None

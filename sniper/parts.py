@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sniper.config import Config, ConfigError, TrainConfig
+from sniper.ops import autotune
 from sniper.sparsity import Sniper
 
 
@@ -23,7 +24,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def set_up_torch(settings: TrainConfig) -> None:
-    """Threads and matmul precision, for the whole process."""
+    """Threads, matmul precision and tuning, for the whole process."""
+    autotune(settings.autotune)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")

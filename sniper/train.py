@@ -36,6 +36,7 @@ _FREE = {
     "sparsity.block_size",
     "train.epochs",
     "train.device",
+    "train.autotune",
     "train.cuda_graphs",
     "train.workers",
     "train.threads",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sniper.config import ConfigError, SparsityConfig, TrainConfig, from_dict
+from sniper.ops import executors
 from sniper.parts import make_sniper, noam, pick_device, set_up_torch
 
 
@@ -45,8 +46,12 @@ def test_threads_and_matmul_precision():
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (1, "high")
         set_up_torch(TrainConfig(threads=None, precision="bf16"))
         assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (1, "highest")
+        assert not executors._autotune
+        set_up_torch(TrainConfig(autotune=True))
+        assert executors._autotune
     finally:
         torch.set_float32_matmul_precision(before)
+        executors.autotune(False)
 
 
 @pytest.mark.parametrize(

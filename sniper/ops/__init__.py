@@ -4,13 +4,14 @@
 from sniper.ops.attention import attention
 from sniper.ops.block_matmul import block_matmul
 from sniper.ops.dropout import dropout, relu_dropout
-from sniper.ops.executors import executor
+from sniper.ops.executors import autotune, executor
 from sniper.ops.explain import explain
 from sniper.ops.geometry import Geometry, register_layout
 
 __all__ = [
     "Geometry",
     "attention",
+    "autotune",
     "block_matmul",
     "dropout",
     "executor",

@@ -64,6 +64,13 @@ def outdate() -> None:
     _generation += 1
 
 
+def drop(key: str) -> None:
+    """Forgets one choice, here and on disk, so that it is made anew."""
+    if _load().pop(key, None) is not None:
+        outdate()
+        _store(dropped=key)
+
+
 def forget() -> None:
     """Drops all choices, in memory and on disk."""
     global _choices
@@ -138,11 +145,12 @@ def _read() -> dict[str, dict[str, float]]:
         return {}
 
 
-def _store() -> None:
+def _store(dropped: str | None = None) -> None:
     """Adds what another process found meanwhile, and replaces the file in one go."""
     global _choices
     # What is on disk wins: a second process must not overturn what the first one runs with.
     _choices = {**_choices, **_read()}
+    _choices.pop(dropped, None)
     try:
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,7 @@ EXECUTORS: dict[str, ModuleType] = {
 FUSED = (triton, cpu)
 
 _forced: str | None = None
+_autotune = False
 # What ran last, by layout and pass, for `explain`.
 _last: weakref.WeakKeyDictionary[Any, dict[str, tuple[str, str]]] = weakref.WeakKeyDictionary()
 
@@ -52,6 +53,15 @@ def executor(name: str) -> Iterator[None]:
         _forced = before
 
 
+def autotune(enabled: bool) -> None:
+    """Whether, on a GPU, each new combination of pass, shape, dtype and density times all tile
+    sizes of our kernels at its first use. The times are kept on disk. Off by default: then a
+    built-in table chooses, unless the disk knows better.
+    """
+    global _autotune
+    _autotune = enabled
+
+
 def forced() -> str | None:
     """The implementation that `executor` forces, if any."""
     return _forced
@@ -69,6 +79,10 @@ def run(which: str, layout: Any, geometry: Geometry, *args: Any) -> Any:
         for name in _candidates(layout, args[0])
     }
     key = _key(which, layout, geometry, args[0])
+    if _autotune and "triton" in calls and not triton.tuned(which, layout, geometry, args[0]):
+        # No epilogue, no sum of dy: tile sizes do not depend on them.
+        triton.tune(which, layout, geometry, *args[: 2 if which == "wgrad" else 3])
+        choice.drop(key)  # it was made with another tile size
     if _forced is not None:
         name = _forced
         calls.setdefault(name, _call(EXECUTORS[name], which, layout, geometry, args))

@@ -34,6 +34,7 @@ __all__ = [
     "relu_dropout_backward",
     "relu_dropout_backward_bias",
     "tune",
+    "tuned",
     "wgrad",
     "wgrad_bias",
 ]
@@ -136,8 +137,14 @@ def tune(which: str, layout: Any, geometry: Geometry, *args: Any) -> str:
         calls[triton_launch.plan_name(candidate)] = lambda c=candidate: _with_plan(
             c, which, args, layout, geometry
         )
-    choice.outdate()  # until now the table's configuration ran
+    if not tuned(which, layout, geometry, args[0]):
+        choice.outdate()  # until now the table's configuration ran
     return choice.fastest(triton_launch.tuning_key(which, layout, geometry, args[0]), calls)
+
+
+def tuned(which: str, layout: Any, geometry: Geometry, x: Tensor) -> bool:
+    """Whether `tune` has times for a pass on tensors such as its first, x or dy."""
+    return choice.known(triton_launch.tuning_key(which, layout, geometry, x)) is not None
 
 
 def _with_plan(chosen: Plan, which: str, args: tuple, layout: Any, geometry: Geometry) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.ops import executor, triton
+from sniper.ops import autotune, choice, executor, triton
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import relu_dropout_grad_bias
 
@@ -95,6 +95,26 @@ def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
     with executor("triton"):
         layer(x, relu_dropout=0.0).backward(dy)
     torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_autotune(device, monkeypatch, tmp_path):
+    """A layer whose passes were tuned on the way computes the same."""
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(choice, "_choices", None)
+    monkeypatch.setattr(triton, "available", lambda dtype, device: True)
+    layer, plain = pair(device, conv=False)
+    x = torch.randn(1, 9, 32, device=device)
+    autotune(True)
+    try:
+        y = layer(x)
+        dy = torch.randn_like(y)
+        y.backward(dy), plain(x.cpu()).backward(dy.cpu())
+    finally:
+        autotune(False)
+    torch.testing.assert_close(y.cpu(), plain(x.cpu()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
+    times = (tmp_path / "executors-1.json").read_text()
+    assert times.count('"triton ') == 2 and " warps " in times  # fwd and wgrad: x has no gradient
 
 
 def test_registrations(device):

@@ -87,3 +87,15 @@ def test_a_choice_that_changes_is_told_and_a_new_one_is_not(own_cache):
     assert choice.generation() == start + 1
     choice.forget()
     assert choice.generation() == start + 2
+
+
+def test_one_choice_can_be_dropped(own_cache):
+    candidates = {"one": taking(0.001, []), "two": taking(0.002, [])}
+    choice.fastest("key", candidates)
+    choice.fastest("other", candidates)
+    start = choice.generation()
+    choice.drop("key")
+    choice.drop("never made")
+    assert choice.known("key") is None and choice.known("other") is not None
+    assert set(json.loads((own_cache / "executors-1.json").read_text())) == {"other"}
+    assert choice.generation() == start + 1

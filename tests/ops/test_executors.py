@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sniper import BlockSparseConv1d, BlockSparseLinear, ops
-from sniper.ops import executors
+from sniper.ops import choice, executors, reference, triton, triton_launch
 
 
 def masked_layer() -> BlockSparseConv1d:
@@ -71,3 +71,35 @@ def test_explain_names_layers_passes_and_times(capsys):
 def test_explain_shows_a_dash_for_what_has_not_run():
     table = ops.explain(torch.nn.Sequential(masked_layer()))
     assert table.splitlines()[1].split()[2:] == ["-", "-", "-"]
+
+
+def test_autotune_tunes_each_pass_once_and_chooses_anew(monkeypatch, tmp_path):
+    """A GPU is played: its kernels are the reference's, and each has one configuration."""
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(choice, "_choices", None)
+    monkeypatch.setattr(triton, "available", lambda dtype, device: True)
+    monkeypatch.setitem(executors.EXECUTORS, "triton", reference)
+    tuned: list[str] = []
+
+    def tune(which, layout, geometry, *args):
+        assert len(args) == (2 if which == "wgrad" else 3)
+        tuned.append(which)
+        key = triton_launch.tuning_key(which, layout, geometry, args[0])
+        choice.fastest(key, {"64 tokens": lambda: args[0]})
+
+    monkeypatch.setattr(triton, "tune", tune)
+    layer, x = masked_layer(), torch.randn(2, 32, 9, requires_grad=True)
+    layer(x).sum().backward()
+    assert not tuned
+    generation = choice.generation()
+    ops.autotune(True)
+    try:
+        for _ in range(2):
+            layer(x).sum().backward()
+        assert tuned == ["fwd", "dgrad", "wgrad"]
+        assert choice.generation() == generation + 3
+        layer(x.repeat(4, 1, 1)).sum().backward()
+        assert tuned == 2 * ["fwd", "dgrad", "wgrad"]
+        assert choice.generation() == generation + 3  # nothing that was in use has changed
+    finally:
+        ops.autotune(False)
