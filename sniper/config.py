@@ -7,26 +7,16 @@ sniper/configs/*.yaml are the presets; a file's `base: NAME` starts from another
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import typing
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import UnionType
 from typing import Any, Literal
 
 import yaml
 
+from sniper.settings import ConfigError, build, check_keys, parse, put, read
 from sniper.sparsity import SparsitySchedule
 from sniper.tts.audio import FeatureConfig
 from sniper.tts.fastspeech2_config import FastSpeech2Config
-
-PRESETS = Path(__file__).parent / "configs"
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the text is the whole message."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +150,7 @@ class Config:
 
     def feature_config(self) -> FeatureConfig:
         """The settings of the analysis."""
-        _check_keys(self.features, {f.name for f in dataclasses.fields(FeatureConfig)}, "features")
+        check_keys(self.features, {f.name for f in dataclasses.fields(FeatureConfig)}, "features")
         try:
             return FeatureConfig(**self.features)
         except (TypeError, ValueError) as error:
@@ -169,7 +159,7 @@ class Config:
     def model_config(self, vocab_size: int, n_mels: int) -> FastSpeech2Config:
         """The model's settings for a vocabulary."""
         known = {f.name for f in dataclasses.fields(FastSpeech2Config)} - {"vocab_size", "n_mels"}
-        _check_keys(self.model, known, "model")
+        check_keys(self.model, known, "model")
         for key, value in self.model.items():
             if key.endswith("_predictor") and not isinstance(value, dict):
                 raise ConfigError(f"model.{key}: expected a mapping, got {value!r}")
@@ -195,134 +185,23 @@ def load(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) -> Conf
         ConfigError: a file that is not there, an unknown key (with the nearest known one), a value
             of the wrong type or out of range.
     """
-    data = _read(name_or_path, seen=())
+    data = read(name_or_path)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ConfigError(f"override: expected key=value, got {override!r}")
-        _put(data, key.split("."), _parse(text, f"override {key}"))
+        put(data, key.split("."), parse(text, f"override {key}"))
     return from_dict(data)
 
 
 def from_dict(data: dict[str, Any]) -> Config:
     """Builds a `Config` from plain dictionaries; raises as `load` does."""
-    return _build(Config, data, "")
+    return build(Config, data)
 
 
 def dump(config: Config) -> str:
     """The resolved config as YAML that `load` reads."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-
-
-def _read(name_or_path: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    path = PRESETS / f"{name_or_path}.yaml"
-    if not path.exists():
-        # A base lies beside the file that names it, wherever the command runs.
-        path = Path(seen[-1]).parent / name_or_path if seen else Path(name_or_path)
-    if not path.is_file():
-        presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise ConfigError(f"config: expected a preset ({presets}) or a file, got {name_or_path!r}")
-    if str(path) in seen:
-        raise ConfigError(f"config: {path} is based on itself")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: {path} cannot be read: {error}") from None
-    data = _parse(text, str(path))
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping, got {type(data).__name__}")
-    base = data.pop("base", None)
-    return data if base is None else _merge(_read(str(base), (*seen, str(path))), data)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
-
-
-# Mappings that are one value: a new schedule replaces the old one, entry by entry it would mix.
-_WHOLE = ("schedule", "schedule_fractions")
-
-
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        mix = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in _WHOLE
-        merged[key] = _merge(merged[key], value) if mix else value
-    return merged
-
-
-def _put(data: dict[str, Any], keys: list[str], value: Any) -> None:
-    for key in keys[:-1]:
-        below = data.setdefault(key, {})
-        if not isinstance(below, dict):
-            raise ConfigError(f"override {'.'.join(keys)}: {key} holds a value, not settings")
-        data = below
-    data[keys[-1]] = value
-
-
-def _build(cls: type, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where or 'config'}: expected a mapping, got {data!r}")
-    types = typing.get_type_hints(cls)
-    _check_keys(data, types, where)
-    prefix = f"{where}." if where else ""
-    return cls(**{k: _convert(types[k], v, f"{prefix}{k}") for k, v in data.items()})
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type, or a ConfigError that names expected and got."""
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where)
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, UnionType):
-        if value is None:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ConfigError(f"{where}: expected one of {', '.join(map(str, args))}, got {value!r}")
-    if origin is list and isinstance(value, list):
-        return [_convert(args[0], v, where) for v in value]
-    if origin is dict and isinstance(value, dict):
-        key, item = args
-        if item is Any:
-            return value
-        return {_key(key, k, where): _convert(item, v, where) for k, v in value.items()}
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    # Python's True is an int too.
-    if origin is None and isinstance(value, kind) and (kind is bool or value is not bool(value)):
-        return value
-    expected = getattr(origin or kind, "__name__", str(kind))
-    raise ConfigError(f"{where}: expected {expected}, got {value!r}")
-
-
-def _key(kind: type, key: Any, where: str) -> Any:
-    """A mapping's key; JSON has turned numbers into text."""
-    if isinstance(key, str) and kind in (int, float):
-        try:
-            return kind(key)
-        except ValueError:
-            pass
-    return _convert(kind, key, where)
-
-
-def _check_keys(data: dict[str, Any], known: Iterable[str], where: str) -> None:
-    prefix = f"{where}." if where else ""
-    for key in data:
-        if key in known:
-            continue
-        names = sorted(f"{prefix}{name}" for name in known)
-        near = difflib.get_close_matches(f"{prefix}{key}", names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
-        raise ConfigError(f"config: unknown setting {prefix}{key}: {hint}")
 
 
 _LOWEST = {

@@ -48,7 +48,7 @@ _FREE = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    from sniper.config import PRESETS
+    from sniper.settings import PRESETS
 
     presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
     parser = argparse.ArgumentParser(

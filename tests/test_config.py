@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sniper.config import PRESETS, ConfigError, dump, from_dict, load
+from sniper.config import ConfigError, dump, from_dict, load
+from sniper.settings import PRESETS
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
@@ -156,30 +157,3 @@ def test_base_is_a_preset_or_a_file_beside_it(tmp_path: Path, monkeypatch: pytes
     assert (config.name, config.train.epochs, config.train.warmup) == ("again", 7, 5)
     assert config.sparsity.schedule == {0: 0.5}
     assert config.model == load("demo").model
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"base: circle.yaml\n", "is based on itself"),
-        (b"base: nowhere\n", "expected a preset (demo, ljspeech-dense,"),
-        (b"base: 3\n", "expected a preset"),
-        (b"", "expected a mapping, got NoneType"),
-        (b"- a\n- b\n", "expected a mapping, got list"),
-        (b"name: [\n", "not YAML"),
-        (b"name: \xff\xfe\n", "cannot be read"),
-    ],
-)
-def test_bad_files(content: bytes, said: str, tmp_path: Path):
-    path = tmp_path / "circle.yaml"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError) as error:
-        load(str(path))
-    assert said in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_config_that_is_not_there(tmp_path: Path):
-    for name in ("nowhere", str(tmp_path), ""):
-        with pytest.raises(ConfigError, match="expected a preset .*or a file, got"):
-            load(name)
