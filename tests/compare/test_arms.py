@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arms and matrices: what the built-in ones say, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from speech import make_trainer
+
+from sniper.compare.arms import MATRICES, differences, load_matrix
+from sniper.config import Config, ConfigError, load
+
+
+def _configs(name: str) -> dict[str, Config]:
+    matrix = load_matrix(name)
+    return {arm.name: matrix.config(arm, 3, Path("out"), 2) for arm in matrix.arms}
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in MATRICES.glob("*.yaml")))
+def test_built_in_matrices_can_be_trained(name):
+    for arm, config in _configs(name).items():
+        assert config.name == f"{arm}-seed-3" and config.output == "out"
+        assert config.train.seed == 3 and config.train.threads == 2
+
+
+@pytest.mark.parametrize("name", ["demo", "ljspeech"])
+def test_the_arms_of_the_experiment(name):
+    configs = _configs(name)
+    first = {arm: config.sparsity_schedule().sparsity_at(0) for arm, config in configs.items()}
+    assert first == {
+        "dense": 0.0,
+        "sparse20": 0.2,
+        "sparse40": 0.4,
+        "sniper20": 0.2,
+        "sniper40": 0.4,
+        "sparse80-block": 0.8,
+        "sniper80-block": 0.8,
+    }
+    for arm, config in configs.items():
+        last = config.sparsity_schedule().sparsity_at(config.train.epochs - 1)
+        assert last == (first[arm] if arm.startswith("sparse") else 0.0)
+        if arm != "dense":
+            assert config.sparsity.block_size == (64 if "block" in arm else None)
+            assert config.sparsity.paper_exact == ("block" not in arm)
+
+
+def test_the_papers_schedules_scaled_to_the_demo():
+    configs = _configs("demo")
+    assert dict(configs["sniper40"].sparsity_schedule()) == {0: 0.4, 1: 0.2, 2: 0.1, 4: 0.0}
+    assert dict(configs["sniper20"].sparsity_schedule()) == {0: 0.2, 1: 0.1, 2: 0.0}
+
+
+def test_each_arm_of_the_ablation_differs_in_one_setting():
+    configs = _configs("demo-ablation")
+    base = configs.pop("block64")
+    ignored = ("name", "sparsity.schedule")
+    for arm, config in configs.items():
+        assert len(differences(base, config, ignored)) == 1, arm
+
+
+def _write(folder: Path, **changes) -> str:
+    data = {"config": "demo", "arms": [{"name": "a"}, {"name": "b"}], **changes}
+    path = folder / "m.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in data.items() if v is not None}))
+    return str(path)
+
+
+def test_settings_lie_on_each_other(tmp_path):
+    arms = [{"name": "a"}, {"name": "b", "label": "B", "train": {"lr": 0.3, "epochs": 7}}]
+    settings = {"train": {"epochs": 5, "lr": 0.5}, "model": {"ffn_dim": 384}}
+    path = _write(tmp_path, arms=arms, settings=settings, seeds=[4])
+    matrix = load_matrix(path, overrides=["train.epochs=9"])
+    a, b = (matrix.config(arm, 4, Path("out"), 1) for arm in matrix.arms)
+    assert (a.train.lr, b.train.lr) == (0.5, 0.3)
+    assert (a.train.epochs, b.train.epochs) == (9, 9)
+    assert a.model["ffn_dim"] == 384 and a.model["d_model"] == 192
+    assert matrix.arms[1].label == "B" and matrix.arms[0].label == "a"
+    assert matrix.reference == "a" and matrix.seeds == (4,)
+
+
+def test_a_schedule_replaces_the_fractions_it_starts_from(tmp_path):
+    arms = [{"name": "a", "config": "ljspeech-sniper", "sparsity": {"schedule": {0: 0.6}}}]
+    matrix = load_matrix(_write(tmp_path, arms=arms))
+    config = matrix.config(matrix.arms[0], 0, Path("out"), 1)
+    assert dict(config.sparsity_schedule()) == {0: 0.6}
+
+
+def test_seeds_and_arms_can_be_chosen(tmp_path):
+    matrix = load_matrix(_write(tmp_path, seeds=[0, 1]), seeds=[5], arms=["a"])
+    assert matrix.seeds == (5,) and [arm.name for arm in matrix.arms] == ["a"]
+    with pytest.raises(ConfigError, match="--arms: expected some of a, b, got 'c'"):
+        load_matrix(_write(tmp_path), arms=["c"])
+    with pytest.raises(ConfigError, match="reference arm 'a' among the arms, got b"):
+        load_matrix(_write(tmp_path), arms=["b"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arms": []}, "arms: expected a list that is not empty"),
+        ({"arms": None}, "expected a mapping with `config` and `arms`"),
+        ({"arms": [{"name": "a"}, {"name": "a"}]}, "different names of arms, got a twice"),
+        ({"arms": [{"label": "a"}]}, "expected an arm with a name"),
+        ({"arms": [{"name": "../a"}]}, "letters, digits"),
+        ({"arms": [{"name": "a", "epochs": 3}]}, "expected settings of data, .* got epochs: 3"),
+        ({"arms": [{"name": "a", "train": {"seed": 3}}]}, "train.seed is the matrix's own"),
+        ({"arms": [{"name": "a", "train": {"epoch": 3}}]}, "arm a: .* did you mean train.epochs"),
+        ({"settings": {"train": 3}}, "settings: expected settings of"),
+        ({"config": None}, "arm a: expected `config`"),
+        ({"config": "nowhere.yaml"}, "arm a: config: expected a preset"),
+        ({"seeds": [0, 0]}, "seeds: expected different whole numbers"),
+        ({"seeds": [-1]}, "seeds: expected different whole numbers"),
+        ({"arm": []}, "unknown 'arm'"),
+        ({"reference": "c"}, "reference arm 'c'"),
+    ],
+)
+def test_what_is_refused(tmp_path, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        load_matrix(_write(tmp_path, **changes))
+
+
+def test_files_that_are_no_matrix(tmp_path):
+    with pytest.raises(ConfigError, match=r"expected a matrix \(demo, .*got 'nothing'"):
+        load_matrix("nothing")
+    (tmp_path / "m.yaml").write_text("{")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_matrix(str(tmp_path / "m.yaml"))
+    with pytest.raises(ConfigError, match="override: train.seed is the matrix's own"):
+        load_matrix("demo", overrides=["train.seed=1"])
+
+
+def test_differences_name_both_sides():
+    before, now = load("demo"), load("demo", ["train.lr=0.5", "model.ffn_dim=64", "name=x"])
+    assert differences(before, now, ["name"]) == [
+        "model.ffn_dim: 768 there, 64 now",
+        "train.lr: 1.0 there, 0.5 now",
+    ]
+
+
+def test_runs_of_one_seed_begin_alike(matrix_file: Path, tmp_path: Path):
+    """Same initial weights and same batches in every arm; others with another seed."""
+    matrix = load_matrix(str(matrix_file))
+    trainers = [
+        make_trainer(matrix.config(arm, seed, tmp_path, 1))
+        for arm, seed in ((matrix.arms[0], 0), (matrix.arms[1], 0), (matrix.arms[1], 1))
+    ]
+    weights = [trainer.model.state_dict() for trainer in trainers]
+    batches = [list(trainer._batches) for trainer in trainers]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert batches[0] == batches[1] != batches[2]
+    assert not torch.equal(weights[0]["mel_out.weight"], weights[2]["mel_out.weight"])
