@@ -14,13 +14,18 @@ from sniper.ops import dropout
 class Dropout(nn.Dropout):
     """`nn.Dropout` with a counter-based generator on the CPU: no stored mask, all threads.
 
-    Reproducible from torch's seed, with other draws than `nn.Dropout` makes.
+    Reproducible from torch's seed, with other draws than `nn.Dropout` makes. Like torch's they go
+    by memory order, which stays what it is.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape."""
         if self.inplace:
             return super().forward(input)
+        # `[B, C, T]` behind a block-sparse convolution lies channels-last: nothing is copied.
+        channels_last = input.dim() == 3 and not input.is_contiguous()
+        if channels_last and input.transpose(1, 2).is_contiguous():
+            return dropout(input.transpose(1, 2), self.p, self.training).transpose(1, 2)
         return dropout(input, self.p, self.training)
 
 

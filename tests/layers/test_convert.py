@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from sniper import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
+from sniper.layers import Dropout
 
 B = 8
 
@@ -219,6 +220,23 @@ def test_densify():
     model(x).sum().backward()
     assert model[0].weight.grad[:8, 8:].any()  # nothing is masked any more
     assert sparsify(model, 4).taken == ("0", "1")
+
+
+def test_fast_dropout_and_back():
+    ours = Dropout(0.3)  # a model may have it already
+    model = nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5), nn.AlphaDropout(0.5), ours)
+    assert sparsify(model, B).dropouts == 0
+    assert type(model[1]) is nn.Dropout
+    report = sparsify(model, B, fast_dropout=True)
+    assert report.dropouts == 1 and str(report).endswith("1 dropouts draw from a counter")
+    assert [type(m) for m in model[1:]] == [Dropout, nn.AlphaDropout, Dropout]
+    assert model[1].p == 0.5
+    zeros = (model[1](torch.ones(100, 100)) == 0).float().mean()
+    assert 0.45 < zeros < 0.55
+    assert sparsify(model, B, fast_dropout=True).dropouts == 0
+    densify(model)
+    assert [type(m) for m in model[1:]] == [nn.Dropout, nn.AlphaDropout, Dropout]
+    assert set(vars(model[1])) == set(vars(nn.Dropout(0.5)))
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -24,6 +24,20 @@ def test_seed_rules_the_draws_and_every_call_draws_anew():
     assert torch.equal(layer(x), first) and not torch.equal(first, second)
 
 
+def test_memory_order_stays():
+    layer, rows = Dropout(0.5), torch.ones(3, 40, 20)
+    torch.manual_seed(1)
+    expected = layer(rows)
+    x = rows.transpose(1, 2).requires_grad_()  # [B, C, T], channels last
+    torch.manual_seed(1)
+    y = layer(x)
+    assert y.shape == (3, 20, 40) and y.stride() == x.stride()
+    assert torch.equal(y, expected.transpose(1, 2))
+    y.backward(torch.ones(3, 20, 40))  # a gradient of another order
+    assert torch.equal(x.grad, y)
+    assert (layer(torch.ones(4, 6, 8)[:, ::2, ::3]) != 0).any()
+
+
 def test_evaluation_and_zero_rate_give_the_input_itself():
     x = torch.randn(3, 4)
     assert Dropout(0.5).eval()(x) is x and Dropout(0.0)(x) is x

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step of somebody else's model, block-sparse beside itself dense.
+
+python bench/bench_dropin.py --device cpu [--sparsities 0.8] [--repeats 7] [--profile]
+
+Hugging Face's FastSpeech2Conformer at its default size (70 million parameters), 8 utterances of 90
+tokens and 540 frames: forward, backward, gradient clipping and Adam. `sniper.sparsify` takes its
+feed-forward and attention layers; everything else runs as Hugging Face wrote it. What the step
+spends outside those layers bounds the ratio, however fast they are, and is reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+
+import common
+import torch
+from torch import Tensor, nn
+from transformers import FastSpeech2ConformerConfig, FastSpeech2ConformerModel
+
+from sniper import densify, sparsify
+from sniper.ops import executors
+
+UTTERANCES, TOKENS, FRAMES_A_TOKEN = 8, 90, 6
+INCLUDE = ("*.feed_forward*", "*.self_attn.*")
+
+
+def make_batch(config: FastSpeech2ConformerConfig) -> dict[str, Tensor]:
+    """Random speech of equal lengths."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (UTTERANCES, TOKENS)
+    mel = (UTTERANCES, TOKENS * FRAMES_A_TOKEN, config.num_mel_bins)
+    return {
+        "input_ids": torch.randint(1, config.vocab_size, shape, generator=generator),
+        "attention_mask": torch.ones(shape, dtype=torch.int64),
+        "spectrogram_labels": torch.randn(mel, generator=generator),
+        "duration_labels": torch.full(shape, FRAMES_A_TOKEN),
+        "pitch_labels": torch.randn(*shape, 1, generator=generator),
+        "energy_labels": torch.randn(*shape, 1, generator=generator),
+    }
+
+
+class Step:
+    """A model with its optimizer; calling it trains one step."""
+
+    def __init__(self, model: nn.Module, batch: dict[str, Tensor]):
+        self.model, self.batch = model.train(), batch
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+
+    def __call__(self) -> None:
+        self.model(**self.batch).loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def sparse_copy(model: nn.Module, sparsity: float, block: int) -> tuple[nn.Module, object]:
+    """A copy whose feed-forward and attention layers have random masks of this sparsity, and the
+    report.
+    """
+    model = copy.deepcopy(model)
+    report = sparsify(model, block, include=INCLUDE)
+    generator = torch.Generator().manual_seed(0)
+    for name in report.taken:
+        layer = model.get_submodule(name)
+        scores = torch.rand(layer.block_mask_shape, generator=generator)
+        cut = scores.flatten().kthvalue(max(1, round(sparsity * scores.numel()))).values
+        layer.set_block_mask(scores > cut if sparsity else scores >= 0)
+    return model, report
+
+
+def check(sparse: nn.Module, dense: nn.Module, batch: dict[str, Tensor]) -> None:
+    """The dense model with the same zeros must give the same loss and input gradients; dropout is
+    off, since torch draws it in memory order.
+    """
+    rates = [(m, m.p) for side in (sparse, dense) for m in side.modules() if type(m) is nn.Dropout]
+    for m, _ in rates:
+        m.p = 0.0
+    found = []
+    for side in (sparse, dense):
+        loss = side.train()(**batch).loss
+        loss.backward()
+        found.append((loss.detach(), side.encoder.embed.weight.grad.clone()))
+        side.zero_grad()
+    for m, p in rates:
+        m.p = p
+    common.check_close("loss", found[0][0], found[1][0], 1e-4)
+    common.check_close("gradient of the embedding", found[0][1], found[1][1], 1e-3)
+
+
+class Inside:
+    """Sums what the block-sparse products take while it is entered, all passes; on a CPU they end
+    before they return.
+    """
+
+    def __enter__(self) -> Inside:
+        self.milliseconds = 0.0
+        self._run, executors.run = executors.run, self._timed
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        executors.run = self._run
+
+    def _timed(self, *args: object) -> object:
+        start = time.perf_counter()
+        try:
+            return self._run(*args)
+        finally:
+            self.milliseconds += 1e3 * (time.perf_counter() - start)
+
+
+def profile(step: Step) -> None:
+    """Prints where one step spends its time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p:
+        step()
+    print(p.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu", choices=["cpu"])
+    parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8])
+    parser.add_argument("--block", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--profile", action="store_true", help="of one step a side, then stop")
+    parser.add_argument("--no-save", action="store_true")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    config = FastSpeech2ConformerConfig()
+    model, batch = FastSpeech2ConformerModel(config), make_batch(config)
+    rows = []
+    for sparsity in args.sparsities:
+        rows += measure(model, batch, sparsity, args)
+    if rows and not args.no_save:
+        print(common.append_rows("dropin_cpu", rows))
+
+
+def measure(
+    model: nn.Module, batch: dict[str, Tensor], sparsity: float, args: argparse.Namespace
+) -> list[common.Row]:
+    """Rows of the dense and the sparse step, timed in turn, and of what both have in common."""
+    masked, report = sparse_copy(model, sparsity, args.block)
+    check(masked, densify(copy.deepcopy(masked)), batch)
+    steps = {"dense": Step(copy.deepcopy(model), batch), "sparse": Step(masked, batch)}
+    for step in steps.values():
+        step()  # optimizer state, and the choice of executors
+    if args.profile:
+        for step in steps.values():
+            profile(step)
+        return []
+    inside: list[float] = []
+
+    def sparse_step() -> None:
+        with Inside() as timer:
+            steps["sparse"]()
+        inside.append(timer.milliseconds)
+
+    calls = {"dense": steps["dense"], "sparse": sparse_step}
+    times = common.time_side_by_side(calls, args.repeats, lambda: None)
+    pairs = zip(times["sparse"], inside[1:], strict=True)  # the first round warms up
+    times["sparse, outside its sparse layers"] = [whole - part for whole, part in pairs]
+    cuts = {name: common.percentiles(t) for name, t in times.items()}
+    dense, sparse, outside = (c[1] for c in cuts.values())
+    print(
+        f"sparsity {sparsity:.0%} of {report.parameter_share:.0%} of the parameters: "
+        f"dense {dense:,.0f} ms, sparse {sparse:,.0f} ms, {dense / sparse:.2f}x; outside sparse "
+        f"layers {outside:,.0f} ms, {outside / sparse:.0%} of the sparse step and "
+        f"{outside / dense:.0%} of the dense one: at most {dense / outside:.2f}x",
+        flush=True,
+    )
+    return common.rows(
+        cuts,
+        dense,
+        torch.device("cpu"),
+        op="train_step",
+        shape=f"fastspeech2_conformer {UTTERANCES}x{TOKENS * FRAMES_A_TOKEN}",
+        block=args.block,
+        density=1 - sparsity,
+        dtype="float32",
+        pass_="step",
+    )
+
+
+if __name__ == "__main__":
+    main()
