@@ -23,8 +23,8 @@ class Dropout(nn.Dropout):
         if self.inplace:
             return super().forward(input)
         # `[B, C, T]` behind a block-sparse convolution lies channels-last: nothing is copied.
-        channels_last = input.dim() == 3 and not input.is_contiguous()
-        if channels_last and input.transpose(1, 2).is_contiguous():
+        other = self.training and input.dim() == 3 and not input.is_contiguous()
+        if other and input.transpose(1, 2).is_contiguous():
             return dropout(input.transpose(1, 2), self.p, self.training).transpose(1, 2)
         return dropout(input, self.p, self.training)
 

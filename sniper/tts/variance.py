@@ -120,7 +120,9 @@ def regulate_length(x: Tensor, durations: Tensor, length: int) -> Tensor:
     return y.masked_fill((token == L).unsqueeze(-1), 0.0)
 
 
-def durations_from_log(log_durations: Tensor, token_lengths: Tensor, speed: float = 1.0) -> Tensor:
+def durations_from_log(
+    log_durations: Tensor, token_lengths: Tensor, speed: float | Tensor = 1.0
+) -> Tensor:
     """`durations = max(0, round(exp(log_durations) - 1))`, shortened by `speed`.
 
     With another speed than 1 the tokens' ends are divided and rounded, not their durations:
@@ -129,7 +131,7 @@ def durations_from_log(log_durations: Tensor, token_lengths: Tensor, speed: floa
     Args:
         log_durations: `[B, L]`, log(frames + 1).
         token_lengths: int64 `[B]`.
-        speed: 2 gives half as many frames.
+        speed: 2 gives half as many frames; a scalar tensor in an exported graph.
 
     Returns:
         int64 `[B, L]`, 0 in padding, at most `MAX_TOKEN_FRAMES` before `speed`. An utterance
@@ -139,7 +141,7 @@ def durations_from_log(log_durations: Tensor, token_lengths: Tensor, speed: floa
     durations = frames.round().clamp(min=0).long()
     mask = length_mask(token_lengths, log_durations.shape[1])
     durations = durations.masked_fill(~mask, 0)
-    if speed != 1.0:
+    if isinstance(speed, Tensor) or speed != 1.0:
         ends = (durations.cumsum(1).double() / speed).round().long()
         durations = ends.diff(dim=1, prepend=ends.new_zeros(len(ends), 1))
     empty = durations.sum(1, keepdim=True) == 0

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that exports: a trained model as ONNX gives the mels that the model gives."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from speech import fit, tiny
+
+from sniper.export import main
+from sniper.synthesize import load_speaker
+
+TEXTS = ("No.", "The grey horse slept by the river, and the wind came from the hills.")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(seeded: None) -> None:
+    """Faster at this size."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained from sparse to dense."""
+    folder = tmp_path_factory.mktemp("trained")
+    fit(tiny(demo_corpus, folder, train={"epochs": 3}))
+    return folder
+
+
+def test_onnx_gives_the_mels_of_the_model(run: Path, tmp_path: Path, capsys):
+    import onnxruntime
+
+    path = tmp_path / "new folder" / "it.onnx"
+    assert main(["--checkpoint", str(run), "-o", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: ")
+    assert {p.name for p in path.parent.iterdir()} == {"it.onnx", "it.json"}
+    session = onnxruntime.InferenceSession(path)
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert {i.name for i in session.get_inputs()} == set(about["inputs"])
+    speaker = load_speaker(run)
+    for text in TEXTS:
+        for controls in ({}, {"speed": 0.6, "pitch": 4.0, "energy": 1.5}):
+            wanted = speaker.speak(text, vocode=False, **controls)
+            (phones,) = wanted.phones
+            # As another program would find them in the file beside it.
+            ids = [about["vocabulary"].index(phone) for phone in phones]
+            tokens = np.array([[*ids, speaker.info.vocabulary.encode(phones)[-1]]])
+            scalars = {"speed": 1.0, "pitch": 0.0, "energy": 1.0, **controls}
+            feed = {name: np.array(value, np.float32) for name, value in scalars.items()}
+            mel, durations = session.run(["mel", "durations"], {"tokens": tokens, **feed})
+            assert durations.tolist() == wanted.durations[0].tolist()
+            np.testing.assert_allclose(mel, wanted.mel, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "said"),
+    [
+        ("it.bin", 2, "expected a name in .onnx or .pt2, got it.bin"),
+        ("a file/it.onnx", 1, "a file"),
+    ],
+)
+def test_errors_are_one_line(run: Path, tmp_path, capsys, monkeypatch, output, status, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a file").touch()
+    assert main(["--checkpoint", str(run), "-o", output]) == status
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+
+
+def test_no_checkpoint_and_no_exporter(run: Path, tmp_path, capsys, monkeypatch):
+    out = str(tmp_path / "it.onnx")
+    assert main(["--checkpoint", str(tmp_path), "-o", out]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main(["--checkpoint", str(run), "-o", out]) == 2
+    assert "pip install 'sniper-tts[tts,export]'" in capsys.readouterr().err
