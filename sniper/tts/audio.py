@@ -166,8 +166,12 @@ def energy(amplitude: torch.Tensor) -> np.ndarray:
     return amplitude.square().sum(0).sqrt().numpy()
 
 
-def f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray:
-    """F0 in Hz by DIO + StoneMask, 0 where unvoiced: `[n // hop]` float64."""
+def log_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray | None:
+    """Natural log of F0 by DIO + StoneMask, linearly interpolated over unvoiced frames.
+
+    Returns:
+        `[n // hop]` float64, or None where no frame is voiced.
+    """
     pyworld = require("pyworld")
     samples = np.ascontiguousarray(audio, dtype=np.float64)
     period_ms = 1000.0 * config.hop_length / config.sample_rate
@@ -178,23 +182,14 @@ def f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray:
         f0_ceil=config.f0_max,
         frame_period=period_ms,
     )
-    found = pyworld.stonemask(samples, coarse, times, config.sample_rate)
+    f0 = pyworld.stonemask(samples, coarse, times, config.sample_rate)
     # WORLD's own count can differ from n // hop by one through rounding of the period.
     frames = config.n_frames(len(samples))
-    return np.pad(found, (0, max(0, frames - len(found))))[:frames]
-
-
-def log_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray | None:
-    """Natural log of `f0`, linearly interpolated over unvoiced frames.
-
-    Returns:
-        `[n // hop]` float64, or None where no frame is voiced.
-    """
-    found = f0(audio, config)
-    voiced = np.flatnonzero(found > 0)
+    f0 = np.pad(f0, (0, max(0, frames - len(f0))))[:frames]
+    voiced = np.flatnonzero(f0 > 0)
     if len(voiced) == 0:
         return None
-    return np.log(np.interp(np.arange(len(found)), voiced, found[voiced]))
+    return np.log(np.interp(np.arange(frames), voiced, f0[voiced]))
 
 
 def read_audio(path: Path, config: FeatureConfig) -> np.ndarray:

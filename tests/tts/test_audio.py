@@ -9,7 +9,6 @@ import torch
 from sniper.tts.audio import (
     FeatureConfig,
     energy,
-    f0,
     log_f0,
     log_mel,
     mel_matrix,
@@ -107,14 +106,6 @@ def test_silence_is_the_floor():
     natural = FeatureConfig(log_base="e", floor=1e-5)
     np.testing.assert_allclose(log_mel(amplitude, natural), np.log(1e-5), rtol=1e-6)
     assert log_f0(np.zeros(22050), CONFIG) is None
-
-
-def test_f0_is_zero_where_nothing_is_voiced():
-    gap = np.concatenate([tone(0.5, 200.0), np.zeros(11025), tone(0.5, 200.0)])
-    found = f0(gap, CONFIG)
-    assert len(found) == len(gap) // CONFIG.hop_length
-    assert (found[50:80] == 0).all()
-    np.testing.assert_allclose(found[10:35], 200, rtol=0.01)
 
 
 def test_f0_of_a_tone_and_over_a_gap():

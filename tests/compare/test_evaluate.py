@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run measured on held-out sentences."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from comparing import Compared
+from safetensors.torch import load_file, save_file
+
+from sniper import checkpoint
+from sniper.compare import evaluate as module
+from sniper.compare.evaluate import (
+    METRICS,
+    evaluate,
+    load_truth,
+    masks_by_layer,
+    read_evaluation,
+)
+from sniper.parts import make_sniper
+from sniper.tts.dataset import FeatureDataset
+from sniper.tts.fastspeech2 import FastSpeech2
+
+
+@pytest.fixture
+def valid(demo_corpus: Path) -> FeatureDataset:
+    return FeatureDataset(demo_corpus / "valid.safetensors")
+
+
+def test_figures_of_every_sentence(compared: Compared, valid: FeatureDataset):
+    run = compared.run("dense").folder
+    found = read_evaluation(run, 3)
+    assert found["ids"] == valid.ids
+    for which, stored in (("final", "last"), ("best", "best")):
+        part = found["checkpoints"][which]
+        saved = checkpoint.read_meta(checkpoint.find(run, stored))["progress"]
+        assert part["epoch"] == saved["epoch"] and tuple(part["metrics"]) == METRICS
+        values = {name: np.array(v, dtype=float) for name, v in part["metrics"].items()}
+        assert all(v.shape == (3,) for v in values.values())
+        assert np.isfinite([values[m] for m in METRICS if m != "log_f0_rmse"]).all()
+        assert (values["voicing_error"] <= 1).all() and (values["mcd"] > 1).all()
+        # The trainer's own figure weighs sentences by their frames.
+        frames = valid.mel_lengths / valid.mel_lengths.sum()
+        expected = saved["history"][-1]["valid"]["total"]
+        assert (values["loss"] * frames).sum() == pytest.approx(expected, rel=0.05)
+    assert read_evaluation(run, 2) is None and read_evaluation(run.parent) is None
+
+
+def test_truth_is_found_out_once(
+    compared: Compared, valid: FeatureDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(compared.out / "truth", tmp_path / "truth")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "mel_to_audio", None)
+        truth = load_truth(tmp_path / "truth", valid, 32)
+    assert len(truth.f0) == 3
+    assert [len(f) for f in truth.f0] == valid.mel_lengths.tolist()
+    assert all((f > 60).any() and (f[f > 0] < 400).all() for f in truth.f0)
+    voiced = np.concatenate([np.log(f[f > 0]) for f in truth.f0])
+    assert abs(np.median(voiced) - valid.info.statistics.pitch_mean) < 0.05
+    other = load_truth(tmp_path / "truth", valid, 2)  # of other sentences
+    assert len(other.f0) == 2
+    (tmp_path / "truth" / "f0.npz").write_bytes(b"cut off")
+    assert len(load_truth(tmp_path / "truth", valid, 1).f0) == 1
+
+
+def test_the_truth_has_no_distance_to_itself(
+    compared: Compared, valid: FeatureDataset, monkeypatch: pytest.MonkeyPatch
+):
+    truth = load_truth(compared.out / "truth", valid, 3)
+    speaker = module.load_speaker(compared.run("dense").folder)
+    item = valid[1]
+    monkeypatch.setattr(module, "_infer", lambda *_: (truth.mel(1), item.durations))
+    found = module._measure(speaker, truth, 1)
+    zero = ("mcd", "log_f0_rmse", "voicing_error", "duration_ms", "length_percent")
+    assert {name: found[name] for name in zero} == pytest.approx(dict.fromkeys(zero, 0), abs=1e-5)
+    assert found["loss"] > 1 and found["mel_l1"] > 0.1  # those are teacher-forced
+
+
+def test_samples_can_be_heard(compared: Compared, valid: FeatureDataset):
+    features = valid.info.features
+    for folder in (compared.out / "truth", compared.run("block", 1).folder / "samples"):
+        for index in range(3):
+            audio, rate = soundfile.read(folder / f"{index}.mp3")
+            assert rate == features.sample_rate and np.abs(audio).max() > 0.5
+    recorded, _ = soundfile.read(compared.out / "truth" / "2-recorded.mp3")
+    assert len(recorded) == pytest.approx(valid.mel_lengths[2] * features.hop_length, abs=3000)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 50.0])
+def test_broken_weights_give_no_figures(
+    compared: Compared, valid: FeatureDataset, tmp_path: Path, value: float
+):
+    """NaN durations, and speech a hundred times too long."""
+    run = tmp_path / "run"
+    shutil.copytree(compared.run("dense").folder, run)
+    for path in (run / "checkpoints").rglob("model.safetensors"):
+        weights = load_file(path)
+        name = next(n for n in weights if n.startswith("duration_predictor") and "bias" in n)
+        weights[[n for n in weights if n.startswith("duration_predictor")][-1]].fill_(value)
+        weights[name].fill_(value)
+        save_file(weights, path)
+    shutil.rmtree(run / "samples")
+    truth = load_truth(compared.out / "truth", valid, 1)
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(module, "_speak", lambda *_: None)  # hours of sound
+    try:
+        found = evaluate(run, truth)["checkpoints"]["final"]["metrics"]
+    finally:
+        monkey.undo()
+    assert np.isnan([found["mcd"], found["voicing_error"]]).all()
+    assert read_evaluation(run)["checkpoints"]["final"]["metrics"]["mcd"] == [None]
+
+
+def test_masks_by_layer(compared: Compared, valid: FeatureDataset):
+    run = compared.run("block")
+    layers = masks_by_layer(run.folder)
+    saved = checkpoint.load(run.folder)
+    model = FastSpeech2(run.config.model_config(len(valid.info.vocabulary), 80))
+    model.load_state_dict(saved.weights)
+    sniper = make_sniper(model, run.config)
+    state = {**saved.state["sniper"], "sparsity": 0.6, "init": {}}
+    sniper.load_state_dict(state)
+    expected = sniper.densities()
+    assert {name: layer["density"]["0.6"] for name, layer in layers.items()} == expected
+    assert min(expected.values()) < 0.5 < max(expected.values())
+    for layer in layers.values():
+        assert list(layer["density"]) == ["0.6", "0.3", "0"] and layer["density"]["0"] == 1.0
+        bits = np.unpackbits(np.frombuffer(bytes.fromhex(layer["masks"]["0.6"]), dtype=np.uint8))
+        out, taps, width = layer["blocks"]
+        assert layer["numel"] == out * taps * width * 16 * 16
+        assert bits.sum() == round(layer["density"]["0.6"] * out * taps * width)
+    assert masks_by_layer(compared.run("dense").folder) == {}
+    assert isinstance(saved.state["sniper"]["masks"][0.6], dict) and torch.is_grad_enabled()

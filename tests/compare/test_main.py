@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m sniper.compare`: what it takes, what it refuses, what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from comparing import Compared
+
+from sniper.compare.__main__ import main
+from sniper.compare.worker import alone
+
+REPORT = ["epochs.csv", "loss.png", "masks.png", "report.html", "results.csv", "results.json"]
+
+
+def test_what_it_leaves(compared: Compared):
+    assert sorted(p.name for p in (compared.out / "report").iterdir()) == [*REPORT, "speed.png"]
+    assert "A <small> matrix: 3 arms x 2 seeds, 3 epochs each, 1 threads" in compared.said
+    assert f"{compared.out}/report/report.html: 0." in compared.said
+    assert (compared.out / "report/report.html").stat().st_size < 1_500_000
+
+
+def test_the_report_alone(compared: Compared, capsys: pytest.CaptureFixture):
+    before = (compared.out / "report" / "report.html").read_text()
+    shutil.rmtree(compared.out / "report")
+    assert main(compared.options("--report-only")) == 0
+    assert "6 of 6 runs are trained already" in capsys.readouterr().out
+    after = (compared.out / "report" / "report.html").read_text()
+    assert after == before  # with the command that trained, not this one
+
+
+def test_the_report_of_what_there_is(compared: Compared, tmp_path: Path):
+    """Before the end, and with an arm that has nothing yet."""
+    shutil.copytree(compared.run("dense").folder, tmp_path / "runs" / "dense" / "seed-0")
+    options = ["--config", str(compared.file), "--output", str(tmp_path), "--report-only"]
+    assert main(options) == 0
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "SNIPER 60→0 %, seed 0, is not finished (not begun)" in text
+    assert main([*options, "--arms", "dense", "--seeds", "0"]) == 0
+    assert "not finished" not in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_other_settings_are_refused(compared: Compared, capsys: pytest.CaptureFixture):
+    assert main(compared.options("train.warmup=7")) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {compared.out} holds runs with other settings:\nblock seed 0:")
+    assert "\n  train.warmup: 20 there, 7 now\n" in said
+    assert main(compared.options("--jobs", "2", "--threads", "2")) == 2
+    assert "train.threads: 1 there, 2 now" in capsys.readouterr().err
+
+
+def test_two_at_once_are_refused(compared: Compared, capsys: pytest.CaptureFixture):
+    with alone(compared.out):
+        assert main(compared.options("--report-only")) == 2
+    assert capsys.readouterr().err == f"error: another process is comparing in {compared.out}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--jobs", "0"], "--jobs: expected at least 1, got 0"),
+        (["--seeds", "a"], "list of whole numbers such as 0,1,2 value: 'a'"),
+        (["--evaluate-only", "--report-only"], "not allowed with"),
+    ],
+)
+def test_wrong_arguments(arguments, words, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "nothing"], "expected a matrix (demo, "),
+        (["--arms", "dense,sparse"], "--arms: expected some of dense, sparse20"),
+        (["train.epoch=3"], "did you mean train.epochs"),
+        (["train.seed=3"], "train.seed is the matrix's own"),
+    ],
+)
+def test_wrong_settings(arguments, words, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["--output", str(tmp_path / "out"), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and words in said
+    assert not (tmp_path / "out").exists()

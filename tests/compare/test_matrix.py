@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a matrix: planned, killed, taken up again, refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from comparing import Compared
+from speech import differences, everything, fit
+
+from sniper.compare import files
+from sniper.compare.arms import load_matrix
+from sniper.compare.matrix import execute, plan, refuse_changes
+from sniper.config import ConfigError
+
+
+def test_all_arms_of_a_seed_before_the_next_seed(matrix_file: Path):
+    runs = plan(load_matrix(str(matrix_file)), Path("out"), threads=2)
+    expected = ["block seed 0", "dense seed 0", "broken seed 0"]
+    assert [str(run) for run in runs] == expected + [e.replace("0", "1") for e in expected]
+    assert runs[4].folder == Path("out/runs/dense/seed-1")
+    assert runs[4].config.train.seed == 1 and runs[4].config.train.threads == 2
+
+
+def test_killed_with_its_parent_and_taken_up_again(compared: Compared, tmp_path: Path):
+    before, after = compared.left
+    assert 1 <= before <= after < 3
+    run = compared.run("block")
+    log = (run.folder / "log.txt").read_text()
+    assert "resumed at epoch" in log and "stopping after this update" in log
+    through = run.config.to_dict() | {"output": str(tmp_path)}
+    trainer = fit(type(run.config)(**{**vars(run.config), "output": through["output"]}))
+    assert trainer.progress.epoch == 3
+    assert differences(everything(run.folder), everything(tmp_path)) == []
+
+
+def test_an_arm_that_diverges_is_recorded_and_the_rest_goes_on(compared: Compared):
+    for seed in (0, 1):
+        broken = compared.run("broken", seed)
+        result = files.read_json(broken.folder / "result.json")
+        assert result["status"] == "diverged" and "is not finite in epoch 1" in result["message"]
+        assert broken.trained() and broken.measured()
+        assert f"broken seed {seed}: diverged: the loss" in compared.said
+        for arm in ("block", "dense"):
+            assert compared.run(arm, seed).trained() and compared.run(arm, seed).measured(3)
+            assert f"{arm} seed {seed}: validation loss " in compared.said
+    assert "6/6" in compared.said and "left" in compared.said
+
+
+def test_nothing_is_done_twice(compared: Compared, monkeypatch: pytest.MonkeyPatch):
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("sniper.compare.matrix.subprocess.Popen", never)
+    outcome = execute(compared.runs, compared.out / "truth", sentences=32)
+    assert not outcome.failed and not outcome.stopped
+    with pytest.raises(AssertionError, match="a process was started"):
+        execute(compared.runs, compared.out / "truth", sentences=2)  # measured on other sentences
+
+
+def test_other_settings_are_refused_with_the_difference(compared: Compared, tmp_path: Path):
+    refuse_changes(compared.runs)
+    moved = load_matrix(str(compared.file), overrides=["data.root=elsewhere", "sample_text=Hm."])
+    refuse_changes(plan(moved, compared.out, threads=1))
+    changed = load_matrix(str(compared.file), overrides=["train.lr=0.5"])
+    with pytest.raises(ConfigError) as refused:
+        refuse_changes(plan(changed, compared.out, threads=2))
+    lines = str(refused.value).splitlines()
+    assert lines[0] == f"{compared.out} holds runs with other settings:"
+    one = ["  train.lr: 1.0 there, 0.5 now", "  train.threads: 1 there, 2 now"]
+    assert lines[1:4] == ["block seed 0:", *one]
+    assert "broken seed 1:" in lines and "another --output" in lines[-1]
+    refuse_changes(plan(changed, tmp_path, threads=2))
+
+
+def test_a_run_that_fails_does_not_stop_the_others(compared: Compared, tmp_path: Path):
+    """Without training there is nothing to measure in the one, and all in the other."""
+    runs = plan(compared.matrix, tmp_path, threads=1)[:2]
+    shutil.copytree(compared.run("dense").folder, runs[1].folder)
+    (runs[1].folder / "evaluation.json").unlink()
+    runs[0].folder.mkdir(parents=True)
+    said: list[str] = []
+    shutil.copytree(compared.run("block").folder, runs[0].folder, dirs_exist_ok=True)
+    (runs[0].folder / "evaluation.json").unlink()
+    for weights in (runs[0].folder / "checkpoints").rglob("model.safetensors"):
+        weights.write_bytes(b"cut off")
+    outcome = execute(
+        runs, compared.out / "truth", jobs=2, train=False, sentences=3, say=said.append
+    )
+    assert list(outcome.failed) == ["block seed 0"] and not outcome.stopped
+    assert "cannot be read, it is damaged" in outcome.failed["block seed 0"]
+    assert runs[0].trained() and not runs[0].measured()  # tried again next time
+    assert runs[1].measured(3)
+    assert any(line.endswith("measured; no epoch left") for line in said)
