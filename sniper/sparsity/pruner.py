@@ -109,7 +109,9 @@ class Sniper:
             loss_fn: `(model, batch) -> scalar loss`.
 
         Returns:
-            The saliencies of the parameters that are masked, by name.
+            The saliencies that decide, by the names of the masked parameters: of each weight, or
+            with `block_size` of each block, summed over its weights (`sniper.saliency` gives those
+            of single weights).
 
         Raises:
             ValueError: masks are in force already, or as `sniper.saliency` says.
@@ -123,15 +125,14 @@ class Sniper:
             summed_gradients(self.model, batches, loss_fn, params, over_ranks=True) as gradients,
             torch.no_grad(),
         ):
-            scores = {n: (gradients[n] * p).abs_() for n, p in params.items()}
             if self.block_size is None:
-                decisive = scores
+                scores = {n: (gradients[n] * p).abs_() for n, p in params.items()}
             else:
-                decisive = {
+                scores = {
                     n: update.pool(p, gradients[n], self.block_size) for n, p in params.items()
                 }
         self._plan = update.plan(
-            decisive,
+            scores,
             self.schedule.sparsities,
             self.max_param_sparsity,
             nested=not self.paper_exact,
