@@ -13,6 +13,8 @@ pointer, shape or guard.
 
 from __future__ import annotations
 
+import copy
+import weakref
 from functools import partial
 
 import torch
@@ -44,6 +46,9 @@ class BlockLayout:
         block_mask: bool `[out_blocks, taps, in_blocks]`.
         nnz: number of active blocks.
         version: counts changes; caches compare it, never tensors.
+        outgrown: true of a deep copy once the layout that it was copied from has changed: weights
+            that are averaged into the copy may be active where this mask is not, so that nothing
+            may be skipped.
         handle: what custom ops take for this layout.
     """
 
@@ -89,6 +94,8 @@ class BlockLayout:
         self.row_order_t = new(in_blocks)
         self.nnz = 0
         self.version = 0
+        self.outgrown = False
+        self._copies = weakref.WeakSet()
         self.handle = register_layout(self)
 
     @property
@@ -126,6 +133,10 @@ class BlockLayout:
         """
         self.nnz = nnz
         self.version += 1
+        self.outgrown = False
+        for copied in self._copies:
+            copied.outgrown = True
+        self._copies.clear()
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """The same layout on `device`; itself when it is there already."""
@@ -140,12 +151,20 @@ class BlockLayout:
         return moved
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "handle"}
+        own = ("handle", "_copies")
+        return {key: value for key, value in self.__dict__.items() if key not in own}
 
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layouts are layouts of their own.
         self.__dict__.update(state)
+        self._copies = weakref.WeakSet()
         self.handle = register_layout(self)
+
+    def __deepcopy__(self, memo: dict) -> BlockLayout:
+        copied = memo[id(self)] = object.__new__(BlockLayout)
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        self._copies.add(copied)
+        return copied
 
     def written(self) -> list[Tensor]:
         """The tensors without the parts that are unused."""

@@ -137,7 +137,8 @@ class BlockMaskedLayer(nn.Module):
         if self._layout is not None:
             # A state dict may bring values into pruned blocks; what kernels skip must stay zero.
             self._use_kernel_memory_order()
-            self._zero_pruned()
+            if not self._layout.outgrown:
+                self._zero_pruned()
 
     def _blocks_repr(self) -> str:
         return f"block_size={self.block_size}, density={self.density:.3f}"

@@ -100,6 +100,8 @@ def last_runs(layout: Any) -> dict[str, tuple[str, dict[str, float] | None]]:
 
 
 def _candidates(layout: Any, x: Tensor) -> list[str]:
+    if layout.outgrown:
+        return ["dense"]  # it alone reads the whole weight
     if layout.block_size in triton.BLOCK_SIZES and triton.available(x.dtype, x.device):
         return ["triton", "dense"]
     ours = x.device.type == "cpu" and cpu.available(x.dtype)

@@ -147,3 +147,16 @@ def test_to():
     assert {getattr(moved, n).device.type for n in moved._TENSORS} == {"meta"}
     assert {getattr(layout, n).device.type for n in layout._TENSORS} == {"cpu"}
     assert repr(layout) == "BlockLayout((4, 1, 3), block_size=2, density=0.500)"
+
+
+def test_a_deep_copy_is_outgrown_when_its_original_changes():
+    layout = BlockLayout(torch.tensor([[True, False]]), 8)
+    twin = copy.deepcopy(layout)
+    again = copy.deepcopy(twin)
+    assert not twin.outgrown
+    layout.update(torch.tensor([[True, True]]))
+    assert twin.outgrown and not layout.outgrown and not again.outgrown
+    assert twin.nnz == 1
+    assert pickle.loads(pickle.dumps(twin)).outgrown
+    twin.update(torch.tensor([[False, True]]))
+    assert not twin.outgrown and again.outgrown

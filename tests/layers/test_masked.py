@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from sniper import BlockSparseConv1d, BlockSparseLinear
+from sniper import BlockSparseLinear, densify, sparsify
 from sniper.layers import layout_versions
 
 B = 8
@@ -27,9 +27,10 @@ DATA_PARALLEL_DONE = 17  # neither success nor a way in which Python ends by its
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = BlockSparseConv1d(16, 24, 3, padding="same", block_size=B)
-        self.first = BlockSparseLinear(24, 16, block_size=B)
-        self.second = BlockSparseLinear(16, 16, block_size=B)
+        self.conv = nn.Conv1d(16, 24, 3, padding="same")
+        self.first = nn.Linear(24, 16)
+        self.second = nn.Linear(16, 16)
+        sparsify(self, B)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x.transpose(1, 2)).transpose(1, 2).relu()
@@ -142,6 +143,26 @@ def test_average_of_models(net, x):
     torch.testing.assert_close(average(x), net(x))
 
 
+def test_an_average_follows_its_model_into_denser_masks(net, x):
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.5))
+    average.update_parameters(net)
+    expected = {n: p.detach().clone() for n, p in net.named_parameters()}
+    for _ in range(2):
+        for layer in net.children():
+            layer.set_block_mask(layer.block_mask | (torch.rand(layer.block_mask_shape) < 0.5))
+            layer.weight.data = torch.randn_like(layer.weight) * element_mask(layer)
+        average.update_parameters(net)
+        for name, p in net.named_parameters():
+            expected[name] = (expected[name] + p.detach()) / 2
+        # Weights that the copied masks do not have count too.
+        assert expected["first.weight"][~element_mask(average.module.first)].any()
+        wanted = functional_call(densify(copy.deepcopy(net)), expected, (x,))
+        torch.testing.assert_close(average(x), wanted)
+    saved = copy.deepcopy(average.state_dict())
+    average.load_state_dict(saved)
+    torch.testing.assert_close(average(x), wanted)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_dtypes(net, x, dtype):
     expected = net(x)
@@ -233,38 +254,47 @@ def test_functional_call(net, x):
     torch.testing.assert_close(doubled - net.second.bias, 2 * (net.second(x) - net.second.bias))
 
 
-def data_parallel(folder: str) -> None:
-    """Runs in a process of its own, which leaves without tidying up.
+def data_parallel(rank: int, folder: str) -> None:
+    """One of two processes, which leaves without tidying up.
 
     Torch may deadlock when it tears a gloo group down with work of a reducer still referenced.
     """
-    net, x = set_masks(Net()), torch.randn(2, 9, 16)
-    net(x).square().sum().backward()
-    expected = gradients(net)
-    net.zero_grad()
-    store = torch.distributed.FileStore(f"{folder}/store", 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    net, halves = set_masks(Net()), torch.randn(2, 3, 9, 16)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     ddp = nn.parallel.DistributedDataParallel(net)
-    ddp(x).square().sum().backward()
-    torch.testing.assert_close(gradients(net), expected)
-    set_masks(net, seed=5)
-    net.zero_grad()
-    ddp(x).square().sum().backward()
-    got = gradients(net)
-    net.zero_grad()
-    net(x).square().sum().backward()
-    torch.testing.assert_close(got, gradients(net))
+    optimizer = torch.optim.Adam(ddp.parameters(), lr=1e-2)
+    alone = copy.deepcopy(net)
+    twin = torch.optim.Adam(alone.parameters(), lr=1e-2)
+    for seed in (0, 5, 6):  # other masks under the same reducer
+        set_masks(net, seed), set_masks(alone, seed)
+        optimizer.zero_grad(), twin.zero_grad()
+        ddp(halves[rank]).square().mean().backward()
+        alone(halves.flatten(0, 1)).square().mean().backward()
+        torch.testing.assert_close(gradients(net), gradients(alone))
+        for layer in net.children():
+            assert not layer.weight.grad[~element_mask(layer)].any()
+        optimizer.step(), twin.step()
+    total = torch.stack([p.detach().sum() for p in net.parameters()])
+    both = [torch.empty_like(total) for _ in range(2)]
+    torch.distributed.all_gather(both, total)
+    assert torch.equal(*both)
     os._exit(DATA_PARALLEL_DONE)
 
 
-def test_data_parallel(tmp_path):
-    process = multiprocessing.get_context("spawn").Process(
-        target=data_parallel, args=(str(tmp_path),)
-    )
-    process.start()
-    process.join(60)
-    process.kill()
-    assert process.exitcode == DATA_PARALLEL_DONE
+def test_data_parallel_on_two_processes(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    processes = [
+        spawn.Process(target=data_parallel, args=(rank, str(tmp_path))) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        process.kill()
+    assert [process.exitcode for process in processes] == [DATA_PARALLEL_DONE] * 2
 
 
 def test_inference_mode_and_no_grad(net, x):
