@@ -111,6 +111,47 @@ def vits(**changes: Any) -> tuple[nn.Module, dict[str, Tensor]]:
     return model, {"input_ids": torch.tensor([[3, 7, 5, 9, 2, 8, 4]])}
 
 
+def espnet_fastspeech2() -> tuple[nn.Module, dict[str, Tensor]]:
+    """ESPnet's FastSpeech2 and a padded batch; needs the `espnet` package."""
+    from espnet2.tts.fastspeech2 import FastSpeech2
+
+    stacks = {"adim": 32, "aheads": 2, "elayers": 1, "eunits": 64, "dlayers": 1, "dunits": 64}
+    convolutions = {"positionwise_layer_type": "conv1d", "positionwise_conv_kernel_size": 3}
+    predictors = {f"{name}_predictor_chans": 32 for name in ("duration", "pitch", "energy")}
+    model = FastSpeech2(
+        idim=20,
+        odim=16,
+        postnet_layers=2,
+        postnet_chans=32,
+        init_type="xavier_uniform",
+        **stacks,
+        **convolutions,
+        **predictors,
+    )
+    generator = torch.Generator().manual_seed(0)
+    # ESPnet adds an end of sentence to the text; its values are those of tokens and that end.
+    durations = torch.tensor([[2, 1, 3, 2, 4, 0], [3, 2, 0, 0, 0, 0]])
+    lengths = torch.tensor([6, 3])
+    batch = {
+        "text": torch.tensor([[3, 7, 5, 9, 4], [4, 6, 0, 0, 0]]),
+        "text_lengths": torch.tensor([5, 2]),
+        "feats": torch.randn(2, 12, 16, generator=generator),
+        "feats_lengths": torch.tensor([12, 5]),
+        "durations": durations,
+        "durations_lengths": lengths,
+        "pitch": torch.randn(2, 6, 1, generator=generator),
+        "pitch_lengths": lengths,
+        "energy": torch.randn(2, 6, 1, generator=generator),
+        "energy_lengths": lengths,
+    }
+    return model, batch
+
+
+def espnet_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """ESPnet returns loss, statistics and weight."""
+    return model(**batch)[0]
+
+
 def models_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """As the model computes it from its labels."""
     return model(**batch).loss

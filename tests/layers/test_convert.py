@@ -7,6 +7,13 @@ import copy
 
 import pytest
 import torch
+from dropin import (
+    check_against_masked_dense,
+    check_sniper_trains,
+    espnet_fastspeech2,
+    espnet_loss,
+)
+from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
@@ -286,3 +293,27 @@ def test_transformer_encoder_and_its_fast_path():
     model.eval(), plain.eval()
     with torch.no_grad():  # where torch takes its fused kernels
         torch.testing.assert_close(run(model), run(plain), rtol=1e-4, atol=1e-5)
+
+
+def test_espnets_fastspeech2():
+    pytest.importorskip("espnet2.tts.fastspeech2", reason="needs the espnet package")
+    report = check_against_masked_dense(*espnet_fastspeech2(), espnet_loss)
+    assert report.flop_share > 0.8
+    assert "encoder.encoders.0.feed_forward.w_1" in report.taken
+    check_sniper_trains(*espnet_fastspeech2(), espnet_loss)
+
+
+def test_densified_weights_as_safetensors(tmp_path):
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Conv1d(16, 8, 3, padding=1), nn.Flatten(), nn.Linear(80, 16))
+
+    model, x = net(), torch.randn(2, 16, 10)
+    sparsify(model, B)
+    for layer in (model[0], model[2]):
+        layer.set_block_mask(torch.rand(layer.block_mask_shape) < 0.5)
+    expected = model(x)
+    save_model(densify(model), tmp_path / "it.safetensors")
+    other = net()
+    other.load_state_dict(load_file(tmp_path / "it.safetensors"))
+    torch.testing.assert_close(other(x), expected)
+    assert all(p.is_contiguous() for p in other.parameters())
