@@ -208,7 +208,7 @@ def masks_by_layer(run: Path) -> dict[str, Any]:
             shape = torch.Size(state["shapes"][name])
             mask = unpack_bits(bits, mask_shape(shape, size))
             layer = layers.setdefault(name, {"numel": shape.numel(), "density": {}})
-            layer["density"][f"{sparsity:g}"] = float(mask.float().mean())
+            layer["density"][f"{sparsity:g}"] = float(mask.double().mean())
             if size is not None:
                 blocks = mask if mask.dim() == 3 else mask[:, None]  # [out, taps, in]
                 layer["blocks"] = list(blocks.shape)

@@ -125,7 +125,7 @@ def execute(
     jobs: int = 1,
     train: bool = True,
     sentences: int = 20,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Trains and measures what is not done yet, `jobs` processes at a time.
 
@@ -136,9 +136,9 @@ def execute(
         truth: folder for the held-out sentences.
         train: False: only measure runs that are trained.
         sentences: held-out sentences to measure, at most.
-        say: takes lines for the user.
+        say: takes lines for the user; None: they are printed.
     """
-    outcome = Outcome()
+    outcome, say = Outcome(), say or print
     waiting = [run for run in runs if not _done(run, sentences, train)]
     clock = _Clock(runs, [run for run in runs if run not in waiting])
     running: dict[subprocess.Popen, Run] = {}

@@ -40,7 +40,7 @@ def f0(audio: np.ndarray, features: FeatureConfig) -> np.ndarray:
     frames = frames - frames.mean(1, keepdims=True)
     loudness = np.abs(frames).max(1)
     window = np.hanning(size)
-    shortest = int(FINE * rate / features.f0_max)
+    shortest = int(np.ceil(FINE * rate / features.f0_max))
     longest = min(int(np.ceil(FINE * rate / features.f0_min)), FINE * size // 2)
     lags = np.arange(shortest, longest + 1)
     value = _autocorrelation(frames * window, longest) / _autocorrelation(window[None], longest)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
 import signal
 from pathlib import Path
@@ -49,8 +51,7 @@ def compared(
     with (first / ".lock").open() as lock:  # the orphan saves and ends by itself
         fcntl.flock(lock, fcntl.LOCK_EX)
     after = killed.epochs_done()
-    said: list[str] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
         assert main([*options, "--jobs", "2"]) == 0
-    return Compared(matrix_file, out, "\n".join(said), (before, after))
+    return Compared(matrix_file, out, said.getvalue(), (before, after))

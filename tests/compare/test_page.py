@@ -46,7 +46,7 @@ def opened(browser: Any, compared: Compared, request: pytest.FixtureRequest) -> 
     tab.on("console", lambda m: tab.said.append(m.text) if m.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: tab.said.append(str(error)))
     asked = []
-    tab.on("request", lambda r: asked.append(r.url[:60]) if not r.url.startswith("data:") else None)
+    tab.on("request", lambda r: None if r.url.startswith("data:") else asked.append(r.url))
     address = (compared.out / "report" / "report.html").as_uri()
     tab.goto(address, wait_until="load")
     tab.wait_for_selector("#by-epoch polyline")
