@@ -5,8 +5,9 @@ python bench/bench_dropin.py --device cpu [--sparsities 0.8] [--repeats 7] [--pr
 
 Hugging Face's FastSpeech2Conformer at its default size (70 million parameters), 8 utterances of 90
 tokens and 540 frames: forward, backward, gradient clipping and Adam. `sniper.sparsify` takes its
-feed-forward and attention layers; everything else runs as Hugging Face wrote it. What the step
-spends outside those layers bounds the ratio, however fast they are, and is reported.
+feed-forward and attention layers; everything else runs as Hugging Face wrote it, once with torch's
+dropout and once with `fast_dropout`. What a step spends outside those layers bounds the ratio,
+however fast they are, and is reported.
 """
 
 from __future__ import annotations
@@ -137,42 +138,59 @@ def main() -> None:
         print(common.append_rows("dropin_cpu", rows))
 
 
+class Timed:
+    """A sparse step that notes what it spent inside its sparse layers."""
+
+    def __init__(self, step: Step):
+        self.step, self.inside = step, []
+
+    def __call__(self) -> None:
+        with Inside() as timer:
+            self.step()
+        self.inside.append(timer.milliseconds)
+
+
 def measure(
     model: nn.Module, batch: dict[str, Tensor], sparsity: float, args: argparse.Namespace
 ) -> list[common.Row]:
-    """Rows of the dense and the sparse step, timed in turn, and of what both have in common."""
+    """Rows of the dense and the sparse steps, timed in turn, and of what the latter spend outside
+    their sparse layers.
+    """
     masked, report = sparse_copy(model, sparsity, args.block)
     check(masked, densify(copy.deepcopy(masked)), batch)
-    steps = {"dense": Step(copy.deepcopy(model), batch), "sparse": Step(masked, batch)}
-    for step in steps.values():
+    fast, _ = sparse_copy(model, sparsity, args.block)
+    sparsify(fast, args.block, include=INCLUDE, fast_dropout=True)
+    dense = Step(copy.deepcopy(model), batch)
+    sides = {"sparse": Timed(Step(masked, batch)), "sparse, fast dropout": Timed(Step(fast, batch))}
+    for step in (dense, *sides.values()):
         step()  # optimizer state, and the choice of executors
     if args.profile:
-        for step in steps.values():
+        for step in (dense, *sides.values()):
             profile(step)
         return []
-    inside: list[float] = []
-
-    def sparse_step() -> None:
-        with Inside() as timer:
-            steps["sparse"]()
-        inside.append(timer.milliseconds)
-
-    calls = {"dense": steps["dense"], "sparse": sparse_step}
-    times = common.time_side_by_side(calls, args.repeats, lambda: None)
-    pairs = zip(times["sparse"], inside[1:], strict=True)  # the first round warms up
-    times["sparse, outside its sparse layers"] = [whole - part for whole, part in pairs]
-    cuts = {name: common.percentiles(t) for name, t in times.items()}
-    dense, sparse, outside = (c[1] for c in cuts.values())
+    times = common.time_side_by_side({"dense": dense, **sides}, args.repeats, lambda: None)
+    cuts = {"dense": common.percentiles(times["dense"])}
+    dense_ms = cuts["dense"][1]
     print(
         f"sparsity {sparsity:.0%} of {report.parameter_share:.0%} of the parameters: "
-        f"dense {dense:,.0f} ms, sparse {sparse:,.0f} ms, {dense / sparse:.2f}x; outside sparse "
-        f"layers {outside:,.0f} ms, {outside / sparse:.0%} of the sparse step and "
-        f"{outside / dense:.0%} of the dense one: at most {dense / outside:.2f}x",
-        flush=True,
+        f"dense {dense_ms:,.0f} ms"
     )
+    for name, side in sides.items():
+        # Two calls before those that count.
+        pairs = zip(times[name], side.inside[2:], strict=True)
+        outside = [whole - inside for whole, inside in pairs]
+        cuts[name] = common.percentiles(times[name])
+        cuts[f"{name}: outside sparse layers"] = common.percentiles(outside)
+        sparse_ms, outside_ms = cuts[name][1], common.percentiles(outside)[1]
+        print(
+            f"  {name}: {sparse_ms:,.0f} ms, {dense_ms / sparse_ms:.2f}x; outside sparse layers "
+            f"{outside_ms:,.0f} ms, {outside_ms / sparse_ms:.0%} of the step and "
+            f"{outside_ms / dense_ms:.0%} of the dense one: at most {dense_ms / outside_ms:.2f}x",
+            flush=True,
+        )
     return common.rows(
         cuts,
-        dense,
+        dense_ms,
         torch.device("cpu"),
         op="train_step",
         shape=f"fastspeech2_conformer {UTTERANCES}x{TOKENS * FRAMES_A_TOKEN}",

@@ -183,6 +183,7 @@ def sparsify(
     for module in dropouts:
         module.__class__ = Dropout
         module._was_plain = True
+    _turn_off_fused_inference(model)
     return report
 
 
@@ -200,7 +201,25 @@ def densify(model: nn.Module) -> nn.Module:
             module.__class__ = _PLAIN[type(module)]
         elif type(module) is Dropout and module.__dict__.pop("_was_plain", False):
             module.__class__ = nn.Dropout
+        for name, value in module.__dict__.pop("_before_sparsify", {}).items():
+            setattr(module, name, value)
     return model
+
+
+# By what each of torch's own modules decides whether it may run fused.
+_FUSED_INFERENCE = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
+
+
+def _turn_off_fused_inference(model: nn.Module) -> None:
+    """Torch's fused encoder multiplies with the weights itself and never calls our layers."""
+    for module in model.modules():
+        for kind, (name, off) in _FUSED_INFERENCE.items():
+            if isinstance(module, kind) and any(type(m) in _PLAIN for m in module.modules()):
+                module.__dict__.setdefault("_before_sparsify", {name: getattr(module, name, off)})
+                setattr(module, name, off)
 
 
 def _why_not(name, module, block_size, include, exclude, uses) -> str:

@@ -14,12 +14,13 @@ from dropin import (
     espnet_loss,
 )
 from safetensors.torch import load_file, save_model
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 from sniper import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
 from sniper.layers import Dropout
+from sniper.ops import executors
 
 B = 8
 
@@ -162,6 +163,18 @@ def test_a_model_that_has_no_weights_yet():
         sparsify(nn.Sequential(nn.LazyLinear(16), nn.Linear(16, 16)), B)
 
 
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float32), ("cpu", torch.bfloat16), ("meta", torch.float16)]
+)
+def test_devices_and_dtypes_stay(device, dtype):
+    layers = (nn.Linear(16, 16), nn.Conv1d(16, 8, 3, padding=1))
+    model = nn.Sequential(*layers).to(device=device, dtype=dtype)
+    assert len(sparsify(model, B).taken) == 2
+    assert {(p.device.type, p.dtype) for p in model.parameters()} == {(device, dtype)}
+    y = model[1](model[0](torch.randn(2, 16, 16, device=device, dtype=dtype)))
+    assert (y.device.type, y.dtype, tuple(y.shape)) == (device, dtype, (2, 8, 16))
+
+
 def test_everything_but_the_class_stays():
     model = nn.Sequential(nn.Linear(16, 16), nn.Conv1d(16, 8, 3, padding=1))
     calls = []
@@ -272,9 +285,10 @@ def test_an_optimizer_built_before(fused):
     assert not results[0][0][:8, 8:].any()
 
 
-def test_transformer_encoder_and_its_fast_path():
+def test_transformer_encoder_and_its_fast_path(monkeypatch):
     layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
     model = nn.TransformerEncoder(layer, 2)
+    settings = [(m.activation_relu_or_gelu, set(vars(m))) for m in model.layers]
     taken = sparsify(model, B).taken
     assert taken == ("layers.0.linear1", "layers.0.linear2", "layers.1.linear1", "layers.1.linear2")
     plain = copy.deepcopy(model)
@@ -283,16 +297,35 @@ def test_transformer_encoder_and_its_fast_path():
         module.set_block_mask(torch.rand(module.block_mask_shape) < 0.5)
     plain.load_state_dict(model.state_dict())
     densify(plain)
+    assert [(m.activation_relu_or_gelu, set(vars(m))) for m in plain.layers] == settings
+    assert plain.use_nested_tensor
     x = torch.randn(3, 5, 16)
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 4 + [True]])
+    products, run = [], executors.run
+    monkeypatch.setattr(executors, "run", lambda *args: products.append(1) or run(*args))
+    fused = []
+    monkeypatch.setattr(
+        torch,
+        "_transformer_encoder_layer_fwd",
+        lambda *args, real=torch._transformer_encoder_layer_fwd: fused.append(1) or real(*args),
+    )
 
-    def run(m: nn.Module) -> Tensor:
-        return m(x, src_key_padding_mask=padding)[~padding] if m.training else m(x)
+    def check(**mask) -> None:
+        products.clear(), fused.clear()
+        got, wanted = model(x, **mask), plain(x, **mask)
+        real = ~padding if mask else torch.ones_like(padding)
+        torch.testing.assert_close(got[real], wanted[real], rtol=1e-4, atol=1e-5)
+        assert len(products) == 4
+        # Where the plain model takes torch's fused kernel, ours runs its own layers.
+        assert len(fused) == (0 if torch.is_grad_enabled() else 2)
 
-    torch.testing.assert_close(run(model), run(plain))
-    model.eval(), plain.eval()
-    with torch.no_grad():  # where torch takes its fused kernels
-        torch.testing.assert_close(run(model), run(plain), rtol=1e-4, atol=1e-5)
+    for mode in (True, False):
+        model.train(mode), plain.train(mode)
+        check()
+        check(src_key_padding_mask=padding)
+    with torch.no_grad():
+        check()
+        check(src_key_padding_mask=padding)
 
 
 def test_espnets_fastspeech2():
