@@ -170,7 +170,8 @@ def _prepare(runs: Sequence[Run]) -> None:
 def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> None:
     from sniper.compare.figures import write_figures
     from sniper.compare.page import write_page
-    from sniper.compare.results import collect, write_tables
+    from sniper.compare.results import collect
+    from sniper.compare.tables import write_tables
     from sniper.train import prepare_data
     from sniper.tts.dataset import FeatureDataset
 

@@ -5,7 +5,7 @@ A matrix is a YAML file; sniper/compare/matrices/*.yaml are the built-in ones:
 
     title: What the report says at its top
     config: demo                        # preset or file of sniper.train that the arms start from
-    settings: {train: {epochs: 18}}     # for all arms
+    settings: {train: {epochs: 16}}     # for all arms
     seeds: [0, 1, 2]
     reference: dense                    # the arm that the others are compared with
     arms:

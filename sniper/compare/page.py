@@ -126,9 +126,7 @@ def warnings(data: dict[str, Any]) -> list[str]:
                 found.append(
                     f"{arm['label']}, seed {run['seed']}, is not finished ({run['status']}){why}"
                 )
-    ignored = ("date", "commit")
-    machines = [{k: v for k, v in m.items() if k not in ignored} for m in data["machines"]]
-    if any(machine != machines[0] for machine in machines):
+    if len(data["machines"]) > 1:
         found.append(
             "The runs come from different machines or versions: their times do not compare."
         )
@@ -211,7 +209,9 @@ def reached(cell: dict[str, Any] | None, is_reference: bool) -> Any:
     if is_reference:
         return "1×"
     if cell["speedup"] is None:
-        return f"reached by {cell['reached']} of {cell['seeds']}"
+        return (
+            f"reached by {cell['reached']} of {cell['seeds']}" if cell["reached"] else "not reached"
+        )
     sd = "" if cell["speedup_sd"] is None else f" ± {cell['speedup_sd']:.2f}"
     kind = "good" if cell["speedup"] > 1 else "bad"
     return Markup('<span class="{}">{:.2f}×</span>{}<span class="sub">{:.2f}×</span>').format(

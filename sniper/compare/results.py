@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that the runs left behind as one dictionary, and as tables.
-
-results.json   what the report shows, but for the sound
-results.csv    one line a run
-epochs.csv     one line an epoch of a run: loss terms, seconds, frames/s
-"""
+"""Everything that the runs left behind, as one dictionary."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +22,7 @@ from sniper.tts.dataset import FeatureDataset
 CHECKPOINTS = ("final", "best")
 # Layers whose masks are drawn.
 DRAWN = 4
-SMALLEST_DRAWN = 9  # blocks
+LARGE = 0.25  # of the blocks of the largest
 
 
 def collect(
@@ -43,7 +35,7 @@ def collect(
         command: that was given, exactly.
         valid: the held-out split.
     """
-    found = {arm.name: [_run(r) for r in runs if r.arm == arm] for arm in matrix.arms}
+    found = {arm.name: [read_run(r) for r in runs if r.arm == arm] for arm in matrix.arms}
     reference = _by_seed(found[matrix.reference])
     arms = [_arm(arm, found[arm.name], reference, matrix) for arm in matrix.arms]
     measured = [e for each in found.values() for r in each if (e := r["evaluation"])]
@@ -65,7 +57,7 @@ def collect(
     }
 
 
-def _run(run: Run) -> dict[str, Any]:
+def read_run(run: Run) -> dict[str, Any]:
     """What one run left: `seed`, `status`, `message`, `history`, seconds, evaluation."""
     result = files.read_json(run.folder / "result.json") or {}
     progress: dict[str, Any] = {}
@@ -242,75 +234,33 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _machines(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The different machines and versions that trained, the first one first."""
+    """The different machines and versions that trained; commits and dates of one are joined."""
     result: list[dict[str, Any]] = []
-    for runs in found.values():
-        for run in runs:
-            if run["machine"] and run["machine"] not in result:
-                result.append(run["machine"])
-    return result
+    joined = ("commit", "date")
+    for machine in [run["machine"] for runs in found.values() for run in runs if run["machine"]]:
+        own = {k: v for k, v in machine.items() if k not in joined}
+        same = next((m for m in result if {k: m[k] for k in own} == own), None)
+        if same is None:
+            same = {**own, **{key: [] for key in joined}}
+            result.append(same)
+        for key in joined:
+            if machine.get(key) and machine[key] not in same[key]:
+                same[key].append(machine[key])
+    return [{**m, **{key: ", ".join(m[key]) for key in joined}} for m in result]
 
 
 def _drawn(arms: Sequence[dict[str, Any]]) -> list[str]:
-    """A few layers, from the sparsest to the densest at the first stage of the first block arm
-    that changes its masks.
+    """A few large layers of the first block arm that changes its masks, from one that is pruned
+    most, over the stages together, to one that is pruned least.
     """
     blocky = [a for a in arms if any("masks" in layer for layer in a["layers"].values())]
     blocky.sort(key=lambda a: len(a["stages"]) < 2)
     if not blocky:
         return []
     layers = blocky[0]["layers"]
-    large = [n for n, layer in layers.items() if math.prod(layer["blocks"]) >= SMALLEST_DRAWN]
-    large.sort(key=lambda name: next(iter(layers[name]["density"].values())))
+    sizes = {name: math.prod(layer["blocks"]) for name, layer in layers.items()}
+    large = [name for name, size in sizes.items() if size >= LARGE * max(sizes.values())]
+    large.sort(key=lambda name: sum(layers[name]["density"].values()))
     if len(large) <= DRAWN:
         return large
     return [large[round(i * (len(large) - 1) / (DRAWN - 1))] for i in range(DRAWN)]
-
-
-def write_tables(data: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
-    """Writes results.json, results.csv and epochs.csv."""
-    files.write_json(folder / "results.json", data)
-    per_run, per_epoch = [], []
-    for run in runs:
-        found = _run(run)
-        head = {"arm": run.arm.name, "seed": run.seed}
-        per_run.append({**head, **_line(found, data)})
-        for row in found["history"]:
-            keys = ("sparsity", "density", "frames", "seconds", "frames_per_second")
-            terms = {f"{part}_{k}": v for part in ("train", "valid") for k, v in row[part].items()}
-            line = {"epoch": row["epoch"] + 1, **{k: row[k] for k in keys}, **terms}
-            per_epoch.append({**head, **{k: _short(v) for k, v in line.items()}})
-    files.write_text(folder / "results.csv", _csv(per_run))
-    files.write_text(folder / "epochs.csv", _csv(per_epoch))
-
-
-def _line(run: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    history = run["history"]
-    line: dict[str, Any] = {"status": run["status"], "epochs": len(history)}
-    spent = timing.accounts(history, run["score_seconds"])
-    line |= {f"{name}_seconds": value for name, value in spent.items()}
-    if history:
-        losses = timing.losses(history)
-        line |= {"valid_final": float(losses[-1]), "valid_best": float(losses.min())}
-        line["best_epoch"] = int(losses.argmin()) + 1
-    if run["evaluation"]:
-        for which in CHECKPOINTS:
-            for metric, values in run["evaluation"]["checkpoints"][which]["metrics"].items():
-                mean = bootstrap.summarize({0: np.array(values, dtype=float)}).mean
-                line[f"{metric}_{which}"] = mean
-    return {key: _short(value) for key, value in line.items()}
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.6g}"
-    return "" if value is None else value
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from comparing import MATRIX, Compared, until
 from speech import command, tiny
@@ -55,3 +56,9 @@ def compared(
     with contextlib.redirect_stdout(said):
         assert main([*options, "--jobs", "2"]) == 0
     return Compared(matrix_file, out, said.getvalue(), (before, after))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(seeded: None) -> None:
+    """Faster at this size."""
+    torch.set_num_threads(1)

@@ -49,7 +49,7 @@ def test_the_arms_of_the_experiment(name):
 
 def test_the_papers_schedules_scaled_to_the_demo():
     configs = _configs("demo")
-    assert dict(configs["sniper40"].sparsity_schedule()) == {0: 0.4, 1: 0.2, 2: 0.1, 4: 0.0}
+    assert dict(configs["sniper40"].sparsity_schedule()) == {0: 0.4, 1: 0.2, 2: 0.1, 3: 0.0}
     assert dict(configs["sniper20"].sparsity_schedule()) == {0: 0.2, 1: 0.1, 2: 0.0}
 
 

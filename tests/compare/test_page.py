@@ -136,6 +136,7 @@ def test_times_to_loss():
     expected = '<span class="good">1.50×</span><span class="sub">1.40×</span>'
     assert page.reached(cell, False) == expected
     assert page.reached({**cell, "speedup": None, "reached": 1}, False) == "reached by 1 of 2"
+    assert page.reached({**cell, "speedup": None, "reached": 0}, False) == "not reached"
     assert page.reached(cell, True) == "1×" and page.reached(None, False) == "–"
     assert page.early(None, None) == "–"
     assert page.early(-0.5, 0.2) == '<span class="good">−0.500</span> ± 0.200'
@@ -145,8 +146,7 @@ def test_times_to_loss():
 def test_warnings():
     run = {"seed": 0, "status": "trained", "message": ""}
     arms = [{"label": "A", "runs": [run, {**run, "seed": 1, "status": "not begun"}]}]
-    one, other = {"cpu": "x", "date": "a"}, {"cpu": "x", "date": "b"}
-    data = {"arms": arms, "machines": [one, other]}
+    data = {"arms": arms, "machines": [{"cpu": "x"}]}
     assert page.warnings(data) == ["A, seed 1, is not finished (not begun)"]
-    data["machines"].append({"cpu": "y", "date": "b"})
+    data["machines"].append({"cpu": "y"})
     assert "different machines" in page.warnings(data)[-1]

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 from comparing import Compared
 
 from sniper import checkpoint
-from sniper.compare.results import collect, mean_sd, write_tables
+from sniper.compare.results import _machines, collect, mean_sd
 from sniper.tts.dataset import FeatureDataset
 
 
@@ -72,30 +70,21 @@ def test_an_arm_that_diverged_has_no_figures(collected: dict[str, Any]):
 
 def test_layers_to_draw(compared: Compared, collected: dict[str, Any], demo_corpus: Path):
     layers = collected["arms"][0]["layers"]
-    densities = [layers[name]["density"]["0.6"] for name in collected["drawn"]]
-    assert densities == sorted(densities)
-    assert all(np.prod(layers[name]["blocks"]) >= 9 for name in collected["drawn"])
+    densities = [sum(layers[name]["density"].values()) for name in collected["drawn"]]
+    assert len(densities) == 4 and densities == sorted(densities)
+    largest = max(np.prod(layer["blocks"]) for layer in layers.values())
+    assert all(4 * np.prod(layers[name]["blocks"]) >= largest for name in collected["drawn"])
 
 
-def test_tables(compared: Compared, collected: dict[str, Any], tmp_path: Path):
-    write_tables(collected, compared.runs, tmp_path)
-    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
-    assert [(r["arm"], r["seed"]) for r in rows[:4]] == [
-        ("block", "0"),
-        ("dense", "0"),
-        ("broken", "0"),
-        ("block", "1"),
+def test_machines_that_differ(collected: dict[str, Any]):
+    (machine,) = collected["machines"]
+    assert machine["threads"] == 1 and machine["date"]
+    one = {"cpu": "x", "commit": "a", "date": "d"}
+    runs = [{"machine": {**one, **change}} for change in ({}, {"commit": "b"}, {"cpu": "y"})]
+    assert _machines({"arm": [*runs, {"machine": None}]}) == [
+        {"cpu": "x", "commit": "a, b", "date": "d"},
+        {"cpu": "y", "commit": "a", "date": "d"},
     ]
-    assert rows[2]["status"] == "diverged" and rows[2]["epochs"] == "0" and not rows[2]["mcd_final"]
-    metrics = collected["arms"][1]["metrics"]["final"]
-    for name in ("loss", "mcd", "voicing_error"):
-        mean = np.mean([float(rows[i][f"{name}_final"]) for i in (1, 4)])
-        assert mean == pytest.approx(metrics[name]["mean"], rel=1e-4)
-    epochs = list(csv.DictReader((tmp_path / "epochs.csv").open()))
-    assert len(epochs) == 12 and epochs[0]["epoch"] == "1"
-    assert float(epochs[0]["valid_mel_before"]) > 0 and float(epochs[0]["seconds"]) > 0
-    strict = (tmp_path / "results.json").read_text()
-    assert json.loads(strict)["command"] == "the command" and "NaN" not in strict
 
 
 def test_mean_sd():

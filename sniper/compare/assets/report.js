@@ -57,7 +57,8 @@ function chart(holder, series, options) {
   holder.replaceChildren();
   const shown = series.filter((s) => s.points.length && !hidden.has(s.name));
   const width = holder.clientWidth, height = Math.min(360, Math.max(250, width * 0.62));
-  const room = { left: 46, right: 14, top: 10, bottom: 36 };
+  const named = options.names && width >= 460;
+  const room = { left: 46, right: named ? 158 : 14, top: 10, bottom: 36 };
   const svg = make(holder, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img",
     "aria-label": options.label });
   if (!shown.length) return;
@@ -96,23 +97,26 @@ function chart(holder, series, options) {
       stroke: color, "stroke-dasharray": s.dashed ? "6 4" : "none",
       "stroke-width": s.name === data.reference ? 3 : 2 });
   }
-  names(svg, shown, X, Y, right, room.top, base, options);
+  for (const s of shown) {
+    const p = s.points[s.points.length - 1];
+    if (!options.step) make(svg, "circle", { cx: X(p.x), cy: Y(p.y), r: 3, fill: `var(--c${s.index % 10})` });
+  }
+  if (named) names(svg, shown, X, Y, right, room.top, base);
   hover(holder, svg, shown, { X, Y, xs, left: room.left, right, top: room.top, base, width }, options);
 }
 
-// The curves' names at their ends, moved apart; on a phone the buttons above have to do.
-function names(svg, shown, X, Y, right, top, base, options) {
-  if (!options.names || svg.viewBox.baseVal.width < 480) return;
+// The curves' names beside their ends, moved apart; on a phone the buttons above have to do.
+function names(svg, shown, X, Y, right, top, base) {
   const ends = shown.map((s) => ({ s, p: s.points[s.points.length - 1] }))
-    .map(({ s, p }) => ({ s, x: X(p.x), y: Y(p.y) - 7 })).sort((a, b) => a.y - b.y);
-  ends.forEach((e, i) => { e.y = Math.max(e.y, top + 10, i ? ends[i - 1].y + 14 : 0); });
-  for (let i = ends.length - 1, limit = base - 4; i >= 0; i--, limit -= 14) ends[i].y = Math.min(ends[i].y, limit);
-  for (const { s, x, y } of ends) {
-    const text = make(svg, "text", { x: Math.min(x, right) - 2, y, "text-anchor": "end", class: "name" }, s.label);
-    text.style.fill = `var(--c${s.index % 10})`;
-    text.style.paintOrder = "stroke";
-    text.style.stroke = "var(--card)";
-    text.style.strokeWidth = "4px";
+    .map(({ s, p }) => ({ s, x: X(p.x), end: Y(p.y), y: Y(p.y) })).sort((a, b) => a.y - b.y);
+  ends.forEach((e, i) => { e.y = Math.max(e.y, top, i ? ends[i - 1].y + 15 : 0); });
+  for (let i = ends.length - 1, limit = base; i >= 0; i--, limit = ends[i + 1].y - 15) {
+    ends[i].y = Math.min(ends[i].y, limit);
+  }
+  for (const { s, x, end, y } of ends) {
+    const color = `var(--c${s.index % 10})`;
+    make(svg, "path", { d: `M${x + 4} ${end}L${right + 9} ${y}`, stroke: color, fill: "none", opacity: 0.5 });
+    make(svg, "text", { x: right + 12, y: y + 4, class: "name" }, s.label).style.fill = color;
   }
 }
 
@@ -180,7 +184,7 @@ function draw() {
   const halfTime = timed.find((s) => s.name === data.reference)?.points[Math.floor(epochs / 3)];
   chart(document.getElementById("by-epoch"), loss, { xLabel: "epoch", log: true, whole: true, names: true,
     x0: late && half ? half.x : undefined, label: "validation loss by epoch" });
-  chart(document.getElementById("by-seconds"), timed, { xLabel: "seconds of training", log: true, names: true,
+  chart(document.getElementById("by-seconds"), timed, { xLabel: "seconds of training", log: true,
     x0: late && halfTime ? halfTime.x : 0, label: "validation loss by seconds of training" });
   chart(document.getElementById("sparsity"), curves("sparsity", "epoch"), { xLabel: "epoch", x0: 0, step: true,
     whole: true, percent: true, range: [0, 1], label: "sparsity by epoch" });
