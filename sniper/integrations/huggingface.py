@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader
 try:
     from accelerate.utils import send_to_device
     from transformers import TrainerCallback
+    from transformers.training_args import ParallelMode
 except ImportError as error:
     raise ImportError(
         f"sniper.integrations.huggingface: {error}: pip install 'sniper-tts[huggingface]'"
     ) from error
 
-from sniper.integrations.settings import SniperSettings, refuse
+from sniper.integrations.callback import SniperSettings, refuse
 
 STATE_FILE = "sniper.pt"  # beside the Trainer's own files of a checkpoint
 
@@ -41,8 +42,8 @@ class SniperCallback(SniperSettings, TrainerCallback):
             `args.output_dir`.
 
     Raises:
-        ValueError: when training begins: FSDP or DeepSpeed, a checkpoint without `sniper.pt`, a
-            model with nothing to prune or without a loss.
+        ValueError: when training begins: FSDP, DeepSpeed or DataParallel, a checkpoint without
+            `sniper.pt`, a model with nothing to prune or without a loss.
     """
 
     def __init__(self, schedule, *, resume_from: str | Path | None = None, **settings: Any):
@@ -54,6 +55,11 @@ class SniperCallback(SniperSettings, TrainerCallback):
         for kind in ("fsdp", "deepspeed"):
             if getattr(args, kind, None):
                 raise refuse(kind)
+        if args.parallel_mode == ParallelMode.NOT_DISTRIBUTED:  # several GPUs, one process
+            raise ValueError(
+                f"SniperCallback: expected one process a GPU (torchrun), got DataParallel over "
+                f"{args.n_gpu}, which copies the model at every step"
+            )
         # What is not a whole number is in the middle of an epoch, up to the rounding of divisions.
         self._epoch = int((state.epoch or 0) + 1e-6)
         new = self.attach_to(model)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -22,7 +23,7 @@ except ImportError as missing:
             f"sniper.integrations.lightning: {missing}: pip install 'sniper-tts[lightning]'"
         ) from missing
 
-from sniper.integrations.settings import SniperSettings, refuse
+from sniper.integrations.callback import SniperSettings, refuse
 
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 
@@ -102,8 +103,8 @@ class _Scoring:
     def __call__(self, module: LightningModule, batch: Any) -> Tensor:
         step, index = module.training_step, self._count
         self._count += 1
-        # Lightning asks the same: a step may take the batch alone.
-        takes_index = step.__code__.co_argcount > 2
+        taken = inspect.signature(step).parameters.values()  # a step may take the batch alone
+        takes_index = len(taken) > 1 or any(p.kind is p.VAR_POSITIONAL for p in taken)
         with self._trainer.precision_plugin.train_step_context():
             output = step(batch, index) if takes_index else step(batch)
         loss = output.get("loss") if isinstance(output, dict) else output

@@ -186,8 +186,6 @@ def test_other_training_steps(tmp_path):
 
 
 def test_what_cannot_be(tmp_path):
-    with pytest.raises(TypeError, match="'blocksize'"):
-        SniperCallback(SCHEDULE, blocksize=16)
     trainer, _ = fit(tmp_path, Callback(), epochs=1)
     path = tmp_path / "plain.ckpt"
     trainer.save_checkpoint(path)
