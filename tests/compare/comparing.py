@@ -32,13 +32,15 @@ class Compared:
     Args:
         file: the matrix' YAML.
         out: folder of everything.
-        said: what the second call printed.
-        left: epochs that the first run had when its parent was killed, and after it had ended.
+        said: what the last call printed.
+        stopped: what the first said on standard error when it was stopped.
+        left: epochs that dense, seed 0, had when its parent was killed, and when it had ended.
     """
 
     file: Path
     out: Path
     said: str
+    stopped: str
     left: tuple[int, int]
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One small matrix, trained once for all tests here, killed on the way and taken up again."""
+"""One small matrix, trained once for all tests here, stopped and killed on the way."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ from speech import command, tiny
 
 from sniper import checkpoint
 from sniper.compare.__main__ import main
-from sniper.compare.arms import load_matrix
-from sniper.compare.matrix import plan
 from sniper.config import dump
 
 
@@ -37,25 +35,32 @@ def matrix_file(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def compared(
     matrix_file: Path, tmp_path_factory: pytest.TempPathFactory, choices_of_its_own: None
 ) -> Compared:
-    """Begun, killed with -9 in its first run, and done by the same command."""
+    """Stopped by Ctrl-C in its first run, killed with -9 in its second, then done."""
     out = tmp_path_factory.mktemp("compared")
-    options = Compared(matrix_file, out, "", (0, 0)).options()
-    first = out / "runs" / "block" / "seed-0"
+    empty = Compared(matrix_file, out, "", "", (0, 0))
+    options = empty.options()
     process = command("compare", *options)
     try:
-        until(lambda: checkpoint.exists(first))
+        until(lambda: checkpoint.exists(empty.run("block").folder))
+    finally:
+        os.kill(process.pid, signal.SIGINT)
+        stopped = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, stopped
+    process = command("compare", *options)
+    killed = empty.run("dense")
+    try:
+        until(lambda: checkpoint.exists(killed.folder))
     finally:
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-    killed = plan(load_matrix(str(matrix_file)), out, threads=1)[0]
     before = killed.epochs_done()
-    with (first / ".lock").open() as lock:  # the orphan saves and ends by itself
+    with (killed.folder / ".lock").open() as lock:  # the orphan saves and ends by itself
         fcntl.flock(lock, fcntl.LOCK_EX)
     after = killed.epochs_done()
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         assert main([*options, "--jobs", "2"]) == 0
-    return Compared(matrix_file, out, said.getvalue(), (before, after))
+    return Compared(matrix_file, out, said.getvalue(), stopped, (before, after))
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from speech import differences, everything, fit
 
 from sniper.compare import files
 from sniper.compare.arms import load_matrix
-from sniper.compare.matrix import execute, plan, refuse_changes
+from sniper.compare.matrix import _how, execute, plan, refuse_changes
 from sniper.config import ConfigError
 
 
@@ -24,16 +26,23 @@ def test_all_arms_of_a_seed_before_the_next_seed(matrix_file: Path):
     assert runs[4].config.train.seed == 1 and runs[4].config.train.threads == 2
 
 
-def test_killed_with_its_parent_and_taken_up_again(compared: Compared, tmp_path: Path):
+@pytest.mark.parametrize("arm", ["block", "dense"])
+def test_stopped_or_killed_and_taken_up_again(compared: Compared, tmp_path: Path, arm: str):
+    """Ctrl-C met the one, `kill -9` of the whole the other; neither shows in the result."""
+    assert compared.stopped.endswith("stopped, saved; the same command continues\n")
     before, after = compared.left
     assert 1 <= before <= after < 3
-    run = compared.run("block")
+    run = compared.run(arm)
     log = (run.folder / "log.txt").read_text()
-    assert "resumed at epoch" in log and "stopping after this update" in log
-    through = run.config.to_dict() | {"output": str(tmp_path)}
-    trainer = fit(type(run.config)(**{**vars(run.config), "output": through["output"]}))
+    assert "stopping after this update" in log and "resumed at epoch" in log
+    trainer = fit(dataclasses.replace(run.config, output=str(tmp_path)))
     assert trainer.progress.epoch == 3
     assert differences(everything(run.folder), everything(tmp_path)) == []
+
+
+def test_a_killed_run_is_said_to_be_one(compared: Compared):
+    words = "killed by SIGKILL; the same command goes on with it"
+    assert _how(compared.run("dense"), -signal.SIGKILL, train=True) == words
 
 
 def test_an_arm_that_diverges_is_recorded_and_the_rest_goes_on(compared: Compared):
@@ -45,7 +54,7 @@ def test_an_arm_that_diverges_is_recorded_and_the_rest_goes_on(compared: Compare
         assert f"broken seed {seed}: diverged: the loss" in compared.said
         for arm in ("block", "dense"):
             assert compared.run(arm, seed).trained() and compared.run(arm, seed).measured(3)
-            assert f"{arm} seed {seed}: validation loss " in compared.said
+    assert "block seed 1: validation loss " in compared.said
     assert "6/6" in compared.said and "left" in compared.said
 
 
