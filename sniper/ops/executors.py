@@ -83,7 +83,7 @@ def run(which: str, layout: Any, geometry: Geometry, *args: Any) -> Any:
         # No epilogue, no sum of dy: tile sizes do not depend on them.
         triton.tune(which, layout, geometry, *args[: 2 if which == "wgrad" else 3])
         choice.drop(key)  # it was made with another tile size
-    if _forced is not None:
+    if _forced is not None and not layout.outgrown:
         name = _forced
         calls.setdefault(name, _call(EXECUTORS[name], which, layout, geometry, args))
     elif len(calls) == 1:
