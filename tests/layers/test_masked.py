@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
 from sniper import BlockSparseLinear, densify, sparsify
-from sniper.ops import executor
 from sniper.layers import layout_versions
+from sniper.ops import executor
 
 B = 8
 DATA_PARALLEL_DONE = 17  # neither success nor a way in which Python ends by itself
