@@ -33,7 +33,7 @@ class Changes:
         torch.manual_seed(0)
         model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device)
         schedule = {0: HIGH, 1: LOW, 2: 0.0}
-        self.sniper = Sniper(model, schedule, block_size=BLOCK, max_param_sparsity=0.95)
+        self.sniper = Sniper(model, schedule, block_size=BLOCK, spread=0.1)
         # The loss makes every weight's saliency its square: as good as any other here.
         loss = lambda m, b: sum(p.square().sum() for p in m.parameters())  # noqa: E731
         self.sniper.score([None], loss)

@@ -107,7 +107,7 @@ def sparse(
     model = copy.deepcopy(model)
     # At 0 the schedule starts above it, so that layers are masked and then all active.
     schedule = {0: sparsity} if sparsity else {0: 0.5, 1: 0.0}
-    sniper = Sniper(model, schedule, block_size=block, max_param_sparsity=0.95)
+    sniper = Sniper(model, schedule, block_size=block, spread=0.1)
     device = next(model.parameters()).device
     sniper.score([batch.to(device)], lambda m, b: m.loss(b)[0])
     step = Step(model, batch, precision, sniper)

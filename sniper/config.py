@@ -60,6 +60,7 @@ class SparsityConfig:
     schedule_fractions: dict[float, float] | None = None
     block_size: int | None = 64
     max_param_sparsity: float = 0.75
+    spread: float | None = None
     restore_init: bool = True
     prime_moments: bool = False
     scale_lr: bool = True

@@ -48,6 +48,7 @@ def make_sniper(model: nn.Module, config: Config) -> Sniper | None:
             block_size=settings.block_size,
             exclude=settings.exclude,
             max_param_sparsity=settings.max_param_sparsity,
+            spread=settings.spread,
             restore_init=settings.restore_init,
             prime_moments=settings.prime_moments,
             scale_lr=settings.scale_lr,

@@ -69,7 +69,9 @@ def test_put_makes_the_way_but_replaces_no_value():
 
 def test_keys_and_text_that_are_wrong():
     check_keys({"one": 1}, ["one", "two"], "")
-    with pytest.raises(ConfigError, match=r"unknown setting part\.12345: known are part\.one, part\.two"):
+    with pytest.raises(
+        ConfigError, match=r"unknown setting part\.12345: known are part\.one, part\.two"
+    ):
         check_keys({"12345": 1}, ["one", "two"], "part")
     assert parse("{0: 0.5}", "here") == {0: 0.5}
     with pytest.raises(ConfigError, match="^here: not YAML"):

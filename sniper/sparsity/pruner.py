@@ -17,6 +17,7 @@ from sniper.sparsity.lr_scale import LrScale
 from sniper.sparsity.moments import as_list, match_memory, moved_with, prime
 from sniper.sparsity.saliency import EXCLUDE, prunable_parameters, summed_gradients
 from sniper.sparsity.schedule import SparsitySchedule, check_sparsity
+from sniper.sparsity.spread import spread_plan
 from sniper.sparsity.targets import BlockTargets, ElementTargets
 
 
@@ -37,7 +38,11 @@ class Sniper:
         block_size: edge of the blocks that are kept or pruned as a whole, which is what makes
             training faster; None masks single weights, as the paper does.
         exclude: parameters whose name contains one of these strings are never pruned.
-        max_param_sparsity: no parameter is made sparser than this.
+        max_param_sparsity: no parameter is made sparser than this. What it saves is not pruned
+            elsewhere, so a model may end up less sparse than the schedule says.
+        spread: in [0, 1], in place of that cap: no parameter is made sparser than
+            `sparsity + spread * (1 - sparsity)` at each stage, and the threshold is raised until
+            the model is as sparse as the schedule says (`sniper.sparsity.spread`).
         restore_init: newly active weights take their initial values; otherwise they start at 0.
         prime_moments: newly active weights start with the mean of their parameter's second moments
             in Adam, where they would start with 0 and make steps about three times too long.
@@ -62,6 +67,7 @@ class Sniper:
         block_size: int | None = 64,
         exclude: Sequence[str] = EXCLUDE,
         max_param_sparsity: float = 0.75,
+        spread: float | None = None,
         restore_init: bool = True,
         prime_moments: bool = False,
         scale_lr: bool = True,
@@ -73,6 +79,7 @@ class Sniper:
         self.block_size = None if block_size is None else check_block_size(block_size)
         self.exclude = exclude
         self.max_param_sparsity = check_sparsity(max_param_sparsity, "max_param_sparsity")
+        self.spread = None if spread is None else check_sparsity(spread, "spread")
         self.restore_init = restore_init
         self.prime_moments = prime_moments
         self.scale_lr = scale_lr
@@ -131,12 +138,12 @@ class Sniper:
                 scores = {
                     n: update.pool(p, gradients[n], self.block_size) for n, p in params.items()
                 }
-        self._plan = update.plan(
-            scores,
-            self.schedule.sparsities,
-            self.max_param_sparsity,
-            nested=not self.paper_exact,
-        )
+        sparsities = self.schedule.sparsities
+        if self.spread is None:
+            nested = not self.paper_exact
+            self._plan = update.plan(scores, sparsities, self.max_param_sparsity, nested)
+        else:
+            self._plan = spread_plan(scores, sparsities, self.spread)
         if self.restore_init:
             self._init = {n: p.detach().clone() for n, p in params.items()}
         return scores
