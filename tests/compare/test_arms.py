@@ -57,6 +57,11 @@ def test_each_arm_of_the_ablation_differs_in_one_setting():
     configs = _configs("demo-ablation")
     base = configs.pop("block64")
     ignored = ("name", "sparsity.schedule")
+    cap = differences(base, configs.pop("cap"), ignored)  # two that exclude each other
+    assert [line.split(":")[0] for line in cap] == [
+        "sparsity.max_param_sparsity",
+        "sparsity.spread",
+    ]
     for arm, config in configs.items():
         assert len(differences(base, config, ignored)) == 1, arm
 
