@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sniper.layers.layout import BlockLayout
-from sniper.ops import cpu
+from sniper.ops import cpu, keep_freed_memory
 from sniper.ops.geometry import Geometry
 
 # in, out, taps: attention projections, the feed-forward blocks of two models, a postnet.
@@ -162,6 +162,7 @@ def main() -> None:
         import layers_cuda
 
         return layers_cuda.main(layers, args)
+    keep_freed_memory()  # for both sides, as training does
     all_rows = []
     for density in args.densities:
         ratios = []

@@ -24,6 +24,7 @@ from torch import nn
 
 from sniper import Sniper, densify
 from sniper.layers import Dropout
+from sniper.ops import keep_freed_memory
 from sniper.step import TrainingStep, peak_memory, pick_recorder
 from sniper.tts.batch import Batch
 from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
@@ -190,6 +191,7 @@ def main() -> None:
     args.precision = args.precision or ("bf16" if cuda else "fp32")
     args.repeats = args.repeats or (31 if cuda else 7)
     torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
+    keep_freed_memory()  # for both sides, as training does
     torch.manual_seed(0)
     model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(args.device)
     batch = make_batch(UTTERANCES[args.device])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sniper.config import Config, ConfigError, TrainConfig
-from sniper.ops import autotune
+from sniper.ops import autotune, keep_freed_memory
 from sniper.sparsity import Sniper
 
 
@@ -24,7 +24,8 @@ def pick_device(name: str) -> torch.device:
 
 
 def set_up_torch(settings: TrainConfig) -> None:
-    """Threads, matmul precision and tuning, for the whole process."""
+    """Threads, memory, matmul precision and tuning, for the whole process."""
+    keep_freed_memory()
     autotune(settings.autotune)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)

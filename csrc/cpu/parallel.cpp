@@ -2,7 +2,11 @@
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>
+#include <stdlib.h>
 #include <sys/mman.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <system_error>
 #include <thread>
@@ -48,6 +52,16 @@ void advise_huge_pages(void* data, int64_t bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   static_cast<void>(data), static_cast<void>(bytes);
+#endif
+}
+
+bool keep_freed_memory() {
+#ifdef __GLIBC__
+  constexpr int kMost = 32 << 20;  // of what may come from the heap; glibc refuses more
+  constexpr int kNever = -1;
+  return mallopt(M_MMAP_THRESHOLD, kMost) && mallopt(M_TRIM_THRESHOLD, kNever) && mallopt(M_TOP_PAD, 64 << 20);
+#else
+  return false;
 #endif
 }
 

@@ -45,6 +45,10 @@ void parallel_for(int threads, int64_t count, const Task& task) {
 // costs one page fault per 2 MiB, not 512. Does nothing where there are none.
 void advise_huge_pages(void* data, int64_t bytes);
 
+// Has malloc keep what is freed, so that the next step's tensors find it mapped; returns whether it could be told. What
+// the process holds then never shrinks.
+bool keep_freed_memory();
+
 // Memory that a thread keeps between calls: it grows to the largest request and is freed when the thread ends.
 class Scratch {
  public:

@@ -7,6 +7,7 @@ from sniper.ops.dropout import dropout, relu_dropout
 from sniper.ops.executors import autotune, executor
 from sniper.ops.explain import explain
 from sniper.ops.geometry import Geometry, register_layout
+from sniper.ops.memory import keep_freed_memory
 
 __all__ = [
     "Geometry",
@@ -16,6 +17,7 @@ __all__ = [
     "dropout",
     "executor",
     "explain",
+    "keep_freed_memory",
     "register_layout",
     "relu_dropout",
 ]
