@@ -26,6 +26,7 @@ from sniper.ops.geometry import Geometry
 LAYERS = ((384, 384, 1), (384, 1536, 3), (1536, 384, 3), (256, 1024, 9), (256, 256, 5))
 BATCH, LENGTH = 8, 540
 PASSES = ("fwd", "dgrad", "wgrad")
+SECONDS, MOST_ROUNDS = 1.5, 60  # of timing a pass, where `--repeats` asks for no more
 
 Calls = dict[str, Callable[[], Tensor]]
 
@@ -120,7 +121,11 @@ def run(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -
     rows = []
     for which in PASSES:
         calls = {name: provider[which] for name, provider in providers.items()}
-        times = common.time_side_by_side(calls, args.repeats, lambda: None)
+        once = common.time_side_by_side(calls, 1, lambda: None)
+        # A small layer's median needs more rounds than a large one's to stand still.
+        rounds = int(SECONDS * 1e3 / sum(t[0] for t in once.values()))
+        rounds = max(args.repeats, min(rounds, MOST_ROUNDS))
+        times = common.time_side_by_side(calls, rounds, lambda: None)
         cuts = {name: common.percentiles(t) for name, t in times.items()}
         dense = min(c[1] for name, c in cuts.items() if name != "sparse")
         what = common.describe_layer(layer, (BATCH, LENGTH), density, args)
