@@ -164,10 +164,15 @@ def vits_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 def check_against_masked_dense(
-    model: nn.Module, batch: Any, loss_fn: Callable[[nn.Module, Any], Tensor], steps: int = 3
+    model: nn.Module,
+    batch: Any,
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    steps: int = 3,
+    tolerance: float = 1e-3,
 ) -> SparsifyReport:
     """Trains `model` block-sparse and a copy of it dense with masks on weights and gradients, from
-    the same seeds: losses, gradients and the weights after `steps` updates must be equal.
+    the same seeds: losses, gradients and the weights after `steps` updates must be equal, each
+    tensor within `tolerance` of its norm.
 
     Without dropout: torch draws it in memory order, and a block-sparse convolution's output lies
     channels-last.
@@ -195,24 +200,28 @@ def check_against_masked_dense(
             losses.append(loss_fn(side, batch))
             losses[-1].backward()
         torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
-        _compare(model, dense, lambda p: p.grad)
+        _compare(model, dense, lambda p: p.grad, tolerance)
         for _, optimizer in sides:
             optimizer.step()
-    _compare(model, dense, lambda p: p.detach())
+    _compare(model, dense, lambda p: p.detach(), tolerance)
     return report
 
 
-def _compare(model: nn.Module, dense: nn.Module, of: Callable[[nn.Parameter], Tensor | None]):
+def _compare(
+    model: nn.Module,
+    dense: nn.Module,
+    of: Callable[[nn.Parameter], Tensor | None],
+    tolerance: float,
+):
     expected = dict(dense.named_parameters())
     for name, p in model.named_parameters():
         got, wanted = of(p), of(expected[name])
         assert (got is None) == (wanted is None), name
         if got is not None:
-            # Sums in another order, of gradients that may be large.
-            scale = max(1.0, float(wanted.abs().max()))
-            torch.testing.assert_close(
-                got, wanted, rtol=1e-3, atol=1e-4 * scale, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            # Sums in another order. As a whole, not entry by entry: a value that lands on the other
+            # side of a spline's knot or of ReLU's edge changes a few entries by percents.
+            off, size = float((got - wanted).norm()), float(wanted.norm())
+            assert off <= tolerance * max(1.0, size), f"{name}: off by {off}, of {size}"
 
 
 def check_sniper_trains(

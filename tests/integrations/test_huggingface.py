@@ -45,7 +45,8 @@ def one_thread(seeded: None) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_equals_its_masked_dense_original(name):
     make, loss_fn = MODELS[name]
-    report = check_against_masked_dense(*make(), loss_fn)
+    tolerance = 1e-2 if name == "vits" else 1e-3  # its flows have splines
+    report = check_against_masked_dense(*make(), loss_fn, tolerance=tolerance)
     assert report.parameter_share > 0.3 and report.flop_share > 0.3
 
 
