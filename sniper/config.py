@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -203,6 +204,26 @@ def from_dict(data: dict[str, Any]) -> Config:
 def dump(config: Config) -> str:
     """The resolved config as YAML that `load` reads."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def differences(before: Config, now: Config, ignore: Iterable[str] = ()) -> list[str]:
+    """One line for each setting that differs: `key: there, now`."""
+    there, here = _flat(before.to_dict()), _flat(now.to_dict())
+    return [
+        f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"
+        for key in sorted({*there, *here} - set(ignore))
+        if there.get(key) != here.get(key)
+    ]
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys; a schedule is one value."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        whole = not isinstance(value, dict) or name.startswith("sparsity.schedule")
+        flat.update({name: value} if whole else _flat(value, f"{name}."))
+    return flat
 
 
 _LOWEST = {

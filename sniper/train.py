@@ -162,16 +162,15 @@ def run(config: Config, fresh: bool = False) -> Trainer:
 def _refuse_other_settings(config: Config) -> None:
     """Refuses to go on with a run that was begun with other settings."""
     from sniper import checkpoint
-    from sniper.config import ConfigError, from_dict
+    from sniper.config import ConfigError, differences, from_dict
 
     folder = Path(config.output)
     if not checkpoint.exists(folder):
         return
     saved = checkpoint.read_meta(checkpoint.find(folder))["config"]
-    before, now = _flat(from_dict(saved).to_dict()), _flat(config.to_dict())
-    changed = sorted(k for k in {*before, *now} - _FREE if before.get(k) != now.get(k))
+    changed = differences(from_dict(saved), config, _FREE)
     if changed:
-        lines = [f"  {k}: {before.get(k)!r} there, {now.get(k)!r} now" for k in changed]
+        lines = [f"  {line}" for line in changed]
         raise ConfigError(
             "\n".join([f"{folder} holds a run with other settings:", *lines])
             + "\nuse another output=FOLDER, or --fresh to start anew"
@@ -182,15 +181,6 @@ def _delete(folder: Path) -> None:
     for part in ("checkpoints", "tensorboard"):
         if (folder / part).exists():
             shutil.rmtree(folder / part)
-
-
-def _flat(data: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        whole = not isinstance(value, dict) or name.startswith("sparsity.schedule")
-        flat.update({name: value} if whole else _flat(value, f"{name}."))
-    return flat
 
 
 def _announce(trainer: Trainer, train, resumed: bool) -> None:

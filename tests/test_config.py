@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sniper.config import ConfigError, dump, from_dict, load
+from sniper.config import ConfigError, differences, dump, from_dict, load
 from sniper.settings import PRESETS
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
@@ -157,3 +157,11 @@ def test_base_is_a_preset_or_a_file_beside_it(tmp_path: Path, monkeypatch: pytes
     assert (config.name, config.train.epochs, config.train.warmup) == ("again", 7, 5)
     assert config.sparsity.schedule == {0: 0.5}
     assert config.model == load("demo").model
+
+
+def test_differences_name_both_sides():
+    before, now = load("demo"), load("demo", ["train.lr=0.5", "model.ffn_dim=64", "name=x"])
+    assert differences(before, now, ["name"]) == [
+        "model.ffn_dim: 768 there, 64 now",
+        "train.lr: 1.0 there, 0.5 now",
+    ]

@@ -16,9 +16,8 @@ A matrix is a YAML file; sniper/compare/matrices/*.yaml are the built-in ones:
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from typing import Any
 import yaml
 
 from sniper.config import Config, ConfigError, load
+from sniper.settings import parse
 
 MATRICES = Path(__file__).parent / "matrices"
 _SECTIONS = ("data", "features", "model", "sparsity", "train")
@@ -140,37 +140,15 @@ def load_matrix(
     return matrix
 
 
-def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; a schedule is one value."""
-    result: dict[str, Any] = {}
-    for key, value in data.items():
-        name = f"{prefix}{key}"
-        whole = not isinstance(value, dict) or name.startswith("sparsity.schedule")
-        result.update({name: value} if whole else flat(value, f"{name}."))
-    return result
-
-
-def differences(before: Config, now: Config, ignore: Iterable[str] = ()) -> list[str]:
-    """One line for each setting that differs: `key: there, now`."""
-    there, here = flat(dataclasses.asdict(before)), flat(dataclasses.asdict(now))
-    keys = sorted({*there, *here} - set(ignore))
-    return [
-        f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"
-        for key in keys
-        if there.get(key) != here.get(key)
-    ]
-
-
 def _read(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         built_in = ", ".join(sorted(p.stem for p in MATRICES.glob("*.yaml")))
         raise ConfigError(f"--config: expected a matrix ({built_in}) or a file, got {name!r}")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    data = parse(text, str(path))
     if not isinstance(data, dict) or "arms" not in data:
         raise ConfigError(f"{path}: expected a mapping with `config` and `arms`")
     known = {"title", "config", "settings", "seeds", "reference", "arms"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sniper.tts.errors import require
+from sniper.tts.store import atomic_write
 
 LOUDEST = 0.9  # MP3 may overshoot
 
@@ -19,9 +19,8 @@ LOUDEST = 0.9  # MP3 may overshoot
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` at once; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:

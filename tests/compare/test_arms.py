@@ -10,8 +10,8 @@ import torch
 import yaml
 from speech import make_trainer
 
-from sniper.compare.arms import MATRICES, differences, load_matrix
-from sniper.config import Config, ConfigError, load
+from sniper.compare.arms import MATRICES, load_matrix
+from sniper.config import Config, ConfigError, differences
 
 
 def _configs(name: str) -> dict[str, Config]:
@@ -135,14 +135,6 @@ def test_files_that_are_no_matrix(tmp_path):
         load_matrix(str(tmp_path / "m.yaml"))
     with pytest.raises(ConfigError, match="override: train.seed is the matrix's own"):
         load_matrix("demo", overrides=["train.seed=1"])
-
-
-def test_differences_name_both_sides():
-    before, now = load("demo"), load("demo", ["train.lr=0.5", "model.ffn_dim=64", "name=x"])
-    assert differences(before, now, ["name"]) == [
-        "model.ffn_dim: 768 there, 64 now",
-        "train.lr: 1.0 there, 0.5 now",
-    ]
 
 
 def test_runs_of_one_seed_begin_alike(matrix_file: Path, tmp_path: Path):
