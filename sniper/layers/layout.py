@@ -14,7 +14,6 @@ pointer, shape or guard.
 from __future__ import annotations
 
 import copy
-import weakref
 from functools import partial
 
 import torch
@@ -94,14 +93,19 @@ class BlockLayout:
         self.row_order_t = new(in_blocks)
         self.nnz = 0
         self.version = 0
-        self.outgrown = False
-        self._copies = weakref.WeakSet()
+        self._changes = [0]  # shared with deep copies, which so learn of them wherever they are
+        self._copied: tuple[list[int], int] | None = None
         self.handle = register_layout(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """`(out_blocks, taps, in_blocks)`."""
         return tuple(self.block_mask.shape)
+
+    @property
+    def outgrown(self) -> bool:
+        """Whether this is a deep copy whose original has changed since."""
+        return self._copied is not None and self._copied[0][0] != self._copied[1]
 
     @property
     def density(self) -> float:
@@ -133,10 +137,8 @@ class BlockLayout:
         """
         self.nnz = nnz
         self.version += 1
-        self.outgrown = False
-        for copied in self._copies:
-            copied.outgrown = True
-        self._copies.clear()
+        self._changes[0] += 1
+        self._copied = None
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """The same layout on `device`; itself when it is there already."""
@@ -151,19 +153,18 @@ class BlockLayout:
         return moved
 
     def __getstate__(self) -> dict:
-        own = ("handle", "_copies")
-        return {key: value for key, value in self.__dict__.items() if key not in own}
+        return {key: value for key, value in self.__dict__.items() if key != "handle"}
 
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layouts are layouts of their own.
         self.__dict__.update(state)
-        self._copies = weakref.WeakSet()
         self.handle = register_layout(self)
 
     def __deepcopy__(self, memo: dict) -> BlockLayout:
         copied = memo[id(self)] = object.__new__(BlockLayout)
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        self._copies.add(copied)
+        state = {k: v for k, v in self.__getstate__().items() if k != "_copied"}
+        source = self._copied if self.outgrown else (self._changes, self._changes[0])
+        copied.__setstate__({**copy.deepcopy(state, memo), "_copied": source})
         return copied
 
     def written(self) -> list[Tensor]:

@@ -160,3 +160,11 @@ def test_a_deep_copy_is_outgrown_when_its_original_changes():
     assert pickle.loads(pickle.dumps(twin)).outgrown
     twin.update(torch.tensor([[False, True]]))
     assert not twin.outgrown and again.outgrown
+
+
+def test_a_copy_on_another_device_learns_of_changes_too():
+    layout = BlockLayout(torch.eye(2).bool(), 8)
+    there = copy.deepcopy(layout).to("meta")
+    assert not there.outgrown
+    layout.update(torch.ones(2, 2).bool())
+    assert there.outgrown and not layout.outgrown
