@@ -46,6 +46,12 @@ def seeded() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread(seeded: None) -> None:
+    """Faster for small models."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
 def nan_filled_empty() -> Iterator[None]:
     """Uninitialised memory holds NaN: an element that nobody writes cannot look right by luck."""
     before = torch.are_deterministic_algorithms_enabled()
@@ -61,3 +67,13 @@ def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from speech import make_corpus
 
     return make_corpus(tmp_path_factory.mktemp("speech"))
+
+
+@pytest.fixture(scope="session")
+def trained_run(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder, trained from sparse to dense; to be read only."""
+    from speech import fit, tiny
+
+    folder = tmp_path_factory.mktemp("trained")
+    fit(tiny(demo_corpus, folder, train={"epochs": 3}))
+    return folder

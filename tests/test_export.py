@@ -9,40 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from speech import fit, tiny
 
 from sniper.export import main
 from sniper.synthesize import load_speaker
 
 TEXTS = ("No.", "The grey horse slept by the river, and the wind came from the hills.")
 
-
-@pytest.fixture(autouse=True)
-def one_thread(seeded: None) -> None:
-    """Faster at this size."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def run(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained from sparse to dense."""
-    folder = tmp_path_factory.mktemp("trained")
-    fit(tiny(demo_corpus, folder, train={"epochs": 3}))
-    return folder
-
-
-def test_onnx_gives_the_mels_of_the_model(run: Path, tmp_path: Path, capsys):
+def test_onnx_gives_the_mels_of_the_model(trained_run: Path, tmp_path: Path, capsys):
     import onnxruntime
 
     path = tmp_path / "new folder" / "it.onnx"
-    assert main(["--checkpoint", str(run), "-o", str(path)]) == 0
+    assert main(["--checkpoint", str(trained_run), "-o", str(path)]) == 0
     assert capsys.readouterr().out.startswith(f"{path}: ")
     assert {p.name for p in path.parent.iterdir()} == {"it.onnx", "it.json"}
     session = onnxruntime.InferenceSession(path)
     about = json.loads(path.with_suffix(".json").read_text())
     assert {i.name for i in session.get_inputs()} == set(about["inputs"])
-    speaker = load_speaker(run)
+    speaker = load_speaker(trained_run)
     for text in TEXTS:
         for controls in ({}, {"speed": 0.6, "pitch": 4.0, "energy": 1.5}):
             wanted = speaker.speak(text, vocode=False, **controls)
@@ -64,18 +50,20 @@ def test_onnx_gives_the_mels_of_the_model(run: Path, tmp_path: Path, capsys):
         ("a file/it.onnx", 1, "a file"),
     ],
 )
-def test_errors_are_one_line(run: Path, tmp_path, capsys, monkeypatch, output, status, said):
+def test_errors_are_one_line(
+    trained_run: Path, tmp_path, capsys, monkeypatch, output, status, said
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").touch()
-    assert main(["--checkpoint", str(run), "-o", output]) == status
+    assert main(["--checkpoint", str(trained_run), "-o", output]) == status
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
 
 
-def test_no_checkpoint_and_no_exporter(run: Path, tmp_path, capsys, monkeypatch):
+def test_no_checkpoint_and_no_exporter(trained_run: Path, tmp_path, capsys, monkeypatch):
     out = str(tmp_path / "it.onnx")
     assert main(["--checkpoint", str(tmp_path), "-o", out]) == 1
     assert capsys.readouterr().err.startswith("error: ")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    assert main(["--checkpoint", str(run), "-o", out]) == 2
+    assert main(["--checkpoint", str(trained_run), "-o", out]) == 2
     assert "pip install 'sniper-tts[tts,export]'" in capsys.readouterr().err

@@ -29,11 +29,7 @@ from sniper.trainer import Trainer
 from sniper.tts.dataset import FeatureDataset
 from sniper.tts.speaker import Speaker
 
-
-@pytest.fixture(autouse=True)
-def one_thread(seeded: None) -> None:
-    """Faster at this size."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

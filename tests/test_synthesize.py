@@ -12,59 +12,51 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
-from speech import fit, tiny
 
 from sniper import checkpoint
 from sniper.synthesize import load_speaker, main
 
 TEXT = "The grey horse slept."
 
-
-@pytest.fixture(autouse=True)
-def one_thread(seeded: None) -> None:
-    """Faster at this size."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def run(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    fit(tiny(demo_corpus, folder, train={"epochs": 2}))
-    return folder
+def _main(trained_run: Path, *arguments: object) -> int:
+    return main(["--checkpoint", str(trained_run), *map(str, arguments)])
 
 
-def _main(run: Path, *arguments: object) -> int:
-    return main(["--checkpoint", str(run), *map(str, arguments)])
-
-
-def test_text_to_wav(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_text_to_wav(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     wav = tmp_path / "new folder" / "out.wav"
-    assert _main(run, TEXT, "-o", wav) == 0
+    assert _main(trained_run, TEXT, "-o", wav) == 0
     audio, rate = soundfile.read(wav)
     assert rate == 22050 and np.abs(audio).max() > 0
     assert capsys.readouterr().out == f"{wav}: {len(audio) / rate:.2f} s\n"
 
 
-def test_text_from_standard_input(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    assert _main(run, TEXT, "-o", tmp_path / "a.wav") == 0
+def test_text_from_standard_input(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 0
     monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT + "\n"))
-    assert _main(run, "-", "-o", tmp_path / "b.wav") == 0
+    assert _main(trained_run, "-", "-o", tmp_path / "b.wav") == 0
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 
 
-def test_controls_reach_the_speaker(run: Path, tmp_path: Path):
-    speaker = load_speaker(run)
+def test_controls_reach_the_speaker(trained_run: Path, tmp_path: Path):
+    speaker = load_speaker(trained_run)
     options = {"speed": 0.5, "pitch": -3.0, "energy": 2.0}
     flags = [f"--{name}={value}" for name, value in options.items()]
-    assert _main(run, TEXT, "--mel", tmp_path / "a.npy", *flags) == 0
+    assert _main(trained_run, TEXT, "--mel", tmp_path / "a.npy", *flags) == 0
     expected = speaker.speak(TEXT, vocode=False, **options).mel
     assert np.array_equal(np.load(tmp_path / "a.npy"), expected)
     assert not np.array_equal(speaker.speak(TEXT, vocode=False, speed=0.5).mel, expected)
 
 
-def test_mel_with_its_settings(run: Path, tmp_path: Path):
-    assert _main(run, f"{TEXT} {TEXT}", "--mel", tmp_path / "take.1", "-o", tmp_path / "a.wav") == 0
+def test_mel_with_its_settings(trained_run: Path, tmp_path: Path):
+    assert (
+        _main(trained_run, f"{TEXT} {TEXT}", "--mel", tmp_path / "take.1", "-o", tmp_path / "a.wav")
+        == 0
+    )
     mel = np.load(tmp_path / "take.1.npy")
     settings = json.loads((tmp_path / "take.1.json").read_text())
     assert mel.dtype == np.float32 and mel.shape[1] == settings["n_mels"] == 80
@@ -73,17 +65,17 @@ def test_mel_with_its_settings(run: Path, tmp_path: Path):
     assert len(audio) == len(mel) * 256 + round(0.2 * rate)  # one pause
 
 
-def test_best_and_last(run: Path):
+def test_best_and_last(trained_run: Path):
     for which in ("best", "last"):
-        weights = checkpoint.load(run, which).weights
-        model = load_speaker(run, which).model
+        weights = checkpoint.load(trained_run, which).weights
+        model = load_speaker(trained_run, which).model
         assert all(weights[n].equal(t) for n, t in model.state_dict().items())
-        assert load_speaker(checkpoint.find(run, which)).model is not None
+        assert load_speaker(checkpoint.find(trained_run, which)).model is not None
 
 
-def test_nothing_but_the_checkpoint_is_needed(run: Path, tmp_path: Path):
+def test_nothing_but_the_checkpoint_is_needed(trained_run: Path, tmp_path: Path):
     moved = tmp_path / "elsewhere"
-    shutil.copytree(checkpoint.find(run, "last"), moved)
+    shutil.copytree(checkpoint.find(trained_run, "last"), moved)
     (moved / "state.pt").unlink()
     assert main([TEXT, "--checkpoint", str(moved), "-o", str(tmp_path / "a.wav")]) == 0
 
@@ -105,14 +97,14 @@ def test_nothing_but_the_checkpoint_is_needed(run: Path, tmp_path: Path):
 def test_errors_are_one_line(
     arguments: list[str],
     said: str,
-    run: Path,
+    trained_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a file").touch()
-    assert _main(run, *arguments) == 1
+    assert _main(trained_run, *arguments) == 1
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert said in captured.err
@@ -121,7 +113,10 @@ def test_errors_are_one_line(
 
 
 def test_checkpoints_that_cannot_be_used(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     output = ["-o", str(tmp_path / "a.wav")]
 
@@ -133,7 +128,7 @@ def test_checkpoints_that_cannot_be_used(
 
     assert "expected the folder of a run" in said(tmp_path / "nowhere")
     broken = tmp_path / "broken"
-    shutil.copytree(checkpoint.find(run), broken)
+    shutil.copytree(checkpoint.find(trained_run), broken)
     meta = json.loads((broken / "meta.json").read_text())
     for change in ({"speech": {}}, {"config": {"unknown": 1}}, {"config": {}}):
         (broken / "meta.json").write_text(json.dumps({**meta, **change}))
@@ -142,7 +137,7 @@ def test_checkpoints_that_cannot_be_used(
     (broken / "meta.json").write_text(json.dumps(meta))
     assert "damaged or incomplete" in said(broken)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "expected a CUDA device, found none" in said(run, "--device=cuda")
+    assert "expected a CUDA device, found none" in said(trained_run, "--device=cuda")
 
 
 def test_nothing_to_write(capsys: pytest.CaptureFixture):
@@ -150,19 +145,24 @@ def test_nothing_to_write(capsys: pytest.CaptureFixture):
     assert "nothing to write" in capsys.readouterr().err
 
 
-def test_a_bug_shows_its_traceback(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_bug_shows_its_traceback(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def bug(*args, **kwargs):
         raise ValueError("a bug")
 
     monkeypatch.setattr("sniper.tts.speaker.split_sentences", bug)
     with pytest.raises(ValueError, match="a bug"):
-        _main(run, TEXT, "-o", tmp_path / "a.wav")
+        _main(trained_run, TEXT, "-o", tmp_path / "a.wav")
 
 
 def test_a_missing_package_says_what_to_install(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ):
     monkeypatch.setitem(sys.modules, "yaml", None)
     monkeypatch.delitem(sys.modules, "sniper.config")
-    assert _main(run, TEXT, "-o", tmp_path / "a.wav") == 2
+    assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 2
     assert "pip install 'sniper-tts[tts]'" in capsys.readouterr().err

@@ -41,19 +41,25 @@ def mean_curve(runs: list[dict[str, Any]], x: str, y: str) -> np.ndarray:
     return np.array(pairs).reshape(-1, 2)
 
 
+def line_style(arm: dict[str, Any], index: int) -> str:
+    """Solid; dashed where the sparsity is constant; dotted once the colours begin anew."""
+    if len(arm["stages"]) == 1 and arm["stages"][0]["sparsity"] > 0:
+        return "dashed"
+    return "solid" if index < len(COLORS) else "dotted"
+
+
 def _look(data: dict[str, Any], index: int) -> dict[str, Any]:
     arm = data["arms"][index]
-    constant = len(arm["stages"]) == 1 and arm["stages"][0]["sparsity"] > 0
     return {
         "color": COLORS[index % len(COLORS)],
-        "linestyle": "--" if constant else "-",
+        "linestyle": line_style(arm, index),
         "linewidth": 2.4 if arm["name"] == data["reference"] else 1.6,
         "label": arm["label"],
     }
 
 
 def _loss(data: dict[str, Any], pyplot: Any) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharey=True)
     for axis, x, label in zip(
         axes, ("epoch", "seconds"), ("epoch", "seconds of training"), strict=True
     ):
@@ -65,12 +71,12 @@ def _loss(data: dict[str, Any], pyplot: Any) -> Any:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
     axes[0].set_ylabel("validation loss")
-    axes[1].legend(frameon=False, fontsize=9)
+    _legend(figure, axes[0])
     return figure
 
 
 def _speed(data: dict[str, Any], pyplot: Any) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 3.8), layout="constrained")
     for axis, key, label in zip(
         axes, ("sparsity", "frames_per_second"), ("sparsity", "frames per second"), strict=True
     ):
@@ -82,8 +88,13 @@ def _speed(data: dict[str, Any], pyplot: Any) -> Any:
         axis.set(xlabel="epoch", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].set_ylim(-0.02, 1)
-    axes[1].legend(frameon=False, fontsize=9)
+    _legend(figure, axes[0])
     return figure
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    """Beside the charts, where it hides no curve."""
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
 
 
 def _masks(data: dict[str, Any], pyplot: Any) -> Any:

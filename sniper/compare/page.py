@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sniper.compare import bootstrap, files, timing
+from sniper.compare.figures import line_style
 from sniper.compare.matrix import Run
 
 ASSETS = Path(__file__).parent / "assets"
@@ -91,8 +92,7 @@ def _more(arm: dict[str, Any], index: int, data: dict[str, Any]) -> dict[str, An
     stages = list(first["density"])
     return {
         "index": index,
-        # Constant sparsity is dashed, so that it stands apart without colour too.
-        "dashed": len(arm["stages"]) == 1 and arm["stages"][0]["sparsity"] > 0,
+        "line": line_style(arm, index),
         "draws": any(name in layers and "masks" in layers[name] for name in data["drawn"]),
         "shown_stages": [s for s in stages if float(s) > 0],
     }
@@ -100,7 +100,7 @@ def _more(arm: dict[str, Any], index: int, data: dict[str, Any]) -> dict[str, An
 
 def _drawn(data: dict[str, Any], arms: list[dict[str, Any]]) -> dict[str, Any]:
     """What the charts need of the data."""
-    keys = ("name", "label", "dashed")
+    keys = ("name", "label", "line")
     return {
         **{key: data[key] for key in ("reference", "epochs", "seeds")},
         "arms": [

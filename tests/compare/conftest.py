@@ -11,7 +11,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from comparing import MATRIX, Compared, until
 from speech import command, tiny
@@ -64,6 +63,5 @@ def compared(
 
 
 @pytest.fixture(autouse=True)
-def one_thread(seeded: None) -> None:
-    """Faster at this size."""
-    torch.set_num_threads(1)
+def all_on_one_thread(one_thread: None) -> None:
+    """Every test of this folder."""

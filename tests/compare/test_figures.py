@@ -9,7 +9,7 @@ import matplotlib.image
 import numpy as np
 from comparing import Compared
 
-from sniper.compare.figures import mean_curve, picture, write_figures
+from sniper.compare.figures import COLORS, line_style, mean_curve, picture, write_figures
 from sniper.compare.results import collect
 from sniper.tts.dataset import FeatureDataset
 
@@ -26,6 +26,14 @@ def test_means_as_far_as_all_seeds_went():
     nothing = {"epoch": [], "loss": []}
     assert mean_curve([*runs, nothing], "epoch", "loss").tolist() == [[1.0, 3.0]]
     assert mean_curve([nothing], "epoch", "loss").shape == (0, 2)
+
+
+def test_no_two_arms_look_alike():
+    arm = {"stages": [{"sparsity": 0.8}, {"sparsity": 0.0}]}
+    looks = {(i % len(COLORS), line_style(arm, i)) for i in range(2 * len(COLORS))}
+    assert len(looks) == 2 * len(COLORS)
+    assert line_style({"stages": [{"sparsity": 0.8}]}, 0) == "dashed"
+    assert line_style({"stages": [{"sparsity": 0.0}]}, 0) == "solid"
 
 
 def test_pictures(compared: Compared, demo_corpus: Path, tmp_path: Path):

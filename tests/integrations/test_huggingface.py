@@ -35,11 +35,7 @@ MODELS = {
     "vits": (vits, vits_loss),
 }
 
-
-@pytest.fixture(autouse=True)
-def one_thread(seeded: None) -> None:
-    """Faster at this size."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -22,9 +22,8 @@ SCHEDULE = {0: 0.7, 1: 0.4, 3: 0.0}
 
 
 @pytest.fixture(autouse=True)
-def one_thread(seeded: None):
-    """Faster at this size; and Lightning's advice about workers is not for tests."""
-    torch.set_num_threads(1)
+def without_advice(one_thread: None):
+    """Lightning's advice about workers is not for tests."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

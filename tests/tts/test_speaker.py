@@ -18,11 +18,7 @@ from sniper.tts.speaker import PAUSE_SECONDS, Speaker
 
 TEXT = "The grey horse slept by the river."
 
-
-@pytest.fixture(autouse=True)
-def one_thread(seeded: None) -> None:
-    """Faster at this size."""
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
+const DASHES = { solid: "none", dashed: "6 4", dotted: "1.5 3" };
 const hidden = new Set();
 
 function make(parent, tag, attributes, text) {
@@ -38,7 +39,7 @@ function curves(key, x) {
       points.push({ x: mean(there.map((run) => run[x][i])), y: mean(ys),
         low: Math.min(...ys), high: Math.max(...ys) });
     }
-    return { index, name: arm.name, label: arm.label, dashed: arm.dashed, points };
+    return { index, name: arm.name, label: arm.label, line: arm.line, points };
   });
 }
 
@@ -94,7 +95,7 @@ function chart(holder, series, options) {
       make(inner, "polygon", { points: [...up, ...down.reverse()].join(" "), class: "band", fill: color });
     }
     make(inner, "polyline", { points: points.map((p) => `${X(p.x)},${Y(p.y)}`).join(" "), class: "curve",
-      stroke: color, "stroke-dasharray": s.dashed ? "6 4" : "none",
+      stroke: color, "stroke-dasharray": DASHES[s.line],
       "stroke-width": s.name === data.reference ? 3 : 2 });
   }
   for (const s of shown) {
@@ -142,7 +143,7 @@ function hover(holder, svg, shown, at, options) {
     tip.appendChild(head);
     for (const { s, y } of found) {
       const line = document.createElement("div"), mark = document.createElement("span");
-      mark.className = s.dashed ? "swatch dashed" : "swatch";
+      mark.className = `swatch ${s.line}`;
       mark.style.setProperty("--c", `var(--c${s.index % 10})`);
       const value = document.createElement("b");
       value.textContent = options.percent ? `${Math.round(y * 100)} %` : y >= 100 ? plain(y) : y.toFixed(3);
