@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/conv.h"
 
+#include <vector>
+
 #include "cpu/panels.h"
 #include "cpu/parallel.h"
 
@@ -18,6 +20,21 @@ struct Twin {
   bool transposed;  // whether its blocks lie [out, in] in memory, i.e. not as `product` wants them
 };
 
+// Marks for each block of columns the entry that reads it first: in the first block row, the row furthest ahead.
+void mark_first_reads(const Twin& twin, int block, Entry* entries) {
+  std::vector<Entry*> first(twin.inner, nullptr);
+  for (int64_t i = 0; i < twin.rows; i++) {
+    const int32_t r = twin.index.order[i];
+    Entry* const begin = entries + twin.index.crow[r];
+    for (Entry* entry = begin; entry < entries + twin.index.crow[r + 1]; entry++) {
+      Entry*& found = first[entry->column / block];
+      if (!found || (found >= begin && found < entry && entry->shift > found->shift)) found = entry;
+    }
+  }
+  for (Entry* entry : first)
+    if (entry) entry->fetch = true;
+}
+
 template <typename T>
 void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin, const T* w, int64_t w_stride,
                  Product<T> product, int threads) {
@@ -32,11 +49,13 @@ void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin
       const int64_t tap = index.col[p] / twin.inner, inner = index.col[p] % twin.inner;
       entries[p].shift = static_cast<int32_t>(twin.first_shift + tap * twin.tap_shift);
       entries[p].column = static_cast<int32_t>(inner * block);
+      entries[p].fetch = false;
       const int64_t out = twin.transposed ? r : inner, in = twin.transposed ? inner : r;
       const T* from = w + out * block * w_stride + tap * shape.in + in * block;
       kernels.pack(from, w_stride, block, twin.transposed, packed + p * area);
     }
   });
+  mark_first_reads(twin, block, entries);
   product.crow = index.crow;
   product.entries = entries;
   product.packed = packed;

@@ -13,6 +13,7 @@ constexpr int kMaxBlock = 128;
 struct Entry {
   int32_t shift;
   int32_t column;
+  bool fetch;  // whether no earlier block row has read those columns of the panel
 };
 
 // [batch, length, columns] with contiguous columns.
