@@ -62,14 +62,18 @@ class CMakeBuild(build_ext):
         self.spawn(["cmake", "--build", str(build), "--target", "_C"])
 
 
+# Folders of files that are no modules.
+DATA = {
+    "sniper.configs": ["*.yaml"],
+    "sniper.compare.matrices": ["*.yaml"],
+    "sniper.compare.assets": ["*"],
+}
+
 setup(
     # `kernels` is a name taken on PyPI, so the folder is installed inside the package.
-    packages=[*find_packages(include=["sniper", "sniper.*"]), "sniper.kernels"],
+    packages=[*find_packages(include=["sniper", "sniper.*"]), "sniper.kernels", *DATA],
     package_dir={"sniper.kernels": "kernels"},
-    package_data={
-        "sniper": ["configs/*.yaml"],
-        "sniper.compare": ["matrices/*.yaml", "assets/*"],
-    },
+    package_data=DATA,
     ext_modules=[Extension("sniper._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,

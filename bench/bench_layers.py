@@ -2,14 +2,17 @@
 """Every pass of FastSpeech2's layers, block-sparse beside dense torch.
 
 python bench/bench_layers.py --device cpu [--densities 1 0.6 0.4 0.2] [--block 64] [--repeats 9]
-    [--layers 384-1536-3] [--no-save]
+    [--sweeps 3] [--layers 384-1536-3] [--no-save]
 
-Dense is the better of torch's two ways: F.conv1d on `[B, C, T]`, and F.linear for one tap.
+Dense is the better of torch's two ways: F.conv1d on `[B, C, T]`, and F.linear for one tap. The CPU
+goes through the whole list `--sweeps` times and takes medians over all of them: what shares the
+machine slows it for minutes, and would otherwise meet some layers and not others.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable
 
@@ -29,6 +32,7 @@ PASSES = ("fwd", "dgrad", "wgrad")
 SECONDS, MOST_ROUNDS = 1.5, 60  # of timing a pass, where `--repeats` asks for no more
 
 Calls = dict[str, Callable[[], Tensor]]
+Times = dict[str, dict[str, list[float]]]
 
 
 class Case:
@@ -110,23 +114,34 @@ class Case:
                 common.check_close(f"{name} {which}", got, wanted[which], self.tolerance)
 
 
-def run(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -> list[common.Row]:
-    """Rows of every provider and pass."""
-    dtype = getattr(torch, args.dtype)
-    case = Case(layer, args.block, density, dtype)
+def measure(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -> Times:
+    """Milliseconds of every call, by pass and provider."""
+    case = Case(layer, args.block, density, getattr(torch, args.dtype))
     providers = {"conv1d": case.conv1d(), "sparse": case.sparse()}
     if layer[2] == 1:
         providers["linear"] = case.linear()
     case.check(providers)
-    rows = []
+    result = {}
     for which in PASSES:
         calls = {name: provider[which] for name, provider in providers.items()}
         once = common.time_side_by_side(calls, 1, lambda: None)
         # A small layer's median needs more rounds than a large one's to stand still.
         rounds = int(SECONDS * 1e3 / sum(t[0] for t in once.values()))
         rounds = max(args.repeats, min(rounds, MOST_ROUNDS))
-        times = common.time_side_by_side(calls, rounds, lambda: None)
-        cuts = {name: common.percentiles(t) for name, t in times.items()}
+        result[which] = common.time_side_by_side(calls, rounds, lambda: None)
+    return result
+
+
+def rows_of(
+    layer: tuple[int, int, int], args: argparse.Namespace, density: float, sweeps: list[Times]
+) -> list[common.Row]:
+    """Rows of every provider and pass, over all sweeps."""
+    rows = []
+    for which in PASSES:
+        cuts = {
+            name: common.percentiles([t for times in sweeps for t in times[which][name]])
+            for name in sweeps[0][which]
+        }
         dense = min(c[1] for name, c in cuts.items() if name != "sparse")
         what = common.describe_layer(layer, (BATCH, LENGTH), density, args)
         rows += common.rows(cuts, dense, torch.device("cpu"), pass_=which, **what)
@@ -156,6 +171,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--sweeps", type=int, default=3, help="cpu: times through the whole list")
     parser.add_argument("--layers", nargs="+", help="in-out-taps; default: the whole set")
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--tune", action="store_true", help="cuda: time all tile sizes first")
@@ -168,11 +184,16 @@ def main() -> None:
 
         return layers_cuda.main(layers, args)
     keep_freed_memory()  # for both sides, as training does
+    sweeps = []
+    for sweep in range(args.sweeps):
+        print(f"sweep {sweep + 1} of {args.sweeps}", flush=True)
+        cases = itertools.product(args.densities, layers)
+        sweeps.append({(d, layer): measure(layer, args, d) for d, layer in cases})
     all_rows = []
     for density in args.densities:
         ratios = []
         for layer in layers:
-            rows = run(layer, args, density)
+            rows = rows_of(layer, args, density, [times[density, layer] for times in sweeps])
             ratios.append(summarise(layer, density, rows))
             all_rows += rows
         mean = math.exp(sum(math.log(r) for r in ratios) / len(ratios))
