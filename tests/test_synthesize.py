@@ -21,8 +21,8 @@ TEXT = "The grey horse slept."
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def _main(trained_run: Path, *arguments: object) -> int:
-    return main(["--checkpoint", str(trained_run), *map(str, arguments)])
+def _main(run: Path, *arguments: object) -> int:
+    return main(["--checkpoint", str(run), *map(str, arguments)])
 
 
 def test_text_to_wav(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -53,10 +53,8 @@ def test_controls_reach_the_speaker(trained_run: Path, tmp_path: Path):
 
 
 def test_mel_with_its_settings(trained_run: Path, tmp_path: Path):
-    assert (
-        _main(trained_run, f"{TEXT} {TEXT}", "--mel", tmp_path / "take.1", "-o", tmp_path / "a.wav")
-        == 0
-    )
+    output = ["--mel", tmp_path / "take.1", "-o", tmp_path / "a.wav"]
+    assert _main(trained_run, f"{TEXT} {TEXT}", *output) == 0
     mel = np.load(tmp_path / "take.1.npy")
     settings = json.loads((tmp_path / "take.1.json").read_text())
     assert mel.dtype == np.float32 and mel.shape[1] == settings["n_mels"] == 80
