@@ -77,10 +77,10 @@ struct Kernels {
   // Copies a block w[j, i] (transpose) or w[i, j] into the order in which `product` streams w_p[i, j].
   void (*pack)(const T* w, int64_t stride, int block, bool transpose, T* packed);
   void (*product)(const Product<T>&, int64_t block_row, const Panel&);
-  // `scratch` holds wgrad_scratch(tokens of the panel, block) bytes, aligned to a cache line.
-  // `next` is the panel that the same thread takes next, or null.
+  // `scratch` holds wgrad_scratch(tokens of a panel, block, entries) bytes, aligned to a cache line, and between panels
+  // the sums so far. `next` is the panel that the same thread takes next, or null: then dw is written.
   void (*wgrad)(const WeightGrad<T>&, const Panel&, const Panel* next, bool accumulate, void* scratch);
-  int64_t (*wgrad_scratch)(int64_t tokens, int block);
+  int64_t (*wgrad_scratch)(int64_t tokens, int block, int entries);
   // y = dropout(x) on rows [begin, end) of a contiguous [rows, columns]; y may be x.
   void (*dropout)(const T* x, T* y, int64_t columns, int64_t begin, int64_t end, const Dropout&);
   // dx = y > 0 ? dy * scale : 0, elements [begin, end).

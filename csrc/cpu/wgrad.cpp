@@ -129,7 +129,7 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
     places.resize(partial.chunks * nnz);
     for (int64_t i = 0; i < partial.chunks * nnz; i++) places[i] = partial.dw + i * area;
   }
-  const int64_t bytes = kernels.wgrad_scratch(kTokens, shape.block);
+  const int64_t bytes = kernels.wgrad_scratch(kTokens, shape.block, kGroup);
   char* scratch = panel_scratch.get<char>(bytes * threads);
 
   parallel_for(threads, plan.groups.size() * partial.chunks, [&](int64_t task, int slot) {
