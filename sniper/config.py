@@ -63,7 +63,7 @@ class SparsityConfig:
     max_param_sparsity: float = 0.75
     spread: float | None = None
     restore_init: bool = True
-    prime_moments: bool = False
+    prime_moments: float = 0.0
     scale_lr: bool = True
     max_lr_scale: float = 10.0
     paper_exact: bool = False

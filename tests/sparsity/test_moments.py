@@ -35,6 +35,8 @@ def test_new_weights_get_the_mean_second_moment_of_the_active_ones():
         # 0.001 * (1 + 9) / 2, for the one weight that becomes active
         torch.testing.assert_close(state[name], torch.tensor([[0.001, 0.009], [0.005, 0.0]]))
     torch.testing.assert_close(state["exp_avg"], torch.tensor([[0.1, 0.3], [0.0, 0.0]]))
+    prime([optimizer], p, active, torch.tensor([[False, False], [False, True]]), times=4.0)
+    torch.testing.assert_close(state["exp_avg_sq"], torch.tensor([[0.001, 0.009], [0.005, 0.02]]))
 
 
 def test_an_optimizer_without_second_moments_is_left_alone():
@@ -46,7 +48,7 @@ def test_an_optimizer_without_second_moments_is_left_alone():
     torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], torch.ones(2))
 
 
-def first_step_of_new_weights(prime_moments: bool) -> float:
+def first_step_of_new_weights(prime_moments: float) -> float:
     """Largest step, in learning rates, of weights that became active after 100 updates."""
     torch.manual_seed(0)
     model = nn.Linear(32, 32, bias=False)
@@ -79,5 +81,7 @@ def first_step_of_new_weights(prime_moments: bool) -> float:
 
 
 def test_primed_weights_do_not_leap():
-    assert first_step_of_new_weights(prime_moments=False) > 0.9
-    assert first_step_of_new_weights(prime_moments=True) < 0.5
+    primed = first_step_of_new_weights(prime_moments=1.0)
+    assert first_step_of_new_weights(prime_moments=0.0) > 0.9
+    assert primed < 0.5
+    assert 0.2 * primed < first_step_of_new_weights(prime_moments=16.0) < 0.3 * primed

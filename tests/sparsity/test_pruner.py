@@ -521,6 +521,8 @@ def test_param_groups():
         ({"max_param_sparsity": 75}, "write 0.75"),
         ({"max_lr_scale": 0.5}, "max_lr_scale: expected 1 or more"),
         ({"max_lr_scale": float("nan")}, "max_lr_scale: expected 1 or more"),
+        ({"prime_moments": -1.0}, "prime_moments: expected 0 or more, got -1"),
+        ({"prime_moments": float("inf")}, "prime_moments: expected 0 or more, got inf"),
         ({"paper_exact": True}, "expected block_size=None, got 16"),
         ({"exclude": "norm"}, "sequence of strings"),
         ({"exclude": ("",)}, "no trainable parameter is left"),
