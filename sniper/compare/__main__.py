@@ -145,11 +145,13 @@ def _run(
 
 
 def _announce(matrix: Matrix, runs: Sequence[Run], out: Path) -> None:
+    from sniper.compare.matrix import epochs_of
+
     done = sum(run.trained() for run in runs)
     settings = runs[0].config.train
     print(
         f"{matrix.title}: {len(matrix.arms)} arms x {len(matrix.seeds)} seeds, "
-        f"{settings.epochs} epochs each, {settings.threads} threads, in {out}/"
+        f"{epochs_of(runs)} epochs each, {settings.threads} threads, in {out}/"
     )
     if done:
         print(f"{done} of {len(runs)} runs are trained already")

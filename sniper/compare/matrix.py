@@ -71,6 +71,13 @@ class Run:
         return diverged or read_evaluation(self.folder, sentences) is not None
 
 
+def epochs_of(runs: Sequence[Run]) -> str:
+    """How long the runs train, for people: "16", or "16 to 21"."""
+    epochs = [run.config.train.epochs for run in runs]
+    few, most = min(epochs), max(epochs)
+    return str(few) if few == most else f"{few} to {most}"
+
+
 def plan(matrix: Matrix, out: Path, threads: int) -> list[Run]:
     """All runs, seed by seed: what else the machine does then meets all arms alike, and after the
     first seed there is something to see.

@@ -102,7 +102,7 @@ def _drawn(data: dict[str, Any], arms: list[dict[str, Any]]) -> dict[str, Any]:
     """What the charts need of the data."""
     keys = ("name", "label", "line")
     return {
-        **{key: data[key] for key in ("reference", "epochs", "seeds")},
+        **{key: data[key] for key in ("reference", "seeds")},
         "arms": [
             {
                 **{key: arm[key] for key in keys},

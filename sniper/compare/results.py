@@ -15,7 +15,7 @@ from sniper import checkpoint
 from sniper.compare import bootstrap, files, timing
 from sniper.compare.arms import Arm, Matrix
 from sniper.compare.evaluate import METRICS, SPOKEN, read_evaluation
-from sniper.compare.matrix import Run
+from sniper.compare.matrix import Run, epochs_of
 from sniper.compare.worker import status
 from sniper.tts.dataset import FeatureDataset
 
@@ -47,7 +47,7 @@ def collect(
         "command": command,
         "reference": matrix.reference,
         "seeds": list(matrix.seeds),
-        "epochs": runs[0].config.train.epochs,
+        "epochs": epochs_of(runs),
         "speech": valid.info.speech,
         "sentences": sentences,
         "spoken": [{"id": valid.ids[i], "text": valid.texts[i]} for i in spoken],

@@ -14,7 +14,7 @@ from speech import differences, everything, fit
 
 from sniper.compare import files
 from sniper.compare.arms import load_matrix
-from sniper.compare.matrix import _how, execute, plan, refuse_changes
+from sniper.compare.matrix import _how, epochs_of, execute, plan, refuse_changes
 from sniper.config import ConfigError
 
 
@@ -24,6 +24,14 @@ def test_all_arms_of_a_seed_before_the_next_seed(matrix_file: Path):
     assert [str(run) for run in runs] == expected + [e.replace("0", "1") for e in expected]
     assert runs[4].folder == Path("out/runs/dense/seed-1")
     assert runs[4].config.train.seed == 1 and runs[4].config.train.threads == 2
+
+
+def test_runs_of_different_lengths(matrix_file: Path):
+    runs = plan(load_matrix(str(matrix_file)), Path("out"), threads=1)
+    assert epochs_of(runs) == "3"
+    train = dataclasses.replace(runs[1].config.train, epochs=5)
+    config = dataclasses.replace(runs[1].config, train=train)
+    assert epochs_of([*runs, dataclasses.replace(runs[1], config=config)]) == "3 to 5"
 
 
 @pytest.mark.parametrize("arm", ["block", "dense"])

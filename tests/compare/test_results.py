@@ -28,7 +28,7 @@ def _history(compared: Compared, arm: str, seed: int) -> list[dict]:
 
 def test_arms_and_their_curves(compared: Compared, collected: dict[str, Any]):
     assert [arm["name"] for arm in collected["arms"]] == ["block", "dense", "broken"]
-    assert (collected["epochs"], collected["seeds"], collected["sentences"]) == (3, [0, 1], 3)
+    assert (collected["epochs"], collected["seeds"], collected["sentences"]) == ("3", [0, 1], 3)
     assert len(collected["spoken"]) == 3 and collected["spoken"][0]["text"]
     block = collected["arms"][0]
     for run, seed in zip(block["runs"], (0, 1), strict=True):

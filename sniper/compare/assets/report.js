@@ -179,10 +179,10 @@ function mask(holder, layer, hex) {
 }
 
 function draw() {
-  const epochs = data.epochs, late = document.getElementById("late").getAttribute("aria-pressed") === "true";
+  const late = document.getElementById("late").getAttribute("aria-pressed") === "true";
   const loss = curves("loss", "epoch"), timed = curves("loss", "seconds");
-  const half = loss.find((s) => s.name === data.reference)?.points[Math.floor(epochs / 3)];
-  const halfTime = timed.find((s) => s.name === data.reference)?.points[Math.floor(epochs / 3)];
+  const third = (all) => { const points = all.find((s) => s.name === data.reference)?.points ?? []; return points[Math.floor(points.length / 3)]; };
+  const half = third(loss), halfTime = third(timed);
   chart(document.getElementById("by-epoch"), loss, { xLabel: "epoch", log: true, whole: true, names: true,
     x0: late && half ? half.x : undefined, label: "validation loss by epoch" });
   chart(document.getElementById("by-seconds"), timed, { xLabel: "seconds of training", log: true,
