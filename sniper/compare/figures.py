@@ -71,6 +71,7 @@ def _loss(data: dict[str, Any], pyplot: Any) -> Any:
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter("{x:g}")
     axes[0].set_ylabel("validation loss")
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     _legend(figure, axes[0])
     return figure
 
@@ -86,6 +87,7 @@ def _speed(data: dict[str, Any], pyplot: Any) -> Any:
                 edges = [0, *curve[:, 0]]
                 axis.stairs(curve[:, 1], edges, baseline=None, **_look(data, index))
         axis.set(xlabel="epoch", ylabel=label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].set_ylim(-0.02, 1)
     _legend(figure, axes[0])
