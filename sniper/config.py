@@ -54,6 +54,7 @@ class SparsityConfig:
     Args:
         schedule: `{epoch: sparsity}`.
         schedule_fractions: the same by fraction of training; replaces `schedule`.
+        prime_moments: true is 1; saved runs may have it so.
         score_batches: training batches that weights are scored on.
     """
 
@@ -63,7 +64,7 @@ class SparsityConfig:
     max_param_sparsity: float = 0.75
     spread: float | None = None
     restore_init: bool = True
-    prime_moments: float = 0.0
+    prime_moments: bool | float = 0.0
     scale_lr: bool = True
     max_lr_scale: float = 10.0
     paper_exact: bool = False

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import typing
@@ -96,9 +97,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return build(kind, value, where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, UnionType):
-        if value is None:
+        if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
+        *others, last = (a for a in args if a is not type(None))
+        for other in others:
+            with contextlib.suppress(ConfigError):
+                return _convert(other, value, where)
+        return _convert(last, value, where)
     if origin is Literal:
         if value in args:
             return value

@@ -111,6 +111,8 @@ def test_unknown_settings_name_the_nearest(override: str, nearest: str):
         ("train.lr=0", "train.lr: expected a number above 0, got 0.0"),
         ("train.lr=.nan", "train.lr: expected a number above 0, got nan"),
         ("train.lr=fast", "train.lr: expected float, got 'fast'"),
+        ("sparsity.prime_moments=much", "sparsity.prime_moments: expected float, got 'much'"),
+        ("sparsity.prime_moments=null", "sparsity.prime_moments: expected float, got None"),
         ("train.grad_clip=-1", "train.grad_clip: expected at least 0, got -1.0"),
         ("train.seed=-1", "train.seed: expected at least 0, got -1"),
         ("train.precision=fp16", "train.precision: expected one of fp32, tf32, bf16, got 'fp16'"),
@@ -157,6 +159,11 @@ def test_base_is_a_preset_or_a_file_beside_it(tmp_path: Path, monkeypatch: pytes
     assert (config.name, config.train.epochs, config.train.warmup) == ("again", 7, 5)
     assert config.sparsity.schedule == {0: 0.5}
     assert config.model == load("demo").model
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", 1.0), ("16", 16.0), ("1e1", 10.0)])
+def test_a_switch_that_became_a_factor(text: str, value: float):
+    assert load("demo", [f"sparsity.prime_moments={text}"]).sparsity.prime_moments == value
 
 
 def test_differences_name_both_sides():
