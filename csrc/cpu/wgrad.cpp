@@ -119,7 +119,7 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
   const Plan plan = make_plan(shape, index, twin, dw, db != nullptr);
   const int64_t nnz = plan.entries.size();
 
-  // With one chunk the sums grow in dw itself, else beside it.
+  // With one chunk the sums go to dw itself, else beside it.
   Partial partial{nullptr, nullptr, count_chunks(plan, panel_count, threads)};
   std::vector<float*> places = plan.dw;
   const bool split = partial.chunks > 1;
