@@ -23,7 +23,7 @@ from transformers import FastSpeech2ConformerConfig, FastSpeech2ConformerModel
 
 from sniper import densify, sparsify
 from sniper.layers import Dropout
-from sniper.ops import executors
+from sniper.ops import dispatch
 
 UTTERANCES, TOKENS, FRAMES_A_TOKEN = 8, 90, 6
 INCLUDE = ("*.feed_forward*", "*.self_attn.*")
@@ -107,11 +107,11 @@ class Inside:
 
     def __enter__(self) -> Inside:
         self.milliseconds = 0.0
-        self._run, executors.run = executors.run, self._timed
+        self._run, dispatch.run = dispatch.run, self._timed
         return self
 
     def __exit__(self, *exception: object) -> None:
-        executors.run = self._run
+        dispatch.run = self._run
 
     def _timed(self, *args: object) -> object:
         start = time.perf_counter()

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.layers.layout import BlockLayout
-from sniper.ops import cpu, keep_freed_memory
+from sniper.ops import keep_freed_memory
+from sniper.ops.backends import cpu
 from sniper.ops.geometry import Geometry
+from sniper.ops.layout import BlockLayout
 
 # in, out, taps: attention projections, the feed-forward blocks of two models, a postnet.
 LAYERS = ((384, 384, 1), (384, 1536, 3), (1536, 384, 3), (256, 1024, 9), (256, 256, 5))

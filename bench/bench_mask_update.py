@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sniper import Sniper
 from sniper.sparsity import update
-from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
+from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
 BLOCK, HIGH, LOW = 64, 0.8, 0.4
 WEIGHTS = 37_100_000

@@ -25,9 +25,9 @@ from torch import nn
 from sniper import Sniper, densify
 from sniper.layers import Dropout
 from sniper.ops import keep_freed_memory
-from sniper.step import TrainingStep, peak_memory, pick_recorder
-from sniper.tts.batch import Batch
-from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
+from sniper.training.step import TrainingStep, peak_memory, pick_recorder
+from sniper.tts.corpus.batch import Batch
+from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
 TOKENS, FRAMES_A_TOKEN, VOCABULARY = 90, 6, 78
 UTTERANCES = {"cpu": 8, "cuda": 20}

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sniper.ops.choice import device_name
+from sniper.ops.timings import device_name
 
 RESULTS = Path(__file__).parent / "results"
 

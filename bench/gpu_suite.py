@@ -158,7 +158,7 @@ def train(device: str = "cuda") -> None:
     from bench_train_step import UTTERANCES, VOCABULARY, Step, make_batch, synchronize
 
     from sniper import Sniper
-    from sniper.tts.fastspeech2 import FastSpeech2, FastSpeech2Config
+    from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
     torch.manual_seed(0)
     batch = make_batch(UTTERANCES[device])

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.layers.layout import BlockLayout
-from sniper.ops import triton
+from sniper.ops.backends import triton
 from sniper.ops.geometry import Geometry
+from sniper.ops.layout import BlockLayout
 
 BATCH, LENGTH = 20, 560  # 11,200 frames, one micro-batch of the published runs
 L2_BYTES = 256 << 20

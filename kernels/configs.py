@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tile sizes that ship, chosen from what the compiler reports; nothing here needs Triton.
 
-The first of a list is the default; the others serve short sequences and `sniper.ops.triton.tune`.
+The first of a list is the default; the others serve short sequences and
+`sniper.ops.backends.triton.tune`.
 """
 
 from __future__ import annotations

@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
 def _export(options: argparse.Namespace) -> int:
     import torch
 
-    from sniper.checkpoint import CheckpointError
     from sniper.synthesize import load_speaker
-    from sniper.tts.graph import export_onnx, export_program
+    from sniper.training.checkpoint import CheckpointError
+    from sniper.tts.model.graph import export_onnx, export_program
 
     path = options.output
     try:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sniper.tts.audio import FeatureConfig
-    from sniper.tts.build import Prepared
+    from sniper.tts.audio.spectrogram import FeatureConfig
+    from sniper.tts.corpus.build import Prepared
 
 DEMO_UTTERANCES = 600
 
@@ -54,8 +54,8 @@ def prepare_demo(
     Raises:
         sniper.tts.errors.SpeechError: one line for the user.
     """
-    from sniper.tts.build import Plan, find_finished, require_analysis_packages
-    from sniper.tts.demo import write_demo_corpus
+    from sniper.tts.corpus.build import Plan, find_finished, require_analysis_packages
+    from sniper.tts.corpus.demo import write_demo_corpus
 
     out = Path(out)
     source = {"kind": "demo", "utterances": utterances, "seed": seed, "voice": voice}
@@ -94,8 +94,8 @@ def prepare_ljspeech(
     Raises:
         sniper.tts.errors.SpeechError: one line for the user; more where no utterance is usable.
     """
-    from sniper.tts.build import Plan, find_finished
-    from sniper.tts.corpus import read_metadata
+    from sniper.tts.corpus.build import Plan, find_finished
+    from sniper.tts.corpus.corpus import read_metadata
 
     root, out = Path(root), Path(out)
     read_metadata(root / "metadata.csv")
@@ -114,11 +114,11 @@ def prepare_ljspeech(
 
 
 def _build(root, textgrids, plan, out, lexicon, workers, progress) -> Prepared:
-    from sniper.tts.build import build
-    from sniper.tts.corpus import read_corpus, synthesis_voice
-    from sniper.tts.lexicon import read_dictionary
+    from sniper.tts.corpus.build import build
+    from sniper.tts.corpus.corpus import read_corpus, synthesis_voice
     from sniper.tts.processes import default_workers
-    from sniper.tts.text import EspeakFrontend
+    from sniper.tts.text.lexicon import read_dictionary
+    from sniper.tts.text.text import EspeakFrontend
 
     words = {} if lexicon is None else read_dictionary(Path(lexicon))
     corpus = read_corpus(root, None if textgrids is None else Path(textgrids))
@@ -136,7 +136,7 @@ def _build(root, textgrids, plan, out, lexicon, workers, progress) -> Prepared:
 
 
 def _default_features() -> FeatureConfig:
-    from sniper.tts.audio import FeatureConfig
+    from sniper.tts.audio.spectrogram import FeatureConfig
 
     return FeatureConfig()
 
@@ -151,7 +151,7 @@ def _sha256(path: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from sniper.tts.audio import FeatureConfig
+    from sniper.tts.audio.spectrogram import FeatureConfig
 
     parser = argparse.ArgumentParser(
         prog="python -m sniper.prepare",
@@ -234,7 +234,7 @@ def _report(prepared: Prepared) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    from sniper.tts.audio import FeatureConfig
+    from sniper.tts.audio.spectrogram import FeatureConfig
     from sniper.tts.errors import NothingUsable, SpeechError
 
     options = vars(_parser().parse_args(argv))

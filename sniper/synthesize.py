@@ -25,11 +25,11 @@ def load_speaker(checkpoint: str | Path, which: str = "best", device: str = "cpu
         CheckpointError: none there, damaged, or of a version that does not fit.
         ConfigError: a device that is not there.
     """
-    from sniper import checkpoint as store
-    from sniper.config import from_dict
-    from sniper.parts import pick_device
-    from sniper.tts.dataset import CorpusInfo
-    from sniper.tts.fastspeech2 import FastSpeech2
+    from sniper.training import checkpoint as store
+    from sniper.training.config import from_dict
+    from sniper.training.parts import pick_device
+    from sniper.tts.corpus.dataset import CorpusInfo
+    from sniper.tts.model.fastspeech2 import FastSpeech2
     from sniper.tts.speaker import Speaker
 
     where = pick_device(device)
@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _speak(options: argparse.Namespace) -> int:
-    from sniper.checkpoint import CheckpointError
-    from sniper.config import ConfigError
+    from sniper.training.checkpoint import CheckpointError
+    from sniper.training.config import ConfigError
     from sniper.tts.errors import SpeechError
 
     try:
@@ -109,7 +109,7 @@ def _write(speech, features, output: Path | None, mel: Path | None) -> None:
 
     import numpy as np
 
-    from sniper.tts.vocoder import save_wav
+    from sniper.tts.audio.vocoder import save_wav
 
     for path in filter(None, (output, mel)):
         path.parent.mkdir(parents=True, exist_ok=True)

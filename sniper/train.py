@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sniper.config import Config
-    from sniper.trainer import Trainer
+    from sniper.training.config import Config
+    from sniper.training.trainer import Trainer
 
 # Changing these does not change what is learned, or only for how long. That the data are the same
 # wherever they lie, the trainer checks by their statistics; masks are carried over to other blocks.
@@ -48,7 +48,7 @@ _FREE = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    from sniper.settings import PRESETS
+    from sniper.training.settings import PRESETS
 
     presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
     parser = argparse.ArgumentParser(
@@ -101,8 +101,8 @@ def prepare_data(config: Config) -> Path:
 
 
 def _refuse_other_features(config: Config, folder: Path) -> None:
-    from sniper.config import ConfigError
-    from sniper.tts.dataset import load_corpus_info
+    from sniper.training.config import ConfigError
+    from sniper.tts.corpus.dataset import load_corpus_info
 
     there = load_corpus_info(folder).features.to_json()
     for key, value in config.features.items():
@@ -122,11 +122,11 @@ def run(config: Config, fresh: bool = False) -> Trainer:
         SpeechError, ConfigError, CheckpointError, NotFinite, Interrupted: each with a message for
             the user.
     """
-    from sniper.config import dump
-    from sniper.parts import pick_device, set_up_torch
-    from sniper.report import Observers, TensorBoard, Terminal
-    from sniper.trainer import Trainer
-    from sniper.tts.dataset import FeatureDataset
+    from sniper.training.config import dump
+    from sniper.training.parts import pick_device, set_up_torch
+    from sniper.training.report import Observers, TensorBoard, Terminal
+    from sniper.training.trainer import Trainer
+    from sniper.tts.corpus.dataset import FeatureDataset
 
     # Whatever may be refused, before the data are prepared and before anything is deleted.
     pick_device(config.train.device)
@@ -161,8 +161,8 @@ def run(config: Config, fresh: bool = False) -> Trainer:
 
 def _refuse_other_settings(config: Config) -> None:
     """Refuses to go on with a run that was begun with other settings."""
-    from sniper import checkpoint
-    from sniper.config import ConfigError, differences, from_dict
+    from sniper.training import checkpoint
+    from sniper.training.config import ConfigError, differences, from_dict
 
     folder = Path(config.output)
     if not checkpoint.exists(folder):
@@ -233,8 +233,8 @@ def _stop_soon(trainer: Trainer) -> None:
 
 
 def _finish(trainer: Trainer, valid) -> None:
-    from sniper.report import write_results
     from sniper.synthesize import load_speaker
+    from sniper.training.report import write_results
 
     run = trainer.run
     speaker = load_speaker(run, "best", str(trainer.device))
@@ -269,9 +269,9 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None) -> int:
     options = _parser().parse_args(argv)
 
-    from sniper.checkpoint import CheckpointError
-    from sniper.config import ConfigError, load
-    from sniper.progress import Interrupted, NotFinite
+    from sniper.training.checkpoint import CheckpointError
+    from sniper.training.config import ConfigError, load
+    from sniper.training.progress import Interrupted, NotFinite
     from sniper.tts.errors import SpeechError
 
     again = "the same command" + (" without --fresh" if options.fresh else "")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import layout_versions
-from sniper.ops import executors
+from sniper.ops import dispatch
 
 Values = dict[str, Tensor]
 
@@ -58,4 +58,4 @@ class SimulatedRecorder:
         parameters = list(self.model.parameters())
         grads = [None if p.grad is None else p.grad.data_ptr() for p in parameters]
         tensors = [t.data_ptr() for t in [*parameters, *self.model.buffers()]]
-        return grads, tensors, layout_versions(self.model), executors.forced()
+        return grads, tensors, layout_versions(self.model), dispatch.forced()

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sniper import checkpoint
-from sniper.config import Config, from_dict
-from sniper.parts import set_up_torch
-from sniper.progress import Observer
-from sniper.trainer import Trainer
-from sniper.tts.dataset import FeatureDataset
+from sniper.training import checkpoint
+from sniper.training.config import Config, from_dict
+from sniper.training.parts import set_up_torch
+from sniper.training.progress import Observer
+from sniper.training.trainer import Trainer
+from sniper.tts.corpus.dataset import FeatureDataset
 
 UTTERANCES, VALID = 24, 3
 

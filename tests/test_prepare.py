@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from sniper.prepare import main, prepare_demo, prepare_ljspeech
-from sniper.tts.dataset import FeatureDataset, load_corpus_info
+from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
 from sniper.tts.errors import NothingUsable, SpeechError
-from sniper.tts.text import EspeakFrontend, text_to_phones
+from sniper.tts.text.text import EspeakFrontend, text_to_phones
 
 WORDS = {"hello": "HH AH0 L OW1", "world": "W ER1 L D", "again": "AH0 G EH1 N"}
 
@@ -195,7 +195,7 @@ def test_other_settings_are_refused_with_the_difference(corpus, tmp_path, capsys
 
 
 def test_unfinished_work_with_other_settings_is_refused_too(corpus, tmp_path):
-    from sniper.tts.workfile import WorkFile
+    from sniper.tts.corpus.workfile import WorkFile
 
     out = tmp_path / "out"
     out.mkdir()

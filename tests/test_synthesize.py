@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from sniper import checkpoint
 from sniper.synthesize import load_speaker, main
+from sniper.training import checkpoint
 
 TEXT = "The grey horse slept."
 
@@ -161,6 +161,6 @@ def test_a_missing_package_says_what_to_install(
     capsys: pytest.CaptureFixture,
 ):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    monkeypatch.delitem(sys.modules, "sniper.config")
+    monkeypatch.delitem(sys.modules, "sniper.training.config")
     assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 2
     assert "pip install 'sniper-tts[tts]'" in capsys.readouterr().err

@@ -18,10 +18,10 @@ import torch
 import yaml
 from speech import command, differences, everything, fit, tiny
 
-from sniper import checkpoint
-from sniper.config import dump, load
 from sniper.train import main
-from sniper.trainer import Trainer
+from sniper.training import checkpoint
+from sniper.training.config import dump, load
+from sniper.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def test_a_missing_package_says_what_to_install(module: str, config_file: Path):
             for name in [n for n in sys.modules if n.split(".")[0] == module]:
                 patch.delitem(sys.modules, name)
             patch.setitem(sys.modules, module, None)
-            for name in ("sniper.report", "torch.utils.tensorboard"):
+            for name in ("sniper.training.report", "torch.utils.tensorboard"):
                 patch.delitem(sys.modules, name, raising=False)
             stderr = __import__("io").StringIO()
             patch.setattr(sys, "stderr", stderr)

@@ -88,11 +88,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, command: str) -> int:
-    from sniper.checkpoint import CheckpointError
     from sniper.compare.arms import load_matrix
     from sniper.compare.matrix import plan, refuse_changes
     from sniper.compare.worker import alone
-    from sniper.config import ConfigError
+    from sniper.training.checkpoint import CheckpointError
+    from sniper.training.config import ConfigError
     from sniper.tts.errors import SpeechError
     from sniper.tts.processes import default_workers
 
@@ -175,7 +175,7 @@ def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> Non
     from sniper.compare.results import collect
     from sniper.compare.tables import write_tables
     from sniper.train import prepare_data
-    from sniper.tts.dataset import FeatureDataset
+    from sniper.tts.corpus.dataset import FeatureDataset
 
     valid = FeatureDataset(prepare_data(runs[0].config) / "valid.safetensors")
     folder = out / "report"

@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from sniper.config import Config, ConfigError, load
-from sniper.settings import parse
+from sniper.training.config import Config, ConfigError, load
+from sniper.training.settings import parse
 
 MATRICES = Path(__file__).parent / "matrices"
 _SECTIONS = ("data", "features", "model", "sparsity", "train")

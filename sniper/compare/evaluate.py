@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from sniper import checkpoint
 from sniper.compare import files
 from sniper.compare.distances import f0_errors, mel_cepstral_distortion
 from sniper.compare.pitch import f0
 from sniper.ops.bits import pack_bits, unpack_bits
-from sniper.sparsity.stages import mask_shape
+from sniper.sparsity.state import mask_shape
 from sniper.synthesize import load_speaker
-from sniper.tts.audio import read_audio
-from sniper.tts.dataset import FeatureDataset, Item, collate
+from sniper.training import checkpoint
+from sniper.tts.audio.spectrogram import read_audio
+from sniper.tts.audio.vocoder import mel_to_audio
+from sniper.tts.corpus.dataset import FeatureDataset, Item, collate
 from sniper.tts.errors import UtteranceError
 from sniper.tts.speaker import Speaker
-from sniper.tts.vocoder import mel_to_audio
 
 VERSION = 1
 SPOKEN = 3

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sniper.tts.corpus.store import atomic_write
 from sniper.tts.errors import require
-from sniper.tts.store import atomic_write
 
 LOUDEST = 0.9  # MP3 may overshoot
 

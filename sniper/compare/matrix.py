@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sniper import checkpoint
 from sniper.compare import files
 from sniper.compare.arms import Arm, Matrix
 from sniper.compare.evaluate import read_evaluation
 from sniper.compare.worker import status
-from sniper.config import Config, ConfigError, differences, dump, load
+from sniper.training import checkpoint
+from sniper.training.config import Config, ConfigError, differences, dump, load
 
 # Where things lie, and what does not touch the training.
 _FREE = ("name", "output", "sample_text", "data.root", "data.prepared", "data.workers")

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from sniper import checkpoint
 from sniper.compare import bootstrap, files, timing
 from sniper.compare.arms import Arm, Matrix
 from sniper.compare.evaluate import METRICS, SPOKEN, read_evaluation
 from sniper.compare.matrix import Run, epochs_of
 from sniper.compare.worker import status
-from sniper.tts.dataset import FeatureDataset
+from sniper.training import checkpoint
+from sniper.tts.corpus.dataset import FeatureDataset
 
 CHECKPOINTS = ("final", "best")
 # Layers whose masks are drawn.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loss against seconds: what an arm's history says about wall-clock time.
 
-A history is the list of rows that `sniper.trainer.Trainer.run_epoch` returns. `seconds` there are
-of training only; a curve adds them up. Losses are validation losses at the ends of epochs.
+A history is the list of rows that `sniper.training.trainer.Trainer.run_epoch` returns. `seconds`
+there are of training only; a curve adds them up. Losses are validation losses at the ends of
+epochs.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
 
-    from sniper.checkpoint import CheckpointError
-    from sniper.config import ConfigError
-    from sniper.progress import Interrupted
+    from sniper.training.checkpoint import CheckpointError
+    from sniper.training.config import ConfigError
+    from sniper.training.progress import Interrupted
     from sniper.tts.errors import SpeechError
 
     try:
@@ -56,11 +56,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _work(options: argparse.Namespace) -> int:
     from sniper.compare.evaluate import evaluate, load_truth, read_evaluation
-    from sniper.config import load
-    from sniper.parts import set_up_torch
-    from sniper.progress import NotFinite
     from sniper.train import prepare_data, run
-    from sniper.tts.dataset import FeatureDataset
+    from sniper.training.config import load
+    from sniper.training.parts import set_up_torch
+    from sniper.training.progress import NotFinite
+    from sniper.tts.corpus.dataset import FeatureDataset
 
     folder, config = options.run, load(str(options.run / "run.yaml"))
     if not options.no_training and status(folder) != "trained":
@@ -107,7 +107,7 @@ def machine() -> dict[str, Any]:
     """What the times depend on: device, threads, versions."""
     import torch
 
-    from sniper.ops.choice import device_name
+    from sniper.ops.timings import device_name
     from sniper.tts.processes import default_workers
 
     cpu = device_name(torch.device("cpu"))

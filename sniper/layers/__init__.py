@@ -4,9 +4,9 @@
 from sniper.layers.conv1d import BlockSparseConv1d
 from sniper.layers.convert import ModuleReport, SparsifyReport, densify, sparsify
 from sniper.layers.dropout import Dropout, relu_dropout
-from sniper.layers.layout import BlockLayout
 from sniper.layers.linear import BlockSparseLinear
 from sniper.layers.masked import layout_versions
+from sniper.ops.layout import BlockLayout
 
 __all__ = [
     "BlockLayout",

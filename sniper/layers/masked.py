@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sniper.layers.layout import BlockLayout
+from sniper.ops.layout import BlockLayout
 
 
 def check_block_size(block_size: object) -> int:

@@ -3,8 +3,8 @@
 
 from sniper.ops.attention import attention
 from sniper.ops.block_matmul import block_matmul
+from sniper.ops.dispatch import autotune, executor
 from sniper.ops.dropout import dropout, relu_dropout
-from sniper.ops.executors import autotune, executor
 from sniper.ops.explain import explain
 from sniper.ops.geometry import Geometry, register_layout
 from sniper.ops.memory import keep_freed_memory

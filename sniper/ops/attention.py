@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops import cpu
-from sniper.ops.cpu_softmax import softmax_dropout_, softmax_dropout_backward_
+from sniper.ops.backends import cpu
+from sniper.ops.backends.cpu.softmax import softmax_dropout_, softmax_dropout_backward_
 from sniper.ops.dropout import counter_dropout, draw_seed
 
 

@@ -8,13 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sniper.ops import executors, triton
-from sniper.ops.dropout import (
-    draw_seed,
-    relu_dropout_grad,
-    relu_dropout_grad_bias,
-    relu_kernels,
-)
+from sniper.ops import dispatch
+from sniper.ops.backends import triton
+from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_dropout_grad_bias, relu_kernels
 from sniper.ops.dropout import relu_dropout as relu_then_dropout
 from sniper.ops.geometry import LINEAR, Epilogue, Geometry, as_matrix, as_weight, find_layout
 
@@ -102,7 +98,7 @@ def _fwd(
         seed = 0 if seed is None else int(seed)
     epilogue = Epilogue(relu, p, seed)
     args = (x, as_matrix(weight), bias, epilogue)
-    return executors.run("fwd", find_layout(layout), geometry, *args).contiguous()
+    return dispatch.run("fwd", find_layout(layout), geometry, *args).contiguous()
 
 
 @_fwd.register_fake
@@ -122,7 +118,7 @@ def _dgrad(
     length: int,
 ) -> Tensor:
     geometry = _geometry(weight, dilation, pad_left, pad_right)
-    dx = executors.run("dgrad", find_layout(layout), geometry, dy, as_matrix(weight), length)
+    dx = dispatch.run("dgrad", find_layout(layout), geometry, dy, as_matrix(weight), length)
     return dx.contiguous()
 
 
@@ -144,7 +140,7 @@ def _wgrad(
 ) -> tuple[Tensor, Tensor]:
     """dL/dW and dL/db, which is empty unless `bias`."""
     geometry = Geometry(taps, dilation, pad_left, pad_right)
-    dw, db = executors.run("wgrad", find_layout(layout), geometry, dy, x, bias)
+    dw, db = dispatch.run("wgrad", find_layout(layout), geometry, dy, x, bias)
     return dw, dy.new_empty(0) if db is None else db
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops import cpu, triton
+from sniper.ops.backends import cpu, triton
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:

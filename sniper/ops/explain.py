@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from sniper.ops import executors
+from sniper.ops import dispatch
 
 PASSES = ("fwd", "dgrad", "wgrad")
 
@@ -25,7 +25,7 @@ def explain(model: nn.Module) -> str:
     for name, module in model.named_modules():
         layout = getattr(module, "layout", None)
         if layout is not None and hasattr(layout, "handle"):
-            runs = executors.last_runs(layout)
+            runs = dispatch.last_runs(layout)
             rows.append((name, f"{layout.density:.3f}", *(_cell(runs.get(p)) for p in PASSES)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]

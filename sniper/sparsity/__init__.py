@@ -3,9 +3,9 @@
 loop.
 """
 
-from sniper.sparsity.masks import masks
-from sniper.sparsity.pruner import Sniper
-from sniper.sparsity.saliency import saliency
+from sniper.sparsity.masking import masks
 from sniper.sparsity.schedule import SparsitySchedule
+from sniper.sparsity.scoring import saliency
+from sniper.sparsity.sniper import Sniper
 
 __all__ = ["Sniper", "SparsitySchedule", "masks", "saliency"]

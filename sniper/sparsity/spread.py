@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sniper.sparsity.saliency import check_saliency
 from sniper.sparsity.schedule import check_sparsity
-from sniper.sparsity.stages import Stages
+from sniper.sparsity.scoring import check_saliency
+from sniper.sparsity.state import Stages
 from sniper.sparsity.update import Plan
 
 

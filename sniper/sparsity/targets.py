@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear
 from sniper.sparsity import update
-from sniper.sparsity.masks import expand_blocks
+from sniper.sparsity.masking import expand_blocks
 
 
 class BlockTargets:

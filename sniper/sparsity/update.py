@@ -17,10 +17,10 @@ from torch import Tensor
 
 from sniper import _C
 from sniper.layers.masked import BlockMaskedLayer
-from sniper.sparsity.masks import expand_blocks, pool_blocks
-from sniper.sparsity.saliency import check_present, check_saliency
+from sniper.sparsity.masking import expand_blocks, pool_blocks
 from sniper.sparsity.schedule import check_sparsity
-from sniper.sparsity.stages import Stages, nested_masks
+from sniper.sparsity.scoring import check_present, check_saliency
+from sniper.sparsity.state import Stages, nested_masks
 
 # Index arrays are int32.
 MOST_VALUES = 2**31 - 1

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sniper.tts.dataset import CorpusInfo
+from sniper.tts.audio.vocoder import mel_to_audio
+from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
-from sniper.tts.fastspeech2 import FastSpeech2
-from sniper.tts.text import split_sentences, text_to_phones
-from sniper.tts.vocoder import mel_to_audio
+from sniper.tts.model.fastspeech2 import FastSpeech2
+from sniper.tts.text.text import split_sentences, text_to_phones
 
 PAUSE_SECONDS = 0.2
 

@@ -15,9 +15,9 @@ import yaml
 from comparing import MATRIX, Compared, until
 from speech import command, tiny
 
-from sniper import checkpoint
 from sniper.compare.__main__ import main
-from sniper.config import dump
+from sniper.training import checkpoint
+from sniper.training.config import dump
 
 
 @pytest.fixture(scope="session")

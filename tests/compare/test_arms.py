@@ -11,7 +11,7 @@ import yaml
 from speech import make_trainer
 
 from sniper.compare.arms import MATRICES, load_matrix
-from sniper.config import Config, ConfigError, differences
+from sniper.training.config import Config, ConfigError, differences
 
 
 def _configs(name: str) -> dict[str, Config]:

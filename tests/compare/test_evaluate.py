@@ -13,18 +13,12 @@ import torch
 from comparing import Compared
 from safetensors.torch import load_file, save_file
 
-from sniper import checkpoint
 from sniper.compare import evaluate as module
-from sniper.compare.evaluate import (
-    METRICS,
-    evaluate,
-    load_truth,
-    masks_by_layer,
-    read_evaluation,
-)
-from sniper.parts import make_sniper
-from sniper.tts.dataset import FeatureDataset
-from sniper.tts.fastspeech2 import FastSpeech2
+from sniper.compare.evaluate import METRICS, evaluate, load_truth, masks_by_layer, read_evaluation
+from sniper.training import checkpoint
+from sniper.training.parts import make_sniper
+from sniper.tts.corpus.dataset import FeatureDataset
+from sniper.tts.model.fastspeech2 import FastSpeech2
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from comparing import Compared
 
 from sniper.compare.figures import COLORS, line_style, mean_curve, picture, write_figures
 from sniper.compare.results import collect
-from sniper.tts.dataset import FeatureDataset
+from sniper.tts.corpus.dataset import FeatureDataset
 
 
 def test_a_mask_as_an_image():

@@ -15,7 +15,7 @@ from speech import differences, everything, fit
 from sniper.compare import files
 from sniper.compare.arms import load_matrix
 from sniper.compare.matrix import _how, epochs_of, execute, plan, refuse_changes
-from sniper.config import ConfigError
+from sniper.training.config import ConfigError
 
 
 def test_all_arms_of_a_seed_before_the_next_seed(matrix_file: Path):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from comparing import Compared
 
-from sniper import checkpoint
 from sniper.compare.results import _machines, collect, mean_sd
-from sniper.tts.dataset import FeatureDataset
+from sniper.training import checkpoint
+from sniper.tts.corpus.dataset import FeatureDataset
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from comparing import Compared
 
 from sniper.compare.results import collect
 from sniper.compare.tables import write_tables
-from sniper.tts.dataset import FeatureDataset
+from sniper.tts.corpus.dataset import FeatureDataset
 
 
 def test_tables(compared: Compared, demo_corpus: Path, tmp_path: Path):

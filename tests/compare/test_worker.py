@@ -14,7 +14,7 @@ from comparing import Compared, until
 
 from sniper.compare import files
 from sniper.compare.worker import alone, machine, main, status
-from sniper.config import dump
+from sniper.training.config import dump
 
 
 def test_a_finished_run_says_how_it_went(compared: Compared):

@@ -56,14 +56,14 @@ def device() -> str:
 @pytest.fixture(params=["tma", "pointer"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which kernels run: those of an sm_90, or those that an sm_80 has too."""
-    from sniper.ops import triton_launch
+    from sniper.ops.backends.triton import launch
 
     params = request.node.callspec.params
     block = params["case"].block if "case" in params else params.get("block", 64)
     if request.param == "tma" and block < 64:
         pytest.skip("small blocks have one path")
     if request.param == "pointer":
-        monkeypatch.setattr(triton_launch, "arch", lambda device: 80)
+        monkeypatch.setattr(launch, "arch", lambda device: 80)
     elif not INTERPRETED and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("needs a copy engine")
     return request.param

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sniper.layers.layout import BlockLayout
 from sniper.ops.geometry import Geometry
+from sniper.ops.layout import BlockLayout
 
 # Relative Frobenius error; on a GPU float32 is true float32 unless tf32 is allowed.
 TOLERANCE = {"float32": 1e-5, "float16": 1e-3, "bfloat16": 6e-3}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from kernel_cases import close
 
-from sniper.ops import cpu, triton
+from sniper.ops.backends import cpu, triton
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 SHAPES = [(5,), (3, 64), (2, 7, 100), (1, 300, 16), (0, 4)]

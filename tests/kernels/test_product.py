@@ -7,7 +7,8 @@ import pytest
 import torch
 from kernel_cases import CASES, MORE_CASES, Case, close, make  # noqa: F401
 
-from sniper.ops import cpu, reference, triton, triton_launch
+from sniper.ops.backends import cpu, reference, triton
+from sniper.ops.backends.triton import launch
 from sniper.ops.geometry import Geometry
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
@@ -106,11 +107,11 @@ def test_every_configuration_gives_the_same(path, device):
     """`tune` times them all, takes the fastest and remembers it."""
     x, dy, w, bias, layout, geometry = make(Case(64, 1, 1, 0.5, 1, 10), "float16", device)
     for which, args in {"fwd": (x, w, bias), "dgrad": (dy, w, 10), "wgrad": (dy, x)}.items():
-        plans = triton_launch.plans(which, layout, *args[:2])
+        plans = launch.plans(which, layout, *args[:2])
         results = [triton._with_plan(plan, which, args, layout, geometry) for plan in plans]
         for result in results[1:]:
             close(result, results[0].double(), "float16")
         chosen = triton.tune(which, layout, geometry, *args)
-        plan = triton_launch.plan(which, layout, geometry, *args[:2])
-        assert chosen in {triton_launch.plan_name(p) for p in plans}
+        plan = launch.plan(which, layout, geometry, *args[:2])
+        assert chosen in {launch.plan_name(p) for p in plans}
         assert plan in plans

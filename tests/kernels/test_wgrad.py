@@ -7,7 +7,8 @@ import pytest
 import torch
 from kernel_cases import CASES, MORE_CASES, Case, close, make  # noqa: F401
 
-from sniper.ops import reference, triton, triton_launch
+from sniper.ops.backends import reference, triton
+from sniper.ops.backends.triton import launch
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
@@ -30,7 +31,7 @@ def test_splits_are_added_in_order(block, path, device, monkeypatch):
     x, dy, _, _, layout, geometry = make(Case(block, 1, 1, 0.5, 1, 230), "float16", device)
     whole = triton.wgrad(dy, x, layout, geometry)
     for tiles in (1, 2):
-        monkeypatch.setattr(triton_launch, "split_tiles", lambda *_, tiles=tiles: tiles)
+        monkeypatch.setattr(launch, "split_tiles", lambda *_, tiles=tiles: tiles)
         dw = triton.wgrad(dy, x, layout, geometry)
         close(dw, expected_of(dy, x, layout, geometry), "float16")
         close(dw, whole.double(), "float16")
@@ -56,7 +57,7 @@ def test_nothing_to_add(path, device):
 
 def test_more_programs_than_blocks_and_the_other_way_round():
     device = torch.device("cpu")
-    many = triton_launch.multiprocessors(device) * triton_launch.WAVES
-    assert triton_launch.split_tiles(device, 10 * many, 100) == 100  # no split
-    assert triton_launch.split_tiles(device, 1, 100 * many) == 100  # one split a program
-    assert triton_launch.split_tiles(device, 1, 3) == 3  # too little to split
+    many = launch.multiprocessors(device) * launch.WAVES
+    assert launch.split_tiles(device, 10 * many, 100) == 100  # no split
+    assert launch.split_tiles(device, 1, 100 * many) == 100  # one split a program
+    assert launch.split_tiles(device, 1, 3) == 3  # too little to split

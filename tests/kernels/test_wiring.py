@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.ops import autotune, choice, executor, triton
+from sniper.ops import autotune, executor, timings
+from sniper.ops.backends import triton
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import relu_dropout_grad_bias
 
@@ -100,7 +101,7 @@ def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
 def test_autotune(device, monkeypatch, tmp_path):
     """A layer whose passes were tuned on the way computes the same."""
     monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(choice, "_choices", None)
+    monkeypatch.setattr(timings, "_choices", None)
     monkeypatch.setattr(triton, "available", lambda dtype, device: True)
     layer, plain = pair(device, conv=False)
     x = torch.randn(1, 9, 32, device=device)

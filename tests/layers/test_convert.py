@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sniper import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
 from sniper.layers import Dropout
-from sniper.ops import executors
+from sniper.ops import dispatch
 
 B = 8
 
@@ -301,8 +301,8 @@ def test_transformer_encoder_and_its_fast_path(monkeypatch):
     assert plain.use_nested_tensor
     x = torch.randn(3, 5, 16)
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2, [False] * 4 + [True]])
-    products, run = [], executors.run
-    monkeypatch.setattr(executors, "run", lambda *args: products.append(1) or run(*args))
+    products, run = [], dispatch.run
+    monkeypatch.setattr(dispatch, "run", lambda *args: products.append(1) or run(*args))
     fused = []
     monkeypatch.setattr(
         torch,

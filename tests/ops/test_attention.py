@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sniper.ops import cpu
 from sniper.ops.attention import _attention, attention
-from sniper.ops.cpu_softmax import softmax_dropout_
+from sniper.ops.backends import cpu
+from sniper.ops.backends.cpu.softmax import softmax_dropout_
 
 
 def written_out(q, k, v, heads, key_mask, p, seed) -> Tensor:

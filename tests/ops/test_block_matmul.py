@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sniper.layers import BlockLayout
 from sniper.ops import Geometry, block_matmul, executor
-from sniper.ops.dense import mask_blocks_
-from sniper.ops.executors import EXECUTORS
+from sniper.ops.backends.dense import mask_blocks_
+from sniper.ops.dispatch import EXECUTORS
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 B = 16

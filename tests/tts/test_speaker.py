@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from sniper.tts.dataset import load_corpus_info
+from sniper.tts.corpus.dataset import load_corpus_info
 from sniper.tts.errors import SpeechError
-from sniper.tts.fastspeech2 import FastSpeech2
-from sniper.tts.fastspeech2_config import FastSpeech2Config
+from sniper.tts.model.config import FastSpeech2Config
+from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.speaker import PAUSE_SECONDS, Speaker
 
 TEXT = "The grey horse slept by the river."

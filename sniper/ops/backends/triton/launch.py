@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the Triton executor needs around its launches: checks, device facts, tile sizes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import warnings
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sniper.kernels import configs
+from sniper.ops import timings
+from sniper.ops.checks import check_shape
+from sniper.ops.geometry import Geometry
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What a weight gradient fills: programs per multiprocessor, if each has that many tiles to add.
+WAVES, SPLIT_TILES = 4, 8
+
+Plan = tuple[str, configs.Config]
+
+# Set while `tune` times one configuration.
+forced_plan: Plan | None = None
+
+
+@cache
+def kernels() -> SimpleNamespace:
+    """Every kernel by name; loads Triton."""
+    from sniper.kernels import elementwise, product, wgrad
+
+    return SimpleNamespace(**{**vars(elementwise), **vars(product), **vars(wgrad)})
+
+
+@cache
+def interpreted() -> bool:
+    """Whether Triton runs kernels in Python, on CPU tensors too (TRITON_INTERPRET=1)."""
+    from triton import knobs
+
+    return knobs.runtime.interpret
+
+
+@cache
+def usable(index: int | None) -> bool:
+    """Whether a GPU runs the kernels; warns once if not."""
+    major, minor = torch.cuda.get_device_capability(index)
+    missing = None
+    if importlib.util.find_spec("triton") is None:
+        missing = "Triton is not installed"
+    elif major < 8:
+        missing = f"{torch.cuda.get_device_name(index)} is sm_{major}{minor}, older than sm_80"
+    if missing:
+        warnings.warn(f"block-sparse layers run dense: {missing}", stacklevel=2)
+    return missing is None
+
+
+@cache
+def arch(device: torch.device) -> int:
+    """Compute capability, as 90; the interpreter plays an sm_90."""
+    if device.type != "cuda":
+        return 90
+    return configs.arch_of(torch.cuda.get_device_capability(device))
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of the GPU; few in the interpreter, where programs run one after the other."""
+    if device.type != "cuda":
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def on(device: torch.device) -> contextlib.AbstractContextManager:
+    """Launches go to the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def kind(t: Tensor) -> str:
+    """How the tensor cores take a tensor's values: `half`, `tf32` or, without them, `fp32`."""
+    if t.dtype != torch.float32:
+        return "half"
+    matmul = torch.backends.cuda.matmul
+    allowed = getattr(matmul, "fp32_precision", None) or (matmul.allow_tf32 and "tf32")
+    return "tf32" if allowed == "tf32" else "fp32"
+
+
+def precision(t: Tensor) -> str:
+    """Triton's name for it; says nothing of two-byte values."""
+    return "ieee" if kind(t) == "fp32" else "tf32"
+
+
+def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | None) -> None:
+    """Refuses tensors that kernels cannot take, or that lie or count otherwise than `like`."""
+    if t.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device}, got one on {t.device}")
+    if t.device.type != "cuda" and not interpreted():
+        raise ValueError(f"{name}: expected a tensor on a GPU, got one on {t.device}")
+    if t.dtype not in DTYPES or t.layout != torch.strided:
+        raise ValueError(
+            f"{name}: expected a strided float32, bfloat16 or float16 tensor, "
+            f"got {t.dtype} {t.layout}"
+        )
+    if t.dtype != like.dtype:
+        raise ValueError(f"{name}: expected {like.dtype} as the other operand, got {t.dtype}")
+    if t.numel() >= 2**31 * max(t.shape[-1:], default=1):
+        raise ValueError(f"{name}: expected fewer than 2^31 rows, got shape {list(t.shape)}")
+    if shape is not None:
+        check_shape(name, t, shape)
+
+
+def check_layout(layout: Any, geometry: Geometry, device: torch.device) -> tuple[int, int]:
+    """`(N, C)` of a layout that fits; what its indices say is not read: that would wait."""
+    rows, taps, inner = layout.shape
+    if layout.block_size not in configs.BLOCK_SIZES:
+        raise ValueError(
+            f"layout: expected a block size of {configs.BLOCK_SIZES}, got {layout.block_size}"
+        )
+    if taps != geometry.taps:
+        raise ValueError(f"layout: expected the geometry's {geometry.taps} taps, got {taps}")
+    full = rows * taps * inner
+    if full * layout.block_size**2 >= 2**31:
+        raise ValueError(f"layout: expected fewer than 2^31 weights, got {layout!r}")
+    sizes = {
+        "crow_indices": rows + 1,
+        "col_indices": full,
+        "row_indices": full,
+        "row_order": rows,
+        "crow_indices_t": inner + 1,
+        "col_indices_t": full,
+        "row_order_t": inner,
+    }
+    for name, size in sizes.items():
+        t = getattr(layout, name)
+        if t.dtype != torch.int32 or t.shape != (size,) or t.device != device:
+            raise ValueError(
+                f"layout.{name}: expected int32 [{size}] on {device}, "
+                f"got {t.dtype} {list(t.shape)} on {t.device}"
+            )
+    return rows * layout.block_size, inner * layout.block_size
+
+
+def plans(which: str, layout: Any, *operands: Tensor) -> list[Plan]:
+    """Paths and configurations that can run a pass on these tensors, the preferred first."""
+    device, block, values = operands[0].device, layout.block_size, kind(operands[0])
+    op = "wgrad" if which == "wgrad" else "product"
+    paths = ["pointer"]
+    tma = configs.has_tma(arch(device)) and block >= 64 and values != "fp32"
+    if tma and all(_copy_engine_takes(t) for t in operands):
+        paths = ["tma", "pointer"]
+    return [
+        (path, config)
+        for path in paths
+        for config in configs.candidates(op, path, block, values, arch(device))
+    ]
+
+
+def plan(which: str, layout: Any, geometry: Geometry, *operands: Tensor) -> Plan:
+    """The measured best of `plans` if it was tuned, else the table's for this length."""
+    if forced_plan is not None:
+        return forced_plan
+    known = plans(which, layout, *operands)
+    times = timings.known(tuning_key(which, layout, geometry, operands[0]))
+    if times and all(plan_name(p) in times for p in known):
+        return min(known, key=lambda p: times[plan_name(p)])
+    path = known[0][0]
+    length = operands[0].shape[1]
+    if geometry.taps == 1:
+        length *= operands[0].shape[0]
+    return path, configs.for_length([c for p, c in known if p == path], length)
+
+
+def plan_name(plan: Plan) -> str:
+    """A plan in words."""
+    path, c = plan
+    return f"{path} {c.tokens}x{c.width} {c.warps} warps {c.stages} stages"
+
+
+def tuning_key(which: str, layout: Any, geometry: Geometry, x: Tensor) -> str:
+    """Everything that times depend on; tokens by power of two, density in tenths."""
+    rows, taps, inner = layout.shape
+    machine = timings.machine(x.device)
+    tokens = (x.shape[0] * x.shape[1]).bit_length()
+    return (
+        f"triton {machine} {which} {x.dtype} {kind(x)} {rows}x{taps}x{inner} blocks of "
+        f"{layout.block_size} dilation {geometry.dilation} 2^{tokens} tokens "
+        f"density {round(10 * layout.density)}/10"
+    )
+
+
+def split_tiles(device: torch.device, programs: int, tiles: int) -> int:
+    """Token tiles of one split of a weight gradient that has `programs` programs without splits."""
+    wanted = -(-WAVES * multiprocessors(device) // programs)
+    return -(-tiles // max(1, min(wanted, tiles // SPLIT_TILES)))
+
+
+def descriptor(t: Tensor, tile: list[int]) -> Any:
+    """What the copy engine needs to know of a tensor: zeros outside it."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(t, list(t.shape), list(t.stride()), tile)
+
+
+def rows_contiguous(t: Tensor) -> Tensor:
+    """Itself where its last dimension is dense, else a copy."""
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def flat(geometry: Geometry, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Sequences that lie end to end are one where rows are alone: fewer tiles end in nothing."""
+    alone = geometry.taps == 1 and not geometry.pad_left and not geometry.pad_right
+    if alone and all(t.stride(0) == t.shape[1] * t.stride(1) for t in tensors):
+        return tuple(t.view(1, -1, t.shape[2]) for t in tensors)
+    return tensors
+
+
+def matrix_shape(x: Tensor) -> tuple[int, int]:
+    """Rows and columns of `[..., N]`."""
+    columns = x.shape[-1] if x.dim() else 1
+    return x.numel() // max(columns, 1), columns
+
+
+def _copy_engine_takes(t: Tensor) -> bool:
+    """Aligned to 16 bytes, rows too; a copy of what is not dense in its channels will be."""
+    if not t.numel():
+        return False
+    if t.stride(-1) != 1:
+        return True
+    strides = [s * t.element_size() for s in t.stride()[:-1]]
+    return t.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in strides)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much the loss depends on each weight at initialisation."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sniper.sparsity import distributed
+
+EXCLUDE = ("norm", "embed")
+
+
+def prunable_parameters(
+    model: nn.Module, exclude: Sequence[str] = EXCLUDE
+) -> dict[str, nn.Parameter]:
+    """The parameters that scoring covers: trainable, and no string of `exclude` in their name.
+
+    Raises:
+        ValueError: none is left, or they are on several devices.
+    """
+    if isinstance(exclude, str):
+        raise ValueError(f"exclude: expected a sequence of strings, got the string {exclude!r}")
+    params = {
+        name: p
+        for name, p in model.named_parameters()
+        if p.requires_grad and not any(word in name for word in exclude)
+    }
+    if not params:
+        raise ValueError(f"no trainable parameter is left to prune with exclude={tuple(exclude)}")
+    devices = sorted({str(p.device) for p in params.values()})
+    if len(devices) > 1:
+        raise ValueError(f"expected a model on one device, got parameters on {', '.join(devices)}")
+    if devices == ["meta"]:
+        raise ValueError("expected a model with values, got one on the meta device")
+    return params
+
+
+def saliency(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    exclude: Sequence[str] = EXCLUDE,
+) -> dict[str, Tensor]:
+    """Connection sensitivity: `|w * sum_b dL_b/dw|` for every weight, a signed sum over batches,
+    then abs.
+
+    That is `|sum_b dL_b/dm|` at m = 1 with `w * m` in place of w, because w does not change while
+    scoring. The model is
+    left as it was: weights, gradients, buffers (BatchNorm statistics), training mode, and all
+    random number generators.
+
+    Args:
+        model: scored in the mode (train or eval) in which it arrives.
+        batches: what `loss_fn` takes; iterated once.
+        loss_fn: `(model, batch) -> scalar loss` with a graph.
+        exclude: parameters whose name contains one of these strings are left out.
+
+    Returns:
+        A tensor of each prunable parameter's shape, >= 0, by the parameter's name.
+
+    Raises:
+        ValueError: no batches, a loss that is no scalar or has no graph, a saliency that is not
+            finite (with the names), parameters on several devices, nothing to prune.
+
+    Source: Lee et al., SNIP, arXiv 1810.02340, eq. 4-5; signed sum over batches as in arXiv
+        2211.07283.
+    """
+    params = prunable_parameters(model, exclude)
+    with summed_gradients(model, batches, loss_fn, params) as gradients, torch.no_grad():
+        scores = {name: (gradients[name] * p).abs_() for name, p in params.items()}
+    check_saliency(scores)
+    return scores
+
+
+@contextlib.contextmanager
+def summed_gradients(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss_fn: Callable[[nn.Module, Any], Tensor],
+    params: dict[str, nn.Parameter],
+    over_ranks: bool = False,
+) -> Iterator[dict[str, Tensor]]:
+    """The sum of the batches' gradients by name, while the `with` block lasts; before and after it
+    the model is as it was.
+
+    Args:
+        over_ranks: of the batches of all ranks, where several processes train together.
+
+    Raises:
+        ValueError: no batches (on any rank), a loss that is no scalar or has no graph.
+    """
+    device = next(iter(params.values())).device
+    over_ranks = over_ranks and distributed.several()
+    with _left_as_it_was(model, device):
+        count = 0
+        for batch in batches:
+            with torch.enable_grad():
+                loss = loss_fn(model, batch)
+            _check_loss(loss)
+            loss.backward()
+            count += 1
+        # Every rank must learn of it, or the others would wait for this one's gradients.
+        if (distributed.smallest(count, device) if over_ranks else count) == 0:
+            where = " on every rank" if over_ranks else ""
+            raise ValueError(f"batches: expected at least one batch{where} to score on, got none")
+        gradients = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in params.items()
+        }
+        if over_ranks:
+            shapes = {name: [torch.tensor(p.shape)] for name, p in params.items()}
+            distributed.check_same("parameters to score", distributed.checksum(shapes), device)
+            distributed.sum_over_ranks(list(gradients.values()))
+        yield gradients
+
+
+def check_saliency(scores: dict[str, Tensor]) -> None:
+    """Raises a ValueError for saliencies that are missing, NaN, infinite, negative or spread over
+    devices.
+    """
+    check_present(scores)
+    bad = [name for name, s in scores.items() if s.numel() and not bool(torch.isfinite(s).all())]
+    if bad:
+        raise ValueError(
+            f"saliency: expected finite values, got NaN or infinity in {_some(bad)}: "
+            "check the loss on the scoring batches"
+        )
+    bad = [name for name, s in scores.items() if s.numel() and bool((s < 0).any())]
+    if bad:
+        raise ValueError(f"saliency: expected values >= 0, got negative ones in {_some(bad)}")
+
+
+def check_present(scores: dict[str, Tensor]) -> None:
+    """Raises a ValueError for saliencies that are missing or spread over devices."""
+    if not scores or not any(s.numel() for s in scores.values()):
+        raise ValueError("saliency: expected at least one value, got none")
+    devices = sorted({str(s.device) for s in scores.values()})
+    if len(devices) > 1:
+        raise ValueError(f"saliency: expected one device, got {', '.join(devices)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"loss_fn: expected a scalar tensor, got {got}")
+    if not loss.requires_grad:
+        raise ValueError(
+            "loss_fn: expected a loss with a graph, got one that does not require grad"
+        )
+
+
+@contextlib.contextmanager
+def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Puts gradients, buffers, modes and generators back, whatever happens inside."""
+    grads = [(p, p.grad) for p in model.parameters()]
+    buffers = [
+        (m, name, b, b.detach().clone())
+        for m in model.modules()
+        for name, b in m._buffers.items()
+        if b is not None
+    ]
+    modes = [(m, m.training) for m in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            for p, _ in grads:
+                p.grad = None
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        with torch.no_grad():
+            for m, name, b, value in buffers:
+                m._buffers[name] = b  # a forward may have put another tensor there
+                if not torch.equal(b, value):  # an expanded buffer cannot be written to
+                    b.copy_(value)
+        for p, grad in grads:
+            p.grad = grad
+        for m, training in modes:
+            m.training = training

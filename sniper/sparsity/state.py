@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The masks of every scheduled sparsity: made together, saved together, carried over to another
+block size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sniper import _C
+from sniper.ops.bits import pack_bits, unpack_bits
+from sniper.sparsity.masking import expand_blocks, is_eligible, masks
+from sniper.sparsity.schedule import SparsitySchedule
+
+Stages = dict[float, dict[str, Tensor]]
+
+STATE_VERSION = 1
+
+
+def nested_masks(
+    scores: dict[str, Tensor],
+    sparsities: Sequence[float],
+    max_param_sparsity: float,
+    block_size: int | None,
+    nested: bool = True,
+) -> Stages:
+    """`masks` for each sparsity, the highest first; what is active at one is active at all lower
+    ones.
+
+    The threshold and the cap nest by themselves; only the cap's random choice may not, so with
+    `nested` each stage keeps what the one before had.
+    """
+    result: Stages = {}
+    previous: dict[str, Tensor] | None = None
+    for sparsity in sorted(sparsities, reverse=True):
+        stage = masks(scores, sparsity, max_param_sparsity, block_size)
+        if nested and previous is not None:
+            stage = {name: mask | previous[name] for name, mask in stage.items()}
+        result[sparsity] = previous = stage
+    return result
+
+
+def pack(stages: Stages) -> dict[float, dict[str, Tensor]]:
+    """Every mask as bits on the CPU."""
+    # Packing on the GPU moves an eighth of the bytes.
+    return {
+        sparsity: {n: pack_bits(m if _C.with_cuda else m.cpu()).cpu() for n, m in stage.items()}
+        for sparsity, stage in stages.items()
+    }
+
+
+def check_state(
+    state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], schedule: SparsitySchedule
+) -> None:
+    """Raises a ValueError when a saved state does not fit."""
+    if state.get("version") != STATE_VERSION:
+        raise ValueError(
+            f"sniper state: expected version {STATE_VERSION}, got {state.get('version')!r}"
+        )
+    for name, saved in state["shapes"].items():
+        if name in shapes and tuple(saved) != tuple(shapes[name]):
+            raise ValueError(
+                f"sniper state: expected shape {tuple(shapes[name])} for {name}, got {tuple(saved)}"
+            )
+    if not set(state["shapes"]) & set(shapes):
+        raise ValueError(
+            f"sniper state: expected parameters such as {next(iter(shapes))}, "
+            f"got {next(iter(state['shapes']), None)}"
+        )
+    if state["masks"] is None:
+        return
+    position = state["sparsity"]
+    needed = [s for s in schedule.sparsities if s > 0 and (position is None or s <= position)]
+    missing = [s for s in needed if s not in state["masks"]]
+    if missing or (position is not None and position not in state["masks"]):
+        scored = sorted(state["masks"], reverse=True)
+        raise ValueError(
+            f"schedule: expected sparsities among the scored {scored}, got {missing or position}"
+        )
+
+
+def unpack(
+    state: Mapping[str, Any],
+    block_size: int | None,
+    shapes: Mapping[str, torch.Size],
+    device: torch.device,
+) -> tuple[Stages, Stages]:
+    """Saved masks in blocks of `block_size`.
+
+    A block is active if any of its weights was; a parameter that the saved state does not have is
+    active throughout.
+
+    Returns:
+        The masks, and per weight what they add to the saved ones (empty for the same block size).
+    """
+    saved_size = state["block_size"]
+    result: Stages = {}
+    added: Stages = {}
+    for sparsity, stage in state["masks"].items():
+        result[sparsity], added[sparsity] = {}, {}
+        for name, shape in shapes.items():
+            if name not in stage:
+                result[sparsity][name] = torch.ones(
+                    mask_shape(shape, block_size), dtype=torch.bool, device=device
+                )
+                continue
+            mask = unpack_bits(stage[name].cpu(), mask_shape(shape, saved_size)).to(device)
+            if saved_size != block_size:
+                per_weight = _per_weight(mask, saved_size, shape)
+                mask = _any_in_block(per_weight, block_size)
+                added[sparsity][name] = _per_weight(mask, block_size, shape) & ~per_weight
+            result[sparsity][name] = mask
+    # A schedule that ends dense can follow one that did not.
+    result.setdefault(
+        0.0,
+        {
+            name: torch.ones(mask_shape(shape, block_size), dtype=torch.bool, device=device)
+            for name, shape in shapes.items()
+        },
+    )
+    return result, added
+
+
+def mask_shape(shape: torch.Size, block_size: int | None) -> tuple[int, ...]:
+    """Shape of the mask of a weight of `shape`."""
+    if block_size is None:
+        return tuple(shape)
+    if not is_eligible(torch.Size(shape), block_size):
+        raise ValueError(f"block_size: expected a divisor of {tuple(shape)[:2]}, got {block_size}")
+    n, c, *taps = shape
+    return (n // block_size, *taps, c // block_size)
+
+
+def _per_weight(mask: Tensor, block_size: int | None, shape: torch.Size) -> Tensor:
+    return mask if block_size is None else expand_blocks(mask, block_size, shape)
+
+
+def _any_in_block(mask: Tensor, block_size: int | None) -> Tensor:
+    if block_size is None:
+        return mask
+    b = block_size
+    blocks = mask.unflatten(1, (-1, b)).any(2).unflatten(0, (-1, b)).any(1)
+    return blocks if blocks.dim() == 2 else blocks.permute(0, 2, 1).contiguous()

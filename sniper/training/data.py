@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches for training: how long an epoch is, in which order, and how they are loaded."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import multiprocessing
+import multiprocessing.util  # its handler at exit must be registered before ours
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from sniper.training.config import ConfigError
+from sniper.tts.corpus.batch import Batch
+from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset, Item, collate
+from sniper.tts.corpus.shapes import StaticShapes
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The batches of an epoch of any length, cut from an endless row of passes over the data.
+
+    Args:
+        passes: gives the batches of one pass; their number is the same in every pass.
+        per_epoch: batches of an epoch; None: one pass.
+    """
+
+    def __init__(self, passes: BucketBatchSampler, per_epoch: int | None = None):
+        self._passes = passes
+        self._per_epoch = per_epoch or len(passes)
+        self._epoch = self._skip = 0
+
+    def seek(self, epoch: int, skip: int = 0) -> None:
+        """The next iteration gives `epoch` from its batch number `skip` on."""
+        self._epoch, self._skip = epoch, skip
+
+    @property
+    def buckets(self) -> list[tuple[np.ndarray, int]]:
+        """Members and batch size of each length bucket that batches are dealt from."""
+        return self._passes.buckets
+
+    def __len__(self) -> int:
+        return self._per_epoch - self._skip
+
+    def __iter__(self) -> Iterator[list[int]]:
+        position = self._epoch * self._per_epoch + self._skip
+        end = (self._epoch + 1) * self._per_epoch
+        while position < end:
+            number, offset = divmod(position, len(self._passes))
+            self._passes.set_epoch(number)
+            batches = list(self._passes)[offset : offset + end - position]
+            yield from batches
+            position += len(batches)
+
+
+def train_batches(
+    dataset: FeatureDataset, max_frames: int, per_epoch: int | None, seed: int
+) -> EpochBatches:
+    """Length-bucketed, shuffled batches of at most `max_frames` padded frames.
+
+    Raises:
+        ConfigError: no utterances, or one of more frames than a batch may have.
+    """
+    _refuse_empty(dataset)
+    try:
+        passes = BucketBatchSampler(dataset.mel_lengths, max_frames, seed=seed, ids=dataset.ids)
+    except ValueError as error:
+        raise ConfigError(f"train.max_frames: {error}") from None
+    return EpochBatches(passes, per_epoch)
+
+
+def static_shapes(dataset: FeatureDataset, batches: EpochBatches) -> StaticShapes:
+    """The few shapes that all of `batches` fit into."""
+    return StaticShapes.of_buckets(batches.buckets, dataset.token_lengths, dataset.mel_lengths)
+
+
+def valid_batches(dataset: FeatureDataset, max_frames: int) -> EpochBatches:
+    """The held-out utterances in a fixed order, in batches of `max_frames` or one utterance.
+
+    Raises:
+        ConfigError: no utterances.
+    """
+    _refuse_empty(dataset)
+    # Without gradients an utterance that is too long for training fits into memory.
+    limit = max(max_frames, int(dataset.mel_lengths.max()))
+    return EpochBatches(BucketBatchSampler(dataset.mel_lengths, limit, shuffle=False))
+
+
+def _refuse_empty(dataset: FeatureDataset) -> None:
+    if len(dataset) == 0:
+        raise ConfigError(
+            f"{dataset.path} holds no utterance: training needs some to learn from and some to "
+            "validate on; prepare the corpus again with --valid 1 or more"
+        )
+
+
+def make_loader(
+    dataset: FeatureDataset,
+    batches: Iterable[list[int]],
+    workers: int,
+    pin_memory: bool,
+    shapes: StaticShapes | None = None,
+) -> DataLoader:
+    """A loader that draws nothing from the global random number generator.
+
+    Each batch is a `Batch`, padded to one of `shapes` if there are some; workers stay alive over
+    epochs.
+    """
+    if workers:
+        _end_workers_at_exit()
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate if shapes is None else functools.partial(_collate, shapes),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_parent,
+        # A loader seeds its workers from a generator at each epoch. From the global one that would
+        # change dropout after a resume in the middle of an epoch.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _collate(shapes: StaticShapes, items: Sequence[Item]) -> Batch:
+    return shapes.pad(collate(items))
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    # Ctrl-C and a job scheduler's SIGTERM reach the whole process group; the parent needs its
+    # workers until it has saved, and they end with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@functools.cache
+def _end_workers_at_exit() -> None:
+    # At exit multiprocessing sends its children SIGTERM, which these ignore, and waits for them
+    # for ever. Handlers run in reverse order, so this one comes before that one.
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

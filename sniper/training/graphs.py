@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward and backward as CUDA graphs: recorded once per batch shape, then replayed in one launch.
+
+At FastSpeech2's size a step is thousands of short kernels, and launching them one by one takes
+longer than running them. Graphs are recorded anew when what they launch is out of date: the layout
+of a sparse layer, or the choice of what runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sniper.tts.corpus.batch import Batch
+
+# The first run chooses executors and compiles kernels, the second finds workspaces in place.
+WARM_UP = 2
+
+Values = dict[str, Tensor]
+Work = Callable[[Batch, Tensor], Values]
+
+
+class Recorder(Protocol):
+    """How work is recorded; tests put another one in the place of `CudaRecorder`."""
+
+    device: torch.device
+
+    def warm_up(self, work: Callable[[], Any]) -> None:
+        """Runs `work` once, where recording will happen."""
+
+    def record(self, work: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
+        """Records `work` without running it; returns what replays it, and what it writes to."""
+
+
+class CudaRecorder:
+    """`torch.cuda.CUDAGraph`, with one memory pool for all graphs: only one runs at a time."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def warm_up(self, work: Callable[[], Any]) -> None:
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            work()
+        current.wait_stream(self._stream)
+
+    def record(self, work: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads pin memory for the next batches meanwhile.
+        mode = "thread_local"
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
+            values = work()
+        return graph.replay, values
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """One shape's graph with the tensors that it reads and writes."""
+
+    replay: Callable[[], None]
+    batch: Batch
+    share: Tensor
+    values: Values
+
+
+class StepGraphs:
+    """Forward and backward of each batch shape, recorded at its first use.
+
+    Args:
+        work: `(batch, share) -> values`; adds the gradients of `share` (a scalar tensor) times the
+            batch's loss to `.grad` tensors that stay where they are, and returns the loss and its
+            terms. It must not wait for the device.
+        apart: runs a function and undoes what it did to gradients, buffers and generators.
+        version: changes whenever recorded graphs are out of date.
+        recorder: `CudaRecorder(device)` on a GPU.
+
+    Attributes:
+        recordings: how many graphs were recorded so far.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        apart: Callable[[Callable[[], None]], None],
+        version: Callable[[], object],
+        recorder: Recorder,
+    ):
+        self._work, self._apart, self._version = work, apart, version
+        self._recorder = recorder
+        self._recorded: dict[tuple[int, ...], _Recorded] = {}
+        self._of_version: object = None
+        self.recordings = 0
+
+    def __call__(self, batch: Batch, share: float) -> Values:
+        """Runs one batch; the host does not wait.
+
+        Args:
+            batch: in one of a few shapes, in pinned memory of the host or on the device.
+            share: of its loss in the update.
+
+        Returns:
+            Loss and terms; overwritten by the next batch of this shape.
+
+        Raises:
+            RuntimeError: recording failed.
+        """
+        version = self._version()
+        if version != self._of_version:
+            self._recorded.clear()
+            self._of_version = version
+        shape = (*batch.tokens.shape, *batch.mel.shape[1:])
+        if shape not in self._recorded:
+            self._recorded[shape] = self._record(batch, share)
+        recorded = self._recorded[shape]
+        source = _tensors(batch)
+        for name, tensor in _tensors(recorded.batch).items():
+            tensor.copy_(source[name], non_blocking=True)
+        recorded.share.fill_(share)
+        recorded.replay()
+        return recorded.values
+
+    def _record(self, batch: Batch, share: float) -> _Recorded:
+        device = self._recorder.device
+        # Its own memory, even where the batch is on the device already.
+        own = {n: t.to(device, copy=True) for n, t in _tensors(batch).items()}
+        static, static_share = replace(batch, **own), torch.full((), share, device=device)
+
+        def work() -> Values:
+            return self._work(static, static_share)
+
+        def warm_up() -> None:
+            for _ in range(WARM_UP):
+                self._recorder.warm_up(work)
+
+        self._apart(warm_up)
+        try:
+            replay, values = self._recorder.record(work)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"a training step of shape {list(batch.mel.shape)} cannot be recorded as a CUDA "
+                f"graph; train.cuda_graphs=false trains without: {error}"
+            ) from error
+        self.recordings += 1
+        return _Recorded(replay, static, static_share, values)
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return {name: v for name, v in values.items() if isinstance(v, Tensor)}

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run shows: a table on the terminal, TensorBoard, and pictures and sound at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sniper.training.progress import Observer, Progress
+from sniper.tts.audio.vocoder import mel_to_audio, save_wav
+from sniper.tts.corpus.dataset import FeatureDataset, collate
+from sniper.tts.errors import SpeechError
+from sniper.tts.speaker import Speaker
+
+if TYPE_CHECKING:
+    from sniper.training.trainer import Trainer
+
+_COLUMNS = (
+    "epoch  sparsity  density    train    valid      mel  duration  pitch  energy"
+    "  frames/s  seconds  padding     GiB"
+)
+
+_RUN_SCALARS = ("sparsity", "density", "frames_per_second", "padding", "peak_memory_gib", "lr")
+
+
+class Terminal(Observer):
+    """A progress bar with frames/s and time left, and one table row an epoch."""
+
+    def __init__(self, epochs: int):
+        self._epochs = epochs
+        self._bar: tqdm | None = None
+        self._header = False
+
+    def epoch_begins(self, progress: Progress, batches: int, sparsity: float) -> None:
+        self._bar = tqdm(
+            total=progress.batch + batches,
+            initial=progress.batch,
+            desc=f"epoch {progress.epoch + 1}/{self._epochs}, sparsity {sparsity:.0%}",
+            unit="batch",
+            leave=False,
+            disable=None,  # no bar where nobody looks
+        )
+
+    def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
+        self._bar.update(progress.batch - self._bar.n)
+        rate = progress.frames / max(progress.seconds, 1e-9)
+        self._bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
+
+    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
+        self._bar.close()
+        if not self._header:
+            tqdm.write(_COLUMNS)
+            self._header = True
+        tqdm.write(table_row(row))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def table_row(row: dict[str, Any]) -> str:
+    """One epoch under the columns of the terminal's table."""
+    valid = row["valid"]
+    return (
+        f"{row['epoch'] + 1:5d}  {row['sparsity']:8.0%}  {row['density']:7.1%}"
+        f"  {row['train'].get('total', float('nan')):7.3f}  {valid['total']:7.3f}"
+        f"  {valid.get('mel_after', valid['mel_before']):7.3f}  {valid['duration']:8.3f}"
+        f"  {valid['pitch']:5.2f}  {valid['energy']:6.2f}"
+        f"  {row['frames_per_second']:8,.0f}  {row['seconds']:7.1f}"
+        f"  {row['padding']:7.1%}  {row['peak_memory_gib']:6.2f}"
+    )
+
+
+class TensorBoard(Observer):
+    """Scalars, mel plots and audio under RUN/tensorboard.
+
+    Args:
+        run: the run's folder.
+        update: where the run takes up; points after it, from a part that was lost, are dropped.
+        log_every: updates between two training points.
+        sample_every: epochs between two plots and sounds; the last epoch has some too.
+        dataset: its first utterance is plotted and spoken.
+    """
+
+    def __init__(
+        self, run: Path, update: int, log_every: int, sample_every: int, dataset: FeatureDataset
+    ):
+        from torch.utils.tensorboard import SummaryWriter
+
+        _pyplot()  # if it is not installed, that should show before the training
+        # What is at purge_step is dropped too.
+        self._writer = SummaryWriter(run / "tensorboard", purge_step=update + 1 if update else None)
+        self._log_every, self._sample_every = log_every, sample_every
+        self._dataset = dataset
+
+    def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
+        if progress.update % self._log_every == 0:
+            for name, value in values.items():
+                self._writer.add_scalar(f"train/{name}", float(value), progress.update)
+
+    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
+        step = trainer.progress.update
+        for name, value in row["valid"].items():
+            self._writer.add_scalar(f"valid/{name}", value, step)
+        for name in _RUN_SCALARS:
+            self._writer.add_scalar(f"run/{name}", row[name], step)
+        done = row["epoch"] + 1
+        if done % self._sample_every == 0 or done == trainer.config.train.epochs:
+            held_out = compare(trainer.model, self._dataset)
+            self._writer.add_figure("mel", plot_mel(held_out), step)
+            info = self._dataset.info
+            mel = info.statistics.denormalize_mel(held_out.predicted)
+            audio = mel_to_audio(mel, info.features)
+            self._writer.add_audio("held-out", audio[None], step, info.features.sample_rate)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Observers(Observer):
+    """Several observers as one."""
+
+    def __init__(self, *observers: Observer):
+        self._all = observers
+
+    def epoch_begins(self, progress: Progress, batches: int, sparsity: float) -> None:
+        for each in self._all:
+            each.epoch_begins(progress, batches, sparsity)
+
+    def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
+        for each in self._all:
+            each.updated(progress, values)
+
+    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
+        for each in self._all:
+            each.epoch_ended(row, trainer)
+
+    def close(self) -> None:
+        for each in self._all:
+            each.close()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out utterance, predicted with its own durations, pitch and energy.
+
+    Args:
+        id: its name.
+        truth, predicted: normalised log-mels `[T, n_mels]`.
+        mel_l1: mean absolute difference of the two.
+        mean_l1: the same with the training set's mean mel (0 when normalised) as the prediction.
+    """
+
+    id: str
+    truth: np.ndarray
+    predicted: np.ndarray
+    mel_l1: float
+    mean_l1: float
+
+
+@torch.no_grad()
+def compare(model: torch.nn.Module, dataset: FeatureDataset, index: int = 0) -> HeldOut:
+    """Predicts one utterance of a split beside its truth; leaves the model's mode as it was."""
+    was_training = model.training
+    batch = collate([dataset[index]])
+    device = next(model.parameters()).device
+    predicted = model.eval()(batch.to(device)).mel[0].float().cpu().numpy()
+    model.train(was_training)
+    truth = batch.mel[0].numpy()
+    return HeldOut(
+        id=batch.ids[0],
+        truth=truth,
+        predicted=predicted,
+        mel_l1=float(np.abs(predicted - truth).mean()),
+        mean_l1=float(np.abs(truth).mean()),
+    )
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def plot_mel(held_out: HeldOut):
+    """Truth above prediction."""
+    figure, axes = _pyplot().subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
+    low, high = np.percentile(held_out.truth, (1, 99))
+    titles = (f"{held_out.id}, recorded", f"predicted, L1 {held_out.mel_l1:.3f}")
+    for axis, mel, title in zip(axes, (held_out.truth, held_out.predicted), titles, strict=True):
+        axis.imshow(mel.T, origin="lower", aspect="auto", vmin=low, vmax=high, cmap="magma")
+        axis.set(title=title, ylabel="mel bin")
+    axes[-1].set_xlabel("frame")
+    return figure
+
+
+def plot_history(history: list[dict[str, Any]]):
+    """Losses and sparsity by epoch."""
+    figure, axis = _pyplot().subplots(figsize=(9, 5), layout="constrained")
+    epochs = [row["epoch"] + 1 for row in history]
+    axis.plot(epochs, [row["train"]["total"] for row in history], label="training loss")
+    axis.plot(epochs, [row["valid"]["total"] for row in history], label="validation loss")
+    axis.set(xlabel="epoch", ylabel="loss")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.legend(loc="upper center")
+    other = axis.twinx()
+    sparsity = [100 * row["sparsity"] for row in history]
+    other.step(epochs, sparsity, where="mid", color="gray", linestyle="--")
+    other.set(ylabel="sparsity, % (dashed)", ylim=(-2, 102))
+    return figure
+
+
+def write_results(
+    trainer: Trainer, speaker: Speaker, dataset: FeatureDataset, text: str
+) -> tuple[HeldOut, str]:
+    """Writes loss.png, mel.png and sample.wav into the run's folder.
+
+    Args:
+        trainer: for its history and folder.
+        speaker: with the weights to show.
+        dataset: the held-out split.
+        text: spoken to sample.wav; if it cannot be read, the held-out utterance's phonemes are.
+
+    Returns:
+        The held-out utterance, and what sample.wav says.
+    """
+    run = trainer.run
+    held_out = compare(speaker.model, dataset)
+    for name, figure in (
+        ("loss.png", plot_history(trainer.progress.history)),
+        ("mel.png", plot_mel(held_out)),
+    ):
+        figure.savefig(run / name, dpi=100)
+        _pyplot().close(figure)
+    try:
+        speech = speaker.speak(text)
+    except SpeechError as error:
+        print(f"sample_text cannot be spoken: {error}")
+        symbols = speaker.info.vocabulary.symbols
+        text = " ".join(["{", *(symbols[i] for i in dataset[0].tokens[:-1]), "}"])
+        speech = speaker.speak(text)
+    save_wav(run / "sample.wav", speech.audio, speaker.info.features.sample_rate)
+    return held_out, text

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training step: gradients of a micro-batch, then the update. On a GPU nothing in it waits."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sniper.layers import layout_versions
+from sniper.ops import dispatch, timings
+from sniper.training.graphs import CudaRecorder, Recorder, StepGraphs, Values
+from sniper.tts.corpus.batch import Batch
+from sniper.tts.model.fastspeech2 import FastSpeech2
+
+
+def pick_recorder(device: torch.device, cuda_graphs: bool) -> Recorder | None:
+    """What records the step as graphs, or None where it is launched kernel by kernel."""
+    return CudaRecorder(device) if cuda_graphs and device.type == "cuda" else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch has taken of a GPU, or this process of the main memory."""
+    if device.type == "cuda":
+        # Reserved, not allocated: what graphs work in is not given back between their runs.
+        return torch.cuda.max_memory_reserved(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+class TrainingStep:
+    """Trains one model, one update after the other.
+
+    Args:
+        model: on its device, in training mode while it is trained.
+        optimizer: of the model's parameters.
+        precision: `bf16` (autocast), or `fp32` or `tf32` as torch is set.
+        grad_clip: largest gradient norm; 0: no clipping.
+        stage: the sparsity in force, or anything else that changes with the masks.
+        recorder: records gradients as graphs, one a batch shape; None: none are recorded.
+    """
+
+    def __init__(
+        self,
+        model: FastSpeech2,
+        optimizer: torch.optim.Optimizer,
+        precision: str = "fp32",
+        grad_clip: float = 0.0,
+        stage: Callable[[], object] = lambda: None,
+        recorder: Recorder | None = None,
+    ):
+        self.model, self.optimizer = model, optimizer
+        self._bf16 = precision == "bf16"
+        self._limit = grad_clip or float("inf")
+        self.device = next(model.parameters()).device
+        self._stage = stage
+        self.graphs = None
+        if recorder is not None:
+            self.graphs = StepGraphs(self._gradients, self._apart, self._version, recorder)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Values]:
+        """Total and terms of a batch wherever it lies, in the run's precision."""
+        with self._precision():
+            return self.model.loss(batch.to(self.device, non_blocking=True))
+
+    def backward(self, batch: Batch, share: float) -> Values:
+        """Adds the gradients of `share` of the batch's loss.
+
+        Returns:
+            `total`, the whole loss, and its terms, on the device. Read them or compute with them
+            before the next call.
+        """
+        if self.graphs is None:
+            return self._gradients(batch, share)
+        for p in self.model.parameters():
+            if p.grad is None and p.requires_grad:
+                p.grad = torch.zeros_like(p)
+        return self.graphs(batch, share)
+
+    def clip(self) -> Tensor:
+        """Clips the gradients; returns their norm before that, on the device."""
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self._limit)
+
+    def update(self) -> None:
+        """The optimizer's step, and gradients of zero; the learning rate is the caller's."""
+        self.optimizer.step()
+        # Recorded graphs write to the gradients' memory.
+        self.optimizer.zero_grad(set_to_none=self.graphs is None)
+
+    def _gradients(self, batch: Batch, share: float | Tensor) -> Values:
+        total, terms = self.loss(batch)
+        (total * share).backward()
+        return {"total": total.detach(), **terms}
+
+    def _version(self) -> object:
+        return self._stage(), layout_versions(self.model), dispatch.forced(), timings.generation()
+
+    def _apart(self, run: Callable[[], None]) -> None:
+        """Runs something and puts back the gradients, buffers and generators."""
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        tensors = [*grads, *self.model.buffers()]
+        before = [t.clone() for t in tensors]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            run()
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: epochs of updates under SNIPER's schedule, validated, saved, resumed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sniper.training import checkpoint
+from sniper.training.config import Config, ConfigError
+from sniper.training.data import make_loader, static_shapes, train_batches, valid_batches
+from sniper.training.parts import make_sniper, noam, pick_device
+from sniper.training.progress import Interrupted, NotFinite, Observer, Progress
+from sniper.training.step import TrainingStep, peak_memory, pick_recorder
+from sniper.tts.corpus.batch import Batch
+from sniper.tts.corpus.dataset import CorpusInfo, FeatureDataset
+from sniper.tts.model.fastspeech2 import FastSpeech2
+
+
+class Trainer:
+    """Trains one FastSpeech2.
+
+    Args:
+        config: the run's settings.
+        train, valid: datasets of the two splits.
+        info: vocabulary, features and statistics, carried in checkpoints.
+        observer: is told of updates and epochs.
+
+    Raises:
+        ConfigError: settings that do not fit the data or the machine.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        train: FeatureDataset,
+        valid: FeatureDataset,
+        info: CorpusInfo,
+        observer: Observer | None = None,
+    ):
+        settings = config.train
+        self.config, self.info = config, info
+        self.run = Path(config.output)
+        self.observer = observer or Observer()
+        self.device = pick_device(settings.device)
+        self.progress = Progress()
+        self.stop = False  # set from a signal handler
+        torch.manual_seed(settings.seed)
+        model_config = config.model_config(len(info.vocabulary), info.features.n_mels)
+        self.model = FastSpeech2(model_config).to(self.device)
+        self.sniper = make_sniper(self.model, config)
+        # One group in the model's order, whatever is masked: so a checkpoint fits any block size.
+        params = self.model.parameters()
+        self.optimizer = torch.optim.Adam(params, lr=settings.lr, fused=True)
+        self.scheduler = noam(self.optimizer, model_config.d_model, settings.warmup)
+        recorder = pick_recorder(self.device, settings.cuda_graphs)
+        self.step = TrainingStep(
+            self.model,
+            self.optimizer,
+            settings.precision,
+            settings.grad_clip,
+            stage=partial(getattr, self.sniper, "sparsity", None),
+            recorder=recorder,
+        )
+        self._batches = train_batches(
+            train, settings.max_frames, settings.batches_per_epoch, settings.seed
+        )
+        cuda = self.device.type == "cuda"
+        workers = settings.workers if settings.workers is not None else (4 if cuda else 1)
+        # A graph is of one shape, so a few shapes have to do for all batches.
+        shapes = None if recorder is None else static_shapes(train, self._batches)
+        self._loader = make_loader(train, self._batches, workers, pin_memory=cuda, shapes=shapes)
+        # Validation is short; a second set of workers would only hold memory.
+        held_out = valid_batches(valid, settings.max_frames)
+        self._valid_loader = make_loader(valid, held_out, 0, pin_memory=cuda)
+        self._unchecked: list[tuple[list[str], Tensor]] = []
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> bool:
+        """Takes up the run's last checkpoint, if there is one; before anything else.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            ConfigError: it is of other speech, or the settings ask for what its masks cannot give.
+        """
+        if not checkpoint.exists(self.run):
+            return False
+        saved = checkpoint.load(self.run)
+        self._refuse_other_speech(saved)
+        self.model.load_state_dict(saved.weights)
+        if self.sniper is not None:
+            try:
+                self.sniper.load_state_dict(saved.state["sniper"])
+            except ValueError as error:
+                raise ConfigError(f"sparsity: {error}") from None
+        self.optimizer.load_state_dict(saved.state["optimizer"])
+        self.scheduler.load_state_dict(saved.state["scheduler"])
+        self.progress = Progress(**saved.meta["progress"])
+        torch.set_rng_state(saved.state["rng"])
+        if self.device.type == "cuda" and saved.state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved.state["cuda_rng"], self.device)
+        self._refuse_rise()
+        return True
+
+    def _refuse_other_speech(self, saved: checkpoint.Checkpoint) -> None:
+        there, here = saved.meta["speech"], json.loads(json.dumps(self.info.to_json()))
+        for part in ("vocabulary", "features", "statistics"):
+            if there[part] != here[part]:
+                raise ConfigError(
+                    f"{self.run} was trained on other speech: the prepared corpus has other "
+                    f"{part}; use another output=FOLDER, or --fresh to start anew"
+                )
+
+    def _refuse_rise(self) -> None:
+        """A schedule by fractions stretches with `train.epochs`."""
+        if self.sniper is None or self.progress.epoch >= self.config.train.epochs:
+            return
+        epoch, present = self.progress.epoch, self.sniper.sparsity
+        asked = self.sniper.schedule.sparsity_at(epoch)
+        if present is not None and asked > present:
+            raise ConfigError(
+                f"train.epochs: with {self.config.train.epochs} epochs the schedule asks for "
+                f"sparsity {asked:g} in epoch {epoch + 1}, but the run is at {present:g} already; "
+                "sparsity cannot rise, so choose fewer epochs or start anew"
+            )
+
+    def score(self) -> None:
+        """Scores the weights at initialisation, unless that is done or the run is dense.
+
+        Raises:
+            NotFinite: a loss is NaN or infinite.
+            ConfigError: a gradient is.
+        """
+        if self.sniper is None or self.sniper.scored:
+            return
+        started = time.monotonic()
+        self._batches.seek(0)
+        few = list(itertools.islice(self._batches, self.config.sparsity.score_batches))
+        loader = make_loader(self._loader.dataset, few, 0, pin_memory=False)
+        self.model.train()
+
+        def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
+            loss = self.step.loss(batch)[0]
+            self._unchecked.append((batch.ids, loss.detach()))
+            self._check_finite()
+            return loss
+
+        try:
+            self.sniper.score(loader, loss_fn)
+        except ValueError as error:
+            raise ConfigError(f"scoring: {error}") from None
+        self.progress.score_seconds = time.monotonic() - started
+
+    def fit(self) -> None:
+        """Runs the remaining epochs.
+
+        Raises:
+            NotFinite: a loss or gradient is NaN or infinite; the last checkpoint is from before.
+            Interrupted: `stop` was set; everything up to there is saved.
+        """
+        self.score()
+        while self.progress.epoch < self.config.train.epochs:
+            self.run_epoch()
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Trains, validates and saves one epoch, or what is left of it.
+
+        Returns:
+            epoch, sparsity, density, train and valid losses by term, frames, seconds (of training
+            only), frames/s, the share of padding in what was computed, the process's peak memory so
+            far, and apart the seconds of validation, of changing the sparsity and of the
+            checkpoints since the row before.
+        """
+        progress = self.progress
+        started = time.perf_counter()
+        sparsity = self.sniper.step(progress.epoch, self.optimizer) if self.sniper else 0.0
+        progress.change_seconds += time.perf_counter() - started
+        self._batches.seek(progress.epoch, progress.batch)
+        self.observer.epoch_begins(progress, len(self._batches), sparsity)
+        self._train_epoch()
+        started = time.perf_counter()
+        valid = self.validate()
+        row = {
+            "epoch": progress.epoch,
+            "sparsity": sparsity,
+            "density": self.density(),
+            "train": {k: v / max(progress.batch, 1) for k, v in progress.loss_sums.items()},
+            "valid": valid,
+            "frames": progress.frames,
+            "seconds": progress.seconds,
+            "valid_seconds": time.perf_counter() - started,
+            "change_seconds": progress.change_seconds,
+            "save_seconds": progress.save_seconds,
+            "frames_per_second": progress.frames / max(progress.seconds, 1e-9),
+            "padding": 1 - progress.frames / max(progress.padded_frames, 1),
+            "peak_memory_gib": peak_memory(self.device) / 2**30,
+            "lr": self.scheduler.get_last_lr()[0],
+        }
+        progress.history.append(row)
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.seconds, progress.loss_sums = 0.0, {}
+        progress.frames = progress.padded_frames = 0
+        progress.change_seconds = progress.save_seconds = 0.0
+        best = row["valid"]["total"] < progress.best_loss
+        progress.best_loss = min(progress.best_loss, row["valid"]["total"])
+        self.save(best)
+        self.observer.epoch_ended(row, self)
+        return row
+
+    def density(self) -> float:
+        """Share of the model's weights that are active."""
+        if self.sniper is None:
+            return 1.0
+        sizes = {n: p.numel() for n, p in self.model.named_parameters()}
+        pruned = sum(sizes[n] * (1 - d) for n, d in self.sniper.densities().items())
+        return 1 - pruned / sum(sizes.values())
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss terms on the held-out utterances, teacher-forced, weighted by frames.
+
+        Raises:
+            NotFinite: a loss is NaN or infinite.
+        """
+        self.model.eval()
+        sums: dict[str, Tensor] = {}
+        frames = 0
+        for batch in self._valid_loader:
+            total, terms = self.step.loss(batch)
+            for name, value in {"total": total, **terms}.items():
+                sums[name] = sums.get(name, 0) + value.double() * batch.n_frames
+            frames += batch.n_frames
+            self._unchecked.append((batch.ids, total))
+        self.model.train()
+        self._check_finite()
+        return {name: float(value) / frames for name, value in sums.items()}
+
+    def save(self, best: bool = False) -> Path:
+        """Writes a checkpoint of this very moment."""
+        self._check_finite()
+        started = self._saved_at = time.monotonic()
+        if self.sniper is not None:
+            self.sniper.zero_pruned()
+        cuda = self.device.type == "cuda"
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "sniper": self.sniper.state_dict() if self.sniper else None,
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+        meta = {
+            "config": self.config.to_dict(),
+            "speech": self.info.to_json(),
+            "progress": asdict(self.progress),
+        }
+        weights = self.model.state_dict()
+        path = checkpoint.save(self.run, self.progress.update, weights, state, meta, best)
+        self.progress.save_seconds += time.monotonic() - started
+        return path
+
+    def _train_epoch(self) -> None:
+        progress, settings = self.progress, self.config.train
+        self.model.train()
+        # Carried on in float64, so that an epoch in two parts adds up to the same bits as in one.
+        sums = {n: torch.tensor(v, dtype=torch.float64) for n, v in progress.loss_sums.items()}
+        sums = {n: v.to(self.device) for n, v in sums.items()}
+        for group in _groups(self._loader, len(self._batches), settings.accumulation):
+            started = time.perf_counter()
+            mean: dict[str, Tensor] = {}
+            for batch in group:
+                values = self.step.backward(batch, 1 / len(group))
+                # A graph writes the next batch's loss to the same place.
+                self._unchecked.append((batch.ids, values["total"].clone()))
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0) + value.double()
+                    mean[name] = mean.get(name, 0) + value / len(group)
+                progress.frames += batch.n_frames
+                progress.padded_frames += batch.mel.shape[0] * batch.mel.shape[1]
+                progress.batch += 1
+            self._update([name for batch in group for name in batch.ids])
+            self.observer.updated(progress, mean)
+            progress.seconds += time.perf_counter() - started
+            if self._must_save():
+                progress.loss_sums = {n: float(v) for n, v in sums.items()}
+                self.save()
+                if self.stop:
+                    raise Interrupted
+        started = time.perf_counter()
+        progress.loss_sums = {n: float(v) for n, v in sums.items()}  # waits for a GPU
+        progress.seconds += time.perf_counter() - started
+        self._check_finite()
+
+    def _update(self, ids: list[str]) -> None:
+        self._unchecked.append((ids, self.step.clip()))
+        # On a GPU looking at every value would wait for it each time.
+        every = 1 if self.device.type == "cpu" else self.config.train.log_every
+        if self.progress.update % every == 0:
+            self._check_finite()
+        self.step.update()
+        self.scheduler.step()
+        self.progress.update += 1
+
+    def _check_finite(self) -> None:
+        if not self._unchecked:
+            return
+        good = torch.stack([v for _, v in self._unchecked]).isfinite().tolist()
+        bad = [ids for (ids, _), fine in zip(self._unchecked, good, strict=True) if not fine]
+        self._unchecked.clear()
+        if bad:
+            progress = self.progress
+            last = checkpoint.find(self.run) if checkpoint.exists(self.run) else "none was saved"
+            raise NotFinite(
+                f"the loss or its gradient is not finite in epoch {progress.epoch + 1}, after "
+                f"{progress.update} updates, with the utterances {', '.join(bad[0])}; "
+                f"last good checkpoint: {last}"
+            )
+
+    def _must_save(self) -> bool:
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return self.stop or minutes > self.config.train.checkpoint_minutes
+
+
+def _groups(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Batch]]:
+    """The micro-batches of one update each; the last may have fewer."""
+    group: list[Batch] = []
+    for number, batch in enumerate(loader, 1):
+        group.append(batch)
+        if len(group) == size or number == count:
+            yield group
+            group = []

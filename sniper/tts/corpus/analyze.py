@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Analyse utterances one by one in several processes, in order, each to a `Record`."""
+
+import collections
+import contextlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import torch
+
+from sniper.tts.audio.spectrogram import FeatureConfig, read_audio
+from sniper.tts.corpus.alignment import Alignment, read_textgrid
+from sniper.tts.corpus.corpus import Utterance
+from sniper.tts.corpus.features import extract
+from sniper.tts.corpus.workfile import Record
+from sniper.tts.errors import SpeechError, UtteranceError
+from sniper.tts.processes import SPAWN, end_with_parent, without_main_module
+from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
+
+# An aligner's clock and the file's may disagree a little; beyond this they are not the same audio.
+MAX_MISMATCH_FRAMES = 4
+
+
+def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
+    """Read, align and analyse one utterance; what is wrong with it becomes `Record.problem`."""
+    try:
+        alignment = utterance.alignment
+        if not isinstance(alignment, Alignment):
+            alignment = read_textgrid(alignment)
+        samples = read_audio(utterance.wav, config)
+        boundaries = alignment.boundaries * config.sample_rate
+        mismatch = abs(boundaries[-1] - len(samples)) / config.hop_length
+        if mismatch > MAX_MISMATCH_FRAMES:
+            raise UtteranceError(
+                f"the alignment lasts {alignment.boundaries[-1]:.2f} s but {utterance.wav} "
+                f"{len(samples) / config.sample_rate:.2f} s"
+            )
+        if not any(map(_is_phoneme, alignment.phones)):
+            raise UtteranceError("its alignment holds no known phoneme")
+        features = extract(samples, boundaries, config)
+    except (UtteranceError, OSError) as error:
+        return Record(utterance.id, utterance.text, problem=" ".join(str(error).split()))
+    return Record(
+        utterance.id,
+        utterance.text,
+        phones=alignment.phones,
+        pronunciations=alignment.pronunciations,
+        features=features,
+    )
+
+
+def _is_phoneme(phone: str) -> bool:
+    return phone not in (PAUSE, SPOKEN_NOISE) and any(char.isalnum() for char in phone)
+
+
+def analyze_all(
+    utterances: Sequence[Utterance], config: FeatureConfig, workers: int
+) -> Iterator[Record]:
+    """Analyse in `workers` processes (1: in this one); records come in the order of utterances.
+
+    Raises:
+        SpeechError: a worker process was killed.
+    """
+    if workers <= 1 or len(utterances) < 2:
+        for utterance in utterances:
+            with _one_thread():
+                record = analyze(utterance, config)
+            yield record
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=SPAWN, initializer=_start_worker)
+    waiting: collections.deque = collections.deque()
+    try:
+        for utterance in utterances:
+            with without_main_module():  # workers start here, when there is work for them
+                waiting.append(pool.submit(analyze, utterance, config))
+            # A bounded queue: results of a whole corpus would not fit in memory.
+            if len(waiting) >= 8 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise SpeechError(
+            "a worker process was killed (out of memory?); what is done is kept: run the same "
+            "command again, perhaps with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in another order give other last digits: always count with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    torch.set_num_threads(1)
+
+
+def pause_share(records_phones: Sequence[tuple[str, ...]], pause: str) -> tuple[bool, bool]:
+    """Whether at least half of the utterances begin, and end, with a pause."""
+    if not records_phones:
+        return False, False
+    first = np.mean([phones[0] == pause for phones in records_phones])
+    last = np.mean([phones[-1] == pause for phones in records_phones])
+    return bool(first >= 0.5), bool(last >= 0.5)

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a corpus to feature files: resumable, and independent of how many processes work on it.
+
+An output folder holds `train.safetensors`, `valid.safetensors`, `test.safetensors` and, written
+last, `corpus.json`; while work goes on, `prepare.work`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.corpus.analyze import analyze_all, pause_share
+from sniper.tts.corpus.corpus import Corpus
+from sniper.tts.corpus.dataset import SPLITS, CorpusInfo
+from sniper.tts.corpus.features import compute_statistics
+from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
+from sniper.tts.corpus.store import write_json
+from sniper.tts.corpus.workfile import WorkFile
+from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
+from sniper.tts.text.lexicon import harvest
+from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, Vocabulary
+
+FORMAT_VERSION = 1
+_CORPUS, _WORK = "corpus.json", "prepare.work"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A finished preparation.
+
+    Args:
+        folder: of the feature files.
+        counts: utterances per split.
+        seconds: of audio in all splits.
+        problems: (id or line, reason) of what was left out.
+        fresh: False where everything was there already.
+    """
+
+    folder: Path
+    counts: dict[str, int]
+    seconds: float
+    problems: list[tuple[str, str]]
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What makes one preparation differ from another.
+
+    Args:
+        corpus: where the speech comes from, as plain values.
+        features: settings of the analysis.
+        valid, test: held-out utterances; None leaves the number to `split_sizes`.
+        seed: of the split.
+        lexicon_sha256: of the user's dictionary file.
+    """
+
+    corpus: dict
+    features: FeatureConfig
+    valid: int | None = None
+    test: int | None = None
+    seed: int = 0
+    lexicon_sha256: str | None = None
+
+    def settings(self) -> dict:
+        """Plain values that must agree before a finished preparation is taken for this one."""
+        split = {"valid": self.valid, "test": self.test, "seed": self.seed}
+        return {**self.analysis_settings(), "lexicon_sha256": self.lexicon_sha256, "split": split}
+
+    def analysis_settings(self) -> dict:
+        """Those of `settings` that must agree before unfinished work is continued."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "corpus": self.corpus,
+            "features": self.features.to_json(),
+        }
+
+
+def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None:
+    """Look for an earlier preparation in `out`.
+
+    Args:
+        force: remove whatever is there instead.
+
+    Returns:
+        The finished one; None where there is none or it is not finished.
+
+    Raises:
+        SpeechError: it was made with other settings (the differences are listed).
+    """
+    path = out / _CORPUS
+    if force:
+        # corpus.json first: without it nothing counts as finished.
+        for name in (_CORPUS, *(f"{split}.safetensors" for split in SPLITS), _WORK):
+            (out / name).unlink(missing_ok=True)
+        return None
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        refuse_other_settings(out, found["settings"], plan.settings())
+        problems = [(where, reason) for where, reason in found["problems"]]
+        prepared = Prepared(out, found["counts"], found["seconds"], problems, fresh=False)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpeechError(f"{path} is damaged; --force makes everything anew") from error
+    if any(not (out / f"{split}.safetensors").is_file() for split in prepared.counts):
+        raise SpeechError(f"{out} lacks a file that {path} names; --force makes everything anew")
+    return prepared
+
+
+def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
+    """Raise SpeechError with the differences, one after the other, where there are any."""
+    flat_there, flat_now = _flatten(there), _flatten(now)
+    names = sorted(
+        name
+        for name in flat_there.keys() | flat_now.keys()
+        if flat_there.get(name) != flat_now.get(name)
+    )
+    if names:
+        differences = "; ".join(
+            f"{name} is {flat_there.get(name)!r} there, {flat_now.get(name)!r} now"
+            for name in names
+        )
+        raise SpeechError(
+            f"{out} was prepared with other settings: {differences}. Choose another --out, or make "
+            "it anew with --force"
+        )
+
+
+def _flatten(data: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def require_analysis_packages() -> None:
+    """Raise MissingDependency before any work where a package for it is absent."""
+    for module in ("soundfile", "soxr", "pyworld", "tqdm"):
+        require(module)
+
+
+def build(
+    corpus: Corpus,
+    plan: Plan,
+    out: Path,
+    *,
+    frontend: Frontend | None,
+    lexicon: dict[str, str],
+    speech: str,
+    workers: int,
+    progress: bool = True,
+) -> Prepared:
+    """Analyse a corpus into `out`; continues what an interrupted run has left there.
+
+    Args:
+        frontend: how text is read at inference; None makes one from the pronunciations heard.
+        lexicon: pronunciations that go before those heard.
+        speech: what `CorpusInfo.speech` says.
+        workers: processes; the files do not depend on their number.
+
+    Raises:
+        NothingUsable: there is no usable utterance.
+        SpeechError: other settings in `out`, or a split that is too large.
+    """
+    require_analysis_packages()
+    if corpus.has_textgrids:
+        require("praatio.textgrid")
+    out.mkdir(parents=True, exist_ok=True)
+    work = WorkFile(out / _WORK, plan.analysis_settings())
+    try:
+        refuse_other_settings(out, work.settings, plan.analysis_settings())
+        if corpus.utterances:
+            # Before the long part, although utterances may yet drop out.
+            split_sizes(len(corpus.utterances), plan.valid, plan.test)
+        _analyze_rest(corpus, plan.features, work, workers, progress)
+        prepared = _finish(corpus, plan, out, work, frontend, lexicon, speech)
+    except NothingUsable:
+        # What was wrong will be mended before the next run, which must look again.
+        work.path.unlink()
+        raise
+    finally:
+        work.close()
+    work.path.unlink()
+    return prepared
+
+
+def _analyze_rest(
+    corpus: Corpus, config: FeatureConfig, work: WorkFile, workers: int, progress: bool
+) -> None:
+    rest = corpus.utterances[len(work) :]
+    records = analyze_all(rest, config, workers)
+    total = len(corpus.utterances)
+    bar = progress_bar(records, "analysing", total, len(work), show=progress)
+    for record in bar:
+        work.append(record)
+
+
+def _finish(
+    corpus: Corpus,
+    plan: Plan,
+    out: Path,
+    work: WorkFile,
+    frontend: Frontend | None,
+    lexicon: dict[str, str],
+    speech: str,
+) -> Prepared:
+    problems = list(corpus.problems)
+    usable: list[Entry] = []
+    pronunciations: list[tuple[str, str]] = []
+    for position, record in enumerate(work):
+        if record.problem:
+            problems.append((record.id, record.problem))
+            continue
+        pronunciations += record.pronunciations
+        usable.append(Entry(position, record.id, record.text, record.phones, record.n_frames))
+    if not usable:
+        shown = "".join(f"\n  {where}: {reason}" for where, reason in problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise NothingUsable(f"no usable utterance{':' if problems else ''}{shown}{more}")
+    vocabulary = Vocabulary.from_phones(phone for entry in usable for phone in entry.phones)
+    if frontend is None:
+        known = {
+            word: phones
+            for word, phones in lexicon.items()
+            if all(phone in vocabulary for phone in phones.split())
+        }
+        pauses = pause_share([entry.phones for entry in usable], PAUSE)
+        frontend = LexiconFrontend({**harvest(pronunciations), **known}, *pauses)
+    sizes = split_sizes(len(usable), plan.valid, plan.test)
+    positions = split([entry.id for entry in usable], sizes, plan.seed)
+    parts = {name: [usable[i] for i in members] for name, members in positions.items()}
+    statistics = compute_statistics(
+        record.features for record in read_entries(work, parts["train"])
+    )
+    info = CorpusInfo(vocabulary, plan.features, statistics, frontend, speech)
+    for name, entries in parts.items():
+        write_split(out / f"{name}.safetensors", entries, work, vocabulary, plan.features.n_mels)
+    frames = sum(entry.n_frames for entry in usable)
+    counts = {name: len(entries) for name, entries in parts.items()}
+    seconds = frames * plan.features.hop_length / plan.features.sample_rate
+    content = {"counts": counts, "seconds": seconds, "problems": problems, **info.to_json()}
+    write_json(out / _CORPUS, {"settings": plan.settings(), **content})
+    return Prepared(out, counts, seconds, problems, fresh=True)

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Corpora on disk in LJSpeech's layout.
+
+ROOT/metadata.csv        id|text or id|text|normalized text, without quoting
+ROOT/wavs/ID.wav
+ROOT/TextGrid/ID.TextGrid (also in one folder deeper), or ROOT/alignments.jsonl
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sniper.tts.corpus.alignment import Alignment, read_alignments
+from sniper.tts.errors import SpeechError, UtteranceError
+
+_TEXTGRID_FOLDERS = ("TextGrid", "textgrids", "TextGrids", "alignments")
+ALIGNMENTS = "alignments.jsonl"
+DESCRIPTION = "synthesis.json"  # says who spoke a synthetic corpus
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A line of metadata.csv and where its sound and alignment are.
+
+    Args:
+        id, text: the normalized text where there is one.
+        wav: path of the audio.
+        alignment: read already, or the path of a TextGrid.
+    """
+
+    id: str
+    text: str
+    wav: Path
+    alignment: Alignment | Path
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Utterances that can be tried, and the lines that cannot.
+
+    Args:
+        problems: (id or line number, reason) pairs.
+        has_textgrids: False where alignments.jsonl was read.
+    """
+
+    utterances: list[Utterance]
+    problems: list[tuple[str, str]]
+    has_textgrids: bool
+
+
+def read_metadata(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Read metadata.csv.
+
+    Returns:
+        (id, text) pairs in the file's order, and (where, reason) pairs for lines that cannot be
+        used: not UTF-8, too few or too many fields, no text, an id that came before.
+
+    Raises:
+        SpeechError: there is no such file.
+    """
+    try:
+        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise SpeechError(
+            f"{path} cannot be read ({error.strerror}): the corpus folder needs a metadata.csv "
+            "with lines like id|text"
+        ) from error
+    entries: dict[str, str] = {}
+    problems = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            name, text = _metadata_line(line)
+            if name in entries:
+                raise UtteranceError(f"the id {name} came before; only its first line is used")
+            entries[name] = text
+        except UtteranceError as error:
+            problems.append((f"{path.name}:{number}", str(error)))
+    return list(entries.items()), problems
+
+
+def _metadata_line(line: bytes) -> tuple[str, str]:
+    try:
+        fields = [field.strip() for field in line.decode("utf-8").split("|")]
+    except UnicodeDecodeError as error:
+        raise UtteranceError("the line is not UTF-8") from error
+    if len(fields) not in (2, 3):
+        raise UtteranceError(f"expected id|text or id|text|normalized, got {len(fields)} fields")
+    name, text = fields[0], fields[-1] or fields[1]
+    if not name:
+        raise UtteranceError("the id is empty")
+    if not text:
+        raise UtteranceError(f"{name} has no text")
+    return name, text
+
+
+def read_corpus(root: Path, textgrids: Path | None = None) -> Corpus:
+    """List the utterances of a corpus in LJSpeech's layout.
+
+    Args:
+        root: folder with metadata.csv and wavs/.
+        textgrids: folder of the TextGrids; by default TextGrid/, textgrids/, TextGrids/ or
+            alignments/ in `root`, else `root`/alignments.jsonl.
+
+    Raises:
+        SpeechError: no metadata.csv, no wavs/, or no alignments at all.
+    """
+    if not root.is_dir():
+        raise SpeechError(f"no such folder: {root}")
+    entries, problems = read_metadata(root / "metadata.csv")
+    wavs = root / "wavs"
+    if not wavs.is_dir():
+        raise SpeechError(f"no folder {wavs}: the corpus needs its audio there as ID.wav")
+    folder = _textgrid_folder(root, textgrids)
+    aligned: dict[str, Alignment] | dict[str, Path]
+    if folder is None:
+        aligned = read_alignments(root / ALIGNMENTS)
+        missing = f"it has no usable line in {ALIGNMENTS}"
+    else:
+        # One speaker folder deep is how MFA writes a corpus with speakers.
+        paths = sorted([*folder.glob("*/*.TextGrid"), *folder.glob("*.TextGrid")])
+        aligned = {path.name.removesuffix(".TextGrid"): path for path in paths}
+        missing = f"no TextGrid for it in {folder}"
+    utterances = []
+    for name, text in entries:
+        if name in aligned:
+            utterances.append(Utterance(name, text, wavs / f"{name}.wav", aligned[name]))
+        else:
+            problems.append((name, missing))
+    return Corpus(utterances, problems, has_textgrids=folder is not None)
+
+
+def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
+    if textgrids is not None:
+        # A relative path may be meant from either place.
+        for folder in (textgrids, root / textgrids):
+            if folder.is_dir():
+                return folder
+        raise SpeechError(f"no such folder of TextGrids: {textgrids}")
+    for name in _TEXTGRID_FOLDERS:
+        if (root / name).is_dir():
+            return root / name
+    if (root / ALIGNMENTS).is_file():
+        return None
+    raise SpeechError(
+        f"no alignments in {root}: none of {', '.join(_TEXTGRID_FOLDERS)} and no {ALIGNMENTS}; "
+        "align the corpus with the Montreal Forced Aligner and pass --textgrids FOLDER"
+    )
+
+
+def synthesis_voice(root: Path) -> str | None:
+    """The espeak-ng voice that spoke the corpus in `root`; None for any other corpus."""
+    try:
+        return str(json.loads((root / DESCRIPTION).read_text())["voice"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

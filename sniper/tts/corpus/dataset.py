@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepared features as a PyTorch dataset, collation, and batches of bounded size."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.corpus.batch import Batch
+from sniper.tts.corpus.features import Statistics
+from sniper.tts.corpus.store import map_tensors
+from sniper.tts.errors import SpeechError
+from sniper.tts.text.text import Frontend, Vocabulary, frontend_from_json
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """What a prepared corpus says about itself; a checkpoint carries it.
+
+    Args:
+        vocabulary: tokens of the model.
+        features: settings of the analysis.
+        statistics: of the training set.
+        frontend: reads text the way the corpus was read.
+        speech: one line on what kind of speech it is.
+    """
+
+    vocabulary: Vocabulary
+    features: FeatureConfig
+    statistics: Statistics
+    frontend: Frontend
+    speech: str
+
+    def to_json(self) -> dict:
+        """Return plain values for `from_json`."""
+        return {
+            "vocabulary": list(self.vocabulary.symbols),
+            "features": self.features.to_json(),
+            "statistics": self.statistics.to_json(),
+            "frontend": self.frontend.to_json(),
+            "speech": self.speech,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict) -> "CorpusInfo":
+        """Build from `to_json`'s dict; other keys are ignored."""
+        return cls(
+            vocabulary=Vocabulary(data["vocabulary"]),
+            features=FeatureConfig.from_json(data["features"]),
+            statistics=Statistics.from_json(data["statistics"]),
+            frontend=frontend_from_json(data["frontend"]),
+            speech=data["speech"],
+        )
+
+
+def load_corpus_info(folder: str | Path) -> CorpusInfo:
+    """Read FOLDER/corpus.json.
+
+    Raises:
+        SpeechError: there is none, or it is damaged.
+    """
+    path = Path(folder) / "corpus.json"
+    try:
+        return CorpusInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise SpeechError(
+            f"{folder} holds no prepared corpus; make one with python -m sniper.prepare"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpeechError(f"{path} is damaged ({error}); prepare the corpus again") from error
+
+
+@dataclass(frozen=True)
+class Item:
+    """One utterance, normalised, EOS included (duration, pitch and energy 0).
+
+    Args:
+        tokens, durations: `[L]` int64.
+        mel: `[T, n_mels]` float32.
+        pitch, energy: `[L]` float32.
+    """
+
+    id: str
+    tokens: np.ndarray
+    durations: np.ndarray
+    mel: np.ndarray
+    pitch: np.ndarray
+    energy: np.ndarray
+
+
+class FeatureDataset(torch.utils.data.Dataset):
+    """One split of a prepared corpus, memory-mapped; safe to hand to any number of workers.
+
+    Args:
+        path: `train.safetensors` or another split; `corpus.json` must lie beside it.
+
+    Raises:
+        SpeechError: a file is missing or damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.info = load_corpus_info(self.path.parent)
+        self._open()
+
+    def _open(self) -> None:
+        self._tensors, metadata = map_tensors(self.path)
+        self.ids: list[str] = json.loads(metadata["ids"])
+        self.texts: list[str] = json.loads(metadata["texts"])
+        # Read often and small: kept in memory.
+        self._mel_offsets = np.array(self._tensors["mel_offsets"])
+        self._token_offsets = np.array(self._tensors["token_offsets"])
+
+    def __getstate__(self) -> dict:
+        # Only the path travels to a worker, which maps the file itself.
+        return {"path": self.path, "info": self.info}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def mel_lengths(self) -> np.ndarray:
+        """Frames of each utterance, `[N]` int64: what `BucketBatchSampler` takes."""
+        return np.diff(self._mel_offsets)
+
+    @property
+    def token_lengths(self) -> np.ndarray:
+        """Tokens of each utterance, the end of sentence included, `[N]` int64."""
+        return np.diff(self._token_offsets) + 1
+
+    def __getitem__(self, index: int) -> Item:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"utterance {index} of {len(self)}")
+        index %= len(self)
+        frames = slice(self._mel_offsets[index], self._mel_offsets[index + 1])
+        tokens = slice(self._token_offsets[index], self._token_offsets[index + 1])
+        statistics = self.info.statistics
+        data = self._tensors
+        zero = np.zeros(1, dtype=np.float32)
+        return Item(
+            id=self.ids[index],
+            tokens=np.append(data["tokens"][tokens].astype(np.int64), self.info.vocabulary.eos),
+            durations=np.append(data["durations"][tokens].astype(np.int64), 0),
+            mel=statistics.normalize_mel(data["mel"][frames]),
+            pitch=np.append(statistics.normalize_pitch(data["pitch"][tokens]), zero),
+            energy=np.append(statistics.normalize_energy(data["energy"][tokens]), zero),
+        )
+
+
+def collate(items: Sequence[Item]) -> Batch:
+    """Pad utterances with zeros to a batch `[B, L]` and `[B, T, n_mels]`.
+
+    Raises:
+        ValueError: no items.
+    """
+    if not items:
+        raise ValueError("a batch needs at least one utterance")
+    token_lengths = np.array([len(item.tokens) for item in items])
+    mel_lengths = np.array([len(item.mel) for item in items])
+    size, width = len(items), int(token_lengths.max())
+    mel = np.zeros((size, mel_lengths.max(), items[0].mel.shape[1]), dtype=np.float32)
+    for row, item in enumerate(items):
+        mel[row, : len(item.mel)] = item.mel
+    filled = np.arange(width) < token_lengths[:, None]  # [B, L]
+
+    def pad(name: str, dtype: type) -> torch.Tensor:
+        padded = np.zeros((size, width), dtype=dtype)
+        padded[filled] = np.concatenate([getattr(item, name) for item in items])
+        return torch.from_numpy(padded)
+
+    return Batch(
+        ids=[item.id for item in items],
+        tokens=pad("tokens", np.int64),
+        token_lengths=torch.from_numpy(token_lengths),
+        mel=torch.from_numpy(mel),
+        mel_lengths=torch.from_numpy(mel_lengths),
+        durations=pad("durations", np.int64),
+        pitch=pad("pitch", np.float32),
+        energy=pad("energy", np.float32),
+    )
+
+
+class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
+    """Batches of similar length whose padded size is bounded.
+
+    Utterances are sorted by length and cut into buckets within which lengths differ by at most a
+    tenth or that fill one batch; every bucket is dealt anew each epoch and the batches are
+    shuffled. The order is a pure function of (seed, epoch), and the number of batches is the same
+    in every epoch.
+
+    Args:
+        lengths_in_frames: `[N]` frames of each utterance.
+        max_frames_per_batch: bound on B * T of a batch, padding included.
+        seed: of the order.
+        shuffle: False gives one fixed order, longest first.
+        ids: names for the error message.
+
+    Attributes:
+        buckets: members and batch size of each, the longest first.
+
+    Raises:
+        ValueError: no utterances, or one longer than a batch may be (all of these are named).
+    """
+
+    def __init__(
+        self,
+        lengths_in_frames: Sequence[int] | np.ndarray,
+        max_frames_per_batch: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        self.lengths = np.asarray(lengths_in_frames, dtype=np.int64)
+        self.max_frames = int(max_frames_per_batch)
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
+        if len(self.lengths) == 0:
+            raise ValueError("there is no utterance to make batches of")
+        if self.lengths.min() < 1:
+            raise ValueError("every utterance needs at least one frame")
+        if long := np.flatnonzero(self.lengths > self.max_frames).tolist():
+            names = [f"{ids[i] if ids else i} ({self.lengths[i]} frames)" for i in long[:10]]
+            more = f" and {len(long) - 10} more" if len(long) > 10 else ""
+            raise ValueError(
+                f"longer than max_frames_per_batch = {self.max_frames}: {', '.join(names)}{more}; "
+                f"raise it to at least {self.lengths.max()}"
+            )
+        self.buckets = self._make_buckets()
+        self._batches_per_epoch = sum(-(-len(b) // size) for b, size in self.buckets)
+
+    def _make_buckets(self) -> list[tuple[np.ndarray, int]]:
+        """(members, utterances per batch) of each bucket, longest first."""
+        order = np.argsort(-self.lengths, kind="stable")
+        descending = self.lengths[order]
+        buckets, begin = [], 0
+        while begin < len(order):
+            size = int(self.max_frames // descending[begin])
+            similar = int(np.searchsorted(-descending, -0.9 * descending[begin], side="right"))
+            # Whole batches only, so that just the last bucket of all leaves a small one.
+            count = max(1, -(-(similar - begin) // size)) * size
+            buckets.append((order[begin : begin + count], size))
+            begin += count
+        return buckets
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of `epoch`; call it before iterating."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return self._batches_per_epoch
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        batches = []
+        for members, size in self.buckets:
+            dealt = rng.permutation(members) if self.shuffle else members
+            batches += [dealt[i : i + size].tolist() for i in range(0, len(dealt), size)]
+        if self.shuffle:
+            batches = [batches[i] for i in rng.permutation(len(batches))]
+        yield from batches

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Held-out sets that stay the same when an utterance comes or goes, and their files."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sniper.tts.corpus.dataset import SPLITS
+from sniper.tts.corpus.store import TensorStream, write_tensors
+from sniper.tts.corpus.workfile import Record, WorkFile
+from sniper.tts.errors import SpeechError
+from sniper.tts.text.text import Vocabulary
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A usable utterance of a work file, without its arrays."""
+
+    position: int
+    id: str
+    text: str
+    phones: tuple[str, ...]
+    n_frames: int
+
+
+def split_sizes(usable: int, valid: int | None, test: int | None) -> dict[str, int]:
+    """Utterances per held-out split: what was asked for, else 5 % but at most ESPnet's 250 each.
+
+    Raises:
+        SpeechError: nothing would remain for training.
+    """
+    default = min(250, max(1, usable // 20)) if usable > 1 else 0
+    sizes = {"valid": default if valid is None else valid, "test": 0 if test is None else test}
+    if sum(sizes.values()) >= usable:
+        raise SpeechError(
+            f"{sum(sizes.values())} held-out utterances of {usable} usable ones leave nothing to "
+            "train on: lower --valid or --test"
+        )
+    return sizes
+
+
+def split(ids: Sequence[str], sizes: dict[str, int], seed: int) -> dict[str, list[int]]:
+    """Positions per split. Ranked by a hash, so that one utterance more or less moves no other."""
+
+    def rank(index: int) -> bytes:
+        return hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest()
+
+    ranked = sorted(range(len(ids)), key=rank)
+    valid, test = sizes["valid"], sizes["test"]
+    parts = {"valid": ranked[:valid], "test": ranked[valid : valid + test]}
+    parts["train"] = ranked[valid + test :]
+    return {name: sorted(parts[name]) for name in SPLITS if parts[name] or name != "test"}
+
+
+def read_entries(work: WorkFile, entries: Sequence[Entry]) -> Iterator[Record]:
+    """Read records one after the other."""
+    for entry in entries:
+        yield work.read(entry.position)
+
+
+def write_split(
+    path: Path, entries: Sequence[Entry], work: WorkFile, vocabulary: Vocabulary, n_mels: int
+) -> None:
+    """Write one split's feature file (`store` has its layout) from a work file."""
+    frames = np.cumsum([0, *(entry.n_frames for entry in entries)])
+    tokens = np.cumsum([0, *(len(entry.phones) for entry in entries)])
+    # One pass for the small arrays, one for the mel: only the mel is large.
+    small = [
+        (r.features.durations, r.features.pitch, r.features.energy)
+        for r in read_entries(work, entries)
+    ]
+    durations, pitch, energy = zip(*small, strict=True) if small else ((), (), ())
+    ids = (vocabulary.ids(entry.phones) for entry in entries)
+    mel = (record.features.mel for record in read_entries(work, entries))
+    per_token, offsets = (int(tokens[-1]),), (len(entries) + 1,)
+    tensors = {
+        "mel_offsets": TensorStream(np.int64, offsets, [frames]),
+        "token_offsets": TensorStream(np.int64, offsets, [tokens]),
+        "mel": TensorStream(np.float32, (int(frames[-1]), n_mels), mel),
+        "pitch": TensorStream(np.float32, per_token, pitch),
+        "energy": TensorStream(np.float32, per_token, energy),
+        "tokens": TensorStream(np.int32, per_token, ids),
+        "durations": TensorStream(np.int32, per_token, durations),
+    }
+    metadata = {
+        "ids": json.dumps([entry.id for entry in entries], ensure_ascii=False),
+        "texts": json.dumps([entry.text for entry in entries], ensure_ascii=False),
+    }
+    write_tensors(path, tensors, metadata)

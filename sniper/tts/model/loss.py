@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FastSpeech2's loss: `L1(before) + L1(after) + MSE(log(d + 1)) + MSE(pitch) + MSE(energy)`.
+
+Source: FastSpeech 2 (arXiv 2006.04558) section 2.3, weights and masking as in ESPnet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sniper.tts.corpus.batch import Batch, length_mask
+
+if TYPE_CHECKING:
+    from sniper.tts.model.fastspeech2 import FastSpeech2Output
+
+MASKINGS = ("entries", "utterances", "none")
+
+
+def fastspeech2_loss(
+    output: FastSpeech2Output,
+    batch: Batch,
+    empty_token_loss: bool = False,
+    masking: str = "entries",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Sum of the loss terms, each of weight 1, in float32.
+
+    Args:
+        output: of `FastSpeech2.forward(batch)`.
+        batch: the targets.
+        empty_token_loss: whether tokens of zero duration (the end of sentence above all) count in
+            the pitch and energy terms. They have no frames to average over, so by default they do
+            not; ESPnet counts them.
+        masking: what a term's mean is over. "entries": all unpadded frames or tokens of the batch.
+            "utterances": each utterance's own mean first, then over utterances. "none": everything,
+            padding and empty tokens too (ESPnet's `use_masking=False`).
+
+    Returns:
+        The total, and its terms detached: `mel_before`, `mel_after` (absent without a postnet),
+        `duration`, `pitch`, `energy`. No value is read back to the host.
+
+    Raises:
+        ValueError: an unknown `masking`.
+    """
+    frames = length_mask(batch.mel_lengths, batch.mel.shape[1])
+    tokens = length_mask(batch.token_lengths, batch.tokens.shape[1])
+    spoken = tokens if empty_token_loss else tokens & (batch.durations > 0)
+    frame_weights = _mean_weights(frames, masking)
+    token_weights = _mean_weights(tokens, masking)
+    pitch_weights = _mean_weights(spoken, masking)
+
+    def l1(mel: Tensor) -> Tensor:
+        return ((mel.float() - batch.mel).abs().mean(-1) * frame_weights).sum()
+
+    def mse(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+        return ((predicted.float() - target).square() * weights).sum()
+
+    terms = {"mel_before": l1(output.mel_before)}
+    if output.mel_after is not None:
+        terms["mel_after"] = l1(output.mel_after)
+    log_durations = torch.log(batch.durations.float() + 1.0)
+    terms["duration"] = mse(output.log_durations, log_durations, token_weights)
+    terms["pitch"] = mse(output.pitch, batch.pitch, pitch_weights)
+    terms["energy"] = mse(output.energy, batch.energy, pitch_weights)
+    total = torch.stack(list(terms.values())).sum()
+    return total, {name: term.detach() for name, term in terms.items()}
+
+
+def _mean_weights(mask: Tensor, masking: str) -> Tensor:
+    """Weights `[B, T]` that make a sum the mean over the mask, or over each row of it first."""
+    if masking == "entries":
+        return mask / mask.sum().clamp(min=1)
+    if masking == "utterances":
+        return mask / (mask.sum(1, keepdim=True).clamp(min=1) * mask.shape[0])
+    if masking == "none":
+        return torch.full(mask.shape, 1.0 / mask.numel(), device=mask.device)
+    raise ValueError(f"masking: expected one of {', '.join(MASKINGS)}, got {masking!r}")

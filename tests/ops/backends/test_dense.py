@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dense executor against the reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sniper.layers import BlockLayout
+from sniper.ops.backends import dense, reference
+from sniper.ops.geometry import Geometry
+
+pytestmark = pytest.mark.usefixtures("nan_filled_empty")
+B = 4
+GEOMETRIES = [
+    Geometry(),
+    Geometry(1, 1, 2, 2),
+    Geometry(3, 1, 1, 1),
+    Geometry(4, 1, 1, 2),
+    Geometry(3, 2, 4, 0),
+    Geometry(9, 1, 4, 4),
+]
+
+
+def setup(geometry: Geometry, density: float, dtype=torch.float64):
+    mask = torch.rand(3, geometry.taps, 2) < density
+    if 0 < density < 1:
+        mask[0] = False
+    layout = BlockLayout(mask, B)
+    weight = torch.randn(3 * B, geometry.taps * 2 * B, dtype=dtype)
+    return layout, dense.mask_blocks_(weight, layout), torch.randn(3 * B, dtype=dtype)
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("density", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("t", [1, 2, 13])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_matches_the_reference(geometry, density, t, contiguous):
+    if geometry.out_length(t) < 1:
+        t = geometry.dilation * (geometry.taps - 1) + 1
+    layout, weight, bias = setup(geometry, density)
+    shape, out = (3, t, 2 * B), (3, geometry.out_length(t), 3 * B)
+    if contiguous:
+        x, dy = torch.randn(shape).double(), torch.randn(out).double()
+    else:
+        x = torch.randn(shape[2], shape[1], 2 * shape[0]).double().permute(2, 1, 0)[::2]
+        dy = torch.randn(out[2]).double().expand(out)
+    args = (layout, geometry)
+    torch.testing.assert_close(
+        dense.fwd(x, weight, bias, *args), reference.fwd(x, weight, bias, *args)
+    )
+    torch.testing.assert_close(
+        dense.fwd(x, weight, None, *args), reference.fwd(x, weight, None, *args)
+    )
+    torch.testing.assert_close(
+        dense.dgrad(dy, weight, *args, t), reference.dgrad(dy, weight, *args, t)
+    )
+    dw = dense.wgrad(dy, x, *args)
+    torch.testing.assert_close(dw, reference.wgrad(dy, x, *args))
+    pruned = ~layout.element_mask().reshape(dw.shape)
+    assert not dw[pruned].any()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES[:3])
+def test_an_infinite_gradient_stays_out_of_pruned_blocks(geometry):
+    layout, _, _ = setup(geometry, 0.0)
+    x = torch.full((1, 9, 2 * B), float("inf"))
+    dw = dense.wgrad(torch.ones(1, geometry.out_length(9), 3 * B), x, layout, geometry)
+    assert not dw.any()
+
+
+def test_mask_blocks():
+    layout = BlockLayout(torch.tensor([[True, False]]), 2)
+    matrix = torch.ones(2, 4)
+    assert dense.mask_blocks_(matrix, layout) is matrix
+    assert matrix.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton executor where it cannot run: fallbacks, refusals, what is chosen; for values see
+`tests/kernels`.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from sniper.layers import BlockLayout
+from sniper.ops import dispatch
+from sniper.ops.backends import triton
+from sniper.ops.backends.triton import launch
+from sniper.ops.geometry import Geometry
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    for cached in (launch.usable, launch.arch, launch.interpreted):
+        cached.cache_clear()
+    yield
+    for cached in (launch.usable, launch.arch, launch.interpreted):
+        cached.cache_clear()
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: "Some GPU")
+
+
+def layout(block: int = 64, taps: int = 1) -> BlockLayout:
+    return BlockLayout(torch.ones(3, taps, 2, dtype=torch.bool), block)
+
+
+def test_not_on_a_cpu():
+    assert not triton.available(torch.float32, torch.device("cpu"))
+    x, w = torch.randn(1, 4, 128), torch.randn(192, 128)
+    with pytest.raises(ValueError, match="x: expected a tensor on a GPU, got one on cpu"):
+        triton.fwd(x, w, None, layout(), Geometry())
+    with pytest.raises(ValueError, match="x: expected a tensor on a GPU"):
+        triton.dropout(x, 0.5, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_from_sm_80_on(monkeypatch, dtype):
+    pretend(monkeypatch, (8, 0))
+    assert triton.available(dtype, CUDA)
+    assert not triton.available(torch.float64, CUDA)
+
+
+def test_an_old_gpu_runs_dense_and_says_so_once(monkeypatch):
+    pretend(monkeypatch, (7, 5))
+    with pytest.warns(UserWarning, match="run dense: Some GPU is sm_75, older than sm_80"):
+        assert not triton.available(torch.float32, CUDA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not triton.available(torch.float32, CUDA)
+
+
+def test_no_triton_runs_dense_and_says_so(monkeypatch):
+    pretend(monkeypatch, (9, 0))
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="run dense: Triton is not installed"):
+        assert not triton.available(torch.float32, CUDA)
+
+
+def test_import_loads_no_triton():
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import sniper, sniper.ops.backends.triton, sniper.kernels.configs, torch\n"
+        "from sniper import BlockSparseLinear\n"
+        "layer = BlockSparseLinear(64, 64, block_size=16)\n"
+        "layer.set_block_mask(torch.ones(layer.block_mask_shape, dtype=torch.bool))\n"
+        "layer(torch.randn(2, 64)).sum().backward()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(
+    ("capability", "block", "candidates"),
+    [((9, 0), 64, ["triton", "dense"]), ((7, 0), 64, ["dense"]), ((9, 0), 8, ["dense"])],
+)
+@pytest.mark.filterwarnings("ignore:block-sparse layers run dense")
+def test_dense_is_the_other_candidate(monkeypatch, capability, block, candidates):
+    pretend(monkeypatch, capability)
+
+    class OnGpu:
+        dtype, device = torch.bfloat16, CUDA
+
+    assert dispatch._candidates(layout(block), OnGpu()) == candidates
+
+
+@pytest.fixture
+def as_interpreted(monkeypatch):
+    """Lets checks pass the device test; nothing is launched."""
+    monkeypatch.setattr(launch, "interpreted", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.randn(1, 4, 64)}, r"x: expected shape \[any, any, 128\], got \[1, 4, 64\]"),
+        ({"x": torch.randn(4, 128)}, r"x: expected shape \[any, any, 128\], got \[4, 128\]"),
+        ({"x": torch.randn(1, 4, 128).double()}, "x: expected a strided float32, bfloat16"),
+        ({"w": torch.randn(192, 128).half()}, "weight: expected torch.float32 as the other"),
+        ({"w": torch.randn(192, 64)}, r"weight: expected shape \[192, 128\]"),
+        ({"b": torch.randn(1)}, r"bias: expected shape \[192\], got \[1\]"),
+        ({"layout": layout(8)}, "expected a block size of .*128.*, got 8"),
+        ({"layout": layout(taps=3)}, "layout: expected the geometry's 1 taps, got 3"),
+        ({"geometry": Geometry(1, 0)}, "geometry: expected taps and dilation >= 1"),
+        ({"w": torch.randn(192, 128, device="meta")}, "weight: expected a tensor on cpu"),
+        ({"p": 1.0}, r"dropout: expected p in \[0, 1\), got 1.0"),
+        ({"p": 0.5, "seed": torch.tensor(1.0)}, "seed: expected an int64 scalar on cpu"),
+    ],
+)
+def test_refused(as_interpreted, change, message):
+    values = {"x": torch.randn(1, 4, 128), "w": torch.randn(192, 128), "b": None}
+    values |= {"layout": layout(), "geometry": Geometry(), "p": 0.0, "seed": 0} | change
+    with pytest.raises(ValueError, match=message):
+        triton.fwd(
+            *(values[n] for n in ("x", "w", "b", "layout", "geometry")),
+            dropout_p=values["p"],
+            seed=values["seed"],
+        )
+
+
+def test_more_than_32_bits_count_is_refused(as_interpreted):
+    many = torch.zeros(1, 1, 128).expand(2**31, 1, 128)
+    with pytest.raises(ValueError, match=r"x: expected fewer than 2\^31 rows"):
+        triton.fwd(many, torch.randn(192, 128), None, layout(), Geometry())
+    wide = BlockLayout(torch.zeros(512, 256, dtype=torch.bool), 128)
+    with pytest.raises(ValueError, match=r"layout: expected fewer than 2\^31 weights"):
+        launch.check_layout(wide, Geometry(), torch.device("cpu"))
+
+
+def test_a_layout_elsewhere_is_refused(as_interpreted):
+    moved = layout().to("meta")
+    with pytest.raises(ValueError, match="layout.crow_indices: expected int32 .* on cpu"):
+        triton.dgrad(torch.randn(1, 4, 192), torch.randn(192, 128), moved, Geometry(), 4)
+
+
+def test_gradients_that_do_not_fit_are_refused(as_interpreted):
+    x, dy = torch.randn(1, 4, 128), torch.randn(1, 5, 192)
+    with pytest.raises(ValueError, match=r"dy: expected shape \[1, 4, 192\], got \[1, 5, 192\]"):
+        triton.wgrad(dy, x, layout(), Geometry())
+    with pytest.raises(ValueError, match=r"dy: expected shape \[1, 4, 128\]"):
+        triton.relu_dropout_backward(dy, x, 0.1)
+
+
+def test_paths_by_chip_block_dtype_and_alignment(monkeypatch):
+    monkeypatch.setattr(launch, "arch", lambda device: 90)
+    x, w = torch.zeros(1, 4, 128), torch.zeros(192, 128)
+
+    def paths(x=x, w=w, block=64):
+        return {path for path, _ in launch.plans("fwd", layout(block), x, w)}
+
+    assert paths() == {"pointer"}  # true float32 knows no tensor cores
+    x, w = x.half(), w.half()
+    assert paths(x, w) == {"tma", "pointer"}
+    assert paths(x, w, 32) == {"pointer"}
+    assert paths(x.flatten()[:0].view(0, 4, 128), w) == {"pointer"}
+    assert paths(torch.zeros(513).half()[1:].view(1, 4, 128), w) == {"pointer"}
+    assert paths(torch.zeros(1, 4, 132).half()[:, :, :128], w) == {"pointer"}
+    monkeypatch.setattr(launch, "arch", lambda device: 80)
+    assert paths(x, w) == {"pointer"}
+
+
+def test_tf32_where_torch_allows_it(monkeypatch):
+    class Matmul:
+        fp32_precision = "ieee"
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul)
+    assert launch.kind(torch.zeros(1)) == "fp32"
+    Matmul.fp32_precision = "tf32"
+    assert launch.kind(torch.zeros(1)) == "tf32"
+    assert launch.kind(torch.zeros(1).half()) == "half"

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from sniper import BlockSparseConv1d, BlockSparseLinear, ops
+from sniper.ops import dispatch, timings
+from sniper.ops.backends import reference, triton
+from sniper.ops.backends.triton import launch
+
+
+def masked_layer() -> BlockSparseConv1d:
+    layer = BlockSparseConv1d(32, 64, 3, padding=1, block_size=16)
+    layer.set_block_mask(torch.rand(layer.block_mask_shape) < 0.5)
+    return layer
+
+
+def gradients(layer, x, name):
+    x = x.clone().requires_grad_()
+    layer.zero_grad()
+    with ops.executor(name):
+        y = layer(x)
+        y.square().sum().backward()
+    return [y.detach(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()]
+
+
+@pytest.mark.parametrize("name", ["cpu", "dense"])
+def test_every_executor_agrees_with_the_reference(name):
+    layer, x = masked_layer(), torch.randn(2, 32, 9)
+    for got, wanted in zip(
+        gradients(layer, x, name), gradients(layer, x, "reference"), strict=True
+    ):
+        assert (got - wanted).norm() / wanted.norm() < 1e-5
+
+
+def test_an_unknown_executor_is_refused():
+    with pytest.raises(ValueError, match="executor: expected one of .*, got 'gpu'"):
+        with ops.executor("gpu"):
+            pass
+
+
+def test_forcing_ends_with_the_block_even_after_an_error():
+    with pytest.raises(KeyError):
+        with ops.executor("reference"):
+            assert dispatch.forced() == "reference"
+            raise KeyError
+    assert dispatch.forced() is None
+
+
+@pytest.mark.parametrize("name", ["cpu", "dense", "reference"])
+def test_relu_and_dropout_follow_the_seed_alike(name):
+    layer, x = masked_layer(), torch.randn(2, 32, 9)
+    results = {}
+    for which in (name, "reference"):
+        torch.manual_seed(5)
+        with ops.executor(which):
+            results[which] = layer(x, relu_dropout=0.5).detach()
+    got, wanted = results[name], results["reference"]
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    assert 0.5 < (got == 0).float().mean() < 1
+
+
+def test_explain_names_layers_passes_and_times(capsys):
+    model = torch.nn.Sequential(masked_layer(), torch.nn.ReLU())
+    model.append(BlockSparseLinear(9, 16, block_size=1))  # no mask: torch's own
+    model(torch.randn(1, 32, 9, requires_grad=True)).sum().backward()
+    table = ops.explain(model)
+    assert capsys.readouterr().out.strip() == table
+    lines = table.splitlines()
+    assert lines[0].split() == ["layer", "density", "fwd", "dgrad", "wgrad"] and len(lines) == 2
+    assert f"{model[0].density:.3f}" in lines[1] and " ms)" in lines[1]
+
+
+def test_explain_shows_a_dash_for_what_has_not_run():
+    table = ops.explain(torch.nn.Sequential(masked_layer()))
+    assert table.splitlines()[1].split()[2:] == ["-", "-", "-"]
+
+
+def test_autotune_tunes_each_pass_once_and_chooses_anew(monkeypatch, tmp_path):
+    """A GPU is played: its kernels are the reference's, and each has one configuration."""
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(timings, "_choices", None)
+    monkeypatch.setattr(triton, "available", lambda dtype, device: True)
+    monkeypatch.setitem(dispatch.EXECUTORS, "triton", reference)
+    tuned: list[str] = []
+
+    def tune(which, layout, geometry, *args):
+        assert len(args) == (2 if which == "wgrad" else 3)
+        tuned.append(which)
+        key = launch.tuning_key(which, layout, geometry, args[0])
+        timings.fastest(key, {"64 tokens": lambda: args[0]})
+
+    monkeypatch.setattr(triton, "tune", tune)
+    layer, x = masked_layer(), torch.randn(2, 32, 9, requires_grad=True)
+    layer(x).sum().backward()
+    assert not tuned
+    generation = timings.generation()
+    ops.autotune(True)
+    try:
+        for _ in range(2):
+            layer(x).sum().backward()
+        assert tuned == ["fwd", "dgrad", "wgrad"]
+        assert timings.generation() == generation + 3
+        layer(x.repeat(4, 1, 1)).sum().backward()
+        assert tuned == 2 * ["fwd", "dgrad", "wgrad"]
+        assert timings.generation() == generation + 3  # nothing that was in use has changed
+    finally:
+        ops.autotune(False)

@@ -1,0 +1,549 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Sniper` in whole training loops."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW
+
+from sniper import Sniper, SparsitySchedule, saliency
+from sniper.sparsity.masking import masks, pool_blocks
+
+SCHEDULE = {0: 0.75, 2: 0.4, 4: 0.0}
+EPOCHS, STEPS = 6, 3
+
+
+class Net(nn.Module):
+    """A conv and three linears, one of which fits blocks of 16 but not of 32."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(32, 64, 3, padding=1)
+        self.norm = nn.LayerNorm(64)
+        self.odd = nn.Linear(64, 48)
+        self.back = nn.Linear(48, 32)
+        self.out = nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x.transpose(1, 2)).transpose(1, 2).relu()
+        return self.out(self.back(self.odd(self.norm(y)).relu()).relu())
+
+
+def make_net(seed: int = 0) -> Net:
+    torch.manual_seed(seed)
+    return Net()
+
+
+def batch(step: int) -> Tensor:
+    return torch.randn(3, 7, 32, generator=torch.Generator().manual_seed(step))
+
+
+def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
+    return (model(x) - x).square().mean()
+
+
+def scored(model: nn.Module, schedule=SCHEDULE, **kwargs) -> Sniper:
+    sniper = Sniper(model, schedule, **kwargs)
+    sniper.score([batch(100), batch(101)], loss_fn)
+    return sniper
+
+
+def train(
+    model: nn.Module,
+    sniper: Sniper,
+    optimizer: torch.optim.Optimizer,
+    epochs: range = range(EPOCHS),
+    after: Callable[[int], None] = lambda epoch: None,
+) -> None:
+    for epoch in epochs:
+        sniper.step(epoch, optimizer)
+        for i in range(STEPS):
+            optimizer.zero_grad()
+            loss_fn(model, batch(epoch * STEPS + i)).backward()
+            optimizer.step()
+        after(epoch)
+
+
+def pruned(sniper: Sniper) -> dict[str, Tensor]:
+    """Pruned weights by name, True where pruned."""
+    params, targets = sniper._targets.parameters, sniper._targets
+    return {n: ~targets.expand(n, targets.get_mask(n)) for n in params}
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+OPTIMIZERS = {
+    "sgd": partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
+    "sgd_fused": partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1, fused=True),
+    "adam": partial(Adam, lr=1e-2),
+    "adam_foreach": partial(Adam, lr=1e-2, weight_decay=0.1, foreach=True),
+    "adam_fused": partial(Adam, lr=1e-2, weight_decay=0.1, fused=True),
+    "adamw": partial(AdamW, lr=1e-2, weight_decay=0.1, amsgrad=True),
+}
+
+
+@pytest.mark.parametrize("block_size", [16, None])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_pruned_weights_and_their_moments_stay_zero(optimizer, block_size):
+    model = make_net()
+    sniper = scored(model, block_size=block_size)
+    opt = OPTIMIZERS[optimizer](sniper.param_groups(1e-2))
+    seen = []
+
+    def check(epoch: int) -> None:
+        params = sniper._targets.parameters
+        for name, mask in pruned(sniper).items():
+            p = params[name]
+            assert not p[mask].any()
+            tensors = [v for v in opt.state[p].values() if v.shape == p.shape]
+            assert tensors
+            assert not any(v[mask].any() for v in tensors)
+            assert not p.grad[mask].any()
+        seen.append(sum(int(m.sum()) for m in pruned(sniper).values()))
+
+    train(model, sniper, opt, after=check)
+    assert seen[0] == seen[1] > seen[2] == seen[3] > seen[4] == seen[5] == 0
+    assert all(d == 1.0 for d in sniper.densities().values())
+
+
+def test_masks_are_those_of_the_scores():
+    model = make_net()
+    expected_scores = saliency(copy.deepcopy(model), [batch(100), batch(101)], loss_fn)
+    sniper = Sniper(model, SCHEDULE, block_size=16)
+    scores = sniper.score([batch(100), batch(101)], loss_fn)
+    assert set(scores) == {"conv.weight", "odd.weight", "back.weight", "out.weight"}
+    expected_scores = {name: expected_scores[name] for name in scores}
+    for name, blocks in pool_blocks(expected_scores, 16).items():
+        torch.testing.assert_close(scores[name], blocks)
+    expected = masks(expected_scores, 0.75, 0.75, 16)
+    sniper.step(0)
+    assert model.conv.block_mask.tolist() == expected["conv.weight"].tolist()
+    assert model.odd.block_mask.tolist() == expected["odd.weight"].tolist()
+
+
+def test_element_masks_cover_biases_but_no_norms():
+    sniper = scored(make_net(), block_size=None)
+    assert set(sniper.densities()) == {
+        f"{layer}.{kind}" for layer in ("conv", "odd", "back", "out") for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("block_size", [16, None])
+@pytest.mark.parametrize("restore", [True, False])
+def test_newly_active_weights(block_size, restore):
+    model = make_net()
+    initial = {n: p.detach().clone() for n, p in model.named_parameters()}
+    sniper = scored(model, block_size=block_size, restore_init=restore)
+    opt = Adam(sniper.param_groups(1e-2))
+    train(model, sniper, opt, range(2))
+    for epoch in (2, 4):
+        before = pruned(sniper)
+        trained = {n: p.detach().clone() for n, p in sniper._targets.parameters.items()}
+        sniper.step(epoch, opt)
+        for name, p in sniper._targets.parameters.items():
+            newly = before[name] & ~pruned(sniper)[name]
+            expected = initial[name] if restore else torch.zeros_like(p)
+            assert torch.equal(p[newly], expected[newly])
+            assert torch.equal(p[~newly], trained[name][~newly])
+        train(model, sniper, opt, range(epoch, epoch + 2))
+
+
+def test_what_is_active_stays_active():
+    sniper = scored(make_net(), {0: 0.9, 1: 0.7, 2: 0.5, 3: 0.2, 4: 0}, block_size=16)
+    before = None
+    for epoch in range(5):
+        sniper.step(epoch)
+        now = pruned(sniper)
+        if before:
+            assert not any((now[n] & ~before[n]).any() for n in now)
+        before = now
+
+
+@pytest.mark.parametrize("block_size", [16, None])
+def test_no_parameter_is_sparser_than_the_cap(block_size):
+    sniper = scored(make_net(), {0: 0.99}, block_size=block_size, max_param_sparsity=0.5)
+    sniper.step(0)
+    for mask in pruned(sniper).values():
+        size = (block_size or 1) ** min(mask.dim(), 2)
+        one = size / mask.numel()  # the cap's own threshold prunes up to one more
+        assert int(mask.sum()) / mask.numel() <= 0.5 + one + 1e-9
+
+
+@pytest.mark.parametrize("block_size", [16, None])
+def test_learning_rates(block_size):
+    model = make_net()
+    sniper = scored(model, block_size=block_size, max_lr_scale=3.0)
+    opt = SGD(model.parameters(), lr=0.5)  # neither groups nor an order that we know
+    sniper.step(0, opt)
+    densities = sniper.densities()
+    assert sniper.lr_scales() == {n: min(3.0, 1 / d) for n, d in densities.items()}
+    assert 1.0 < sorted(sniper.lr_scales().values())[-3] <= max(sniper.lr_scales().values()) == 3.0
+    masked = pruned(sniper)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    loss_fn(model, batch(0)).backward()
+    opt.step()
+    for name, p in model.named_parameters():
+        factor = sniper.lr_scales().get(name, 1.0)
+        expected = before[name] - 0.5 * factor * p.grad
+        if name in masked:
+            expected = expected.masked_fill(masked[name], 0)
+        torch.testing.assert_close(p.detach(), expected)
+    assert opt.param_groups[0]["lr"] == 0.5
+    sniper.step(4, opt)
+    assert set(sniper.lr_scales().values()) == {1.0}
+
+
+def test_scale_lr_off():
+    sniper = scored(make_net(), block_size=16, scale_lr=False)
+    sniper.step(0)
+    assert set(sniper.lr_scales().values()) == {1.0}
+
+
+def test_two_optimizers():
+    model = make_net()
+    sniper = scored(model, block_size=16)
+    first = SGD(model.conv.parameters(), lr=0.1)
+    second = Adam([p for n, p in model.named_parameters() if not n.startswith("conv")], lr=1e-2)
+    sniper.step(0, [first, second])
+    before = model.conv.weight.detach().clone()
+    loss_fn(model, batch(0)).backward()
+    first.step(), second.step()
+    expected = before - 0.1 * sniper.lr_scales()["conv.weight"] * model.conv.weight.grad
+    torch.testing.assert_close(model.conv.weight.detach(), expected)
+    assert not any(sniper._targets.parameters[n][m].any() for n, m in pruned(sniper).items())
+
+
+@pytest.mark.parametrize("block_size", [16, None])
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.1),
+        partial(Adam, lr=1e-2, weight_decay=0.1),
+        partial(AdamW, lr=1e-2, weight_decay=0.1, amsgrad=True),
+    ],
+    ids=["sgd", "adam", "adamw"],
+)
+def test_masks_put_on_a_model_that_was_trained(make, block_size):
+    """Moments, a pending gradient and their memory order must follow the weight."""
+    results = []
+    for how in ({"fused": True}, {"foreach": True}, {"foreach": False}):
+        model = make_net()
+        opt = make(model.parameters(), **how)
+        for i in range(3):
+            opt.zero_grad(set_to_none=False)
+            loss_fn(model, batch(i)).backward()
+            opt.step()
+        sniper = scored(model, block_size=block_size)
+        sniper.step(0, opt)  # with a gradient pending
+        opt.step()
+        for i in range(3):
+            opt.zero_grad(set_to_none=False)
+            loss_fn(model, batch(i)).backward()
+            opt.step()
+        for name, mask in pruned(sniper).items():
+            assert not sniper._targets.parameters[name][mask].any()
+        results.append(model)
+    for p, q, r in zip(*(m.parameters() for m in results), strict=True):
+        torch.testing.assert_close(p, r, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(q, r, rtol=1e-3, atol=1e-4)
+
+
+def paper_loop(model: nn.Module, schedule: dict[int, float], cap: float, lr: float) -> None:
+    """The authors' rule, written out: mask before each forward, Adam unmasked, restore zeros."""
+    prunable = {n: p for n, p in model.named_parameters() if "norm" not in n}
+    initial = {n: p.detach().clone() for n, p in prunable.items()}
+    scores = saliency(model, [batch(100), batch(101)], loss_fn)
+    steps, active = SparsitySchedule(schedule), {}
+
+    def before_forward(module: nn.Module, args: tuple) -> None:
+        for name, mask in active.items():
+            prunable[name].data.mul_(mask)
+
+    model.register_forward_pre_hook(before_forward)
+    opt = Adam([{"params": [p], "lr": lr} for p in model.parameters()], lr=lr)
+    for epoch in range(EPOCHS):
+        if steps.changes_at(epoch):
+            new = masks(scores, steps.sparsity_at(epoch), cap)
+            for name, p in prunable.items():
+                if active:
+                    p.data.mul_(active[name])
+                    restored = (p.data == 0) & new[name]
+                    p.data[restored] = initial[name][restored]
+                else:
+                    p.data.mul_(new[name])
+            active.update(new)
+            for group in opt.param_groups:
+                (p,) = group["params"]
+                density = [m.float().mean() for n, m in active.items() if prunable[n] is p]
+                group["lr"] = lr * min(10.0, 1 / float(density[0])) if density else lr
+        for i in range(STEPS):
+            opt.zero_grad()
+            loss_fn(model, batch(epoch * STEPS + i)).backward()
+            opt.step()
+
+
+def test_paper_exact_is_the_authors_rule():
+    ours, theirs = make_net(), make_net()
+    sniper = scored(ours, block_size=None, paper_exact=True)
+    opt = Adam(sniper.param_groups(1e-2))
+    moved = []
+
+    def check(epoch: int) -> None:
+        moments = [
+            opt.state[p]["exp_avg"][~sniper._targets.get_mask(n)].any()
+            for n, p in sniper._targets.parameters.items()
+        ]
+        moved.append(any(moments))
+
+    train(ours, sniper, opt, after=check)
+    assert moved == [True] * 4 + [False] * 2
+    paper_loop(theirs, SCHEDULE, 0.75, 1e-2)
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("paper_exact", [True, False])
+def test_an_active_weight_that_is_exactly_zero(paper_exact):
+    """The authors' rule restores it at a change, ours leaves it alone."""
+    model = make_net()
+    sniper = scored(model, block_size=None, paper_exact=paper_exact)
+    initial = model.odd.weight.detach().clone()
+    sniper.step(0)
+    row, column = model.odd.weight.nonzero()[0].tolist()
+    with torch.no_grad():
+        model.odd.weight[row, column] = 0
+    sniper.step(2)
+    expected = initial[row, column] if paper_exact else torch.tensor(0.0)
+    assert torch.equal(model.odd.weight[row, column], expected)
+
+
+def save_and_load(tmp_path, model, sniper, opt, stop: int, block_size, **kwargs):
+    """What a new process makes of a checkpoint after `stop` epochs."""
+    state = {"model": model.state_dict(), "sniper": sniper.state_dict(), "opt": opt.state_dict()}
+    torch.save(state, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    model = make_net(seed=1)
+    sniper = Sniper(model, SCHEDULE, block_size=block_size, **kwargs)
+    opt = Adam(sniper.param_groups(1e-2), fused=True)
+    model.load_state_dict(state["model"])
+    sniper.load_state_dict(state["sniper"])
+    opt.load_state_dict(state["opt"])
+    return model, sniper, opt
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"block_size": 16}, {"block_size": None}, {"block_size": None, "paper_exact": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("stop", [0, 1, 2, 3, 4, 5])
+def test_resumed_bit_for_bit(tmp_path, stop, kwargs):
+    through = make_net()
+    sniper = scored(through, **kwargs)
+    train(through, sniper, Adam(sniper.param_groups(1e-2), fused=True))
+
+    model = make_net()
+    sniper = scored(model, **kwargs)
+    opt = Adam(sniper.param_groups(1e-2), fused=True)
+    train(model, sniper, opt, range(stop))
+    model, sniper, opt = save_and_load(tmp_path, model, sniper, opt, stop, **kwargs)
+    train(model, sniper, opt, range(stop, EPOCHS))
+    assert_same(model, through)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 5])
+@pytest.mark.parametrize(("old", "new"), [(16, 32), (32, 16), (16, None), (None, 16), (None, 32)])
+def test_resumed_with_another_block_size(tmp_path, stop, old, new):
+    model = make_net()
+    initial = {n: p.detach().clone() for n, p in model.named_parameters()}
+    sniper = scored(model, block_size=old)
+    before = Adam(model.parameters(), lr=1e-2, fused=True)
+    train(model, sniper, before, range(stop))
+    was = {n: p.detach().clone() for n, p in model.named_parameters()}
+    masked = pruned(sniper) if stop else {}
+    state = {"model": model.state_dict(), "sniper": sniper.state_dict(), "opt": before.state_dict()}
+
+    model = make_net(seed=1)
+    sniper = Sniper(model, SCHEDULE, block_size=new)
+    model.load_state_dict(state["model"])
+    sniper.load_state_dict(state["sniper"])
+    opt = Adam(model.parameters(), lr=1e-2, fused=True)
+    opt.load_state_dict(state["opt"])
+    if stop:
+        for name, mask in pruned(sniper).items():
+            added = masked[name] & ~mask if name in masked else torch.zeros_like(mask)
+            p = model.get_parameter(name)
+            assert not p[mask].any()
+            assert torch.equal(p[~mask & ~added], was[name][~mask & ~added])
+            assert torch.equal(p[added], initial[name][added])
+    train(model, sniper, opt, range(stop, EPOCHS))
+    for name, mask in pruned(sniper).items():
+        p = model.get_parameter(name)
+        assert not mask.any()
+        assert p.isfinite().all()
+        assert opt.state[p]["exp_avg"].stride() == p.stride()
+
+
+def test_a_schedule_that_ends_dense_can_follow_one_that_did_not():
+    model = make_net()
+    sniper = scored(model, {0: 0.75}, block_size=16)
+    sniper.step(0)
+    other = make_net()
+    resumed = Sniper(other, {0: 0.75, 1: 0.0}, block_size=16)
+    other.load_state_dict(model.state_dict())
+    resumed.load_state_dict(sniper.state_dict())
+    assert resumed.step(1) == 0.0
+    assert set(resumed.densities().values()) == {1.0}
+
+
+def test_loading_where_masks_are_in_force():
+    sniper = scored(make_net(), block_size=16)
+    sniper.step(0)
+    with pytest.raises(ValueError, match="without masks in force.*new model and Sniper"):
+        sniper.load_state_dict(sniper.state_dict())
+
+
+def test_a_scored_state_that_never_stepped(tmp_path):
+    sniper = scored(make_net(), block_size=16)
+    other = make_net()
+    resumed = Sniper(other, SCHEDULE, block_size=16)
+    resumed.load_state_dict(sniper.state_dict())
+    assert resumed.scored
+    assert resumed.sparsity is None
+    assert resumed.step(0) == 0.75
+
+
+def test_saved_state_does_not_move_with_training():
+    model = make_net()
+    sniper = scored(model, block_size=16)
+    opt = Adam(model.parameters())
+    sniper.step(0, opt)
+    state = sniper.state_dict()
+    twin = copy.deepcopy(state)
+    train(model, sniper, opt, range(1, EPOCHS))
+    assert state["sparsity"] == twin["sparsity"] == 0.75
+    assert all(torch.equal(state["init"][n], twin["init"][n]) for n in twin["init"])
+    assert len(twin["init"]) == 4
+
+
+def test_a_deep_copied_model_keeps_its_blocks_and_follows_nobody():
+    model = make_net()
+    sniper = scored(model, block_size=16)
+    sniper.step(0)
+    twin = copy.deepcopy(model)
+    weights = twin.conv.weight.detach().clone()
+    density = model.conv.density
+    sniper.step(4)
+    assert model.conv.density == 1.0
+    assert twin.conv.density == density < 1.0
+    assert torch.equal(twin.conv.weight, weights)
+    loss_fn(twin, batch(0)).backward()
+    assert torch.equal(twin.conv.weight.grad != 0, weights != 0)
+
+
+def test_a_model_that_changes_its_dtype():
+    model = make_net()
+    initial = model.odd.weight.detach().clone()
+    sniper = scored(model, block_size=16, scale_lr=False)
+    sniper.step(0)
+    was = model.odd.weight != 0
+    model.double()
+    sniper.step(4)
+    assert torch.equal(model.odd.weight[~was], initial.double()[~was])
+
+
+def test_a_dense_schedule_needs_no_score():
+    model, plain = make_net(), make_net()
+    sniper = Sniper(model, {0: 0}, block_size=16)
+    opt = Adam(model.parameters())
+    train(model, sniper, opt, range(2))
+    assert not sniper.scored
+    plain_opt = Adam(plain.parameters())
+    for i in range(2 * STEPS):
+        plain_opt.zero_grad()
+        loss_fn(plain, batch(i)).backward()
+        plain_opt.step()
+    assert_same(model, plain)
+    resumed = Sniper(make_net(), {0: 0}, block_size=16)
+    resumed.load_state_dict(sniper.state_dict())
+    assert resumed.step(2) == 0.0
+
+
+def test_a_layer_without_any_active_block():
+    model = make_net()
+    sniper = scored(model, {0: 1.0, 1: 0.0}, block_size=16, max_param_sparsity=1.0)
+    opt = Adam(model.parameters())
+    assert sniper.step(0, opt) == 1.0
+    assert set(sniper.densities().values()) == {0.0}
+    assert set(sniper.lr_scales().values()) == {1.0}
+    train(model, sniper, opt, range(2))
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_order_of_calls():
+    sniper = Sniper(make_net(), SCHEDULE, block_size=16)
+    with pytest.raises(ValueError, match=r"call score\(batches, loss_fn\) first"):
+        sniper.step(0)
+    sniper.score([batch(0)], loss_fn)
+    assert [sniper.step(e) for e in (0, 1, 2, 2.5, 3)] == [0.75, 0.75, 0.4, 0.4, 0.4]
+    with pytest.raises(ValueError, match="must not rise, got 0.4 then 0.75"):
+        sniper.step(0)
+    with pytest.raises(ValueError, match="not masked yet, got sparsity 0.4"):
+        sniper.score([batch(0)], loss_fn)
+
+
+def test_param_groups():
+    model = make_net()
+    model.out.bias.requires_grad_(False)
+    groups = Sniper(model, SCHEDULE, block_size=16).param_groups(0.1)
+    assert [(g["name"], g["lr"], len(g["params"])) for g in groups] == [
+        ("masked", 0.1, 4),
+        ("dense", 0.1, 5),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"schedule": {0: 40}}, "write 0.4"),
+        ({"block_size": 7}, "at least one eligible Linear or Conv1d"),
+        ({"block_size": 0}, "whole number >= 1"),
+        ({"block_size": 16.0}, "whole number >= 1"),
+        ({"max_param_sparsity": 75}, "write 0.75"),
+        ({"max_lr_scale": 0.5}, "max_lr_scale: expected 1 or more"),
+        ({"max_lr_scale": float("nan")}, "max_lr_scale: expected 1 or more"),
+        ({"prime_moments": -1.0}, "prime_moments: expected 0 or more, got -1"),
+        ({"prime_moments": float("inf")}, "prime_moments: expected 0 or more, got inf"),
+        ({"paper_exact": True}, "expected block_size=None, got 16"),
+        ({"exclude": "norm"}, "sequence of strings"),
+        ({"exclude": ("",)}, "no trainable parameter is left"),
+    ],
+)
+def test_refused(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        Sniper(make_net(), **{"schedule": SCHEDULE, "block_size": 16, **kwargs})
+
+
+def test_a_model_on_two_devices():
+    model = make_net()
+    model.out.to("meta")
+    with pytest.raises(ValueError, match="one device, got parameters on cpu, meta"):
+        Sniper(model, SCHEDULE, block_size=16)
+
+
+def test_nan_saliency_leaves_the_model_unmasked():
+    model = make_net()
+    sniper = Sniper(model, SCHEDULE, block_size=16)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        sniper.score([batch(0) * float("nan")], loss_fn)
+    assert not sniper.scored
+    assert model.conv.block_mask is None

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Presets, files, overrides: what they mean, and what is said about those that mean nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sniper.training.config import ConfigError, differences, dump, from_dict, load
+from sniper.training.settings import PRESETS
+
+NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def test_presets_are_those_of_the_readme():
+    assert NAMES == [
+        "demo",
+        "ljspeech-dense",
+        "ljspeech-sniper",
+        "ljspeech-sniper20",
+        "ljspeech-sniper40",
+        "ljspeech-sparse20",
+        "ljspeech-sparse40",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_preset_loads_and_its_dump_loads_again(name: str, tmp_path: Path):
+    config = load(name)
+    assert config.name == name
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert load(str(path)) == config
+    # A checkpoint keeps it as JSON, which turns the schedule's epochs into text.
+    assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_presets_are_the_papers_runs():
+    def schedule(name: str) -> dict:
+        return dict(load(name).sparsity_schedule())
+
+    assert schedule("ljspeech-dense") == {0: 0.0}
+    assert schedule("ljspeech-sparse20") == {0: 0.2}
+    assert schedule("ljspeech-sparse40") == {0: 0.4}
+    assert schedule("ljspeech-sniper20") == {0: 0.2, 5: 0.1, 10: 0.0}
+    assert schedule("ljspeech-sniper40") == {0: 0.4, 5: 0.2, 10: 0.1, 20: 0.0}
+    for name in ("ljspeech-sparse20", "ljspeech-sniper40"):
+        assert load(name).sparsity.block_size is None
+        assert load(name).sparsity.paper_exact
+
+
+def test_overrides():
+    config = load(
+        "demo",
+        [
+            "train.epochs=3",
+            "train.lr=1e-1",
+            "data.root=/data/My Speech",
+            "train.batches_per_epoch=null",
+            "sparsity.schedule={0: 0.5, 2: 0}",
+            "model.d_model=64",
+            "model.pitch_predictor.channels=32",
+            "sparsity.exclude=[norm]",
+        ],
+    )
+    assert (config.train.epochs, config.train.lr) == (3, 0.1)
+    assert config.data.root == "/data/My Speech"
+    assert config.train.batches_per_epoch is None
+    assert config.sparsity.schedule == {0: 0.5, 2: 0.0}  # the preset's entries are gone
+    assert config.sparsity.exclude == ["norm"]
+    model = config.model_config(vocab_size=40, n_mels=80)
+    assert (model.d_model, model.pitch_predictor.channels) == (64, 32)
+    assert model.pitch_predictor.stop_gradient  # from the preset
+
+
+def test_fractions_replace_the_schedule_and_stretch_with_the_epochs():
+    override = "sparsity.schedule_fractions={0: 0.8, 0.5: 0.4, 0.75: 0}"
+    config = load("demo", [override, "train.epochs=8"])
+    assert dict(config.sparsity_schedule()) == {0: 0.8, 4: 0.4, 6: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "nearest"),
+    [
+        ("train.epoch=3", "did you mean train.epochs?"),
+        ("trian.epochs=3", "did you mean train?"),
+        ("model.dmodel=3", "did you mean model.d_model?"),
+        ("model.vocab_size=3", "model.vocab_size"),
+        ("features.hop_lenght=3", "did you mean features.hop_length?"),
+        ("data.qqq=1", "known are data.kind, data.lexicon"),
+        ("base=demo", "unknown setting base"),
+    ],
+)
+def test_unknown_settings_name_the_nearest(override: str, nearest: str):
+    with pytest.raises(ConfigError) as error:
+        load("demo", [override])
+    assert nearest in str(error.value)
+    assert "unknown setting" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.epochs=three", "train.epochs: expected int, got 'three'"),
+        ("train.epochs=2.5", "train.epochs: expected int, got 2.5"),
+        ("train.epochs=true", "train.epochs: expected int, got True"),
+        ("train.epochs=null", "train.epochs: expected int, got None"),
+        ("train.epochs=0", "train.epochs: expected at least 1, got 0"),
+        ("train.lr=0", "train.lr: expected a number above 0, got 0.0"),
+        ("train.lr=.nan", "train.lr: expected a number above 0, got nan"),
+        ("train.lr=fast", "train.lr: expected float, got 'fast'"),
+        ("sparsity.prime_moments=much", "sparsity.prime_moments: expected float, got 'much'"),
+        ("sparsity.prime_moments=null", "sparsity.prime_moments: expected float, got None"),
+        ("train.grad_clip=-1", "train.grad_clip: expected at least 0, got -1.0"),
+        ("train.seed=-1", "train.seed: expected at least 0, got -1"),
+        ("train.precision=fp16", "train.precision: expected one of fp32, tf32, bf16, got 'fp16'"),
+        ("train.device=gpu", "train.device: expected one of auto, cpu, cuda, got 'gpu'"),
+        ("train=3", "train: expected a mapping, got 3"),
+        ("data.kind=vctk", "data.kind: expected one of demo, ljspeech, got 'vctk'"),
+        ("data.root=7", "data.root: expected str, got 7"),
+        ("data.valid=0", "data.valid: expected at least 1, got 0"),
+        ("data.utterances=1000000", "data.utterances: expected at most 100000, got 1000000"),
+        ("sparsity.restore_init=1", "sparsity.restore_init: expected bool, got 1"),
+        ("sparsity.exclude=norm", "sparsity.exclude: expected list, got 'norm'"),
+        ("sparsity.score_batches=0", "sparsity.score_batches: expected at least 1, got 0"),
+        ("sparsity.schedule=0.8", "sparsity.schedule: expected dict, got 0.8"),
+        ("sparsity.schedule={0: 80}", "write 0.8 for 80 %"),
+        ("sparsity.schedule={1: 0.5}", "expected an entry for epoch 0"),
+        ("sparsity.schedule={0: 0.2, 1: 0.4}", "sparsity must not rise"),
+        ("sparsity.schedule={0.5: 0.2}", "sparsity.schedule: expected int, got 0.5"),
+        ("model.d_model=many", "model: d_model: expected an integer"),
+        ("model.heads=7", "model: heads: expected a divisor of d_model"),
+        ("model.pitch_predictor=5", "model.pitch_predictor: expected a mapping, got 5"),
+        ("model.pitch_predictor={size: 5}", "model: "),
+        ("features.hop_length=0", "features: hop_length must be a positive whole number"),
+        ("features.f_min=low", "features: "),
+        ("name.x=3", "override name.x: name holds a value, not settings"),
+        ("train.epochs", "override: expected key=value, got 'train.epochs'"),
+        ("=3", "override: expected key=value, got '=3'"),
+        ("train.epochs=[1", "override train.epochs: not YAML"),
+    ],
+)
+def test_bad_values_are_named(override: str, said: str):
+    with pytest.raises(ConfigError) as error:
+        load("demo", [override])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_base_is_a_preset_or_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine.yaml").write_text(
+        "base: demo\nname: mine\ntrain: {epochs: 7}\nsparsity: {schedule: {0: 0.5}}\n"
+    )
+    (tmp_path / "again.yaml").write_text("base: mine.yaml\nname: again\n")
+    monkeypatch.chdir("/")
+    config = load(str(tmp_path / "again.yaml"), ["train.warmup=5"])
+    assert (config.name, config.train.epochs, config.train.warmup) == ("again", 7, 5)
+    assert config.sparsity.schedule == {0: 0.5}
+    assert config.model == load("demo").model
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", 1.0), ("16", 16.0), ("1e1", 10.0)])
+def test_a_switch_that_became_a_factor(text: str, value: float):
+    assert load("demo", [f"sparsity.prime_moments={text}"]).sparsity.prime_moments == value
+
+
+def test_differences_name_both_sides():
+    before, now = load("demo"), load("demo", ["train.lr=0.5", "model.ffn_dim=64", "name=x"])
+    assert differences(before, now, ["name"]) == [
+        "model.ffn_dim: 768 there, 64 now",
+        "train.lr: 1.0 there, 0.5 now",
+    ]

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Epochs of any length, the same batches whoever loads them, and workers that outlast a signal."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sniper.training.config import ConfigError
+from sniper.training.data import (
+    EpochBatches,
+    make_loader,
+    static_shapes,
+    train_batches,
+    valid_batches,
+)
+from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset
+
+
+def _passes() -> BucketBatchSampler:
+    return BucketBatchSampler(np.arange(10, 31), 70, seed=3)
+
+
+def _row(count: int) -> list[list[int]]:
+    """The first batches of the endless row of passes."""
+    passes, row = _passes(), []
+    for number in itertools.count():
+        passes.set_epoch(number)
+        row += list(passes)
+        if len(row) >= count:
+            return row[:count]
+
+
+def _epoch(batches: EpochBatches, epoch: int, skip: int = 0) -> list[list[int]]:
+    batches.seek(epoch, skip)
+    result = list(batches)
+    assert len(result) == len(batches)
+    return result
+
+
+def test_an_epoch_is_one_pass_by_default():
+    n = len(_passes())
+    batches = EpochBatches(_passes())
+    assert _epoch(batches, 0) + _epoch(batches, 1) == _row(2 * n)
+    assert sorted(i for b in _epoch(batches, 1) for i in b) == list(range(21))
+
+
+@pytest.mark.parametrize("per_epoch", [1, 3, 7, 100])
+def test_epochs_of_any_length_cut_the_row(per_epoch: int):
+    assert len(_passes()) not in (1, 3, 7, 100)
+    batches = EpochBatches(_passes(), per_epoch)
+    row = _row(3 * per_epoch)
+    for epoch in (2, 0, 1):
+        part = row[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert _epoch(batches, epoch) == part
+        for skip in {0, per_epoch // 2, per_epoch}:
+            assert _epoch(batches, epoch, skip) == part[skip:]
+
+
+def test_workers_change_neither_order_nor_values_nor_the_generator(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    runs = []
+    for workers in (0, 1, 2):
+        batches = train_batches(dataset, 1300, 7, seed=0)
+        loader = make_loader(dataset, batches, workers, pin_memory=False)
+        before = torch.get_rng_state()
+        seen = []
+        for epoch, skip in ((0, 0), (1, 3)):
+            batches.seek(epoch, skip)
+            seen += [(b.ids, b.mel.clone(), b.pitch.clone()) for b in loader]
+        assert torch.get_rng_state().equal(before)
+        runs.append(seen)
+    assert [len(run) for run in runs] == [11, 11, 11]
+    for other in runs[1:]:
+        for (ids, mel, pitch), (ids2, mel2, pitch2) in zip(runs[0], other, strict=True):
+            assert ids == ids2 and mel.equal(mel2) and pitch.equal(pitch2)
+
+
+def test_batches_keep_to_the_bound(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    for batch in train_batches(dataset, 700, None, seed=0):
+        assert len(batch) * max(dataset.mel_lengths[batch]) <= 700
+    one_each = train_batches(dataset, int(dataset.mel_lengths.max()), None, seed=0)
+    assert 1 in map(len, one_each)
+
+
+def test_an_utterance_too_long_is_named_with_the_setting(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    longest = dataset.mel_lengths.argmax()
+    with pytest.raises(ConfigError) as error:
+        train_batches(dataset, int(dataset.mel_lengths.max()) - 1, None, seed=0)
+    assert str(error.value).startswith("train.max_frames: longer than")
+    assert dataset.ids[longest] in str(error.value)
+    assert f"raise it to at least {dataset.mel_lengths.max()}" in str(error.value)
+
+
+def test_validation_takes_what_is_too_long_for_training(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "valid.safetensors")
+    batches = list(valid_batches(dataset, 1))
+    assert sorted(i for b in batches for i in b) == [0, 1, 2]
+    assert batches == list(valid_batches(dataset, 1))
+
+
+def test_an_empty_split_is_named(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "valid.safetensors")
+    dataset.ids = []
+    for make in (lambda: train_batches(dataset, 100, None, 0), lambda: valid_batches(dataset, 100)):
+        with pytest.raises(ConfigError, match=r"valid.safetensors holds no utterance.*--valid 1"):
+            make()
+
+
+def test_signals_to_the_group_leave_workers_alive(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    batches = train_batches(dataset, 1300, 40, seed=0)
+    loader = iter(make_loader(dataset, batches, 1, pin_memory=False))
+    ids = [next(loader).ids]
+    (worker,) = loader._workers
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, number)
+    ids += [batch.ids for batch in loader]
+    batches.seek(0)
+    assert ids == [[dataset.ids[i] for i in batch] for batch in batches]
+
+
+def test_a_process_that_leaves_with_workers_alive_ends(demo_corpus):
+    """Workers ignore the SIGTERM that multiprocessing sends at exit and then waits for."""
+    program = f"""
+from sniper.data import make_loader, train_batches
+from sniper.tts.dataset import FeatureDataset
+dataset = FeatureDataset({str(demo_corpus / "train.safetensors")!r})
+loader = make_loader(dataset, train_batches(dataset, 4000, None, 0), 2, False)
+batches = iter(loader)
+print(len(next(batches)))
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and int(done.stdout) > 0 and not done.stderr, done.stderr
+
+
+def test_static_shapes_hold_every_batch_and_are_few(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    batches = train_batches(dataset, 1300, None, seed=0)
+    shapes = static_shapes(dataset, batches)
+    plain = list(make_loader(dataset, batches, 0, pin_memory=False))
+    padded = list(make_loader(dataset, batches, 0, pin_memory=False, shapes=shapes))
+    assert len(plain) == len(padded) == len(batches)
+    for one, other in zip(plain, padded, strict=True):
+        assert (*other.tokens.shape, other.mel.shape[1]) in shapes.shapes
+        L, T = one.tokens.shape[1], one.mel.shape[1]
+        assert one.ids == other.ids and torch.equal(one.mel, other.mel[:, :T])
+        assert torch.equal(one.durations, other.durations[:, :L])
+        assert torch.equal(one.mel_lengths, other.mel_lengths)
+
+
+def test_token_lengths_are_those_of_the_items(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    assert dataset.token_lengths.tolist() == [len(dataset[i].tokens) for i in range(len(dataset))]

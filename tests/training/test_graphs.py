@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is recorded, when it is recorded anew, and that a replay sees the new batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sniper.training.graphs import WARM_UP, CudaRecorder, StepGraphs
+from sniper.tts.corpus.batch import Batch
+
+
+class Recorder:
+    """Keeps a list of what happened."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.log: list[str] = []
+
+    def warm_up(self, work: Callable) -> None:
+        self.log.append("warm up")
+        work()
+
+    def record(self, work: Callable) -> tuple[Callable[[], None], dict[str, Tensor]]:
+        self.log.append("record")
+        values: dict[str, Tensor] = {}
+
+        def replay() -> None:
+            self.log.append("replay")
+            values.update(work())
+
+        return replay, values
+
+
+def make_batch(size: int, frames: int, value: float = 1.0) -> Batch:
+    tokens = torch.ones(size, 3, dtype=torch.int64)
+    return Batch(
+        ids=[f"{value}-{i}" for i in range(size)],
+        tokens=tokens,
+        token_lengths=torch.full((size,), 3),
+        mel=torch.full((size, frames, 2), value),
+        mel_lengths=torch.full((size,), frames),
+        durations=tokens,
+        pitch=torch.zeros(size, 3),
+        energy=torch.zeros(size, 3),
+    )
+
+
+class Case:
+    """Work that sums the mel, and counts into a "gradient"."""
+
+    def __init__(self):
+        self.recorder, self.version, self.total = Recorder(), 0, torch.zeros(())
+        self.graphs = StepGraphs(self.work, self.apart, lambda: self.version, self.recorder)
+
+    def work(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
+        self.total += share * batch.mel.sum()
+        return {"total": batch.mel.sum()}
+
+    def apart(self, run: Callable[[], None]) -> None:
+        before = self.total.clone()
+        run()
+        self.total.copy_(before)
+
+    def happened(self) -> list[str]:
+        log, self.recorder.log = self.recorder.log, []
+        return log
+
+
+FIRST = ["warm up"] * WARM_UP + ["record", "replay"]
+
+
+def test_a_shape_is_recorded_once_and_then_replayed():
+    case = Case()
+    assert float(case.graphs(make_batch(2, 4), 1.0)["total"]) == 16
+    assert case.happened() == FIRST
+    assert float(case.graphs(make_batch(2, 4, 3.0), 0.5)["total"]) == 48
+    assert case.happened() == ["replay"]
+    assert float(case.total) == 16 + 24  # the warm-up has left nothing
+    case.graphs(make_batch(2, 5), 1.0)
+    case.graphs(make_batch(1, 4), 1.0)
+    assert case.happened() == 2 * FIRST
+    for size, frames in ((2, 4), (2, 5), (1, 4)):
+        case.graphs(make_batch(size, frames), 1.0)
+    assert case.happened() == 3 * ["replay"] and case.graphs.recordings == 3
+
+
+def test_all_is_recorded_anew_when_the_version_changes():
+    case = Case()
+    for _ in range(2):
+        case.graphs(make_batch(2, 4), 1.0)
+        case.graphs(make_batch(2, 5), 1.0)
+    case.happened()
+    case.version = 1
+    case.graphs(make_batch(2, 4), 1.0)
+    case.graphs(make_batch(2, 5), 1.0)
+    assert case.happened() == 2 * FIRST
+    case.graphs(make_batch(2, 4), 1.0)
+    assert case.happened() == ["replay"]
+
+
+def test_the_callers_batch_is_only_read():
+    case = Case()
+    batches = [make_batch(2, 4, value) for value in (1.0, 2.0)]
+    for batch in batches:
+        case.graphs(batch, 1.0)
+    assert [float(b.mel.sum()) for b in batches] == [16, 32]
+
+
+def test_a_failed_recording_says_how_to_train_without():
+    case = Case()
+
+    def fail(work: Callable) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    case.recorder.record = fail
+    message = r"shape \[2, 4, 2\].*train.cuda_graphs=false.*not permitted"
+    with pytest.raises(RuntimeError, match=message):
+        case.graphs(make_batch(2, 4), 1.0)
+    del case.recorder.record
+    assert float(case.graphs(make_batch(2, 4), 1.0)["total"]) == 16
+
+
+@pytest.mark.gpu
+def test_cuda_replays_what_it_recorded():
+    device = torch.device("cuda")
+    case = Case()
+    case.total = case.total.to(device)
+    graphs = StepGraphs(case.work, case.apart, lambda: case.version, CudaRecorder(device))
+    for value in (1.0, 2.0, 3.0):
+        assert float(graphs(make_batch(2, 4, value).pin_memory(), 0.5)["total"]) == 16 * value
+    assert float(case.total) == 8 * (1 + 2 + 3) and graphs.recordings == 1

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recorded step trains as one that is not, through every change of the masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from simulated import SimulatedRecorder
+
+from sniper import Sniper
+from sniper.layers import BlockSparseLinear
+from sniper.ops import executor, timings
+from sniper.training.graphs import CudaRecorder
+from sniper.training.step import TrainingStep, peak_memory, pick_recorder
+from sniper.tts.corpus.batch import Batch
+from sniper.tts.model.config import FastSpeech2Config
+from sniper.tts.model.fastspeech2 import FastSpeech2
+from sniper.tts.model.variance import PredictorConfig
+
+VOCABULARY, MELS = 20, 16
+SHAPES = ((3, 6, 40), (2, 5, 24), (3, 6, 40), (2, 5, 24), (1, 4, 16), (3, 6, 40))
+SCHEDULE = {0: 0.7, 1: 0.4, 2: 0.0}
+
+
+def make_model() -> FastSpeech2:
+    torch.manual_seed(0)
+    predictor = PredictorConfig(layers=1, channels=32)
+    config = FastSpeech2Config(
+        vocab_size=VOCABULARY,
+        n_mels=MELS,
+        d_model=32,
+        heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        ffn_dim=64,
+        duration_predictor=predictor,
+        pitch_predictor=predictor,
+        energy_predictor=predictor,
+        postnet_layers=2,
+        postnet_channels=32,
+    )
+    return FastSpeech2(config)
+
+
+def make_batch(seed: int, size: int, tokens: int, frames: int) -> Batch:
+    """Two utterances or more: the last is short, so that there is padding."""
+    generator = torch.Generator().manual_seed(seed)
+    each = frames // tokens
+    durations = torch.full((size, tokens), each)
+    durations[:, -1] += frames - each * tokens
+    token_lengths, mel_lengths = torch.full((size,), tokens), torch.full((size,), frames)
+    if size > 1:
+        durations[-1, 2:] = 0
+        token_lengths[-1], mel_lengths[-1] = 2, 2 * each
+    real = torch.arange(tokens) < token_lengths[:, None]
+    return Batch(
+        ids=[f"{seed}-{i}" for i in range(size)],
+        tokens=torch.randint(1, VOCABULARY, (size, tokens), generator=generator) * real,
+        token_lengths=token_lengths,
+        mel=torch.randn(size, frames, MELS, generator=generator),
+        mel_lengths=mel_lengths,
+        durations=durations,
+        pitch=torch.randn(size, tokens, generator=generator) * real,
+        energy=torch.randn(size, tokens, generator=generator) * real,
+    )
+
+
+BATCHES = [make_batch(i, *shape) for i, shape in enumerate(SHAPES)]
+
+
+class Run:
+    """A model under SNIPER with its step; trains the batches once a stage."""
+
+    def __init__(self, recorded: bool, device: str = "cpu", **settings):
+        self.model = make_model().to(device).train()
+        options = {"block_size": 16, "max_param_sparsity": 0.9, **settings}
+        self.sniper = Sniper(self.model, SCHEDULE, **options)
+        first = BATCHES[0].to(device)
+        self.sniper.score([first], lambda model, batch: model.loss(batch)[0])
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, fused=True)
+        self.recorder = None
+        if recorded:
+            cuda = device == "cuda"
+            self.recorder = CudaRecorder(torch.device(device)) if cuda else None
+            self.recorder = self.recorder or SimulatedRecorder(self.model)
+        self.step = TrainingStep(
+            self.model,
+            self.optimizer,
+            grad_clip=1.0,
+            stage=lambda: self.sniper.sparsity,
+            recorder=self.recorder,
+        )
+
+    def train(self, accumulation: int = 1) -> list[float]:
+        """All stages; returns the losses."""
+        torch.manual_seed(1)
+        losses = []
+        for epoch in SCHEDULE:
+            self.sniper.step(epoch, self.optimizer)
+            for number, batch in enumerate(BATCHES, 1):
+                losses.append(float(self.step.backward(batch, 1 / accumulation)["total"]))
+                if number % accumulation == 0:
+                    self.step.clip()
+                    self.step.update()
+        return losses
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"block_size": None}, {"block_size": None, "paper_exact": True}],
+    ids=["blocks", "elements", "paper"],
+)
+def test_recorded_trains_bit_for_bit_as_not_recorded(settings: dict, accumulation: int):
+    plain, recorded = Run(False, **settings), Run(True, **settings)
+    assert plain.train(accumulation) == recorded.train(accumulation)
+    theirs, ours = plain.model.state_dict(), recorded.model.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    # Three shapes at each of three sparsities, every batch replayed.
+    assert recorded.recorder.recordings == 3 * len(SCHEDULE)
+    assert recorded.recorder.replays == len(SCHEDULE) * len(BATCHES)
+    assert recorded.step.graphs.recordings == recorded.recorder.recordings
+
+
+def test_other_executors_and_masks_of_ones_own_are_recorded_anew():
+    run = Run(True)
+    run.sniper.step(0, run.optimizer)
+
+    def train() -> int:
+        before = run.recorder.recordings
+        run.step.backward(BATCHES[0], 1.0)
+        return run.recorder.recordings - before
+
+    assert [train(), train()] == [1, 0]
+    with executor("dense"):
+        assert [train(), train()] == [1, 0]
+    assert [train(), train()] == [1, 0]
+    layer = next(m for m in run.model.modules() if isinstance(m, BlockSparseLinear))
+    layer.set_block_mask(torch.ones(layer.block_mask_shape, dtype=torch.bool))
+    assert [train(), train()] == [1, 0]
+    layer.set_block_mask(None)
+    assert [train(), train()] == [1, 0]
+    timings.outdate()
+    assert [train(), train()] == [1, 0]
+
+
+def test_recording_leaves_no_trace():
+    """Gradients of an earlier micro-batch, BatchNorm's statistics and the generator stay."""
+    run = Run(True)
+    run.sniper.step(0, run.optimizer)
+    run.step.backward(BATCHES[0], 0.5)
+    grads = [p.grad.clone() for p in run.model.parameters()]
+    buffers = [b.clone() for b in run.model.buffers()]
+    generator = torch.get_rng_state()
+    run.step._apart(lambda: run.step._gradients(BATCHES[1], 0.5))
+    assert all(map(torch.equal, grads, (p.grad for p in run.model.parameters())))
+    assert all(map(torch.equal, buffers, run.model.buffers()))
+    assert torch.equal(generator, torch.get_rng_state())
+
+
+def test_without_a_recorder_gradients_are_freed():
+    run = Run(False)
+    run.sniper.step(0, run.optimizer)
+    run.step.backward(BATCHES[0], 1.0)
+    assert float(run.step.clip()) > 0
+    run.step.update()
+    assert all(p.grad is None for p in run.model.parameters())
+
+
+def test_frozen_parameters_get_no_gradients():
+    run = Run(True)
+    run.model.token_embed.weight.requires_grad_(False)
+    run.sniper.step(0, run.optimizer)
+    run.step.backward(BATCHES[0], 1.0)
+    run.step.update()
+    assert run.model.token_embed.weight.grad is None
+
+
+def test_graphs_are_for_gpus_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch):
+    assert pick_recorder(torch.device("cpu"), cuda_graphs=True) is None
+    assert pick_recorder(torch.device("cuda"), cuda_graphs=False) is None
+    made = []
+    monkeypatch.setattr(
+        "sniper.training.step.CudaRecorder", lambda device: made.append(device) or "it"
+    )
+    assert pick_recorder(torch.device("cuda"), cuda_graphs=True) == "it"
+    assert made == [torch.device("cuda")]
+
+
+def test_peak_memory_is_what_the_process_has_held():
+    before = peak_memory(torch.device("cpu"))
+    size = 2 * before  # bytes: no earlier peak reaches that
+    torch.ones(size, dtype=torch.uint8)
+    assert size <= peak_memory(torch.device("cpu")) <= size + 2 * before
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [{}, {"block_size": None}], ids=["blocks", "elements"])
+def test_a_gpu_trains_the_same_with_graphs(settings: dict):
+    """Without dropout: the generator's position in a graph is torch's business."""
+    losses = {}
+    for recorded in (False, True):
+        run = Run(recorded, "cuda", **settings)
+        for module in run.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        run.model.encoder.eval(), run.model.decoder.eval()  # attention's dropout
+        losses[recorded] = run.train()
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
+    assert losses[True][-1] < losses[True][0]
+
+
+@pytest.mark.gpu
+def test_a_gpu_step_never_waits():
+    run = Run(True, "cuda")
+    run.sniper.step(0, run.optimizer)
+    batches = [batch.pin_memory() for batch in BATCHES]
+
+    def train() -> None:
+        for batch in batches:
+            run.step.backward(batch, 1.0)
+            run.step.clip()
+            run.step.update()
+
+    train()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -1,0 +1,420 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training that is stopped anywhere and resumed ends with the bits of training that was not."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from simulated import SimulatedRecorder
+from speech import differences, everything, fit, make_trainer, tiny
+from torch import Tensor
+
+from sniper.training import checkpoint
+from sniper.training.config import Config, ConfigError
+from sniper.training.progress import Interrupted, NotFinite, Observer, Progress
+from sniper.training.step import TrainingStep
+from sniper.training.trainer import Trainer
+from sniper.tts.corpus.dataset import FeatureDataset
+from sniper.tts.corpus.shapes import StaticShapes
+from sniper.tts.corpus.store import TensorStream, map_tensors, write_tensors
+from sniper.tts.model.fastspeech2 import FastSpeech2
+
+
+class _StopAt(Observer):
+    """Asks to stop after some updates, as Ctrl-C does."""
+
+    def __init__(self, updates: int):
+        self.updates, self.trainer = updates, None
+
+    def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
+        self.trainer.stop = progress.update >= self.updates
+
+
+def stop_at(config: Config, updates: int) -> None:
+    """Resumes, trains until so many updates are done, saves."""
+    observer = _StopAt(updates)
+    trainer = observer.trainer = make_trainer(config, observer)
+    trainer.resume()
+    with pytest.raises(Interrupted):
+        trainer.fit()
+    assert trainer.progress.update == updates
+
+
+# What makes bits hard to keep: workers, updates of several micro-batches with one left over (5
+# batches a pass), epochs that cut passes, other masks, other arithmetic.
+VARIANTS = {
+    "blocks": {},
+    "two workers": {"train": {"workers": 2, "accumulation": 2}},
+    "accumulation": {"train": {"accumulation": 2, "grad_clip": 0}},
+    "cut passes": {"train": {"batches_per_epoch": 7, "accumulation": 3}},
+    "elements": {"sparsity": {"block_size": None}},
+    "paper": {"sparsity": {"block_size": None, "paper_exact": True}},
+    "from zero": {"sparsity": {"restore_init": False, "scale_lr": False}},
+    "dense": {"sparsity": {"schedule": {0: 0.0}}},
+    "constant": {"sparsity": {"schedule": {0: 0.5}}},
+    "fractions": {"sparsity": {"schedule_fractions": {0: 0.6, 0.5: 0.2}}},
+    "bf16": {"train": {"precision": "bf16"}},
+    "one utterance a batch": {"train": {"max_frames": 400, "batches_per_epoch": 4}},
+}
+
+
+@pytest.mark.parametrize("sections", VARIANTS.values(), ids=VARIANTS.keys())
+def test_resumed_is_bit_for_bit_what_is_not_stopped(
+    sections: dict, demo_corpus: Path, tmp_path: Path
+):
+    through = tiny(demo_corpus, tmp_path / "through", **sections)
+    fit(through)
+    parts = tiny(demo_corpus, tmp_path / "parts", **sections)
+    stop_at(parts, 1)  # at once; in the middle of the next epoch; before the last update
+    per_epoch = math.ceil(len(make_trainer(parts)._batches) / parts.train.accumulation)
+    stop_at(parts, per_epoch + 1)
+    stop_at(parts, 3 * per_epoch - 1)
+    fit(parts)
+    expected = everything(tmp_path / "through")
+    assert differences(everything(tmp_path / "parts"), expected) == []
+    assert len(expected["history"]) == 3
+    assert expected["update"] == 3 * per_epoch
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedRecorder]:
+    """Trainers record their steps as on a GPU; the recorders, one a trainer."""
+    made: list[SimulatedRecorder] = []
+
+    def pick(device: torch.device, cuda_graphs: bool) -> SimulatedRecorder:
+        assert cuda_graphs
+        made.append(SimulatedRecorder())
+        return made[-1]
+
+    def step(model: FastSpeech2, *args, recorder: SimulatedRecorder, **kwargs) -> TrainingStep:
+        recorder.model = model
+        return TrainingStep(model, *args, recorder=recorder, **kwargs)
+
+    monkeypatch.setattr("sniper.training.trainer.pick_recorder", pick)
+    monkeypatch.setattr("sniper.training.trainer.TrainingStep", step)
+    return made
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks", "accumulation", "cut passes", "elements", "two workers"]
+)
+def test_recorded_steps_resume_bit_for_bit(
+    name: str, demo_corpus: Path, tmp_path: Path, recorders: list[SimulatedRecorder]
+):
+    sections = VARIANTS[name]
+    fit(tiny(demo_corpus, tmp_path / "through", **sections))
+    whole = recorders[-1]
+    parts = tiny(demo_corpus, tmp_path / "parts", **sections)
+    stop_at(parts, 2)
+    trainer = fit(parts)
+    assert differences(everything(tmp_path / "parts"), everything(tmp_path / "through")) == []
+    # A few shapes, at each sparsity anew; every micro-batch was a replay.
+    shapes = len(StaticShapes.of_buckets(*_lengths(trainer)).shapes)
+    batches = sum(trainer._batches.seek(e) or len(trainer._batches) for e in range(3))
+    assert 3 <= whole.recordings <= 3 * shapes
+    assert whole.replays == batches
+
+
+def _lengths(trainer: Trainer) -> tuple:
+    dataset = trainer._loader.dataset
+    return trainer._batches.buckets, dataset.token_lengths, dataset.mel_lengths
+
+
+@pytest.mark.parametrize("where", ["last update of an epoch", "epoch end"])
+def test_stopped_at_the_seam(where: str, demo_corpus: Path, tmp_path: Path):
+    fit(tiny(demo_corpus, tmp_path / "through"))
+    config = tiny(demo_corpus, tmp_path / "parts")
+    if where == "epoch end":
+        for epochs in (1, 2):  # at each change of the sparsity
+            fit(tiny(demo_corpus, tmp_path / "parts", train={"epochs": epochs}))
+    else:
+        stop_at(config, 5)
+        assert checkpoint.load(config.output).meta["progress"]["batch"] == 5
+    fit(config)
+    parts, through = everything(tmp_path / "parts"), everything(tmp_path / "through")
+    assert differences(parts, through) == []
+
+
+def test_frequent_checkpoints_and_pictures_change_nothing(demo_corpus: Path, tmp_path: Path):
+    from sniper.training.report import TensorBoard
+
+    fit(tiny(demo_corpus, tmp_path / "through"))
+    config = tiny(demo_corpus, tmp_path / "often", train={"checkpoint_minutes": 0})
+    valid = FeatureDataset(demo_corpus / "valid.safetensors")
+    fit(config, TensorBoard(tmp_path / "often", 0, 1, 1, valid))
+    assert differences(everything(tmp_path / "often"), everything(tmp_path / "through")) == []
+
+
+def test_another_seed_is_another_run(demo_corpus: Path, tmp_path: Path):
+    for name, seed in (("a", 0), ("b", 1)):
+        fit(tiny(demo_corpus, tmp_path / name, train={"epochs": 1, "seed": seed}))
+    assert differences(everything(tmp_path / "a")["weights"], everything(tmp_path / "b")["weights"])
+
+
+def test_a_checkpoint_is_dense_and_plain(demo_corpus: Path, tmp_path: Path):
+    config = tiny(demo_corpus, tmp_path, sparsity={"schedule": {0: 0.6}}, train={"epochs": 1})
+    trainer = fit(config)
+    path = checkpoint.find(tmp_path)
+    state = torch.load(path / "state.pt", weights_only=True)
+    assert 0.6 in state["sniper"]["masks"]
+    model = FastSpeech2(trainer.model.config)
+    model.load_state_dict(load_file(path / "model.safetensors"))
+    assert type(model.decoder.layers[0].ffn.conv1) is torch.nn.Conv1d
+    batch = next(iter(trainer._valid_loader))
+    expected = trainer.model.eval()(batch).mel
+    torch.testing.assert_close(model.eval()(batch).mel, expected, rtol=1e-4, atol=1e-5)
+    weight = model.state_dict()["decoder.layers.0.ffn.conv1.weight"]
+    assert 0.3 < (weight == 0).float().mean() < 0.95
+
+
+def test_a_checkpoint_in_the_middle_of_a_paper_run_holds_the_masked_weights(
+    demo_corpus: Path, tmp_path: Path
+):
+    config = tiny(
+        demo_corpus,
+        tmp_path,
+        sparsity={"block_size": None, "paper_exact": True, "schedule": {0: 0.6}},
+    )
+    stop_at(config, 3)
+    trainer = make_trainer(config)
+    trainer.resume()
+    weights = checkpoint.load(tmp_path).weights
+    for name, density in trainer.sniper.densities().items():
+        assert (weights[name] != 0).float().mean() <= density
+
+
+@pytest.mark.parametrize("size", [8, 32, None])
+def test_another_block_size_resumes(size: int | None, demo_corpus: Path, tmp_path: Path):
+    config = tiny(demo_corpus, tmp_path)
+    stop_at(config, 7)
+    before = make_trainer(config)
+    before.resume()
+    config = tiny(demo_corpus, tmp_path, sparsity={"block_size": size})
+    trainer = make_trainer(config)
+    trainer.resume()
+    assert trainer.sniper.sparsity == 0.3
+    for p, q in zip(before.model.parameters(), trainer.model.parameters(), strict=True):
+        moments = trainer.optimizer.state[q]["exp_avg"]
+        assert moments.shape == q.shape
+        assert moments.equal(before.optimizer.state[p]["exp_avg"])
+    trainer.fit()
+    assert trainer.density() == 1.0
+    assert len(trainer.progress.history) == 3
+
+
+def test_more_epochs_go_on(demo_corpus: Path, tmp_path: Path):
+    fit(tiny(demo_corpus, tmp_path / "a", train={"epochs": 2}))
+    trainer = fit(tiny(demo_corpus, tmp_path / "a", train={"epochs": 4}))
+    fit(tiny(demo_corpus, tmp_path / "b", train={"epochs": 4}))
+    assert differences(everything(tmp_path / "a"), everything(tmp_path / "b")) == []
+    assert [row["sparsity"] for row in trainer.progress.history] == [0.6, 0.3, 0.0, 0.0]
+
+
+def test_more_epochs_must_not_raise_the_sparsity(demo_corpus: Path, tmp_path: Path):
+    sparsity = {"schedule_fractions": {0: 0.6, 0.5: 0.0}}
+    fit(tiny(demo_corpus, tmp_path, sparsity=sparsity, train={"epochs": 2}))
+    trainer = make_trainer(tiny(demo_corpus, tmp_path, sparsity=sparsity, train={"epochs": 8}))
+    with pytest.raises(ConfigError, match="asks for sparsity 0.6 in epoch 3, .*is at 0 already"):
+        trainer.resume()
+
+
+def test_a_finished_run_trains_nothing_more(demo_corpus: Path, tmp_path: Path):
+    config = tiny(demo_corpus, tmp_path, train={"epochs": 1})
+    fit(config)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    trainer = fit(config)
+    assert trainer.progress.epoch == 1
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == files
+
+
+def test_other_speech_is_refused(demo_corpus: Path, tmp_path: Path):
+    config = tiny(demo_corpus, tmp_path, train={"epochs": 1})
+    fit(config)
+    trainer = make_trainer(config)
+    trainer.info.statistics.mel_mean[3] += 1
+    with pytest.raises(ConfigError, match="other speech: the prepared corpus has other statistics"):
+        trainer.resume()
+
+
+def test_learning_rate_is_noams_whatever_is_sparse(demo_corpus: Path, tmp_path: Path):
+    trainer = make_trainer(tiny(demo_corpus, tmp_path, train={"lr": 0.5, "warmup": 4}))
+    used = []
+    trainer.optimizer.register_step_pre_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
+    trainer.fit()
+    scale = 0.5 * 32**-0.5
+    expected = [scale * min(s**-0.5, s * 4**-1.5) for s in range(1, 16)]
+    assert used == pytest.approx(expected, rel=1e-12)
+    assert used[3] == pytest.approx(0.5 / 32**0.5 / 2)
+
+
+def test_accumulation_is_the_mean_of_its_batches(demo_corpus: Path, tmp_path: Path):
+    config = tiny(demo_corpus, tmp_path, train={"accumulation": 2})
+    trainer = make_trainer(config)
+    trainer.model.eval()  # no dropout, no BatchNorm statistics
+    batches = list(trainer._loader)[:2]
+    for batch in batches:
+        trainer.step.backward(batch, 0.5)
+    summed = {n: p.grad.clone() for n, p in trainer.model.named_parameters()}
+    trainer.model.zero_grad()
+    mean = sum(trainer.model.loss(batch)[0] for batch in batches) / 2
+    mean.backward()
+    for name, p in trainer.model.named_parameters():
+        torch.testing.assert_close(summed[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_an_observer_sees_the_mean_loss_of_an_update(demo_corpus: Path, tmp_path: Path):
+    class Collect(Observer):
+        seen: list[float] = []
+
+        def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
+            self.seen.append(float(values["total"]))
+
+    config = tiny(
+        demo_corpus, tmp_path, train={"accumulation": 2, "batches_per_epoch": 6, "epochs": 1}
+    )
+    trainer = fit(config, Collect())
+    row = trainer.progress.history[0]
+    assert np.mean(Collect.seen) == pytest.approx(row["train"]["total"], rel=1e-5)
+    assert row["frames"] > 0 and row["train"].keys() == row["valid"].keys()
+
+
+def test_what_is_not_training_is_timed_apart(
+    demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = 0.0
+    clock = {"perf_counter": lambda: now, "monotonic": lambda: now}
+    monkeypatch.setattr("sniper.training.trainer.time", SimpleNamespace(**clock))
+
+    def takes(owner: object, name: str, seconds: float) -> None:
+        real = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            nonlocal now
+            now += seconds
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    config = tiny(demo_corpus, tmp_path, train={"epochs": 2, "batches_per_epoch": 2})
+    trainer = make_trainer(config)
+    takes(trainer.sniper, "score", 7.0)
+    takes(trainer.sniper, "step", 0.5)
+    takes(trainer.optimizer, "step", 1.0)
+    takes(trainer, "validate", 3.0)
+    takes(checkpoint, "save", 20.0)
+    trainer.fit()
+    parts = ("seconds", "valid_seconds", "change_seconds", "save_seconds")
+    rows = [[row[part] for part in parts] for row in trainer.progress.history]
+    assert rows == [[2.0, 3.0, 0.5, 0.0], [2.0, 3.0, 0.5, 20.0]]
+    assert trainer.progress.score_seconds == 7.0
+
+
+def test_clipping(demo_corpus: Path, tmp_path: Path):
+    norms = {}
+    for clip in (1e-3, 0.0):
+        trainer = make_trainer(tiny(demo_corpus, tmp_path, train={"grad_clip": clip}))
+
+        def norm(optimizer, *_, clip=clip) -> None:
+            grads = [p.grad for p in optimizer.param_groups[0]["params"]]
+            norms.setdefault(clip, float(torch.nn.utils.get_total_norm(grads)))
+
+        trainer.optimizer.register_step_pre_hook(norm)
+        trainer.run_epoch() if trainer.score() is None else None
+        shutil.rmtree(tmp_path / "checkpoints")
+    assert norms[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert norms[0.0] > 0.1
+
+
+def test_scoring_takes_as_many_batches_as_asked_or_as_there_are(
+    demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loss = FastSpeech2.loss
+    for asked, expected in ((2, 2), (100, 5)):
+        trainer = make_trainer(tiny(demo_corpus, tmp_path, sparsity={"score_batches": asked}))
+        calls = []
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FastSpeech2, "loss", lambda m, b, c=calls: c.append(b.ids) or loss(m, b))
+            trainer.score()
+        trainer._batches.seek(0)
+        assert calls == [batch.ids for batch in trainer._loader][:expected]
+        assert len(calls) == expected
+
+
+def _poisoned(corpus: Path, folder: Path, split: str, name: str) -> Path:
+    """A copy in which one utterance's energies are infinite."""
+    shutil.copytree(corpus, folder, ignore=shutil.ignore_patterns("corpus"))
+    path = folder / f"{split}.safetensors"
+    tensors, metadata = map_tensors(path)
+    arrays = {n: np.array(t) for n, t in tensors.items()}
+    index = FeatureDataset(path).ids.index(name)
+    begin, end = arrays["token_offsets"][index : index + 2]
+    arrays["energy"][begin:end] = np.inf
+    write_tensors(
+        path, {n: TensorStream(a.dtype, a.shape, [a]) for n, a in arrays.items()}, metadata
+    )
+    return folder
+
+
+def _batch_of(trainer: Trainer, number: int, epoch: int = 0) -> list[str]:
+    trainer._batches.seek(epoch)
+    ids = trainer._loader.dataset.ids
+    return [ids[i] for i in list(trainer._batches)[number]]
+
+
+def test_nan_names_the_utterances_and_the_last_good_checkpoint(demo_corpus: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    config = tiny(demo_corpus, run, train={"checkpoint_minutes": 0})
+    ids = _batch_of(make_trainer(config), 3)
+    bad = _poisoned(demo_corpus, tmp_path / "poisoned", "train", ids[0])
+    trainer = make_trainer(tiny(bad, run, train={"checkpoint_minutes": 0}))
+    with pytest.raises(NotFinite) as error:
+        trainer.fit()
+    said = str(error.value)
+    assert f"with the utterances {', '.join(ids)};" in said
+    assert "in epoch 1, after 3 updates" in said
+    assert said.endswith(f"last good checkpoint: {run}/checkpoints/step-00000003")
+    saved = checkpoint.load(run)
+    assert saved.meta["progress"]["update"] == 3
+    assert all(t.isfinite().all() for t in saved.weights.values())
+    # With what was wrong mended, the run goes on from there.
+    assert fit(config).progress.epoch == 3
+
+
+def test_nan_while_scoring_and_in_validation(demo_corpus: Path, tmp_path: Path):
+    config = tiny(demo_corpus, tmp_path / "run")
+    first = _batch_of(make_trainer(config), 0)
+    bad = _poisoned(demo_corpus, tmp_path / "scoring", "train", first[0])
+    with pytest.raises(NotFinite, match=f"{first[0]}.*last good checkpoint: none was saved"):
+        make_trainer(tiny(bad, tmp_path / "run")).fit()
+    held_out = FeatureDataset(demo_corpus / "valid.safetensors").ids[1]
+    bad = _poisoned(demo_corpus, tmp_path / "valid", "valid", held_out)
+    with pytest.raises(NotFinite, match=f"after 5 updates.*{held_out}"):
+        make_trainer(tiny(bad, tmp_path / "run")).fit()
+    assert not checkpoint.exists(tmp_path / "run")
+
+
+def test_nan_with_accumulation_is_found_before_the_update(demo_corpus: Path, tmp_path: Path):
+    settings = {"accumulation": 2, "checkpoint_minutes": 0}
+    config = tiny(demo_corpus, tmp_path / "run", train=settings)
+    ids = _batch_of(make_trainer(config), 2)
+    bad = _poisoned(demo_corpus, tmp_path / "poisoned", "train", ids[0])
+    trainer = make_trainer(tiny(bad, tmp_path / "run", train=settings))
+    with pytest.raises(NotFinite, match=f"after 1 updates, with the utterances {', '.join(ids)};"):
+        trainer.fit()
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+
+
+def test_best_is_the_lowest_validation_loss(demo_corpus: Path, tmp_path: Path):
+    trainer = fit(tiny(demo_corpus, tmp_path))
+    losses = [row["valid"]["total"] for row in trainer.progress.history]
+    best = checkpoint.load(tmp_path, "best").meta["progress"]
+    assert best["epoch"] == 1 + int(np.argmin(losses))
+    assert trainer.progress.best_loss == min(losses)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TextGrids as MFA and Praat write them, and alignments.jsonl."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sniper.tts.corpus.alignment import read_alignments, read_textgrid
+from sniper.tts.errors import UtteranceError
+
+WORDS = [(0, 0.2, ""), (0.2, 0.6, "Hello"), (0.6, 0.7, ""), (0.7, 1.0, "odd"), (1.0, 1.3, "oh")]
+PHONES = [
+    (0, 0.1, ""),
+    (0.1, 0.2, "sil"),
+    (0.2, 0.3, "HH"),
+    (0.3, 0.6, "AH0"),
+    (0.6, 0.7, "sp"),
+    (0.7, 1.0, "spn"),
+    (1.0, 1.2, "OW1"),
+    (1.2, 1.3, ""),
+]
+TIERS = {"words": WORDS, "phones": PHONES}
+
+
+def long_form(tiers) -> str:
+    end = next(iter(tiers.values()))[-1][1]
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0 "]
+    lines += [f"xmax = {end} ", "tiers? <exists> ", f"size = {len(tiers)} ", "item []: "]
+    for number, (name, entries) in enumerate(tiers.items(), start=1):
+        lines += [f"    item [{number}]:", '        class = "IntervalTier" ']
+        lines += [f'        name = "{name}" ', "        xmin = 0 ", f"        xmax = {end} "]
+        lines += [f"        intervals: size = {len(entries)} "]
+        for index, (start, stop, label) in enumerate(entries, start=1):
+            lines += [f"        intervals [{index}]:", f"            xmin = {start} "]
+            lines += [f"            xmax = {stop} ", f'            text = "{label}" ']
+    return "\n".join(lines) + "\n"
+
+
+def short_form(tiers) -> str:
+    end = next(iter(tiers.values()))[-1][1]
+    lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", str(end), "<exists>"]
+    lines += [str(len(tiers))]
+    for name, entries in tiers.items():
+        lines += ['"IntervalTier"', f'"{name}"', "0", str(end), str(len(entries))]
+        for start, stop, label in entries:
+            lines += [str(start), str(stop), f'"{label}"']
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("form", [long_form, short_form])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_every_form_gives_the_same(tmp_path, form, encoding):
+    path = tmp_path / "a.TextGrid"
+    path.write_text(form(TIERS), encoding=encoding)
+    found = read_textgrid(path)
+    # Neighbouring pauses are one token; spn stays.
+    assert found.phones == ("sil", "HH", "AH0", "sil", "spn", "OW1", "sil")
+    np.testing.assert_allclose(found.boundaries, [0, 0.2, 0.3, 0.6, 0.7, 1.0, 1.2, 1.3])
+    # A word with spn in it has no pronunciation to learn; pauses belong to none.
+    assert found.pronunciations == (("hello", "HH AH0"), ("oh", "OW1"))
+
+
+def test_a_speaker_in_the_tier_name_and_no_words(tmp_path):
+    path = tmp_path / "a.TextGrid"
+    path.write_text(long_form({"LJSpeech - phones": PHONES}))
+    found = read_textgrid(path)
+    assert len(found.phones) == 7 and found.pronunciations == ()
+
+
+def test_nothing_is_printed_about_last_digits(tmp_path, capsys):
+    path = tmp_path / "a.TextGrid"
+    path.write_text(long_form(TIERS).replace("xmax = 1.3", "xmax = 1.2999999999999998", 2))
+    read_textgrid(path)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_ipa_labels_survive(tmp_path):
+    path = tmp_path / "a.TextGrid"
+    path.write_text(short_form({"phones": [(0, 0.5, "dʒ"), (0.5, 1.0, "aɪ̯")]}), encoding="utf-16")
+    assert read_textgrid(path).phones == ("dʒ", "aɪ̯")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such TextGrid"),
+        (b"", "cannot be read as a TextGrid|no interval tier"),
+        (b"\x00\x01\x02 nonsense \xff\xfe" * 20, "cannot be read as a TextGrid|no interval tier"),
+        (long_form(TIERS)[:500].encode(), "cannot be read as a TextGrid|no interval tier"),
+        (long_form({"words": WORDS}).encode(), r"no interval tier named phones \(its tiers: words"),
+        (long_form({"phones": [(0, 0.5, ""), (0.5, 1, "spn")]}).encode(), "no known phoneme"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(tmp_path, content, message):
+    path = tmp_path / "a.TextGrid"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UtteranceError, match=message) as caught:
+        read_textgrid(path)
+    assert "\n" not in str(caught.value) and "a.TextGrid" in str(caught.value)
+
+
+def test_alignments_leave_out_what_cannot_be_used(tmp_path):
+    good = {
+        "id": "a",
+        "phones": ["h", "."],
+        "starts": [0, 441],
+        "samples": 882,
+        "sample_rate": 44100,
+    }
+    lines = [
+        json.dumps(good),
+        "{not json",
+        json.dumps({**good, "id": "few", "starts": [0]}),
+        json.dumps({**good, "id": "back", "starts": [0, 900]}),
+        json.dumps({**good, "id": "late", "starts": [5, 441]}),
+        json.dumps([1, 2]),
+        json.dumps({"id": "bare"}),
+    ]
+    (tmp_path / "alignments.jsonl").write_text("\n".join(lines))
+    found = read_alignments(tmp_path / "alignments.jsonl")
+    assert list(found) == ["a"]
+    np.testing.assert_allclose(found["a"].boundaries, [0, 0.01, 0.02])

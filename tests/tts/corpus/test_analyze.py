@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One utterance at a time, in any number of processes."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.corpus.alignment import Alignment
+from sniper.tts.corpus.analyze import analyze, analyze_all, pause_share
+from sniper.tts.corpus.corpus import Utterance
+from sniper.tts.errors import SpeechError
+
+CONFIG = FeatureConfig()
+
+
+class KillTheWorker(os.PathLike):
+    """Ends the process that looks at it, as a lack of memory does."""
+
+    def is_file(self) -> bool:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    def __fspath__(self) -> str:
+        return ""
+
+
+def utterance(folder: Path, name: str, phones=("a", "sil"), times=(0, 0.5, 1.0)) -> Utterance:
+    wav = folder / f"{name}.wav"
+    if not wav.exists():
+        time = np.arange(22050) / 22050
+        soundfile.write(wav, 0.3 * np.sin(2 * np.pi * 150 * time), 22050)
+    return Utterance(name, "text", wav, Alignment(phones, np.array(times)))
+
+
+def test_a_record(tmp_path):
+    record = analyze(utterance(tmp_path, "a"), CONFIG)
+    assert record.problem == "" and record.n_frames == 86
+    assert record.features.durations.tolist() == [43, 43]
+
+
+def test_problems_are_one_line(tmp_path):
+    long = utterance(tmp_path, "long", times=(0, 0.5, 1.2))
+    assert "lasts 1.20 s" in analyze(long, CONFIG).problem
+    few = utterance(tmp_path, "few", times=(0, 0.5, 1.03))
+    assert analyze(few, CONFIG).problem == "", "a few frames are forgiven"
+    pauses = utterance(tmp_path, "pauses", phones=("sil", "."))
+    assert "no known phoneme" in analyze(pauses, CONFIG).problem
+    gone = Utterance("gone", "x", tmp_path / "gone.wav", tmp_path / "gone.TextGrid")
+    assert "no such TextGrid" in analyze(gone, CONFIG).problem
+
+
+def test_order_and_a_killed_worker(tmp_path):
+    good = [utterance(tmp_path, f"u{number % 3}") for number in range(24)]
+    deadly = Utterance("d", "x", KillTheWorker(), good[0].alignment)
+    names = []
+    with pytest.raises(SpeechError, match="a worker process was killed.*run the same command"):
+        for record in analyze_all([*good, *[deadly] * 20], CONFIG, workers=2):
+            names.append(record.id)
+    assert names == [u.id for u in good][: len(names)] and len(names) > 0
+
+
+def test_pause_share():
+    phones = [("sil", "a"), ("sil", "b", "sil"), ("c",)]
+    assert pause_share(phones, "sil") == (True, False)
+    assert pause_share([], "sil") == (False, False)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When an earlier preparation counts; test_prepare runs whole ones."""
+
+import json
+
+import pytest
+
+from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.corpus.build import Plan, find_finished, refuse_other_settings
+from sniper.tts.errors import SpeechError
+
+PLAN = Plan({"kind": "demo"}, FeatureConfig(), valid=2)
+
+
+def finish(out, settings):
+    content = {
+        "settings": settings,
+        "counts": {"train": 5},
+        "seconds": 9.5,
+        "problems": [["a", "b"]],
+    }
+    (out / "corpus.json").write_text(json.dumps(content))
+    (out / "train.safetensors").touch()
+
+
+def test_finished_only_with_the_same_settings(tmp_path):
+    assert find_finished(tmp_path, PLAN) is None
+    finish(tmp_path, PLAN.settings())
+    found = find_finished(tmp_path, PLAN)
+    assert (found.counts, found.problems, found.fresh) == ({"train": 5}, [("a", "b")], False)
+    with pytest.raises(SpeechError, match="split.valid is 2 there, 3 now.*--force"):
+        find_finished(tmp_path, Plan({"kind": "demo"}, FeatureConfig(), valid=3))
+
+
+def test_force_removes_what_was_there(tmp_path):
+    finish(tmp_path, {})
+    (tmp_path / "other.txt").touch()
+    assert find_finished(tmp_path, PLAN, force=True) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
+
+
+def test_damage_is_said(tmp_path):
+    finish(tmp_path, PLAN.settings())
+    (tmp_path / "train.safetensors").unlink()
+    with pytest.raises(SpeechError, match="lacks a file.*--force"):
+        find_finished(tmp_path, PLAN)
+    for text in ("", "[]", '{"settings": 1}', "{"):
+        (tmp_path / "corpus.json").write_text(text)
+        with pytest.raises(SpeechError, match="damaged.*--force"):
+            find_finished(tmp_path, PLAN)
+
+
+def test_all_differences_are_listed(tmp_path):
+    refuse_other_settings(tmp_path, {"a": {"b": 1}}, {"a": {"b": 1}})
+    with pytest.raises(SpeechError, match="a.b is 1 there, 2 now; c is None there, 3 now"):
+        refuse_other_settings(tmp_path, {"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})

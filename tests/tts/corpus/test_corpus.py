@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a folder in LJSpeech's layout, whatever is wrong with it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sniper.tts.corpus.corpus import read_corpus, read_metadata, synthesis_voice
+from sniper.tts.errors import SpeechError
+
+
+def test_metadata_with_two_and_three_fields(tmp_path):
+    path = tmp_path / "metadata.csv"
+    path.write_text(
+        'a|It cost 5|It cost five\nb|"Quoted, he said|\r\n\nc|two\n', encoding="utf-8-sig"
+    )
+    entries, problems = read_metadata(path)
+    assert entries == [("a", "It cost five"), ("b", '"Quoted, he said'), ("c", "two")]
+    assert problems == []
+
+
+def test_bad_lines_are_named_and_the_rest_is_read(tmp_path):
+    path = tmp_path / "metadata.csv"
+    path.write_bytes(b"a|one\nno bar\n|no id\nb|\na|again\nc|caf\xe9\nd|1|2|3\ne|good\n")
+    entries, problems = read_metadata(path)
+    assert entries == [("a", "one"), ("e", "good")]
+    expected = ["2 .*1 fields", "3 .*empty", "4 .*no text", "5 .*a came", "6 .*UTF", "7 .*4 fields"]
+    for (where, reason), pattern in zip(problems, expected, strict=True):
+        assert re.match(f"metadata.csv:{pattern}", f"{where} {reason}"), reason
+
+
+def make(root, folder=None):
+    (root / "wavs").mkdir(parents=True)
+    (root / "metadata.csv").write_text("a|one\nb|two\n")
+    if folder:
+        (root / folder).mkdir(parents=True)
+        (root / folder / "a.TextGrid").touch()
+    return root
+
+
+@pytest.mark.parametrize("folder", ["TextGrid", "textgrids", "alignments", "TextGrid/LJSpeech"])
+def test_textgrids_are_found(tmp_path, folder):
+    corpus = read_corpus(make(tmp_path, folder))
+    assert corpus.has_textgrids
+    (utterance,) = corpus.utterances
+    assert utterance.alignment == tmp_path / folder / "a.TextGrid"
+    assert utterance.wav == tmp_path / "wavs" / "a.wav" and utterance.text == "one"
+    assert corpus.problems[0][0] == "b" and "no TextGrid" in corpus.problems[0][1]
+
+
+def test_textgrids_elsewhere(tmp_path):
+    root = make(tmp_path / "corpus", "mfa/out")
+    assert len(read_corpus(root, root / "mfa" / "out").utterances) == 1
+    assert len(read_corpus(root, Path("mfa/out")).utterances) == 1
+    with pytest.raises(SpeechError, match="no such folder of TextGrids"):
+        read_corpus(root, root / "nowhere")
+
+
+def test_alignments_file(tmp_path):
+    root = make(tmp_path)
+    entry = {"id": "b", "phones": ["h"], "starts": [0], "samples": 9, "sample_rate": 22050}
+    (root / "alignments.jsonl").write_text(json.dumps(entry))
+    corpus = read_corpus(root)
+    assert [u.id for u in corpus.utterances] == ["b"] and not corpus.has_textgrids
+    assert synthesis_voice(root) is None
+    (root / "synthesis.json").write_text('{"voice": "en-gb"}')
+    assert synthesis_voice(root) == "en-gb"
+
+
+def test_what_is_missing_is_said(tmp_path):
+    with pytest.raises(SpeechError, match="no such folder"):
+        read_corpus(tmp_path / "none")
+    with pytest.raises(SpeechError, match="needs a metadata.csv"):
+        read_corpus(tmp_path)
+    (tmp_path / "metadata.csv").write_text("a|b\n")
+    with pytest.raises(SpeechError, match="wavs"):
+        read_corpus(tmp_path)
+    (tmp_path / "wavs").mkdir()
+    with pytest.raises(SpeechError, match="Montreal Forced Aligner"):
+        read_corpus(tmp_path)

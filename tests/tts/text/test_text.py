@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vocabulary, frontends and sentence splitting."""
+
+import json
+
+import pytest
+
+from sniper.tts.errors import SpeechError
+from sniper.tts.text.text import (
+    EspeakFrontend,
+    LexiconFrontend,
+    Vocabulary,
+    frontend_from_json,
+    split_sentences,
+    text_to_phones,
+)
+
+LEXICON = {
+    "hello": "HH AH0 L OW1",
+    "world": "W ER1 L D",
+    "two": "T UW1",
+    "don't": "D OW1 N T",
+    "dog": "D AO1 G",
+    "'s": "Z",
+}
+
+
+def test_vocabulary_layout():
+    vocabulary = Vocabulary.from_phones(["b", "a", "b", "."])
+    assert vocabulary.symbols == ("<pad>", ".", "a", "b", "<eos>")
+    assert vocabulary.encode(["b", "."]).tolist() == [3, 1, 4]
+    assert vocabulary.ids(["a"]).tolist() == [2] and vocabulary.eos == 4 and "b" in vocabulary
+    with pytest.raises(KeyError):
+        vocabulary.ids(["c"])
+    with pytest.raises(ValueError, match="twice"):
+        Vocabulary(["<pad>", "a", "a", "<eos>"])
+    with pytest.raises(ValueError, match="goes <pad>"):
+        Vocabulary(["a", "b", "c"])
+
+
+def test_unseen_stress_is_replaced_and_the_rest_is_named():
+    vocabulary = Vocabulary.from_phones(["ˈoʊ", "AH0", "t"])
+    assert vocabulary.encode(["ˌoʊ", "oʊ", "AH1"])[:-1].tolist() == [
+        *vocabulary.ids(["ˈoʊ", "ˈoʊ", "AH0"])
+    ]
+    with pytest.raises(SpeechError, match="these phonemes: q x"):
+        vocabulary.encode(["x", "t", "q"])
+    with pytest.raises(SpeechError, match="no known phoneme"):
+        vocabulary.encode([])
+
+
+def test_lexicon_frontend():
+    frontend = LexiconFrontend(LEXICON)
+    assert frontend.phones("Hello, 'World'!") == "HH AH0 L OW1 sil W ER1 L D sil".split()
+    assert frontend.phones("2 - ' Don’t") == "T UW1 sil D OW1 N T sil".split()
+    assert frontend.phones("dog's hello-world")[:4] == "D AO1 G Z".split()
+    both = LexiconFrontend(LEXICON, leading_pause=True, trailing_pause=False)
+    assert both.phones("... two ...") == "sil T UW1".split()
+
+
+def test_all_unknown_words_are_named_at_once():
+    with pytest.raises(SpeechError, match="lexicon: zebra, quux; .*--lexicon"):
+        LexiconFrontend(LEXICON).phones("Hello zebra, zebra quux")
+    with pytest.raises(SpeechError, match="no known phoneme"):
+        LexiconFrontend(LEXICON).phones("?!")
+
+
+def test_espeak_frontend():
+    assert EspeakFrontend().phones("Yes, no.") == ["j", "ˈɛ", "s", ",", "n", "ˈoʊ", "."]
+    with pytest.raises(SpeechError, match="no known phoneme"):
+        EspeakFrontend().phones("...")
+
+
+@pytest.mark.parametrize(
+    "frontend", [EspeakFrontend("en-us+f2"), LexiconFrontend(LEXICON, True, False)]
+)
+def test_frontends_go_through_json(frontend):
+    assert frontend_from_json(json.loads(json.dumps(frontend.to_json()))) == frontend
+
+
+def test_unknown_frontend():
+    with pytest.raises(ValueError, match="'neural'"):
+        frontend_from_json({"kind": "neural"})
+
+
+def test_phonemes_in_braces():
+    assert text_to_phones(" {HH AH0 sil} ", LexiconFrontend({})) == ["HH", "AH0", "sil"]
+    assert split_sentences("{HH AH0 . AH0}") == ["{HH AH0 . AH0}"]
+
+
+def test_split_sentences():
+    text = (
+        'Mr. Smith met J. R. R. Tolkien at 3.5 pm. "Really?" she said.\nYes!\n\nNo end\n\n… Last…'
+    )
+    assert split_sentences(text) == [
+        "Mr. Smith met J. R. R. Tolkien at 3.5 pm.",
+        '"Really?"',
+        "she said.",
+        "Yes!",
+        "No end",
+        "Last…",
+    ]
+    assert split_sentences(" ... ") == []
+
+
+def test_long_sentences_are_cut_at_punctuation_then_spaces():
+    text = "word " * 30 + "end, " + "more " * 30 + "stop."
+    parts = split_sentences(text, max_chars=200)
+    assert parts[0].endswith("end,") and all(len(part) <= 200 for part in parts)
+    assert " ".join(parts) == " ".join(text.split())
+    with pytest.warns(UserWarning, match="cut"):
+        assert all(len(part) <= 100 for part in split_sentences("x" * 250, max_chars=100))
