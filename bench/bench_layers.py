@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sniper.ops import keep_freed_memory
-from sniper.ops.backends import cpu
+from sniper.ops.backends import CPU
 from sniper.ops.geometry import Geometry
 from sniper.ops.layout import BlockLayout
 
@@ -60,9 +60,9 @@ class Case:
         """Our kernels on `[B, T, C]`."""
         x, dy, w, layout, geometry = self.x, self.dy, self.weight, self.layout, self.geometry
         return {
-            "fwd": lambda: cpu.fwd(x, w, self.bias, layout, geometry),
-            "dgrad": lambda: cpu.dgrad(dy, w, layout, geometry, LENGTH),
-            "wgrad": lambda: cpu.wgrad_bias(dy, x, layout, geometry)[0],
+            "fwd": lambda: CPU.fwd(x, w, self.bias, layout, geometry),
+            "dgrad": lambda: CPU.dgrad(dy, w, layout, geometry, LENGTH),
+            "wgrad": lambda: CPU.wgrad(dy, x, layout, geometry, with_bias=True)[0],
         }
 
     def linear(self) -> Calls:

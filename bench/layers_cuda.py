@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops.backends import triton
+from sniper.ops.backends import TRITON
 from sniper.ops.geometry import Geometry
 from sniper.ops.layout import BlockLayout
 
@@ -58,9 +58,9 @@ class Case:
         """Our kernels on `[B, T, C]`."""
         w, layout, g = self.weight, self.layout, self.geometry
         return {
-            "fwd": lambda i: triton.fwd(self.x[i], w, self.bias, layout, g),
-            "dgrad": lambda i: triton.dgrad(self.dy[i], w, layout, g, LENGTH),
-            "wgrad": lambda i: triton.wgrad(self.dy[i], self.x[i], layout, g),
+            "fwd": lambda i: TRITON.fwd(self.x[i], w, self.bias, layout, g),
+            "dgrad": lambda i: TRITON.dgrad(self.dy[i], w, layout, g, LENGTH),
+            "wgrad": lambda i: TRITON.wgrad(self.dy[i], self.x[i], layout, g)[0],
         }
 
     def linear(self) -> dict[str, Call]:
@@ -165,7 +165,7 @@ def run(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -
                 "wgrad": (case.dy[0], case.x[0]),
             }
             operands["dgrad"] = (case.dy[0], case.weight, LENGTH)
-            print(which, triton.tune(which, case.layout, case.geometry, *operands[which]))
+            print(which, TRITON.tune(which, case.layout, case.geometry, *operands[which]))
         for suffix, timer in (("", eager_times), ("/graph", graph_times)):
             cuts = {
                 n: common.percentiles(t) for n, t in timer(calls, case.sets, args.repeats).items()

@@ -12,6 +12,7 @@
 #include "cpu/parallel.h"
 #include "mask_bits.h"
 #include "mask_update.h"
+#include "pruned.h"
 
 namespace py = pybind11;
 
@@ -182,6 +183,29 @@ void bind_cpu_kernels(py::module_ m) {
       no_gil);
 }
 
+void bind_pruned(py::module_& m) {
+  using sniper::BlockedRows;
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  // Row stride, rows of blocks, blocks in a row, rows of a block, bytes of a block's row.
+  using Blocks = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+  const auto rows_of = [](uintptr_t data, const Blocks& b) {
+    return BlockedRows{as<uint8_t>(data), std::get<0>(b), std::get<1>(b),
+                       std::get<2>(b),    std::get<3>(b), std::get<4>(b)};
+  };
+  m.def(
+      "pruned_is_nonzero",
+      [rows_of](uintptr_t data, const Blocks& blocks, uintptr_t mask, int threads) {
+        return sniper::pruned_is_nonzero(rows_of(data, blocks), as<const uint8_t>(mask), threads);
+      },
+      no_gil);
+  m.def(
+      "zero_pruned",
+      [rows_of](uintptr_t data, const Blocks& blocks, uintptr_t mask, int threads) {
+        sniper::zero_pruned(rows_of(data, blocks), as<const uint8_t>(mask), threads);
+      },
+      no_gil);
+}
+
 void bind_cpu_softmax(py::module_& m) {
   namespace cpu = sniper::cpu;
   const py::call_guard<py::gil_scoped_release> no_gil;
@@ -231,6 +255,7 @@ PYBIND11_MODULE(_C, m) {
 #endif
   bind_mask_bits(m);
   bind_mask_update(m);
+  bind_pruned(m);
 #ifdef SNIPER_WITH_CUDA
   bind_mask_update_cuda(m);
 #endif

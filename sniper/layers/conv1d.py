@@ -68,7 +68,7 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
             x.transpose(1, 2),
             self.weight,
             self.bias,
-            self._layout.handle,
+            self._layout,
             geometry,
             relu_dropout=relu_dropout,
         )

@@ -43,9 +43,7 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
             y = super().forward(input)
             return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
         rows = input.reshape(1, -1, input.shape[-1])
-        y = ops.block_matmul(
-            rows, self.weight, self.bias, self._layout.handle, relu_dropout=relu_dropout
-        )
+        y = ops.block_matmul(rows, self.weight, self.bias, self._layout, relu_dropout=relu_dropout)
         return y.view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

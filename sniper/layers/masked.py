@@ -6,7 +6,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
+from sniper.ops.pruned import zero_pruned_
 
 
 def check_block_size(block_size: object) -> int:
@@ -80,6 +82,8 @@ class BlockMaskedLayer(nn.Module):
             ValueError: another shape or dtype.
         """
         if mask is None:
+            if self._layout is not None:
+                self._layout.retire()
             self._layout = None
             return
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -91,7 +95,7 @@ class BlockMaskedLayer(nn.Module):
             )
         self._ensure_layout()
         self._layout.update(mask)
-        self._zero_pruned()
+        self.zero_pruned()
 
     @torch.no_grad()
     def _ensure_layout(self) -> bool:
@@ -104,6 +108,7 @@ class BlockMaskedLayer(nn.Module):
             n, *taps, c = self.block_mask_shape
             shape = (n, taps[0] if taps else 1, c)
             self._layout = BlockLayout.unwritten(shape, self.block_size, self.weight.device)
+        keep_zeros(self)
         return had_mask
 
     def _use_kernel_memory_order(self) -> None:
@@ -119,11 +124,22 @@ class BlockMaskedLayer(nn.Module):
                 rows = rows.contiguous()
                 tensor.data = rows.permute(0, 2, 1) if tensor.dim() == 3 else rows
 
-    @torch.no_grad()
-    def _zero_pruned(self) -> None:
-        element_mask = self._layout.element_mask()  # [N, taps, C]
-        weight = self.weight.unsqueeze(2) if self.weight.dim() == 2 else self.weight
-        weight.permute(0, 2, 1).masked_fill_(~element_mask, 0)
+    def masked_parameters(self) -> list[Tensor]:
+        """Its weight, while something of it is pruned."""
+        layout = self._layout
+        kept = layout is None or layout.is_full or layout.outgrown
+        return [] if kept else [self.weight]
+
+    def zero_pruned(self, parameter: Tensor | None = None) -> None:
+        """Zeroes what the mask prunes."""
+        if self._layout is not None:
+            zero_pruned_(self.weight, self._layout)
+
+    def __setstate__(self, state: dict) -> None:
+        # Copies and unpickled layers have not been through `set_block_mask`.
+        super().__setstate__(state)
+        if self._layout is not None:
+            keep_zeros(self)
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
@@ -138,7 +154,7 @@ class BlockMaskedLayer(nn.Module):
             # A state dict may bring values into pruned blocks; what kernels skip must stay zero.
             self._use_kernel_memory_order()
             if not self._layout.outgrown:
-                self._zero_pruned()
+                self.zero_pruned()
 
     def _blocks_repr(self) -> str:
         return f"block_size={self.block_size}, density={self.density:.3f}"

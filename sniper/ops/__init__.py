@@ -3,13 +3,15 @@
 
 from sniper.ops.attention import attention
 from sniper.ops.block_matmul import block_matmul
-from sniper.ops.dispatch import autotune, executor
+from sniper.ops.dispatch import autotune, use_backend
 from sniper.ops.dropout import dropout, relu_dropout
 from sniper.ops.explain import explain
-from sniper.ops.geometry import Geometry, register_layout
+from sniper.ops.geometry import Geometry
+from sniper.ops.layout import BlockLayout
 from sniper.ops.memory import keep_freed_memory
 
 __all__ = [
+    "BlockLayout",
     "Geometry",
     "attention",
     "autotune",
@@ -18,6 +20,8 @@ __all__ = [
     "executor",
     "explain",
     "keep_freed_memory",
-    "register_layout",
     "relu_dropout",
+    "use_backend",
 ]
+
+executor = use_backend  # its former name

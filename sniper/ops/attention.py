@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops.backends import cpu
+from sniper.ops.backends import elementwise
+from sniper.ops.backends.cpu.elementwise import dropout
 from sniper.ops.backends.cpu.softmax import softmax_dropout_, softmax_dropout_backward_
-from sniper.ops.dropout import counter_dropout, draw_seed
+from sniper.ops.dropout import draw_seed
+from sniper.ops.transforms import transformed
 
 
 def attention(
@@ -42,7 +44,7 @@ def attention(
         ValueError: shapes that do not fit together, or `dropout_p` outside [0, 1).
     """
     _check(q, k, v, heads, key_mask, dropout_p)
-    ours = q.dtype == torch.float32 and counter_dropout(q)
+    ours = q.dtype == torch.float32 and elementwise.serves_on_cpu(q) and not transformed()
     if dropout_p and ours and not torch.is_autocast_enabled("cpu"):
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]
@@ -100,7 +102,7 @@ def _attention_grad(
     heads = probabilities.shape[0]
     dq, dk, dv = (torch.empty(t.shape) for t in (q, k, v))
     dys, qs, ks, vs, dqs, dks, dvs = (_split(t, heads) for t in (dy, q, k, v, dq, dk, dv))
-    weights = cpu.dropout(probabilities, p, int(seed))
+    weights = dropout(probabilities, p, int(seed))
     for dy_head, weight, dv_head in zip(dys, weights, dvs, strict=True):
         torch.bmm(weight.transpose(1, 2), dy_head, out=dv_head)
     ds = weights  # its memory is free now
@@ -135,3 +137,19 @@ def _backward(ctx, dy, _):
 
 
 torch.library.register_autograd("sniper::attention", _backward, setup_context=_save)
+
+
+def _save_nothing(ctx, inputs, output):
+    pass
+
+
+def _second_backward(ctx, *grads):
+    raise RuntimeError(
+        "sniper.ops.attention: expected one derivative, got a second one, which it does not have; "
+        "with dropout_p=0 torch's own attention runs, and has it"
+    )
+
+
+torch.library.register_autograd(
+    "sniper::attention_backward", _second_backward, setup_context=_save_nothing
+)

@@ -6,32 +6,37 @@ fakes know them.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sniper.ops import dispatch
-from sniper.ops.backends import triton
-from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_dropout_grad_bias, relu_kernels
+from sniper.ops.backends import TRITON, elementwise
+from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_dropout_grad_bias
 from sniper.ops.dropout import relu_dropout as relu_then_dropout
-from sniper.ops.geometry import LINEAR, Epilogue, Geometry, as_matrix, as_weight, find_layout
+from sniper.ops.geometry import LINEAR, Epilogue, Geometry, as_matrix, as_weight
+from sniper.ops.layout import BlockLayout, find_layout
+from sniper.ops.transforms import transformed
 
 
 def block_matmul(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    layout: int,
+    layout: BlockLayout,
     geometry: Geometry = LINEAR,
     relu_dropout: float | None = None,
 ) -> Tensor:
     """`y = x * W^T + b`, or `dropout(relu(y))`, over the active blocks of W, taps included.
 
-    Differentiable once in x, weight and bias.
+    Differentiable in x, weight and bias, as often as one likes. Under `torch.func` and in forward
+    mode torch's dense functions compute it.
 
     Args:
         x: `[B, T, C]`, any strides. Under autocast it and the weight are cast as `F.linear` would.
-        weight: `[N, C]`, or `[N, C, taps]` with memory `[N, taps, C]`; zero in pruned blocks.
+        weight: `[N, C]`, or `[N, C, taps]` with memory `[N, taps, C]`; what lies in pruned blocks
+            does not count.
         bias: `[N]` or None.
-        layout: handle of the weight's layout.
+        layout: the weight's active blocks.
         geometry: taps, dilation and padding.
         relu_dropout: None, or the share that dropout zeroes after ReLU, drawn anew at each call;
             fused into the product where our kernels run.
@@ -49,13 +54,30 @@ def block_matmul(
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check(x, weight, bias, geometry)
-    padding = (geometry.dilation, geometry.pad_left, geometry.pad_right)
     p = relu_dropout
-    if p is not None and 0 <= p < 1 and relu_kernels(x) is not None:
+    if transformed():
+        y = _by_torch(x, weight, bias, layout, geometry)
+        return y if p is None else relu_then_dropout(y, p)
+    padding = (geometry.dilation, geometry.pad_left, geometry.pad_right)
+    if p is not None and 0 <= p < 1 and elementwise.serves(x):
         seed = draw_seed(x.device) if p else None
-        return _fwd(x, weight, bias, layout, *padding, True, p, seed)
-    y = _fwd(x, weight, bias, layout, *padding, False, 0.0, None)
+        return _fwd(x, weight, bias, layout.handle, *padding, True, p, seed)
+    y = _fwd(x, weight, bias, layout.handle, *padding, False, 0.0, None)
     return y if p is None else relu_then_dropout(y, p)
+
+
+def _by_torch(
+    x: Tensor, weight: Tensor, bias: Tensor | None, layout: BlockLayout, geometry: Geometry
+) -> Tensor:
+    """The product by functions that every transform of torch knows."""
+    if not layout.outgrown:
+        mask = layout.element_mask()  # [N, taps, C]
+        mask = mask[:, 0] if weight.dim() == 2 else mask.permute(0, 2, 1)
+        weight = torch.where(mask, weight, 0)
+    if weight.dim() == 2:
+        weight = weight.unsqueeze(2)
+    x = F.pad(x, (0, 0, geometry.pad_left, geometry.pad_right))
+    return F.conv1d(x.mT, weight, bias, dilation=geometry.dilation).mT
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
@@ -98,7 +120,7 @@ def _fwd(
         seed = 0 if seed is None else int(seed)
     epilogue = Epilogue(relu, p, seed)
     args = (x, as_matrix(weight), bias, epilogue)
-    return dispatch.run("fwd", find_layout(layout), geometry, *args).contiguous()
+    return dispatch.run("fwd", find_layout(layout), geometry, *args)
 
 
 @_fwd.register_fake
@@ -118,8 +140,7 @@ def _dgrad(
     length: int,
 ) -> Tensor:
     geometry = _geometry(weight, dilation, pad_left, pad_right)
-    dx = dispatch.run("dgrad", find_layout(layout), geometry, dy, as_matrix(weight), length)
-    return dx.contiguous()
+    return dispatch.run("dgrad", find_layout(layout), geometry, dy, as_matrix(weight), length)
 
 
 @_dgrad.register_fake
@@ -151,25 +172,27 @@ def _(dy, x, taps, bias, layout, dilation, pad_left, pad_right):
 
 
 def _save(ctx, inputs, output):
-    x, weight, _, ctx.layout, *geometry, ctx.relu, ctx.p, _ = inputs
+    x, weight, _, handle, *geometry, ctx.relu, ctx.p, _ = inputs
     ctx.geometry = geometry
+    # The module may be gone when its graph runs backward: the layout itself must stay until then.
+    ctx.layout = find_layout(handle)
     ctx.save_for_backward(x, weight, output if ctx.relu else None)
 
 
 def _backward(ctx, dy):
     x, weight, y = ctx.saved_tensors
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
-    taps = weight.shape[2] if weight.dim() == 3 else 1
+    handle = ctx.layout.handle
     dx = dw = db = None
-    if ctx.relu and need_b and relu_kernels(dy) is triton:
+    if ctx.relu and need_b and TRITON.serves(dy):
         dy, db = relu_dropout_grad_bias(dy, y, ctx.p)
     elif ctx.relu:
         dy = relu_dropout_grad(dy, y, ctx.p)
     if need_x:
-        dx = _dgrad(dy, weight, ctx.layout, *ctx.geometry, x.shape[1])
+        dx = _dgrad(dy, weight, handle, *ctx.geometry, x.shape[1])
     if need_w:
         summed = need_b and db is None
-        dw, sums = _wgrad(dy, x, taps, summed, ctx.layout, *ctx.geometry)
+        dw, sums = _wgrad(dy, x, _taps(weight), summed, handle, *ctx.geometry)
         dw, db = as_weight(dw, weight), sums if summed else db
     elif need_b and db is None:
         db = dy.sum((0, 1))
@@ -177,3 +200,54 @@ def _backward(ctx, dy):
 
 
 torch.library.register_autograd("sniper::block_fwd", _backward, setup_context=_save)
+
+
+# The three passes are each other's derivatives: `dgrad` is linear in dy and weight, `wgrad` in dy
+# and x, so gradients of gradients need no further kernels.
+
+
+def _save_dgrad(ctx, inputs, output):
+    dy, weight, handle, *ctx.geometry, _ = inputs
+    ctx.layout = find_layout(handle)
+    ctx.save_for_backward(dy, weight)
+
+
+def _dgrad_backward(ctx, ddx):
+    dy, weight = ctx.saved_tensors
+    handle = ctx.layout.handle
+    ddy = dw = None
+    if ctx.needs_input_grad[0]:
+        ddy = _fwd(ddx, weight, None, handle, *ctx.geometry, False, 0.0, None)
+    if ctx.needs_input_grad[1]:
+        dw = _wgrad(dy, ddx, _taps(weight), False, handle, *ctx.geometry)[0]
+        dw = as_weight(dw, weight)
+    return ddy, dw, *[None] * 5
+
+
+torch.library.register_autograd("sniper::block_dgrad", _dgrad_backward, setup_context=_save_dgrad)
+
+
+def _save_wgrad(ctx, inputs, output):
+    dy, x, ctx.taps, ctx.bias, handle, *ctx.geometry = inputs
+    ctx.layout = find_layout(handle)
+    ctx.save_for_backward(dy, x)
+
+
+def _wgrad_backward(ctx, ddw, ddb):
+    dy, x = ctx.saved_tensors
+    handle, channels = ctx.layout.handle, x.shape[-1]
+    weight = ddw if ctx.taps == 1 else ddw.unflatten(1, (ctx.taps, channels)).permute(0, 2, 1)
+    ddy = dx = None
+    if ctx.needs_input_grad[0]:
+        bias = ddb if ctx.bias else None
+        ddy = _fwd(x, weight, bias, handle, *ctx.geometry, False, 0.0, None)
+    if ctx.needs_input_grad[1]:
+        dx = _dgrad(dy, weight, handle, *ctx.geometry, x.shape[1])
+    return ddy, dx, *[None] * 6
+
+
+torch.library.register_autograd("sniper::block_wgrad", _wgrad_backward, setup_context=_save_wgrad)
+
+
+def _taps(weight: Tensor) -> int:
+    return weight.shape[2] if weight.dim() == 3 else 1

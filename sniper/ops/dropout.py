@@ -7,13 +7,14 @@ dropout does.
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops.backends import cpu, triton
+from sniper.ops.backends import elementwise
+from sniper.ops.backends.cpu import elementwise as cpu
+from sniper.ops.backends.triton import elementwise as triton
+from sniper.ops.transforms import transformed
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
@@ -30,7 +31,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     _check(p)
     if not training or p == 0:
         return x
-    if p == 1 or not counter_dropout(x):
+    if p == 1 or not elementwise.serves_on_cpu(x) or transformed():
         return F.dropout(x, p)
     return _dropout(x, p, draw_seed())
 
@@ -39,7 +40,7 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """`dropout(relu(x), p)` in one pass, and one in backward; arguments as in `dropout`."""
     _check(p)
     p = p if training else 0.0
-    if p == 1 or relu_kernels(x) is None:
+    if p == 1 or not elementwise.serves(x) or transformed():
         return F.dropout(F.relu(x), p)
     seed = draw_seed(x.device) if p else torch.zeros((), dtype=torch.int64, device=x.device)
     return _relu_dropout(x, p, seed)
@@ -48,18 +49,6 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 def _check(p: float) -> None:
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: expected p in [0, 1], got {p}")
-
-
-def counter_dropout(x: Tensor) -> bool:
-    """Whether our generator serves this tensor."""
-    return x.device.type == "cpu" and cpu.available(x.dtype)
-
-
-def relu_kernels(x: Tensor) -> ModuleType | None:
-    """What runs ReLU and dropout in one pass on this tensor."""
-    if counter_dropout(x):
-        return cpu
-    return triton if triton.available(x.dtype, x.device) else None
 
 
 def draw_seed(device: torch.device | str = "cpu") -> Tensor:
@@ -92,9 +81,7 @@ torch.library.register_autograd("sniper::dropout", _dropout_backward, setup_cont
 
 @torch.library.custom_op("sniper::relu_dropout", mutates_args=())
 def _relu_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    if x.device.type != "cpu":
-        return triton.dropout(x, p, seed, relu=True)
-    return cpu.dropout(F.relu(x), p, int(seed))
+    return elementwise.relu_dropout(x, p, seed)
 
 
 @_relu_dropout.register_fake
@@ -104,8 +91,7 @@ def _(x, p, seed):
 
 @torch.library.custom_op("sniper::relu_dropout_backward", mutates_args=())
 def relu_dropout_grad(dy: Tensor, y: Tensor, p: float) -> Tensor:
-    kernels = cpu if dy.device.type == "cpu" else triton
-    return kernels.relu_dropout_backward(dy, y, p)
+    return elementwise.relu_dropout_backward(dy, y, p)
 
 
 @relu_dropout_grad.register_fake
@@ -138,3 +124,18 @@ def _relu_dropout_backward(ctx, dy):
 torch.library.register_autograd(
     "sniper::relu_dropout", _relu_dropout_backward, setup_context=_save_output
 )
+
+
+def _save_y(ctx, inputs, output):
+    _, y, ctx.p = inputs
+    ctx.save_for_backward(y)
+
+
+def _second_backward(ctx, ddz, ddb=None):
+    # The gradient is linear in dy; a step in y that leaves its sign does not change it.
+    ddz = ddz if ddb is None else ddz + ddb
+    return relu_dropout_grad(ddz, ctx.saved_tensors[0], ctx.p), None, None
+
+
+for _name in ("relu_dropout_backward", "relu_dropout_backward_bias"):
+    torch.library.register_autograd(f"sniper::{_name}", _second_backward, setup_context=_save_y)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from torch import nn
 
 from sniper.ops import dispatch
+from sniper.ops.layout import BlockLayout
 
 PASSES = ("fwd", "dgrad", "wgrad")
 
@@ -24,7 +25,7 @@ def explain(model: nn.Module) -> str:
     rows = [("layer", "density", *PASSES)]
     for name, module in model.named_modules():
         layout = getattr(module, "layout", None)
-        if layout is not None and hasattr(layout, "handle"):
+        if isinstance(layout, BlockLayout):
             runs = dispatch.last_runs(layout)
             rows.append((name, f"{layout.density:.3f}", *(_cell(runs.get(p)) for p in PASSES)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

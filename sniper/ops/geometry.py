@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pass must know besides its tensors, and how ops find a layer's layout again."""
+"""What a pass must know besides its tensors: a convolution's shape, and how a forward pass ends."""
 
 from __future__ import annotations
 
-import itertools
-import weakref
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
-
-_layouts: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-_next_handle = itertools.count(1)
 
 
 class Geometry(NamedTuple):
@@ -28,8 +23,13 @@ class Geometry(NamedTuple):
     pad_right: int = 0
 
     def out_length(self, t: int) -> int:
-        """Rows of y for `t` rows of x."""
+        """Rows of y for `t` rows of x; below 0 where x is shorter than the taps span."""
         return t + self.pad_left + self.pad_right - self.dilation * (self.taps - 1)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether every row of y comes from the row of x in its place alone."""
+        return self.taps == 1 and not self.pad_left and not self.pad_right
 
 
 LINEAR = Geometry()
@@ -50,27 +50,6 @@ class Epilogue(NamedTuple):
 
 
 NO_EPILOGUE = Epilogue()
-
-
-def register_layout(layout: Any) -> int:
-    """A handle for `layout`: custom ops take integers, so that compiled graphs hold no index
-    tensors.
-    """
-    handle = next(_next_handle)
-    _layouts[handle] = layout
-    return handle
-
-
-def find_layout(handle: int) -> Any:
-    """The layout that `register_layout` gave this handle.
-
-    Raises:
-        ValueError: there is none any more.
-    """
-    layout = _layouts.get(handle)
-    if layout is None:
-        raise ValueError(f"layout: expected the handle of a living layout, got {handle}")
-    return layout
 
 
 def as_matrix(weight: Tensor) -> Tensor:

@@ -14,12 +14,17 @@ pointer, shape or guard.
 from __future__ import annotations
 
 import copy
+import itertools
+import weakref
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from sniper.ops import register_layout
+# Custom ops take integers, so that compiled graphs hold no index tensors. A handle is that integer;
+# nobody but the ops' edge uses it, and it keeps no layout alive.
+_by_handle: weakref.WeakValueDictionary[int, BlockLayout] = weakref.WeakValueDictionary()
+_next_handle = itertools.count(1)
 
 
 class BlockLayout:
@@ -95,7 +100,8 @@ class BlockLayout:
         self.version = 0
         self._changes = [0]  # shared with deep copies, which so learn of them wherever they are
         self._copied: tuple[list[int], int] | None = None
-        self.handle = register_layout(self)
+        self._zeros: tuple[weakref.ref[Tensor], int, int] | None = None
+        self.handle = _register(self)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -111,6 +117,28 @@ class BlockLayout:
     def density(self) -> float:
         """Share of active blocks, in [0, 1]."""
         return self.nnz / self.block_mask.numel()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no block is pruned."""
+        return self.nnz == self.block_mask.numel()
+
+    def mark_zeros(self, weight: Tensor) -> None:
+        """Whoever has zeroed the pruned blocks of `weight` says so."""
+        self._zeros = (weakref.ref(weight), weight.data_ptr(), weight._version)
+
+    def zeros_known(self, matrix: Tensor) -> bool:
+        """Whether `matrix`, a view of the weight that was marked, has not been written to since.
+
+        A write through `.data` is not noticed. On a CPU none need be: there the answer is always
+        no, and whoever asks looks at the values.
+        """
+        if self._zeros is None or matrix.device.type == "cpu":
+            return False
+        weight, address, version = self._zeros[0](), *self._zeros[1:]
+        if weight is None or weight.data_ptr() != address or weight._version != version:
+            return False
+        return matrix.data_ptr() == address and matrix._version == version
 
     def update(self, block_mask: Tensor) -> None:
         """Takes a new mask of the same shape, in place; `version` goes up by one."""
@@ -138,7 +166,11 @@ class BlockLayout:
         self.nnz = nnz
         self.version += 1
         self._changes[0] += 1
-        self._copied = None
+        self._copied = self._zeros = None
+
+    def retire(self) -> None:
+        """Its weight is dense from now on: deep copies must not skip what counts there."""
+        self._changes[0] += 1
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """The same layout on `device`; itself when it is there already."""
@@ -146,19 +178,19 @@ class BlockLayout:
         if self.block_mask.device == device:
             return self
         moved = object.__new__(BlockLayout)
-        moved.__dict__.update(self.__dict__)
+        moved.__dict__.update(self.__getstate__())
         for name in self._TENSORS:
             setattr(moved, name, getattr(self, name).to(device))
-        moved.handle = register_layout(moved)
+        moved.handle = _register(moved)
         return moved
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "handle"}
+        return {**self.__dict__, "handle": None, "_zeros": None}
 
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layouts are layouts of their own.
         self.__dict__.update(state)
-        self.handle = register_layout(self)
+        self.handle = _register(self)
 
     def __deepcopy__(self, memo: dict) -> BlockLayout:
         copied = memo[id(self)] = object.__new__(BlockLayout)
@@ -182,6 +214,24 @@ class BlockLayout:
         return (
             f"BlockLayout({self.shape}, block_size={self.block_size}, density={self.density:.3f})"
         )
+
+
+def find_layout(handle: int) -> BlockLayout:
+    """The layout that has this handle.
+
+    Raises:
+        ValueError: it is gone.
+    """
+    layout = _by_handle.get(handle)
+    if layout is None:
+        raise ValueError(f"layout: expected the handle of a living layout, got {handle}")
+    return layout
+
+
+def _register(layout: BlockLayout) -> int:
+    handle = next(_next_handle)
+    _by_handle[handle] = layout
+    return handle
 
 
 def _as_3d(mask: Tensor) -> Tensor:

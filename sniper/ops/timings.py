@@ -1,33 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which executor is fastest for a pass: measured once, remembered in memory and on disk.
+"""Which of several candidates is fastest: measured, and remembered in memory and on disk.
 
 The file lies in $SNIPER_CACHE_DIR (default ~/.cache/sniper). Since choices are remembered, a run
 that is stopped and resumed, or run twice, computes with the same kernels and gets the same bits.
+
+A choice rests on several samples of each candidate, taken in turns, so that a disturbance meets all
+of them. Where the samples do not separate two candidates it is marked as unsure, and the next
+process that needs it takes some more.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import math
 import os
 import platform
+import statistics
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from sniper import _C, kernels
+
+FORMAT = 2
 # A kernel within this share of the best is preferred in the order of the candidates: a near tie
 # must not be decided by noise, which would change the bits of a run.
 TIE = 0.03
-# Timed runs per candidate; the fastest counts, since disturbances only ever add time.
-RUNS = 3
-# A candidate this many times slower than another need not be timed again.
+# Samples of each candidate: as many at least, and as many at most where they do not decide.
+SAMPLES, MOST_SAMPLES = 3, 9
+# A candidate this many times slower than another, in its best sample, need not be timed again.
 CLEAR = 1.5
 
-_choices: dict[str, dict[str, float]] | None = None
+# On a GPU: launches queue up behind a kernel that waits about 3 ms, so that none is measured
+# waiting for the host, as none does in a recorded step.
+_WAIT_CYCLES = 6_000_000
+_LAUNCHES_BEHIND_ONE_WAIT = 4
+
+_choices: dict[str, Choice] | None = None
+_looked_again: set[str] = set()
 _generation = 0
+_device_time = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was measured for one key.
+
+    Attributes:
+        seconds: median by candidate.
+        sure: whether the samples separate the fastest from the others, or show a near tie.
+        samples: how many samples the best candidate has.
+        failed: candidates that raised or gave wrong values.
+    """
+
+    seconds: dict[str, float]
+    sure: bool
+    samples: int
+    failed: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: Any) -> Choice | None:
+        """None where `data` is not what `asdict` gives."""
+        try:
+            seconds = {str(k): float(v) for k, v in data["seconds"].items()}
+            sure, samples = data["sure"], data["samples"]
+            failed = tuple(str(name) for name in data["failed"])
+        except (TypeError, KeyError, AttributeError, ValueError):
+            return None
+        fine = seconds and all(0 < s < math.inf for s in seconds.values())
+        if not fine or not isinstance(sure, bool) or type(samples) is not int or samples < 1:
+            return None
+        return cls(seconds, sure, samples, failed)
+
+    def covers(self, candidates: Iterable[str]) -> bool:
+        """Whether all of them were tried, and one can run."""
+        names = set(candidates)
+        return names <= {*self.seconds, *self.failed} and bool(names & set(self.seconds))
 
 
 def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
@@ -35,22 +92,38 @@ def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
 
     Args:
         key: everything that the times depend on.
-        candidates: functions by name, the preferred one first; all give the same result.
+        candidates: functions by name, the preferred one first; all compute the same. The last is
+            trusted: another one that raises, or differs from it by more than rounding, is left out
+            with a warning.
+
+    Raises:
+        Exception: whatever the last candidate raises.
     """
     choices = _load()
-    if key not in choices or not set(candidates) <= set(choices[key]):
-        if key in choices:
+    before = choices.get(key)
+    if before is None or not before.covers(candidates):
+        if _capturing():
+            raise RuntimeError(f"nothing was measured before this step was recorded: {key}")
+        if before is not None:
             outdate()
-        choices[key] = _time(candidates)
+        choices[key] = _measure(candidates)
         _store()
-    times = {name: choices[key][name] for name in candidates}
-    limit = min(times.values()) * (1 + TIE)
-    return next(name for name, t in times.items() if t <= limit)
+    elif not before.sure and key not in _looked_again and not _capturing():
+        again = _measure(candidates)
+        # An unsure second look overturns nothing: bits of a run change for a reason only.
+        if again.sure:
+            if _pick(again, candidates) != _pick(before, candidates):
+                outdate()
+            choices[key] = again
+            _store(measured=key)
+    _looked_again.add(key)
+    return _pick(choices[key], candidates)
 
 
 def known(key: str) -> dict[str, float] | None:
-    """Seconds by candidate, if they were measured."""
-    return _load().get(key)
+    """Median seconds by candidate, if they were measured."""
+    choice = _load().get(key)
+    return None if choice is None else dict(choice.seconds)
 
 
 def generation() -> int:
@@ -79,12 +152,31 @@ def forget() -> None:
     _path().unlink(missing_ok=True)
 
 
-@cache
+@contextlib.contextmanager
+def device_time() -> Iterator[None]:
+    """Inside, what a GPU's candidates take is time on the device alone, as in a recorded step;
+    outside it is the time that the host sees, launches included. The two are kept apart.
+    """
+    global _device_time
+    before, _device_time = _device_time, True
+    try:
+        yield
+    finally:
+        _device_time = before
+
+
 def machine(device: torch.device) -> str:
-    """Names the device and the versions that times depend on."""
-    return f"{device_name(device)} torch {torch.__version__}"
+    """Names the device, the versions and the clock that times depend on."""
+    if device.type != "cuda":
+        return f"{device_name(device)} torch {torch.__version__} kernels {kernel_revision()}"
+    clock = "device time" if _device_time else "host time"
+    return (
+        f"{device_name(device)} torch {torch.__version__} CUDA {torch.version.cuda} "
+        f"Triton {triton_version()} kernels {kernel_revision()} {clock}"
+    )
 
 
+@cache
 def device_name(device: torch.device) -> str:
     """Name of the GPU, or of the CPU as the system has it."""
     if device.type == "cuda":
@@ -97,65 +189,217 @@ def device_name(device: torch.device) -> str:
         return platform.processor() or platform.machine()
 
 
-def _time(candidates: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Least seconds of each, taken in turn; once one is far behind, it is not run again."""
-    best = {}
-    for name, run in candidates.items():
-        _seconds(run)  # warms up
-        best[name] = _seconds(run)
-    for _ in range(RUNS - 1):
-        limit = CLEAR * min(best.values())
-        close = [name for name, t in best.items() if t <= limit]
-        if len(close) == 1:
+@cache
+def triton_version() -> str:
+    """The installed Triton's version, or `none`."""
+    try:
+        from importlib.metadata import version
+
+        return version("triton")
+    except Exception:
+        return "none"
+
+
+@cache
+def kernel_revision() -> str:
+    """Eight hex digits that change with the sources of the Triton kernels or the extension."""
+    digest = hashlib.blake2b(digest_size=4)
+    sources = sorted(Path(next(iter(kernels.__path__))).glob("*.py"))
+    for path in [*sources, Path(_C.__file__)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where measurements and verdicts are kept.
+
+    Raises:
+        RuntimeError: there is neither $SNIPER_CACHE_DIR nor a home directory.
+    """
+    folder = os.environ.get("SNIPER_CACHE_DIR")
+    return Path(folder) if folder else Path.home() / ".cache" / "sniper"
+
+
+def _pick(choice: Choice, candidates: dict[str, Any]) -> str:
+    times = {name: choice.seconds[name] for name in candidates if name in choice.seconds}
+    limit = min(times.values()) * (1 + TIE)
+    return next(name for name, t in times.items() if t <= limit)
+
+
+def _measure(candidates: dict[str, Callable[[], Any]]) -> Choice:
+    """Samples in turns until they decide; what is far behind is not run again."""
+    every, candidates = list(candidates), _that_agree(candidates)
+    failed = tuple(name for name in every if name not in candidates)
+    samples = {name: [_sample(run)] for name, run in candidates.items()}
+    for taken in range(1, MOST_SAMPLES):
+        limit = CLEAR * min(min(s) for s in samples.values())
+        close = [name for name, s in samples.items() if min(s) <= limit]
+        if (len(close) == 1 and taken >= 2) or (taken >= SAMPLES and _decided(samples, close)):
             break
         for name in close:
-            best[name] = min(best[name], _seconds(candidates[name]))
-    return best
+            samples[name].append(_sample(candidates[name]))
+    limit = CLEAR * min(min(s) for s in samples.values())
+    close = [name for name, s in samples.items() if min(s) <= limit]
+    medians = {name: statistics.median(s) for name, s in samples.items()}
+    most = max(map(len, samples.values()))
+    return Choice(medians, _decided(samples, close), most, failed)
 
 
-def _seconds(run: Callable[[], Any]) -> float:
+def _decided(samples: dict[str, list[float]], close: list[str]) -> bool:
+    """Whether the middle of each close candidate's samples lies clear of the best's, or all of
+    them lie so near each other that it does not matter.
+    """
+    middles = {name: _middle(samples[name]) for name in close}
+    best = min(close, key=lambda name: statistics.median(samples[name]))
+    low, high = middles[best]
+    calm = high <= low * (1 + 2 * TIE)
+    return all(
+        other == best or middles[other][0] > high or (calm and middles[other][1] <= low * (1 + TIE))
+        for other in close
+    )
+
+
+def _middle(samples: list[float]) -> tuple[float, float]:
+    """The range of the samples without the slowest and fastest fifths."""
+    ordered = sorted(samples)
+    cut = len(ordered) // 4
+    return ordered[cut], ordered[len(ordered) - 1 - cut]
+
+
+def _that_agree(candidates: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    """Runs each once, which also warms it up, and leaves out what fails or computes otherwise."""
+    *others, trusted = candidates
+    wanted = _tensors(candidates[trusted]())
+    good = {}
+    for name in others:
+        try:
+            wrong = _difference(_tensors(candidates[name]()), wanted)
+        except (MemoryError, torch.cuda.OutOfMemoryError):
+            raise
+        except Exception as error:
+            wrong = f"it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if wrong:
+            warnings.warn(f"{name} is not used, {trusted} runs instead: {wrong}", stacklevel=2)
+        else:
+            good[name] = candidates[name]
+    return {**good, trusted: candidates[trusted]}
+
+
+def _difference(got: list[Tensor], wanted: list[Tensor]) -> str:
+    """What is wrong with a result beyond its dtype's rounding; empty if nothing."""
+    # Of the largest entry: sums of thousands of products, in float32 perhaps as tf32.
+    tolerance = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 4e-3}
+    for g, w in zip(got, wanted, strict=True):
+        if g.shape != w.shape or g.dtype != w.dtype:
+            return f"expected {w.dtype} {list(w.shape)}, got {g.dtype} {list(g.shape)}"
+        if not w.numel():
+            continue
+        largest, off = float(w.abs().max()), float((g - w).abs().max())
+        if math.isfinite(largest) and not off <= tolerance.get(w.dtype, 1e-8) * largest + 1e-30:
+            return f"an entry of its result is off by {off:.1e}, the largest is {largest:.1e}"
+    return ""
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    parts = result if isinstance(result, tuple) else (result,)
+    return [t for t in parts if t is not None]
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _sample(run: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    if _device_time and torch.cuda.is_available():
+        return _seconds_on_device(run)
     started = time.perf_counter()
     result = run()
-    device = (result[0] if isinstance(result, tuple) else result).device
-    _synchronize(device)
+    device = _tensors(result)[0].device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds_on_device(run: Callable[[], Any]) -> float:
+    flush = _flush_buffer(torch.cuda.current_device())
+    torch.cuda._sleep(_WAIT_CYCLES)
+    marks = []
+    for _ in range(_LAUNCHES_BEHIND_ONE_WAIT):
+        # Inputs come from memory, as they do in a step whose tensors do not fit into the L2.
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        marks.append((start, end))
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in marks) / 1e3
+
+
+@cache
+def _flush_buffer(index: int) -> Tensor:
+    """Twice the size of the L2."""
+    size = getattr(torch.cuda.get_device_properties(index), "L2_cache_size", 0) or 64 << 20
+    return torch.empty(2 * size, dtype=torch.uint8, device=f"cuda:{index}")
 
 
 def _path() -> Path:
-    folder = os.environ.get("SNIPER_CACHE_DIR") or Path.home() / ".cache" / "sniper"
-    return Path(folder) / "executors-1.json"
+    return cache_folder() / f"backend-times-{FORMAT}.json"
 
 
-def _load() -> dict[str, dict[str, float]]:
+def _load() -> dict[str, Choice]:
     global _choices
     if _choices is None:
         _choices = _read()
     return _choices
 
 
-def _read() -> dict[str, dict[str, float]]:
+def _read() -> dict[str, Choice]:
+    """What is on disk, entry by entry; what is not ours is set aside with one line."""
     try:
-        return json.loads(_path().read_text())
-    except (OSError, ValueError, RuntimeError):  # not there, damaged, or no home directory
+        text = _path().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            _set_aside("it is no text")
+        return {}  # not there, or no home directory
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        data = None
+    entries = data.get("choices") if isinstance(data, dict) else None
+    if not isinstance(entries, dict) or data.get("format") != FORMAT:
+        _set_aside(f"expected format {FORMAT} with choices, got something else")
         return {}
+    return {k: c for k, v in entries.items() if (c := Choice.from_json(v)) is not None}
 
 
-def _store(dropped: str | None = None) -> None:
+def _set_aside(why: str) -> None:
+    path = _path()
+    with contextlib.suppress(OSError):
+        os.replace(path, path.with_suffix(".damaged"))
+    warnings.warn(
+        f"{path} cannot be used ({why}); it is kept as {path.with_suffix('.damaged').name}, "
+        "and times are measured anew",
+        stacklevel=2,
+    )
+
+
+def _store(dropped: str | None = None, measured: str | None = None) -> None:
     """Adds what another process found meanwhile, and replaces the file in one go."""
     global _choices
     # What is on disk wins: a second process must not overturn what the first one runs with.
-    _choices = {**_choices, **_read()}
-    _choices.pop(dropped, None)
+    mine = _load()
+    there = {k: c for k, c in _read().items() if k != measured}
+    _choices = {**mine, **there}
+    if dropped is not None:
+        _choices.pop(dropped, None)
+    data = {"format": FORMAT, "choices": {k: asdict(c) for k, c in _choices.items()}}
     try:
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(_choices, indent=0))
+        temporary.write_text(json.dumps(data, indent=0), encoding="utf-8")
         os.replace(temporary, path)
     except (OSError, RuntimeError):
         pass  # a read-only home: choices live as long as the process

@@ -7,20 +7,20 @@ import pytest
 import torch
 from kernel_cases import CASES, MORE_CASES, Case, close, make  # noqa: F401
 
-from sniper.ops.backends import cpu, reference, triton
-from sniper.ops.backends.triton import launch
-from sniper.ops.geometry import Geometry
+from sniper.ops.backends import CPU, REFERENCE, TRITON
+from sniper.ops.backends.triton import tuning
+from sniper.ops.geometry import Epilogue, Geometry
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
 
 def test_matches_the_reference(case: Case, path, dtype, device):
     x, dy, w, bias, layout, geometry = make(case, dtype, device)
-    y = triton.fwd(x, w, bias, layout, geometry)
-    dx = triton.dgrad(dy, w, layout, geometry, x.shape[1])
+    y = TRITON.fwd(x, w, bias, layout, geometry)
+    dx = TRITON.dgrad(dy, w, layout, geometry, x.shape[1])
     host, args = layout.to("cpu"), [t.cpu().double() for t in (x, dy, w, bias)]
-    close(y, reference.fwd(args[0], args[2], args[3], host, geometry), dtype)
-    close(dx, reference.dgrad(args[1], args[2], host, geometry, x.shape[1]), dtype)
+    close(y, REFERENCE.fwd(args[0], args[2], args[3], host, geometry), dtype)
+    close(dx, REFERENCE.dgrad(args[1], args[2], host, geometry, x.shape[1]), dtype)
 
 
 def test_pruned_weights_are_not_read(path, device):
@@ -28,10 +28,10 @@ def test_pruned_weights_are_not_read(path, device):
     pruned = ~layout.element_mask().reshape(w.shape)
     dirty = w.masked_fill(pruned, float("nan"))
     assert torch.equal(
-        triton.fwd(x, dirty, bias, layout, geometry), triton.fwd(x, w, bias, layout, geometry)
+        TRITON.fwd(x, dirty, bias, layout, geometry), TRITON.fwd(x, w, bias, layout, geometry)
     )
-    dx = triton.dgrad(dy, dirty, layout, geometry, 7)
-    assert torch.equal(dx, triton.dgrad(dy, w, layout, geometry, 7))
+    dx = TRITON.dgrad(dy, dirty, layout, geometry, 7)
+    assert torch.equal(dx, TRITON.dgrad(dy, w, layout, geometry, 7))
 
 
 def test_entries_of_an_older_mask_are_not_read(path, device):
@@ -40,33 +40,33 @@ def test_entries_of_an_older_mask_are_not_read(path, device):
     mask = torch.zeros(layout.shape, dtype=torch.bool)
     mask[1, 2, 0] = True
     layout.update(mask)
-    expected = reference.fwd(*(t.cpu() for t in (x, w, bias)), layout.to("cpu"), geometry)
-    close(triton.fwd(x, w, bias, layout, geometry), expected, "float32")
+    expected = REFERENCE.fwd(*(t.cpu() for t in (x, w, bias)), layout.to("cpu"), geometry)
+    close(TRITON.fwd(x, w, bias, layout, geometry), expected, "float32")
 
 
 @pytest.mark.parametrize("block", [16, 64])
 def test_layouts_that_the_copy_engine_refuses(block, path, device):
     """Strided rows and channels, odd addresses: the same bits."""
     x, dy, w, bias, layout, geometry = make(Case(block, 1, 1, 0.5, 2, 9), "float32", device)
-    y = triton.fwd(x, w, bias, layout, geometry)
+    y = TRITON.fwd(x, w, bias, layout, geometry)
     odd = torch.empty(x.numel() + 1, device=device)[1:].view_as(x).copy_(x)
     strided = torch.stack([x, x], 2)[:, :, 0]
     transposed = x.transpose(1, 2).contiguous().transpose(1, 2)
     for other in (odd, strided, transposed):
-        close(triton.fwd(other, w, bias, layout, geometry), y, "float32")
+        close(TRITON.fwd(other, w, bias, layout, geometry), y, "float32")
     wide = torch.stack([w, w], 1)[:, 0]
     assert wide.stride(0) == 2 * w.shape[1]
-    close(triton.fwd(x, wide, bias, layout, geometry), y, "float32")
-    dx = triton.dgrad(dy, w, layout, geometry, 9)
+    close(TRITON.fwd(x, wide, bias, layout, geometry), y, "float32")
+    dx = TRITON.dgrad(dy, w, layout, geometry, 9)
     odd = torch.empty(dy.numel() + 1, device=device)[1:].view_as(dy).copy_(dy)
-    close(triton.dgrad(odd, w, layout, geometry, 9), dx, "float32")
+    close(TRITON.dgrad(odd, w, layout, geometry, 9), dx, "float32")
 
 
 def test_an_expanded_gradient(path, device):
     _, _, w, _, layout, geometry = make(Case(64, 3, 1, 0.5, 2, 9), "float32", device)
     dy = torch.randn((), device=device).expand(2, 9, w.shape[0])
-    expected = triton.dgrad(dy.contiguous(), w, layout, geometry, 9)
-    assert torch.equal(triton.dgrad(dy, w, layout, geometry, 9), expected)
+    expected = TRITON.dgrad(dy.contiguous(), w, layout, geometry, 9)
+    assert torch.equal(TRITON.dgrad(dy, w, layout, geometry, 9), expected)
 
 
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
@@ -74,12 +74,12 @@ def test_an_expanded_gradient(path, device):
 def test_relu_and_dropout_zero_what_the_cpu_zeroes(block, p, path, device):
     x, _, w, bias, layout, geometry = make(Case(block, 1, 1, 0.6, 2, 13), "float32", device)
     seed = torch.tensor(2**62 - 12345, device=device)
-    y = triton.fwd(x, w, bias, layout, geometry, True, p, seed)
+    y = TRITON.fwd(x, w, bias, layout, geometry, Epilogue(True, p, seed))
     args = (t.cpu() for t in (x, w, bias))
-    expected = cpu.fwd(*args, layout.to("cpu"), geometry, True, p, int(seed))
+    expected = CPU.fwd(*args, layout.to("cpu"), geometry, Epilogue(True, p, int(seed)))
     close(y, expected, "float32")
     assert (y == 0).float().mean() > 0.5 * (1 + p) - 0.05
-    assert torch.equal(y, triton.fwd(x, w, bias, layout, geometry, True, p, int(seed)))
+    assert torch.equal(y, TRITON.fwd(x, w, bias, layout, geometry, Epilogue(True, p, int(seed))))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
@@ -87,8 +87,8 @@ def test_nothing_to_do(shape, path, device):
     x, _, w, bias, layout, _ = make(Case(64, 3, 1, 0.5, 1, 1), "float32", device)
     geometry = Geometry(3, 1, 1, 2)
     empty = x.new_zeros(*shape, x.shape[2])
-    y = triton.fwd(empty, w, bias, layout, geometry)
-    expected = reference.fwd(*(t.cpu() for t in (empty, w, bias)), layout.to("cpu"), geometry)
+    y = TRITON.fwd(empty, w, bias, layout, geometry)
+    expected = REFERENCE.fwd(*(t.cpu() for t in (empty, w, bias)), layout.to("cpu"), geometry)
     close(y, expected, "float32")
 
 
@@ -97,21 +97,21 @@ def test_uneven_padding_and_a_sequence_that_outlasts_its_tile(path, device):
     geometry = Geometry(3, 2, 5, 0)
     dy = torch.randn(1, geometry.out_length(300), dy.shape[2], device=device).half()
     host, args = layout.to("cpu"), [t.cpu().double() for t in (x, dy, w, bias)]
-    y = triton.fwd(x, w, bias, layout, geometry)
-    close(y, reference.fwd(args[0], args[2], args[3], host, geometry), "float16")
-    dx = triton.dgrad(dy, w, layout, geometry, 300)
-    close(dx, reference.dgrad(args[1], args[2], host, geometry, 300), "float16")
+    y = TRITON.fwd(x, w, bias, layout, geometry)
+    close(y, REFERENCE.fwd(args[0], args[2], args[3], host, geometry), "float16")
+    dx = TRITON.dgrad(dy, w, layout, geometry, 300)
+    close(dx, REFERENCE.dgrad(args[1], args[2], host, geometry, 300), "float16")
 
 
 def test_every_configuration_gives_the_same(path, device):
     """`tune` times them all, takes the fastest and remembers it."""
     x, dy, w, bias, layout, geometry = make(Case(64, 1, 1, 0.5, 1, 10), "float16", device)
     for which, args in {"fwd": (x, w, bias), "dgrad": (dy, w, 10), "wgrad": (dy, x)}.items():
-        plans = launch.plans(which, layout, *args[:2])
-        results = [triton._with_plan(plan, which, args, layout, geometry) for plan in plans]
+        tilings = tuning.tilings(which, layout, *args[:2])
+        results = [TRITON.run_with(t, which, layout, geometry, *args) for t in tilings]
         for result in results[1:]:
             close(result, results[0].double(), "float16")
-        chosen = triton.tune(which, layout, geometry, *args)
-        plan = launch.plan(which, layout, geometry, *args[:2])
-        assert chosen in {launch.plan_name(p) for p in plans}
-        assert plan in plans
+        chosen = TRITON.tune(which, layout, geometry, *args)
+        tiling = tuning.pick_tiling(which, layout, geometry, *args[:2])
+        assert chosen in map(str, tilings)
+        assert tiling in tilings

@@ -7,7 +7,7 @@ import pytest
 import torch
 from kernel_cases import CASES, MORE_CASES, Case, close, make  # noqa: F401
 
-from sniper.ops.backends import reference, triton
+from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.triton import launch
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
@@ -15,12 +15,12 @@ pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
 def expected_of(dy, x, layout, geometry):
     """In float64 on the CPU."""
-    return reference.wgrad(dy.cpu().double(), x.cpu().double(), layout.to("cpu"), geometry)
+    return REFERENCE.wgrad(dy.cpu().double(), x.cpu().double(), layout.to("cpu"), geometry)[0]
 
 
 def test_matches_the_reference(case: Case, path, dtype, device):
     x, dy, _, _, layout, geometry = make(case, dtype, device)
-    dw, db = triton.wgrad_bias(dy, x, layout, geometry)
+    dw, db = TRITON.wgrad(dy, x, layout, geometry, with_bias=True)
     close(dw, expected_of(dy, x, layout, geometry), dtype)
     close(db, dy.cpu().double().sum((0, 1)), dtype)
     assert not dw[~layout.element_mask().reshape(dw.shape)].any()
@@ -29,29 +29,29 @@ def test_matches_the_reference(case: Case, path, dtype, device):
 @pytest.mark.parametrize("block", [32, 64])
 def test_splits_are_added_in_order(block, path, device, monkeypatch):
     x, dy, _, _, layout, geometry = make(Case(block, 1, 1, 0.5, 1, 230), "float16", device)
-    whole = triton.wgrad(dy, x, layout, geometry)
+    whole = TRITON.wgrad(dy, x, layout, geometry)[0]
     for tiles in (1, 2):
         monkeypatch.setattr(launch, "split_tiles", lambda *_, tiles=tiles: tiles)
-        dw = triton.wgrad(dy, x, layout, geometry)
+        dw = TRITON.wgrad(dy, x, layout, geometry)[0]
         close(dw, expected_of(dy, x, layout, geometry), "float16")
         close(dw, whole.double(), "float16")
-        assert torch.equal(dw, triton.wgrad(dy, x, layout, geometry))
+        assert torch.equal(dw, TRITON.wgrad(dy, x, layout, geometry)[0])
 
 
 @pytest.mark.parametrize("block", [16, 64])
 def test_layouts_that_the_copy_engine_refuses(block, path, device):
     x, dy, _, _, layout, geometry = make(Case(block, 1, 1, 0.5, 2, 9), "float32", device)
-    dw = triton.wgrad(dy, x, layout, geometry)
+    dw = TRITON.wgrad(dy, x, layout, geometry)[0]
     odd = [torch.empty(t.numel() + 1, device=device)[1:].view_as(t).copy_(t) for t in (dy, x)]
     strided = [torch.stack([t, t], 2)[:, :, 0] for t in (dy, x)]
     transposed = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (dy, x)]
     for pair in (odd, strided, transposed):
-        close(triton.wgrad(*pair, layout, geometry), dw, "float32")
+        close(TRITON.wgrad(*pair, layout, geometry)[0], dw, "float32")
 
 
 def test_nothing_to_add(path, device):
     x, dy, _, _, layout, geometry = make(Case(64, 3, 1, 0.5, 1, 4), "float32", device)
-    dw, db = triton.wgrad_bias(dy[:0], x[:0], layout, geometry)
+    dw, db = TRITON.wgrad(dy[:0], x[:0], layout, geometry, with_bias=True)
     assert not dw.any() and not db.any()
 
 

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
 from sniper.ops import autotune, executor, timings
-from sniper.ops.backends import triton
+from sniper.ops.backends.triton import elementwise as triton_elementwise
+from sniper.ops.backends.triton.products import TritonBackend
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import relu_dropout_grad_bias
 
@@ -72,12 +71,13 @@ def test_relu_and_dropout_end_the_pass(device):
 def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
     """On a GPU dL/db is summed where ReLU's gradient is taken; the interpreter plays one."""
     layer, plain = pair(device, conv)
-    module = sys.modules["sniper.ops.block_matmul"]  # the package has a function of that name
-    monkeypatch.setattr(module, "relu_kernels", lambda x: triton)
+    monkeypatch.setattr(TritonBackend, "serves", lambda self, x: True)
     calls = []
-    inner = triton.relu_dropout_backward_bias
+    inner = triton_elementwise.relu_dropout_backward_bias
     monkeypatch.setattr(
-        triton, "relu_dropout_backward_bias", lambda *args: calls.append(1) or inner(*args)
+        triton_elementwise,
+        "relu_dropout_backward_bias",
+        lambda *args: calls.append(1) or inner(*args),
     )
     x = torch.randn((2, 32, 9) if conv else (2, 9, 32), device=device)
     with executor("triton"):
@@ -102,7 +102,7 @@ def test_autotune(device, monkeypatch, tmp_path):
     """A layer whose passes were tuned on the way computes the same."""
     monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(timings, "_choices", None)
-    monkeypatch.setattr(triton, "available", lambda dtype, device: True)
+    monkeypatch.setattr(TritonBackend, "serves", lambda self, x: True)
     layer, plain = pair(device, conv=False)
     x = torch.randn(1, 9, 32, device=device)
     autotune(True)
@@ -114,7 +114,7 @@ def test_autotune(device, monkeypatch, tmp_path):
         autotune(False)
     torch.testing.assert_close(y.cpu(), plain(x.cpu()), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
-    times = (tmp_path / "executors-1.json").read_text()
+    times = (tmp_path / "backend-times-2.json").read_text()
     assert times.count('"triton ') == 2 and " warps " in times  # fwd and wgrad: x has no gradient
 
 

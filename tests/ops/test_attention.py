@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sniper.ops.attention import _attention, attention
-from sniper.ops.backends import cpu
+from sniper.ops.backends.cpu import elementwise as cpu_elementwise
 from sniper.ops.backends.cpu.softmax import softmax_dropout_
 
 
@@ -22,7 +22,7 @@ def written_out(q, k, v, heads, key_mask, p, seed) -> Tensor:
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask[None, :, None], -math.inf)
     weights = scores.softmax(-1).nan_to_num(0.0)
-    keep = cpu.dropout(torch.ones(weights.shape), p, seed).to(q.dtype)
+    keep = cpu_elementwise.dropout(torch.ones(weights.shape), p, seed).to(q.dtype)
     return (weights * keep @ split(v)).permute(1, 2, 0, 3).flatten(2)
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sniper.layers import BlockLayout
 from sniper.ops import Geometry, block_matmul, executor
 from sniper.ops.backends.dense import mask_blocks_
-from sniper.ops.dispatch import EXECUTORS
+from sniper.ops.dispatch import BACKENDS
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 B = 16
@@ -36,11 +36,11 @@ def run(name: str, x: Tensor, dy: Tensor, layout, weight, bias, geometry) -> lis
     """y, dx, dw, db."""
     x = x.detach().requires_grad_()
     with executor(name):
-        y = block_matmul(x, weight, bias, layout.handle, geometry)
+        y = block_matmul(x, weight, bias, layout, geometry)
         return [y, *torch.autograd.grad(y, (x, weight, bias), dy)]
 
 
-@pytest.mark.parametrize("name", sorted(set(EXECUTORS) - {"triton", "reference"}))
+@pytest.mark.parametrize("name", sorted(set(BACKENDS) - {"triton", "reference"}))
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("density", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 11), (0, 5)])
@@ -55,7 +55,7 @@ def test_executors_match_the_reference(name, geometry, density, shape):
     assert not got[2][weight == 0].any()
 
 
-@pytest.mark.parametrize("name", sorted(set(EXECUTORS) - {"triton"}))
+@pytest.mark.parametrize("name", sorted(set(BACKENDS) - {"triton"}))
 def test_non_contiguous(name):
     geometry = GEOMETRIES[1]
     layout, weight, bias = setup(geometry)
@@ -73,7 +73,7 @@ def test_gradcheck(geometry):
     masked = [weight.detach().requires_grad_()]
 
     def f(x: Tensor, bias: Tensor) -> Tensor:
-        return block_matmul(x, masked[0], bias, layout.handle, geometry)
+        return block_matmul(x, masked[0], bias, layout, geometry)
 
     assert torch.autograd.gradcheck(f, (x, bias), fast_mode=True)
 
@@ -97,7 +97,7 @@ def test_registrations(geometry):
     layout, weight, bias = setup(geometry)
     x = torch.randn(2, 9, 2 * B, requires_grad=True)
     with Recorder() as recorder:
-        block_matmul(x, weight, bias, layout.handle, geometry).sum().backward()
+        block_matmul(x, weight, bias, layout, geometry).sum().backward()
     names = [func.name() for func, _, _ in recorder.calls]
     assert names == ["sniper::block_fwd", "sniper::block_dgrad", "sniper::block_wgrad"]
     for func, args, kwargs in recorder.calls:
@@ -109,7 +109,7 @@ def test_registrations(geometry):
 
 def test_only_what_needs_gradients_gets_them():
     layout, weight, bias = setup(Geometry())
-    y = block_matmul(torch.randn(1, 3, 2 * B), weight, None, layout.handle)
+    y = block_matmul(torch.randn(1, 3, 2 * B), weight, None, layout)
     y.sum().backward()
     assert weight.grad is not None and bias.grad is None
 
@@ -118,12 +118,23 @@ def test_a_layout_that_is_gone():
     layout, weight, bias = setup(Geometry())
     handle = layout.handle
     del layout
+    fwd = torch.ops.sniper.block_fwd
     with pytest.raises(ValueError, match="living layout"):
-        block_matmul(torch.randn(1, 3, 2 * B), weight, bias, handle)
+        fwd(torch.randn(1, 3, 2 * B), weight, bias, handle, 1, 0, 0, False, 0.0, None)
+
+
+def test_a_graph_keeps_its_layout_alive():
+    layout, weight, bias = setup(Geometry())
+    x = torch.randn(1, 3, 2 * B, requires_grad=True)
+    y = block_matmul(x, weight, bias, layout).sum()
+    wanted = weight.detach().sum(0).expand_as(x)
+    del layout
+    y.backward()
+    torch.testing.assert_close(x.grad, wanted)
 
 
 def test_unknown_executor():
-    with pytest.raises(ValueError, match="executor: expected one of .*dense.*got 'fast'"):
+    with pytest.raises(ValueError, match="backend: expected one of .*dense.*got 'fast'"):
         with executor("fast"):
             raise AssertionError("not reached")
 
@@ -134,7 +145,7 @@ def test_a_forced_executor_ends_with_its_block():
     with pytest.raises(KeyError):
         with executor("reference"):
             raise KeyError
-    y = block_matmul(x, weight, bias, layout.handle)
+    y = block_matmul(x, weight, bias, layout)
     torch.testing.assert_close(y, torch.nn.functional.linear(x, weight, bias))
 
 
@@ -151,6 +162,6 @@ def test_a_forced_executor_ends_with_its_block():
 )
 def test_refused(change, words):
     layout, weight, bias = setup(Geometry())
-    args = {"x": torch.randn(1, 3, 2 * B), "weight": weight, "bias": bias, "layout": layout.handle}
+    args = {"x": torch.randn(1, 3, 2 * B), "weight": weight, "bias": bias, "layout": layout}
     with pytest.raises(ValueError, match=words):
         block_matmul(**{**args, **change})

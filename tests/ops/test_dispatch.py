@@ -4,8 +4,8 @@ import torch
 
 from sniper import BlockSparseConv1d, BlockSparseLinear, ops
 from sniper.ops import dispatch, timings
-from sniper.ops.backends import reference, triton
-from sniper.ops.backends.triton import launch
+from sniper.ops.backends.reference import ReferenceBackend
+from sniper.ops.backends.triton import tuning
 
 
 def masked_layer() -> BlockSparseConv1d:
@@ -33,7 +33,7 @@ def test_every_executor_agrees_with_the_reference(name):
 
 
 def test_an_unknown_executor_is_refused():
-    with pytest.raises(ValueError, match="executor: expected one of .*, got 'gpu'"):
+    with pytest.raises(ValueError, match="backend: expected one of .*, got 'gpu'"):
         with ops.executor("gpu"):
             pass
 
@@ -79,17 +79,17 @@ def test_autotune_tunes_each_pass_once_and_chooses_anew(monkeypatch, tmp_path):
     """A GPU is played: its kernels are the reference's, and each has one configuration."""
     monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(timings, "_choices", None)
-    monkeypatch.setattr(triton, "available", lambda dtype, device: True)
-    monkeypatch.setitem(dispatch.EXECUTORS, "triton", reference)
     tuned: list[str] = []
 
-    def tune(which, layout, geometry, *args):
-        assert len(args) == (2 if which == "wgrad" else 3)
-        tuned.append(which)
-        key = launch.tuning_key(which, layout, geometry, args[0])
-        timings.fastest(key, {"64 tokens": lambda: args[0]})
+    class PlayedTriton(ReferenceBackend):
+        def tune(self, which, layout, geometry, *args):
+            assert len(args) == (2 if which == "wgrad" else 3)
+            tuned.append(which)
+            key = tuning.tuning_key(which, layout, geometry, args[0])
+            timings.fastest(key, {"64 tokens": lambda: args[0]})
 
-    monkeypatch.setattr(triton, "tune", tune)
+    monkeypatch.setattr(dispatch, "TRITON", PlayedTriton("triton"))
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", dispatch.TRITON)
     layer, x = masked_layer(), torch.randn(2, 32, 9, requires_grad=True)
     layer(x).sum().backward()
     assert not tuned

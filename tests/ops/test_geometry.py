@@ -6,11 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sniper.ops.geometry import Geometry, as_matrix, as_weight, find_layout, register_layout
-
-
-class Layout:
-    """Anything that can be referred to weakly."""
+from sniper.ops.geometry import Geometry, as_matrix, as_weight
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -26,16 +22,6 @@ def test_out_length_is_torchs(k, dilation, pad):
 def test_uneven_padding():
     assert Geometry(4, 1, 1, 2).out_length(10) == 10
     assert Geometry() == (1, 1, 0, 0)
-
-
-def test_handles_are_distinct_and_weak():
-    first, second = Layout(), Layout()
-    a, b = register_layout(first), register_layout(second)
-    assert a != b
-    assert find_layout(a) is first and find_layout(b) is second
-    del first
-    with pytest.raises(ValueError, match=f"living layout, got {a}"):
-        find_layout(a)
 
 
 def test_a_linear_weight_is_its_matrix():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sniper.layers import BlockLayout
-from sniper.ops.geometry import find_layout
+from sniper.ops.layout import find_layout
 
 T, F = True, False
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
@@ -168,3 +168,12 @@ def test_a_copy_on_another_device_learns_of_changes_too():
     assert not there.outgrown
     layout.update(torch.ones(2, 2).bool())
     assert there.outgrown and not layout.outgrown
+
+
+def test_handles_are_distinct_and_weak():
+    first, second = (BlockLayout(torch.ones(2, 2, dtype=torch.bool), 16) for _ in range(2))
+    a, b = first.handle, second.handle
+    assert a != b and find_layout(a) is first and find_layout(b) is second
+    del first
+    with pytest.raises(ValueError, match=f"living layout, got {a}"):
+        find_layout(a)

@@ -1,59 +1,89 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dense executor: torch's own matmul and convolution on the zero-filled weight.
-
-Right because pruned weights are zero; only the weight gradient needs the mask.
-"""
+"""Torch's own matmul and convolution on the weight with zeros in its pruned blocks."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops.geometry import Geometry
+from sniper.ops.backends.elementwise import apply_epilogue
+from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
+from sniper.ops.layout import BlockLayout
+from sniper.ops.pruned import mask_blocks_, masked
 
 
-def fwd(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Any, geometry: Geometry) -> Tensor:
-    """`y = x * W^T + b` over the taps: `[B, T, C]` -> `[B, T_out, N]`."""
-    if geometry.taps == 1 and not (geometry.pad_left or geometry.pad_right):
-        return F.linear(x, weight.view(weight.shape[0], -1), bias)
-    x, padding = _padded(x, geometry)
-    y = F.conv1d(
-        x.transpose(1, 2), _conv_weight(weight, geometry), bias, 1, padding, geometry.dilation
-    )
-    return y.transpose(1, 2)
+@dataclass(frozen=True)
+class DenseBackend:
+    """Dense products of any dtype on any device; see `sniper.ops.backend.Backend`."""
+
+    name: str = "dense"
+    fuses_epilogue: bool = False
+    fuses_bias_grad: bool = False
+
+    def takes(self, x: Tensor, layout: BlockLayout) -> bool:
+        return True
+
+    def fwd(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layout: BlockLayout,
+        geometry: Geometry,
+        epilogue: Epilogue = NO_EPILOGUE,
+    ) -> Tensor:
+        weight = masked(weight, layout)
+        if geometry.is_linear:
+            y = F.linear(x, weight, bias)
+        else:
+            rows, padding = _padded(x, geometry)
+            kernel = _conv_weight(weight, geometry)
+            y = F.conv1d(rows.transpose(1, 2), kernel, bias, 1, padding, geometry.dilation)
+            y = y.transpose(1, 2)
+        return apply_epilogue(_fresh(y), epilogue)
+
+    def dgrad(
+        self, dy: Tensor, weight: Tensor, layout: BlockLayout, geometry: Geometry, length: int
+    ) -> Tensor:
+        weight = masked(weight, layout)
+        if geometry.is_linear:
+            return dy @ weight
+        shape = (dy.shape[0], length, weight.shape[1] // geometry.taps)
+        dx, _ = _conv_backward(dy, dy.new_empty(shape), weight, geometry, (True, False))
+        assert dx is not None
+        return _fresh(dx)
+
+    def wgrad(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        layout: BlockLayout,
+        geometry: Geometry,
+        with_bias: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        n = dy.shape[-1]
+        if geometry.is_linear:
+            dw = dy.reshape(-1, n).t() @ x.reshape(-1, x.shape[-1])
+        else:
+            weight = x.new_empty(n, geometry.taps * x.shape[-1])
+            _, dw = _conv_backward(dy, x, weight, geometry, (False, True))
+            assert dw is not None
+            dw = _fresh(dw.permute(0, 2, 1)).view(n, -1)
+        return mask_blocks_(dw, layout), dy.sum((0, 1)) if with_bias else None
 
 
-def dgrad(dy: Tensor, weight: Tensor, layout: Any, geometry: Geometry, length: int) -> Tensor:
-    """dL/dx `[B, length, C]`."""
-    if geometry.taps == 1 and not (geometry.pad_left or geometry.pad_right):
-        return dy @ weight
-    shape = (dy.shape[0], length, weight.shape[1] // geometry.taps)
-    dx, _ = _conv_backward(dy, dy.new_empty(shape), weight, geometry, (True, False))
-    return dx
+DENSE = DenseBackend()
 
 
-def wgrad(dy: Tensor, x: Tensor, layout: Any, geometry: Geometry) -> Tensor:
-    """dL/dW `[N, taps * C]`, exactly zero in pruned blocks."""
-    n = dy.shape[-1]
-    if geometry.taps == 1 and not (geometry.pad_left or geometry.pad_right):
-        dw = dy.reshape(-1, n).t() @ x.reshape(-1, x.shape[-1])
-    else:
-        weight = x.new_empty(n, geometry.taps * x.shape[-1])
-        _, dw = _conv_backward(dy, x, weight, geometry, (False, True))
-        dw = dw.permute(0, 2, 1).reshape(n, -1)
-    return mask_blocks_(dw, layout)
-
-
-def mask_blocks_(matrix: Tensor, layout: Any) -> Tensor:
-    """Zeroes the pruned blocks of `[N, taps * C]`, in place."""
-    rows, taps, cols = layout.shape
-    blocks = matrix.view(rows, layout.block_size, taps, cols, layout.block_size)
-    # masked_fill, not a product: an infinite gradient in a pruned block must not become NaN.
-    blocks.masked_fill_(~layout.block_mask[:, None, :, :, None], 0)
-    return matrix
+def _fresh(y: Tensor) -> Tensor:
+    """Contiguous memory that is nobody else's: autograd forbids in-place work on a view that an op
+    returned.
+    """
+    y = y.contiguous()
+    return y.clone() if y._is_view() else y
 
 
 def _conv_weight(weight: Tensor, geometry: Geometry) -> Tensor:

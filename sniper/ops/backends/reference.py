@@ -3,41 +3,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops.geometry import Geometry
+from sniper.ops.backends.elementwise import apply_epilogue
+from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
+from sniper.ops.layout import BlockLayout
 
 
-def fwd(x: Tensor, weight: Tensor, bias: Tensor | None, layout: Any, geometry: Geometry) -> Tensor:
-    """`y[b, t, n] = bias[n] + sum over taps, c of W[n, tap, c] * x[b, t + tap * dilation -
-    pad_left, c]`.
-    """
-    y = torch.einsum("btkc,nkc->btn", _windows(x, geometry), _masked(weight, layout))
-    return y if bias is None else y + bias
+@dataclass(frozen=True)
+class ReferenceBackend:
+    """The passes as their formulas say, slowly; see `sniper.ops.backend.Backend`."""
+
+    name: str = "reference"
+    fuses_epilogue: bool = False
+    fuses_bias_grad: bool = False
+
+    def takes(self, x: Tensor, layout: BlockLayout) -> bool:
+        return True
+
+    def fwd(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layout: BlockLayout,
+        geometry: Geometry,
+        epilogue: Epilogue = NO_EPILOGUE,
+    ) -> Tensor:
+        """`y[b, t, n] = bias[n] + sum over taps, c of W[n, tap, c] * x[b, t + tap * dilation -
+        pad_left, c]`, then the epilogue.
+        """
+        y = torch.einsum("btkc,nkc->btn", _windows(x, geometry), _masked(weight, layout))
+        return apply_epilogue(y if bias is None else y + bias, epilogue)
+
+    def dgrad(
+        self, dy: Tensor, weight: Tensor, layout: BlockLayout, geometry: Geometry, length: int
+    ) -> Tensor:
+        """The adjoint of `fwd` in x."""
+        parts = torch.einsum("btn,nkc->btkc", dy, _masked(weight, layout))
+        span = length + geometry.pad_left + geometry.pad_right
+        dx = dy.new_zeros(dy.shape[0], span, parts.shape[-1])
+        for tap in range(geometry.taps):
+            start = tap * geometry.dilation
+            dx[:, start : start + dy.shape[1]] += parts[:, :, tap]
+        return dx[:, geometry.pad_left : geometry.pad_left + length].clone()
+
+    def wgrad(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        layout: BlockLayout,
+        geometry: Geometry,
+        with_bias: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The adjoint of `fwd` in W, masked."""
+        dw = torch.einsum("btn,btkc->nkc", dy, _windows(x, geometry))
+        dw = _masked(dw.reshape(dw.shape[0], -1), layout).reshape(dw.shape[0], -1)
+        return dw, dy.sum((0, 1)) if with_bias else None
 
 
-def dgrad(dy: Tensor, weight: Tensor, layout: Any, geometry: Geometry, length: int) -> Tensor:
-    """dL/dx `[B, length, C]`, the adjoint of `fwd` in x."""
-    parts = torch.einsum("btn,nkc->btkc", dy, _masked(weight, layout))
-    span = length + geometry.pad_left + geometry.pad_right
-    dx = dy.new_zeros(dy.shape[0], span, parts.shape[-1])
-    for tap in range(geometry.taps):
-        start = tap * geometry.dilation
-        dx[:, start : start + dy.shape[1]] += parts[:, :, tap]
-    return dx[:, geometry.pad_left : geometry.pad_left + length]
+REFERENCE = ReferenceBackend()
 
 
-def wgrad(dy: Tensor, x: Tensor, layout: Any, geometry: Geometry) -> Tensor:
-    """dL/dW `[N, taps * C]`, zero in pruned blocks."""
-    dw = torch.einsum("btn,btkc->nkc", dy, _windows(x, geometry))
-    return _masked(dw.reshape(dw.shape[0], -1), layout).reshape(dw.shape[0], -1)
-
-
-def _masked(matrix: Tensor, layout: Any) -> Tensor:
+def _masked(matrix: Tensor, layout: BlockLayout) -> Tensor:
     rows, taps, cols = layout.shape
     weight = matrix.reshape(matrix.shape[0], taps, cols * layout.block_size)
     return torch.where(layout.element_mask(), weight, torch.zeros_like(weight))

@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sniper import _C
-from sniper.ops.backends import cpu, reference
-from sniper.ops.geometry import Geometry
+from sniper.ops.backends import CPU, REFERENCE
+from sniper.ops.backends.cpu import elementwise, launch
+from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
@@ -85,20 +86,20 @@ class Case:
         layout, geometry = self.layout, self.geometry
         x, dy, w, b = (t.double() for t in (self.x, self.dy, self.weight, self.bias))
         close(
-            cpu.fwd(self.x, self.weight, self.bias, layout, geometry),
-            reference.fwd(x, w, b, layout, geometry),
+            CPU.fwd(self.x, self.weight, self.bias, layout, geometry),
+            REFERENCE.fwd(x, w, b, layout, geometry),
             tolerance,
         )
         close(
-            cpu.dgrad(self.dy, self.weight, layout, geometry, self.length),
-            reference.dgrad(dy, w, layout, geometry, self.length),
+            CPU.dgrad(self.dy, self.weight, layout, geometry, self.length),
+            REFERENCE.dgrad(dy, w, layout, geometry, self.length),
             tolerance,
         )
-        dw, db = cpu.wgrad_bias(self.dy, self.x, layout, geometry)
-        close(dw, reference.wgrad(dy, x, layout, geometry), tolerance)
+        dw, db = CPU.wgrad(self.dy, self.x, layout, geometry, with_bias=True)
+        close(dw, REFERENCE.wgrad(dy, x, layout, geometry)[0], tolerance)
         close(db, dy.sum((0, 1)), tolerance)
         assert (dw.view(layout.element_mask().shape)[~layout.element_mask()] == 0).all()
-        assert torch.equal(cpu.wgrad(self.dy, self.x, layout, geometry), dw)
+        assert torch.equal(CPU.wgrad(self.dy, self.x, layout, geometry)[0], dw)
 
 
 def close(got, wanted, tolerance=1e-5):
@@ -113,7 +114,7 @@ def random_mask(rows, taps, cols, density):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("density", [0, 0.25, 1])
-@pytest.mark.parametrize("block", cpu.BLOCK_SIZES)
+@pytest.mark.parametrize("block", launch.BLOCK_SIZES)
 def test_agrees_with_reference(isa, block, density, geometry):
     Case(random_mask(3, geometry.taps, 2, density), block, geometry).check()
 
@@ -126,13 +127,13 @@ def test_any_length(isa, batch, length, geometry):
 
 # Products of bfloat16 are exact in float32; what is lost is the last rounding, 2**-8 of a number.
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("block", cpu.BLOCK_SIZES)
+@pytest.mark.parametrize("block", launch.BLOCK_SIZES)
 @pytest.mark.parametrize("length", [1, 37, 200])
 def test_bfloat16(isa, length, block, geometry):
     mask = random_mask(3, geometry.taps, 2, 0.5)
     case = Case(mask, block, geometry, 2, length, torch.bfloat16)
     case.check(2**-8)
-    assert cpu.fwd(case.x, case.weight, None, case.layout, geometry).dtype == torch.bfloat16
+    assert CPU.fwd(case.x, case.weight, None, case.layout, geometry).dtype == torch.bfloat16
 
 
 def test_empty_block_row_gives_bias():
@@ -140,7 +141,7 @@ def test_empty_block_row_gives_bias():
     mask[1] = False
     case = Case(mask, 16, GEOMETRIES[1])
     case.check()
-    y = cpu.fwd(case.x, case.weight, case.bias, case.layout, case.geometry)
+    y = CPU.fwd(case.x, case.weight, case.bias, case.layout, case.geometry)
     assert torch.equal(y[..., 16:32], case.bias[16:32].expand(2, 37, 16))
 
 
@@ -150,7 +151,7 @@ def test_thread_counts_and_determinism(count):
     with threads(count):
         case.check()
         once, again = (
-            cpu.wgrad_bias(case.dy, case.x, case.layout, case.geometry) for _ in range(2)
+            CPU.wgrad(case.dy, case.x, case.layout, case.geometry, with_bias=True) for _ in range(2)
         )
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
@@ -160,8 +161,8 @@ def test_products_do_not_depend_on_threads():
     y, dx = [], []
     for count in (1, 2, 3):
         with threads(count):
-            y.append(cpu.fwd(case.x, case.weight, case.bias, case.layout, case.geometry))
-            dx.append(cpu.dgrad(case.dy, case.weight, case.layout, case.geometry, case.length))
+            y.append(CPU.fwd(case.x, case.weight, case.bias, case.layout, case.geometry))
+            dx.append(CPU.dgrad(case.dy, case.weight, case.layout, case.geometry, case.length))
     assert all(torch.equal(a, b) for a, b in itertools.pairwise(y))
     assert all(torch.equal(a, b) for a, b in itertools.pairwise(dx))
 
@@ -196,9 +197,9 @@ def test_expanded_input():
 @pytest.mark.parametrize("batch, length", [(0, 5), (2, 0)])
 def test_nothing_to_do(batch, length):
     case = Case(random_mask(2, 3, 3, 0.5), 16, GEOMETRIES[1], batch, length)
-    assert cpu.fwd(case.x, case.weight, case.bias, case.layout, case.geometry).numel() == 0
-    assert cpu.dgrad(case.dy, case.weight, case.layout, case.geometry, length).numel() == 0
-    dw, db = cpu.wgrad_bias(case.dy, case.x, case.layout, case.geometry)
+    assert CPU.fwd(case.x, case.weight, case.bias, case.layout, case.geometry).numel() == 0
+    assert CPU.dgrad(case.dy, case.weight, case.layout, case.geometry, length).numel() == 0
+    dw, db = CPU.wgrad(case.dy, case.x, case.layout, case.geometry, with_bias=True)
     assert (dw == 0).all() and (db == 0).all()
 
 
@@ -222,7 +223,7 @@ def test_any_shape(data):
     mask = random_mask(
         draw(integers(1, 4)), geometry.taps, draw(integers(1, 4)), draw(st.floats(0, 1))
     )
-    block = draw(st.sampled_from(cpu.BLOCK_SIZES))
+    block = draw(st.sampled_from(launch.BLOCK_SIZES))
     case = Case(mask, block, geometry, draw(integers(1, 3)), length)
     if draw(st.booleans()):
         case.x = torch.randn(case.x.shape[0], length, case.x.shape[2] + 7)[..., 3:-4]
@@ -233,61 +234,61 @@ class TestFusion:
     def test_relu(self, isa):
         case = Case(random_mask(3, 3, 2, 0.5), 32, GEOMETRIES[1])
         args = (case.x, case.weight, case.bias, case.layout, case.geometry)
-        z, y = cpu.fwd(*args), cpu.fwd(*args, relu=True)
+        z, y = CPU.fwd(*args), CPU.fwd(*args, Epilogue(relu=True))
         assert torch.equal(y, z.relu())
-        dz = cpu.relu_dropout_backward(case.dy, y)
+        dz = elementwise.relu_dropout_backward(case.dy, y)
         assert torch.equal(dz, torch.where(z > 0, case.dy, 0))
 
     def test_relu_keeps_nan(self):
         case = Case(random_mask(2, 1, 2, 1), 16, GEOMETRIES[0])
         case.x[0, 0, 0] = float("nan")
         args = (case.x, case.weight, case.bias, case.layout, case.geometry)
-        assert torch.equal(cpu.fwd(*args, relu=True).isnan(), cpu.fwd(*args).isnan())
+        assert torch.equal(CPU.fwd(*args, Epilogue(relu=True)).isnan(), CPU.fwd(*args).isnan())
 
     @pytest.mark.parametrize("block, rows", [(16, 3), (32, 3), (64, 2), (128, 1)])
     def test_dropout(self, isa, block, rows):
         case = Case(random_mask(rows, 3, 2, 0.5), block, GEOMETRIES[1])
         args = (case.x, case.weight, case.bias, case.layout, case.geometry)
-        z, y = cpu.fwd(*args), cpu.fwd(*args, dropout_p=0.3, seed=7)
-        keep = cpu.dropout(torch.ones_like(z), 0.3, 7)
+        z, y = CPU.fwd(*args), CPU.fwd(*args, Epilogue(False, 0.3, 7))
+        keep = elementwise.dropout(torch.ones_like(z), 0.3, 7)
         assert torch.equal(y, z * keep)
-        dz = cpu.dropout(case.dy, 0.3, 7)
+        dz = elementwise.dropout(case.dy, 0.3, 7)
         assert torch.equal(dz, case.dy * keep)
 
     def test_relu_and_dropout(self, isa):
         case = Case(random_mask(3, 3, 2, 0.5), 32, GEOMETRIES[1])
         args = (case.x, case.weight, case.bias, case.layout, case.geometry)
-        z, y = cpu.fwd(*args), cpu.fwd(*args, relu=True, dropout_p=0.3, seed=7)
-        keep = cpu.dropout(torch.ones_like(z), 0.3, 7)
+        z, y = CPU.fwd(*args), CPU.fwd(*args, Epilogue(True, 0.3, 7))
+        keep = elementwise.dropout(torch.ones_like(z), 0.3, 7)
         assert torch.equal(y, z.relu() * keep)
-        dz = cpu.relu_dropout_backward(case.dy, y, 0.3)
+        dz = elementwise.relu_dropout_backward(case.dy, y, 0.3)
         close(dz, (case.dy * keep * (z > 0)).double(), 1e-7)
 
 
 class TestDropout:
     def test_same_words_everywhere(self, isa):
-        got = cpu.dropout(torch.ones(5, 80), 0.5, 2**40 + 3)
+        got = elementwise.dropout(torch.ones(5, 80), 0.5, 2**40 + 3)
         _C.cpu.set_instruction_set("portable")
-        assert torch.equal(got, cpu.dropout(torch.ones(5, 80), 0.5, 2**40 + 3))
+        assert torch.equal(got, elementwise.dropout(torch.ones(5, 80), 0.5, 2**40 + 3))
 
     def test_same_words_for_any_thread_count(self):
         x = torch.ones(300, 500)
         with threads(1):
-            one = cpu.dropout(x, 0.5, 1)
+            one = elementwise.dropout(x, 0.5, 1)
         with threads(3):
-            assert torch.equal(one, cpu.dropout(x, 0.5, 1))
+            assert torch.equal(one, elementwise.dropout(x, 0.5, 1))
 
     def test_philox(self):
         """Random123's known answer: Philox-4x32-10 of counter 0 and key 0."""
         words = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
         for word, element in zip(words, (0, 16, 32, 48), strict=True):
             for p, kept in (((word - 1) / 2**32, True), ((word + 1) / 2**32, False)):
-                assert (cpu.dropout(torch.ones(1, 64), p, 0)[0, element] > 0) == kept
+                assert (elementwise.dropout(torch.ones(1, 64), p, 0)[0, element] > 0) == kept
 
     @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
     def test_share_and_scale(self, p):
         n = 1 << 20
-        y = cpu.dropout(torch.ones(n // 256, 256), p, 5)
+        y = elementwise.dropout(torch.ones(n // 256, 256), p, 5)
         kept = (y > 0).double()
         sigma = (p * (1 - p) / n) ** 0.5
         assert abs(kept.mean() - (1 - p)) < 5 * sigma
@@ -302,22 +303,22 @@ class TestDropout:
             assert abs(both) < 5 / n**0.5
 
     def test_seeds_differ(self):
-        a, b = (cpu.dropout(torch.ones(64, 64), 0.5, seed) for seed in (0, 2**32))
+        a, b = (elementwise.dropout(torch.ones(64, 64), 0.5, seed) for seed in (0, 2**32))
         assert 0.4 < (a == b).double().mean() < 0.6
 
     def test_bfloat16(self, isa):
         x = torch.randn(50, 200).bfloat16()
-        y = cpu.dropout(x, 0.25, 3)
-        keep = cpu.dropout(torch.ones(50, 200), 0.25, 3)
+        y = elementwise.dropout(x, 0.25, 3)
+        keep = elementwise.dropout(torch.ones(50, 200), 0.25, 3)
         assert torch.equal(y, (x.float() * keep).bfloat16())
-        dz = cpu.relu_dropout_backward(x, y, 0.25)
+        dz = elementwise.relu_dropout_backward(x, y, 0.25)
         assert torch.equal(dz, torch.where(y > 0, x.float() / 0.75, 0).bfloat16())
 
     @pytest.mark.parametrize("shape", [(), (1,), (3, 1), (2, 3, 17), (0, 4), (5, 0)])
     def test_shapes(self, shape):
         x = torch.randn(shape)
-        assert cpu.dropout(x, 0.5, 0).shape == shape
-        assert torch.equal(cpu.dropout(x, 0.0, 0), x)
+        assert elementwise.dropout(x, 0.5, 0).shape == shape
+        assert torch.equal(elementwise.dropout(x, 0.0, 0), x)
 
 
 class TestBadInput:
@@ -326,7 +327,7 @@ class TestBadInput:
     def fwd(self, **changes):
         case = self.case
         args = {"x": case.x, "weight": case.weight, "bias": case.bias, "layout": case.layout}
-        return cpu.fwd(**{**args, "geometry": case.geometry, **changes})
+        return CPU.fwd(**{**args, "geometry": case.geometry, **changes})
 
     @pytest.mark.parametrize(
         "changes, words",
@@ -354,13 +355,13 @@ class TestBadInput:
         with pytest.raises(
             ValueError, match=r"dy: expected shape \[any, 37, 32\], got \[2, 36, 32\]"
         ):
-            cpu.dgrad(dy, case.weight, case.layout, case.geometry, case.length)
+            CPU.dgrad(dy, case.weight, case.layout, case.geometry, case.length)
         with pytest.raises(
             ValueError, match=r"dy: expected shape \[2, 37, 32\], got \[2, 36, 32\]"
         ):
-            cpu.wgrad(dy, case.x, case.layout, case.geometry)
+            CPU.wgrad(dy, case.x, case.layout, case.geometry)[0]
         with pytest.raises(ValueError, match="dy: expected shape"):
-            cpu.relu_dropout_backward(dy, case.dy)
+            elementwise.relu_dropout_backward(dy, case.dy)
 
     def test_block_size(self):
         layout = BlockLayout(torch.ones(1, 1, dtype=torch.bool), 8)

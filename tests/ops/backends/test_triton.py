@@ -8,15 +8,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from sniper.layers import BlockLayout
 from sniper.ops import dispatch
-from sniper.ops.backends import triton
-from sniper.ops.backends.triton import launch
-from sniper.ops.geometry import Geometry
+from sniper.ops.backends import TRITON
+from sniper.ops.backends.triton import elementwise, launch, tuning
+from sniper.ops.geometry import Epilogue, Geometry
 
 CUDA = torch.device("cuda", 0)
 
@@ -35,40 +36,45 @@ def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> Non
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: "Some GPU")
 
 
+def tensor(dtype: torch.dtype, device: torch.device) -> SimpleNamespace:
+    """As much of a tensor as the choice of a backend looks at."""
+    return SimpleNamespace(dtype=dtype, device=device)
+
+
 def layout(block: int = 64, taps: int = 1) -> BlockLayout:
     return BlockLayout(torch.ones(3, taps, 2, dtype=torch.bool), block)
 
 
 def test_not_on_a_cpu():
-    assert not triton.available(torch.float32, torch.device("cpu"))
+    assert not TRITON.serves(tensor(torch.float32, torch.device("cpu")))
     x, w = torch.randn(1, 4, 128), torch.randn(192, 128)
     with pytest.raises(ValueError, match="x: expected a tensor on a GPU, got one on cpu"):
-        triton.fwd(x, w, None, layout(), Geometry())
+        TRITON.fwd(x, w, None, layout(), Geometry())
     with pytest.raises(ValueError, match="x: expected a tensor on a GPU"):
-        triton.dropout(x, 0.5, 1)
+        elementwise.dropout(x, 0.5, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_from_sm_80_on(monkeypatch, dtype):
     pretend(monkeypatch, (8, 0))
-    assert triton.available(dtype, CUDA)
-    assert not triton.available(torch.float64, CUDA)
+    assert TRITON.serves(tensor(dtype, CUDA))
+    assert not TRITON.serves(tensor(torch.float64, CUDA))
 
 
 def test_an_old_gpu_runs_dense_and_says_so_once(monkeypatch):
     pretend(monkeypatch, (7, 5))
     with pytest.warns(UserWarning, match="run dense: Some GPU is sm_75, older than sm_80"):
-        assert not triton.available(torch.float32, CUDA)
+        assert not TRITON.serves(tensor(torch.float32, CUDA))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not triton.available(torch.float32, CUDA)
+        assert not TRITON.serves(tensor(torch.float32, CUDA))
 
 
 def test_no_triton_runs_dense_and_says_so(monkeypatch):
     pretend(monkeypatch, (9, 0))
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match="run dense: Triton is not installed"):
-        assert not triton.available(torch.float32, CUDA)
+        assert not TRITON.serves(tensor(torch.float32, CUDA))
 
 
 def test_import_loads_no_triton():
@@ -90,11 +96,8 @@ def test_import_loads_no_triton():
 @pytest.mark.filterwarnings("ignore:block-sparse layers run dense")
 def test_dense_is_the_other_candidate(monkeypatch, capability, block, candidates):
     pretend(monkeypatch, capability)
-
-    class OnGpu:
-        dtype, device = torch.bfloat16, CUDA
-
-    assert dispatch._candidates(layout(block), OnGpu()) == candidates
+    chosen = dispatch.candidates(layout(block), tensor(torch.bfloat16, CUDA))
+    assert [backend.name for backend in chosen] == candidates
 
 
 @pytest.fixture
@@ -124,17 +127,16 @@ def test_refused(as_interpreted, change, message):
     values = {"x": torch.randn(1, 4, 128), "w": torch.randn(192, 128), "b": None}
     values |= {"layout": layout(), "geometry": Geometry(), "p": 0.0, "seed": 0} | change
     with pytest.raises(ValueError, match=message):
-        triton.fwd(
+        TRITON.fwd(
             *(values[n] for n in ("x", "w", "b", "layout", "geometry")),
-            dropout_p=values["p"],
-            seed=values["seed"],
+            Epilogue(False, values["p"], values["seed"]),
         )
 
 
 def test_more_than_32_bits_count_is_refused(as_interpreted):
     many = torch.zeros(1, 1, 128).expand(2**31, 1, 128)
     with pytest.raises(ValueError, match=r"x: expected fewer than 2\^31 rows"):
-        triton.fwd(many, torch.randn(192, 128), None, layout(), Geometry())
+        TRITON.fwd(many, torch.randn(192, 128), None, layout(), Geometry())
     wide = BlockLayout(torch.zeros(512, 256, dtype=torch.bool), 128)
     with pytest.raises(ValueError, match=r"layout: expected fewer than 2\^31 weights"):
         launch.check_layout(wide, Geometry(), torch.device("cpu"))
@@ -143,15 +145,15 @@ def test_more_than_32_bits_count_is_refused(as_interpreted):
 def test_a_layout_elsewhere_is_refused(as_interpreted):
     moved = layout().to("meta")
     with pytest.raises(ValueError, match="layout.crow_indices: expected int32 .* on cpu"):
-        triton.dgrad(torch.randn(1, 4, 192), torch.randn(192, 128), moved, Geometry(), 4)
+        TRITON.dgrad(torch.randn(1, 4, 192), torch.randn(192, 128), moved, Geometry(), 4)
 
 
 def test_gradients_that_do_not_fit_are_refused(as_interpreted):
     x, dy = torch.randn(1, 4, 128), torch.randn(1, 5, 192)
     with pytest.raises(ValueError, match=r"dy: expected shape \[1, 4, 192\], got \[1, 5, 192\]"):
-        triton.wgrad(dy, x, layout(), Geometry())
+        TRITON.wgrad(dy, x, layout(), Geometry())[0]
     with pytest.raises(ValueError, match=r"dy: expected shape \[1, 4, 128\]"):
-        triton.relu_dropout_backward(dy, x, 0.1)
+        elementwise.relu_dropout_backward(dy, x, 0.1)
 
 
 def test_paths_by_chip_block_dtype_and_alignment(monkeypatch):
@@ -159,7 +161,7 @@ def test_paths_by_chip_block_dtype_and_alignment(monkeypatch):
     x, w = torch.zeros(1, 4, 128), torch.zeros(192, 128)
 
     def paths(x=x, w=w, block=64):
-        return {path for path, _ in launch.plans("fwd", layout(block), x, w)}
+        return {path for path, _ in tuning.tilings("fwd", layout(block), x, w)}
 
     assert paths() == {"pointer"}  # true float32 knows no tensor cores
     x, w = x.half(), w.half()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sniper import _C
-from sniper.ops.backends.cpu import dropout_words
+from sniper.ops.backends.cpu.launch import dropout_words
 
 
 def softmax_dropout_(
@@ -23,7 +23,7 @@ def softmax_dropout_(
     Args:
         scores: contiguous `[H, B, T, S]`.
         key_mask: bool `[B, S]`, true where a key counts; None: all count.
-        p, seed: dropout zeroes what `cpu.dropout` zeroes in a tensor of this shape.
+        p, seed: dropout zeroes what `elementwise.dropout` zeroes in a tensor of this shape.
 
     Raises:
         ValueError: not contiguous float32 on the CPU, or a mask that does not fit.

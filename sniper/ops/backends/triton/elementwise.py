@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton executor's dropout, gradient of ReLU and dropout, and sums of rows."""
+"""The Triton backend's dropout, gradient of ReLU and dropout, and sums of rows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Triton executor needs around its launches: checks, device facts, tile sizes."""
+"""What the Triton backend needs around its launches: checks, device facts, descriptors."""
 
 from __future__ import annotations
 
@@ -14,18 +14,13 @@ import torch
 from torch import Tensor
 
 from sniper.kernels import configs
-from sniper.ops import timings
-from sniper.ops.checks import check_shape
+from sniper.ops.backend import check_shape
 from sniper.ops.geometry import Geometry
+from sniper.ops.layout import BlockLayout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What a weight gradient fills: programs per multiprocessor, if each has that many tiles to add.
 WAVES, SPLIT_TILES = 4, 8
-
-Plan = tuple[str, configs.Config]
-
-# Set while `tune` times one configuration.
-forced_plan: Plan | None = None
 
 
 @cache
@@ -112,7 +107,7 @@ def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | No
         check_shape(name, t, shape)
 
 
-def check_layout(layout: Any, geometry: Geometry, device: torch.device) -> tuple[int, int]:
+def check_layout(layout: BlockLayout, geometry: Geometry, device: torch.device) -> tuple[int, int]:
     """`(N, C)` of a layout that fits; what its indices say is not read: that would wait."""
     rows, taps, inner = layout.shape
     if layout.block_size not in configs.BLOCK_SIZES:
@@ -141,54 +136,6 @@ def check_layout(layout: Any, geometry: Geometry, device: torch.device) -> tuple
                 f"got {t.dtype} {list(t.shape)} on {t.device}"
             )
     return rows * layout.block_size, inner * layout.block_size
-
-
-def plans(which: str, layout: Any, *operands: Tensor) -> list[Plan]:
-    """Paths and configurations that can run a pass on these tensors, the preferred first."""
-    device, block, values = operands[0].device, layout.block_size, kind(operands[0])
-    op = "wgrad" if which == "wgrad" else "product"
-    paths = ["pointer"]
-    tma = configs.has_tma(arch(device)) and block >= 64 and values != "fp32"
-    if tma and all(_copy_engine_takes(t) for t in operands):
-        paths = ["tma", "pointer"]
-    return [
-        (path, config)
-        for path in paths
-        for config in configs.candidates(op, path, block, values, arch(device))
-    ]
-
-
-def plan(which: str, layout: Any, geometry: Geometry, *operands: Tensor) -> Plan:
-    """The measured best of `plans` if it was tuned, else the table's for this length."""
-    if forced_plan is not None:
-        return forced_plan
-    known = plans(which, layout, *operands)
-    times = timings.known(tuning_key(which, layout, geometry, operands[0]))
-    if times and all(plan_name(p) in times for p in known):
-        return min(known, key=lambda p: times[plan_name(p)])
-    path = known[0][0]
-    length = operands[0].shape[1]
-    if geometry.taps == 1:
-        length *= operands[0].shape[0]
-    return path, configs.for_length([c for p, c in known if p == path], length)
-
-
-def plan_name(plan: Plan) -> str:
-    """A plan in words."""
-    path, c = plan
-    return f"{path} {c.tokens}x{c.width} {c.warps} warps {c.stages} stages"
-
-
-def tuning_key(which: str, layout: Any, geometry: Geometry, x: Tensor) -> str:
-    """Everything that times depend on; tokens by power of two, density in tenths."""
-    rows, taps, inner = layout.shape
-    machine = timings.machine(x.device)
-    tokens = (x.shape[0] * x.shape[1]).bit_length()
-    return (
-        f"triton {machine} {which} {x.dtype} {kind(x)} {rows}x{taps}x{inner} blocks of "
-        f"{layout.block_size} dilation {geometry.dilation} 2^{tokens} tokens "
-        f"density {round(10 * layout.density)}/10"
-    )
 
 
 def split_tiles(device: torch.device, programs: int, tiles: int) -> int:
@@ -221,13 +168,3 @@ def matrix_shape(x: Tensor) -> tuple[int, int]:
     """Rows and columns of `[..., N]`."""
     columns = x.shape[-1] if x.dim() else 1
     return x.numel() // max(columns, 1), columns
-
-
-def _copy_engine_takes(t: Tensor) -> bool:
-    """Aligned to 16 bytes, rows too; a copy of what is not dense in its channels will be."""
-    if not t.numel():
-        return False
-    if t.stride(-1) != 1:
-        return True
-    strides = [s * t.element_size() for s in t.stride()[:-1]]
-    return t.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in strides)

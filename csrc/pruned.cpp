@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pruned.h"
+
+#include <atomic>
+#include <cstring>
+
+#include "cpu/parallel.h"
+
+namespace sniper {
+namespace {
+
+bool is_zero(const uint8_t* bytes, int64_t n) {
+  uint64_t any = 0, word;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    std::memcpy(&word, bytes + i, 8);
+    any |= word;
+  }
+  for (; i < n; i++) any |= bytes[i];
+  return any == 0;
+}
+
+// Calls visit(address) for the row pieces of all pruned blocks until one returns false.
+template <typename Visit>
+void each_pruned(const BlockedRows& w, const uint8_t* mask, int threads, const Visit& visit) {
+  std::atomic<bool> go{true};
+  cpu::parallel_for(threads, w.block_rows, [&](int64_t r, int) {
+    const uint8_t* row_mask = mask + r * w.block_cols;
+    for (int64_t i = 0; i < w.block_size && go.load(std::memory_order_relaxed); i++) {
+      uint8_t* row = w.data + (r * w.block_size + i) * w.row_stride;
+      for (int64_t c = 0; c < w.block_cols; c++) {
+        if (!row_mask[c] && !visit(row + c * w.block_bytes)) go.store(false, std::memory_order_relaxed);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+bool pruned_is_nonzero(const BlockedRows& weight, const uint8_t* mask, int threads) {
+  std::atomic<bool> found{false};
+  each_pruned(weight, mask, threads, [&](const uint8_t* piece) {
+    if (is_zero(piece, weight.block_bytes)) return true;
+    found.store(true, std::memory_order_relaxed);
+    return false;
+  });
+  return found.load();
+}
+
+void zero_pruned(const BlockedRows& weight, const uint8_t* mask, int threads) {
+  // Reading first leaves clean memory clean: most steps leave zeros where zeros were.
+  each_pruned(weight, mask, threads, [&](uint8_t* piece) {
+    if (!is_zero(piece, weight.block_bytes)) std::memset(piece, 0, weight.block_bytes);
+    return true;
+  });
+}
+
+}  // namespace sniper

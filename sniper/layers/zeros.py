@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pruned weights are zero after every optimizer's step, whatever the optimizer did.
+
+A gradient of zero does not keep a weight at zero: momentum from before the mask, noise on gradients
+or an optimizer that mixes a matrix's entries moves it. So whoever masks weights registers here, and
+one hook behind `step()` of all of torch's optimizers puts the zeros back.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import Any, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class MaskedWeights(Protocol):
+    """Somebody whose pruned weights must stay zero."""
+
+    def masked_parameters(self) -> list[nn.Parameter]:
+        """The parameters of which something is pruned now."""
+        ...
+
+    def zero_pruned(self, parameter: nn.Parameter) -> None:
+        """Zeroes what is pruned of one of them."""
+        ...
+
+
+_owners: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def keep_zeros(owner: MaskedWeights) -> None:
+    """From now on, and as long as `owner` lives, its pruned weights are zero after each step."""
+    _owners.add(owner)
+    _install()
+
+
+@functools.cache
+def _install() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    if not _owners:
+        return
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for owner in list(_owners):
+        for p in owner.masked_parameters():
+            if id(p) in stepped:
+                owner.zero_pruned(p)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend is: one way to compute a layer's three passes over its active blocks.
+
+All backends compute the same function of weight and mask, whatever lies in the pruned places; they
+differ in speed and in the last bits. `sniper.ops.dispatch` chooses among them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
+from sniper.ops.layout import BlockLayout
+
+
+class Backend(Protocol):
+    """Computes on detached tensors; every argument is checked, every result is a fresh tensor.
+
+    Attributes:
+        name: what `sniper.ops.use_backend` calls it.
+        fuses_epilogue: whether `fwd` applies ReLU and dropout on its way, not in a visit after it.
+        fuses_bias_grad: whether `wgrad` sums dy on its way.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fuses_epilogue(self) -> bool: ...
+
+    @property
+    def fuses_bias_grad(self) -> bool: ...
+
+    def takes(self, x: Tensor, layout: BlockLayout) -> bool:
+        """Whether it can run on tensors of this dtype, on this device, with blocks of this size."""
+        ...
+
+    def fwd(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layout: BlockLayout,
+        geometry: Geometry,
+        epilogue: Epilogue = NO_EPILOGUE,
+    ) -> Tensor:
+        """`y = epilogue(x * W^T + b)` over the active blocks and taps.
+
+        Args:
+            x: `[B, T, C]`, any strides.
+            weight: `[N, taps * C]`; pruned blocks count as zero.
+            bias: `[N]` or None.
+            layout: the weight's active blocks, on the same device.
+            geometry: taps, dilation and padding.
+            epilogue: ReLU and dropout on the result.
+
+        Returns:
+            `[B, T_out, N]`, contiguous.
+
+        Raises:
+            ValueError: a dtype, device, shape or layout that does not fit.
+        """
+        ...
+
+    def dgrad(
+        self, dy: Tensor, weight: Tensor, layout: BlockLayout, geometry: Geometry, length: int
+    ) -> Tensor:
+        """dL/dx `[B, length, C]`, contiguous, for dy `[B, T_out, N]`; the rest as in `fwd`."""
+        ...
+
+    def wgrad(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        layout: BlockLayout,
+        geometry: Geometry,
+        with_bias: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """dL/dW `[N, taps * C]`, exactly 0 in pruned blocks, and dL/db `[N]` if asked for."""
+        ...
+
+
+def out_length(geometry: Geometry, length: int) -> int:
+    """Rows of y for `length` rows of x.
+
+    Raises:
+        ValueError: a geometry that is no convolution, or fewer rows than its taps span.
+    """
+    if min(geometry.pad_left, geometry.pad_right) < 0 or min(geometry.taps, geometry.dilation) < 1:
+        raise ValueError(
+            f"geometry: expected taps and dilation >= 1 and padding >= 0, got {geometry}"
+        )
+    out = geometry.out_length(length)
+    if out < 0 or length < 0:
+        raise ValueError(
+            f"x: expected at least {length - out} rows for {geometry}, got {length}: pad more"
+        )
+    return out
+
+
+def check_shape(name: str, t: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Refuses another shape; None stands for any size.
+
+    Raises:
+        ValueError: names expected and got.
+    """
+    fits = len(shape) == t.dim() and all(
+        w is None or w == g for w, g in zip(shape, t.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if s is None else str(s) for s in shape)
+        raise ValueError(f"{name}: expected shape [{wanted}], got {list(t.shape)}")

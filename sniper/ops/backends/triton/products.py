@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Block-sparse products on NVIDIA GPUs from sm_80, in Triton. Nothing here waits for the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sniper.kernels import configs
+from sniper.ops.backend import out_length
+from sniper.ops.backends.triton import launch
+from sniper.ops.backends.triton.elementwise import column_sums, dropout_args
+from sniper.ops.backends.triton.tuning import Tiling, pick_tiling, tune
+from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
+from sniper.ops.layout import BlockLayout
+
+
+@dataclass(frozen=True)
+class TritonBackend:
+    """Our GPU kernels: float32 (as tf32 where torch allows it), bfloat16 and float16, summed in
+    float32.
+
+    Passes are as in `sniper.ops.backend.Backend`, with one argument more: `tiling` says how to
+    launch; None takes the measured or built-in one. A seed is an int64 scalar on the device, or a
+    number, which costs a launch; it zeroes what the same seed zeroes on the CPU.
+    """
+
+    name: str = "triton"
+    fuses_epilogue: bool = True
+    fuses_bias_grad: bool = False
+
+    def takes(self, x: Tensor, layout: BlockLayout) -> bool:
+        """As the protocol has it; says once why a GPU does not do."""
+        return layout.block_size in configs.BLOCK_SIZES and self.serves(x)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether kernels take tensors such as this, products or not."""
+        return (
+            x.device.type == "cuda" and x.dtype in launch.DTYPES and launch.usable(x.device.index)
+        )
+
+    def fwd(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        layout: BlockLayout,
+        geometry: Geometry,
+        epilogue: Epilogue = NO_EPILOGUE,
+        tiling: Tiling | None = None,
+    ) -> Tensor:
+        n, c = launch.check_layout(layout, geometry, x.device)
+        launch.check("x", x, x, (None, None, c))
+        launch.check("weight", weight, x, (n, geometry.taps * c))
+        if bias is not None:
+            launch.check("bias", bias, x, (n,))
+            bias = bias.contiguous()
+        y = x.new_empty(x.shape[0], out_length(geometry, x.shape[1]), n)
+        end = (bias, *dropout_args(epilogue.p, epilogue.seed, x.device), epilogue.relu)
+        tiling = tiling or pick_tiling("fwd", layout, geometry, x, weight)
+        return _product(tiling, x, weight, y, layout, geometry, end)
+
+    def dgrad(
+        self,
+        dy: Tensor,
+        weight: Tensor,
+        layout: BlockLayout,
+        geometry: Geometry,
+        length: int,
+        tiling: Tiling | None = None,
+    ) -> Tensor:
+        n, c = launch.check_layout(layout, geometry, dy.device)
+        launch.check("dy", dy, dy, (None, out_length(geometry, length), n))
+        launch.check("weight", weight, dy, (n, geometry.taps * c))
+        dx = dy.new_empty(dy.shape[0], length, c)
+        tiling = tiling or pick_tiling("dgrad", layout, geometry, dy, weight)
+        return _product(tiling, dy, weight, dx, layout, geometry)
+
+    def wgrad(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        layout: BlockLayout,
+        geometry: Geometry,
+        with_bias: bool = False,
+        tiling: Tiling | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As the protocol has it. Tokens are split among programs whose sums are added in a fixed
+        order: equal inputs give equal bits.
+        """
+        n, c = launch.check_layout(layout, geometry, x.device)
+        launch.check("x", x, x, (None, None, c))
+        launch.check("dy", dy, x, (x.shape[0], out_length(geometry, x.shape[1]), n))
+        dw = x.new_zeros(n, geometry.taps * c)
+        tiling = tiling or pick_tiling("wgrad", layout, geometry, dy, x)
+        _wgrad(tiling, dy, x, dw, layout, geometry)
+        return dw, column_sums(dy) if with_bias else None
+
+    def tune(self, which: str, layout: BlockLayout, geometry: Geometry, *args) -> str:
+        """Times every tiling of a pass on these tensors; later calls use the fastest.
+
+        Args:
+            which: `fwd`, `dgrad` or `wgrad`.
+            args: x, weight, bias; dy, weight, length; or dy, x.
+
+        Returns:
+            What was chosen, in words.
+        """
+
+        return tune(
+            which,
+            layout,
+            geometry,
+            args[:2],
+            lambda tiling: self.run_with(tiling, which, layout, geometry, *args),
+        )
+
+    def run_with(
+        self, tiling: Tiling, which: str, layout: BlockLayout, geometry: Geometry, *args
+    ) -> Tensor:
+        """A pass by its name, launched as `tiling` says; `args` as `tune` takes them."""
+        if which == "fwd":
+            return self.fwd(*args, layout, geometry, tiling=tiling)
+        if which == "dgrad":
+            dy, weight, length = args
+            return self.dgrad(dy, weight, layout, geometry, length, tiling=tiling)
+        return self.wgrad(*args, layout, geometry, tiling=tiling)[0]
+
+
+TRITON = TritonBackend()
+
+
+def _product(
+    tiling: Tiling,
+    src: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    layout: BlockLayout,
+    geometry: Geometry,
+    epilogue: tuple | None = None,
+) -> Tensor:
+    """The forward pass, or without `epilogue` the input gradient; returns `out`, shape and all."""
+    if not out.numel():
+        return out
+    (path, config), block = tiling, layout.block_size
+    transposed, twin, sign = (False, "", 1) if epilogue else (True, "_t", -1)
+    bias, seed, threshold, scale, relu = epilogue or (None, None, 0, 1.0, False)
+    src, weight = launch.rows_contiguous(src), launch.rows_contiguous(weight)
+    src, rows_out = launch.flat(geometry, src, out)
+    batch, length = rows_out.shape[:2]
+    rows, inner = rows_out.shape[2] // block, src.shape[2] // block
+    length_tiles = -(-length // config.tokens)
+    tiles = batch * length_tiles
+    if path == "tma":
+        kernel = launch.kernels().product_tma
+        tile = [config.width, block] if transposed else [block, config.width]
+        operands = (
+            launch.descriptor(src, [1, config.tokens, config.width]),
+            launch.descriptor(weight, tile),
+        )
+        strides = ()
+    else:
+        kernel, operands = launch.kernels().product_pointer, (src, weight)
+        strides = (src.shape[1], src.stride(0), src.stride(1), weight.stride(0))
+    with launch.on(src.device):
+        kernel[(rows * tiles,)](
+            *operands,
+            rows_out,
+            bias,
+            seed,
+            *(getattr(layout, f"{n}{twin}") for n in ("crow_indices", "col_indices", "row_order")),
+            *(length, length_tiles, tiles, rows, inner),
+            *(-sign * geometry.pad_left, sign * geometry.dilation),
+            *(threshold, scale),
+            *strides,
+            B=block,
+            BT=config.tokens,
+            BK=config.width,
+            GROUP=configs.GROUP,
+            TRANSPOSED=transposed,
+            RELU=relu,
+            PRECISION=launch.precision(src),
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
+    return out
+
+
+def _wgrad(
+    tiling: Tiling, dy: Tensor, x: Tensor, dw: Tensor, layout: BlockLayout, geometry: Geometry
+) -> Tensor:
+    """Fills the active blocks of `dw`, which is zero, and returns it."""
+    (path, config), block, entries = tiling, layout.block_size, layout.nnz
+    if not entries or not dy.numel() or not x.numel():
+        return dw
+    rows, taps, inner = layout.shape
+    dy, x = (launch.rows_contiguous(t) for t in (dy, x))
+    dy, x = launch.flat(geometry, dy, x)
+    length_tiles = -(-dy.shape[1] // config.tokens)
+    tiles = dy.shape[0] * length_tiles
+    chunks = -(-taps * inner // config.width)
+    tiles_of_split = launch.split_tiles(x.device, -(-entries // config.width), tiles)
+    splits = -(-tiles // tiles_of_split)
+    partial = x.new_empty(splits, entries, block, block, dtype=torch.float32)
+    strides = ()
+    if path == "tma":
+        kernel, tile = launch.kernels().wgrad_tma, [1, config.tokens, block]
+        operands = (launch.descriptor(dy, tile), launch.descriptor(x, tile))
+    else:
+        kernel, operands = launch.kernels().wgrad_pointer, (dy, x)
+        strides = (dy.shape[1], x.shape[1], dy.stride(0), dy.stride(1), x.stride(0), x.stride(1))
+    with launch.on(x.device):
+        kernel[(rows * chunks * splits,)](
+            *operands,
+            partial,
+            *(layout.crow_indices, layout.col_indices, layout.row_order),
+            *(rows, chunks, inner, entries, length_tiles, tiles, tiles_of_split),
+            *(-geometry.pad_left, geometry.dilation),
+            *strides,
+            B=block,
+            BT=config.tokens,
+            G=config.width,
+            PRECISION=launch.precision(x),
+            num_warps=config.warps,
+            num_stages=config.stages,
+        )
+        launch.kernels().wgrad_reduce[(entries, block // 16)](
+            *(partial, dw, layout.row_indices, layout.col_indices, entries, splits, dw.shape[1]),
+            B=block,
+            BN=16,
+        )
+    return dw

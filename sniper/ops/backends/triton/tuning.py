@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which kernel and tile sizes a pass is launched with: a built-in table, or what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sniper.kernels import configs
+from sniper.ops import timings
+from sniper.ops.backends.triton import launch
+from sniper.ops.geometry import Geometry
+from sniper.ops.layout import BlockLayout
+
+
+class Tiling(NamedTuple):
+    """How a pass is launched.
+
+    Args:
+        path: `tma` (the copy engine of sm_90 and newer) or `pointer` (any GPU from sm_80).
+        config: tile sizes, warps and pipeline stages.
+    """
+
+    path: str
+    config: configs.Config
+
+    def __str__(self) -> str:
+        c = self.config
+        return f"{self.path} {c.tokens}x{c.width} {c.warps} warps {c.stages} stages"
+
+
+def tilings(which: str, layout: BlockLayout, *operands: Tensor) -> list[Tiling]:
+    """Everything that can run a pass on these tensors, the preferred first."""
+    device, block, values = operands[0].device, layout.block_size, launch.kind(operands[0])
+    op = "wgrad" if which == "wgrad" else "product"
+    paths = ["pointer"]
+    tma = configs.has_tma(launch.arch(device)) and block >= 64 and values != "fp32"
+    if tma and all(_copy_engine_takes(t) for t in operands):
+        paths = ["tma", "pointer"]
+    return [
+        Tiling(path, config)
+        for path in paths
+        for config in configs.candidates(op, path, block, values, launch.arch(device))
+    ]
+
+
+def pick_tiling(which: str, layout: BlockLayout, geometry: Geometry, *operands: Tensor) -> Tiling:
+    """The measured best of `tilings` if it was tuned, else the table's for this length."""
+    usable = tilings(which, layout, *operands)
+    times = timings.known(tuning_key(which, layout, geometry, operands[0]))
+    if times and all(str(t) in times for t in usable):
+        return min(usable, key=lambda t: times[str(t)])
+    path = usable[0].path
+    length = operands[0].shape[1]
+    if geometry.taps == 1:
+        length *= operands[0].shape[0]
+    fitting = configs.for_length([t.config for t in usable if t.path == path], length)
+    return Tiling(path, fitting)
+
+
+def tuning_key(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -> str:
+    """Everything that times depend on; tokens by power of two, density in tenths."""
+    rows, taps, inner = layout.shape
+    machine = timings.machine(x.device)
+    tokens = (x.shape[0] * x.shape[1]).bit_length()
+    return (
+        f"triton {machine} {which} {x.dtype} {launch.kind(x)} {rows}x{taps}x{inner} blocks of "
+        f"{layout.block_size} dilation {geometry.dilation} 2^{tokens} tokens "
+        f"density {round(10 * layout.density)}/10"
+    )
+
+
+def tune(
+    which: str,
+    layout: BlockLayout,
+    geometry: Geometry,
+    operands: tuple[Tensor, Tensor],
+    run: Callable[[Tiling], Tensor],
+) -> str:
+    """Times every tiling of a pass on these tensors; later calls use the fastest.
+
+    The times are kept on disk by shape, dtype, density in tenths and device.
+
+    Args:
+        which: `fwd`, `dgrad` or `wgrad`.
+        operands: the pass's x or dy, and its weight or x.
+        run: computes the pass with one tiling.
+
+    Returns:
+        What was chosen, in words.
+    """
+    if not tuned(which, layout, geometry, operands[0]):
+        timings.outdate()  # until now the table's tiling ran
+    calls = {str(t): (lambda t=t: run(t)) for t in tilings(which, layout, *operands)}
+    return timings.fastest(tuning_key(which, layout, geometry, operands[0]), calls)
+
+
+def tuned(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -> bool:
+    """Whether `tune` has times for a pass on tensors such as its first, x or dy."""
+    return timings.known(tuning_key(which, layout, geometry, x)) is not None
+
+
+def _copy_engine_takes(t: Tensor) -> bool:
+    """Aligned to 16 bytes, rows too; a copy of what is not dense in its channels will be."""
+    if not t.numel():
+        return False
+    if t.stride(-1) != 1:
+        return True
+    strides = [s * t.element_size() for s in t.stride()[:-1]]
+    return t.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in strides)

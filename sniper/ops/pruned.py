@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies in the pruned blocks of a weight: kept at zero, and never counted if it is not.
+
+Kernels that skip pruned blocks never see what is in them. Dense products would multiply with it, so
+they ask here first. On a CPU the bytes are looked at, which costs a part of reading the weight. On
+a GPU looking would wait for it: zeros are known from whoever wrote them, or a copy is masked.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sniper import _C
+from sniper.ops.layout import BlockLayout
+
+
+def masked(matrix: Tensor, layout: BlockLayout) -> Tensor:
+    """`matrix` with zeros in its pruned blocks: itself where they are there, else a copy. All of
+    an outgrown layout's weight counts.
+
+    Args:
+        matrix: `[N, taps * C]`.
+        layout: its active blocks, on the same device.
+    """
+    if layout.is_full or layout.outgrown or layout.zeros_known(matrix):
+        return matrix
+    if matrix.device.type == "cpu" and matrix.stride(-1) == 1:
+        blocks = _blocks(matrix, layout)
+        mask = layout.block_mask.data_ptr()
+        if not _C.pruned_is_nonzero(matrix.data_ptr(), blocks, mask, torch.get_num_threads()):
+            return matrix
+    return mask_blocks_(matrix.clone(memory_format=torch.contiguous_format), layout)
+
+
+def mask_blocks_(matrix: Tensor, layout: BlockLayout) -> Tensor:
+    """Zeroes the pruned blocks of a contiguous `[N, taps * C]`, in place, and returns it."""
+    rows, taps, cols = layout.shape
+    blocks = matrix.view(rows, layout.block_size, taps, cols, layout.block_size)
+    # masked_fill, not a product: an infinite gradient in a pruned block must not become NaN.
+    blocks.masked_fill_(~layout.block_mask[:, None, :, :, None], 0)
+    return matrix
+
+
+@torch.no_grad()
+def zero_pruned_(weight: Tensor, layout: BlockLayout) -> None:
+    """Zeroes the pruned blocks of a weight `[N, K]` or `[N, C, taps]`, in place, in any memory
+    order; on a CPU what is zero already is only read.
+    """
+    if layout.is_full:
+        return
+    rows = weight.detach().unsqueeze(2) if weight.dim() == 2 else weight.detach()
+    rows = rows.permute(0, 2, 1)  # [N, taps, C]
+    if not rows.is_contiguous():
+        rows.masked_fill_(~layout.element_mask(), 0)
+    elif weight.device.type == "cpu":
+        blocks = _blocks(rows.view(rows.shape[0], -1), layout)
+        mask = layout.block_mask.data_ptr()
+        _C.zero_pruned(weight.data_ptr(), blocks, mask, torch.get_num_threads())
+    else:
+        mask_blocks_(rows.view(rows.shape[0], -1), layout)
+    layout.mark_zeros(weight)
+
+
+def _blocks(matrix: Tensor, layout: BlockLayout) -> tuple[int, int, int, int, int]:
+    """Row stride, rows of blocks, blocks in a row, rows of a block, bytes of a block's row."""
+    rows, taps, cols = layout.shape
+    size, item = layout.block_size, matrix.element_size()
+    return matrix.stride(0) * item, rows, taps * cols, size, size * item

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Function transforms that custom ops do not take part in."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+
+def transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work around this call.
+
+    A custom op has a backward of its own. `torch.func.grad`, `jvp`, `vmap` and dual numbers do not
+    see it: some raise, and `jvp` silently takes the derivative to be zero. Ops compute by torch's
+    own functions there, which all transforms know.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
