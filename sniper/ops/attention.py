@@ -44,7 +44,7 @@ def attention(
         ValueError: shapes that do not fit together, or `dropout_p` outside [0, 1).
     """
     _check(q, k, v, heads, key_mask, dropout_p)
-    ours = q.dtype == torch.float32 and elementwise.serves_on_cpu(q) and not transformed()
+    ours = q.dtype == torch.float32 and elementwise.takes_on_cpu(q) and not transformed()
     if dropout_p and ours and not torch.is_autocast_enabled("cpu"):
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]

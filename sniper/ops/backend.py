@@ -33,8 +33,10 @@ class Backend(Protocol):
     @property
     def fuses_bias_grad(self) -> bool: ...
 
-    def takes(self, x: Tensor, layout: BlockLayout) -> bool:
-        """Whether it can run on tensors of this dtype, on this device, with blocks of this size."""
+    def takes(self, which: str, x: Tensor, layout: BlockLayout) -> bool:
+        """Whether it can run a pass (`fwd`, `dgrad`, `wgrad`) on tensors of this dtype, on this
+        device, with blocks of this size.
+        """
         ...
 
     def fwd(

@@ -59,7 +59,7 @@ def block_matmul(
         y = _by_torch(x, weight, bias, layout, geometry)
         return y if p is None else relu_then_dropout(y, p)
     padding = (geometry.dilation, geometry.pad_left, geometry.pad_right)
-    if p is not None and 0 <= p < 1 and elementwise.serves(x):
+    if p is not None and 0 <= p < 1 and elementwise.takes(x):
         seed = draw_seed(x.device) if p else None
         return _fwd(x, weight, bias, layout.handle, *padding, True, p, seed)
     y = _fwd(x, weight, bias, layout.handle, *padding, False, 0.0, None)

@@ -71,7 +71,7 @@ def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
         args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`;
             dy, x, whether dL/db is wanted for `wgrad`, which gives a pair.
     """
-    backends = candidates(layout, args[0])
+    backends = candidates(which, layout, args[0])
     key = _key(which, layout, geometry, args[0])
     if _autotune and TRITON in backends and not tuning.tuned(which, layout, geometry, args[0]):
         # No epilogue, no sum of dy: tile sizes do not depend on them.
@@ -88,11 +88,11 @@ def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
     return _call(chosen, which, layout, geometry, args)()
 
 
-def candidates(layout: BlockLayout, x: Tensor) -> list[Backend]:
+def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:
     """The backends that may run a pass on `x` or `dy`, the preferred first."""
     if layout.outgrown:
         return [DENSE]  # it alone reads the whole weight
-    ours = [b for b in (TRITON, CPU) if b.takes(x, layout)]
+    ours = [b for b in (TRITON, CPU) if b.takes(which, x, layout)]
     return [*ours, DENSE]
 
 

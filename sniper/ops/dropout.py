@@ -31,7 +31,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     _check(p)
     if not training or p == 0:
         return x
-    if p == 1 or not elementwise.serves_on_cpu(x) or transformed():
+    if p == 1 or not elementwise.takes_on_cpu(x) or transformed():
         return F.dropout(x, p)
     return _dropout(x, p, draw_seed())
 
@@ -40,7 +40,7 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     """`dropout(relu(x), p)` in one pass, and one in backward; arguments as in `dropout`."""
     _check(p)
     p = p if training else 0.0
-    if p == 1 or not elementwise.serves(x) or transformed():
+    if p == 1 or not elementwise.takes(x) or transformed():
         return F.dropout(F.relu(x), p)
     seed = draw_seed(x.device) if p else torch.zeros((), dtype=torch.int64, device=x.device)
     return _relu_dropout(x, p, seed)

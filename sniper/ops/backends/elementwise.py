@@ -3,42 +3,52 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sniper.ops.backends.cpu import elementwise as cpu
 from sniper.ops.backends.cpu.launch import DTYPES as CPU_DTYPES
 from sniper.ops.backends.triton import elementwise as triton
+from sniper.ops.backends.triton.launch import DTYPES as GPU_DTYPES
 from sniper.ops.backends.triton.products import TRITON
 from sniper.ops.geometry import Epilogue
 
 
-def serves(x: Tensor) -> bool:
-    """Whether these kernels take a tensor of this dtype on this device."""
-    return serves_on_cpu(x) or TRITON.serves(x)
+def takes(x: Tensor) -> bool:
+    """Whether `relu_dropout` and its gradient run on such a tensor without a stored mask."""
+    return takes_on_cpu(x) or (x.is_cuda and x.dtype in GPU_DTYPES)
 
 
-def serves_on_cpu(x: Tensor) -> bool:
+def takes_on_cpu(x: Tensor) -> bool:
     """Whether a CPU kernel takes this tensor."""
     return x.device.type == "cpu" and x.dtype in CPU_DTYPES
 
 
 def relu_dropout(x: Tensor, p: float, seed: int | Tensor) -> Tensor:
-    """`dropout(relu(x), p)`: zeroes what `seed` says, the same on every device."""
-    if x.is_cuda:
+    """`dropout(relu(x), p)`. Our kernels zero what `seed` says, the same on every device; torch,
+    which runs where a GPU's kernels are not trusted, draws from its own generator.
+    """
+    if not x.is_cuda:
+        return cpu.dropout(F.relu(x), p, int(seed))
+    if TRITON.serves(x):
         return triton.dropout(x, p, seed, relu=True)
-    return cpu.dropout(F.relu(x), p, int(seed))
+    return F.dropout(F.relu(x), p)
 
 
 def relu_dropout_backward(dy: Tensor, y: Tensor, p: float) -> Tensor:
     """dL/dz of `y = dropout(relu(z))`."""
-    return (triton if dy.is_cuda else cpu).relu_dropout_backward(dy, y, p)
+    if not dy.is_cuda:
+        return cpu.relu_dropout_backward(dy, y, p)
+    if TRITON.serves(dy):
+        return triton.relu_dropout_backward(dy, y, p)
+    return torch.where(y > 0, dy * (1 / (1 - p)), 0)
 
 
 def apply_epilogue(y: Tensor, epilogue: Epilogue) -> Tensor:
     """What a backend that fuses nothing does to its result; may overwrite `y`."""
-    if epilogue.relu and epilogue.p and y.is_cuda:
-        return triton.dropout(y, epilogue.p, epilogue.seed, relu=True)
+    if epilogue.relu and y.is_cuda and epilogue.p:
+        return relu_dropout(y, epilogue.p, epilogue.seed)
     if epilogue.relu:
         y = y.relu_()
     return cpu.dropout(y, epilogue.p, int(epilogue.seed)) if epilogue.p else y

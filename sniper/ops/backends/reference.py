@@ -22,7 +22,7 @@ class ReferenceBackend:
     fuses_epilogue: bool = False
     fuses_bias_grad: bool = False
 
-    def takes(self, x: Tensor, layout: BlockLayout) -> bool:
+    def takes(self, which: str, x: Tensor, layout: BlockLayout) -> bool:
         return True
 
     def fwd(

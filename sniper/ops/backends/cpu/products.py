@@ -39,7 +39,7 @@ class CpuBackend:
     fuses_epilogue: bool = True
     fuses_bias_grad: bool = True
 
-    def takes(self, x: Tensor, layout: BlockLayout) -> bool:
+    def takes(self, which: str, x: Tensor, layout: BlockLayout) -> bool:
         on_cpu = x.device.type == "cpu" and x.dtype in DTYPES
         return on_cpu and layout.block_size in BLOCK_SIZES
 

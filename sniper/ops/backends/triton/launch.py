@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sniper.kernels import configs
+from sniper.ops import selfcheck
 from sniper.ops.backend import check_shape
 from sniper.ops.geometry import Geometry
 from sniper.ops.layout import BlockLayout
@@ -39,18 +40,25 @@ def interpreted() -> bool:
     return knobs.runtime.interpret
 
 
+def usable(x: Tensor) -> bool:
+    """Whether kernels could run on this tensor, if they pass their check; says once why not."""
+    return x.device.type == "cuda" and x.dtype in DTYPES and why_not(x.device.index) is None
+
+
 @cache
-def usable(index: int | None) -> bool:
-    """Whether a GPU runs the kernels; warns once if not."""
+def why_not(index: int | None) -> str | None:
+    """What a GPU lacks to run the kernels, or None; the first time it warns."""
     major, minor = torch.cuda.get_device_capability(index)
     missing = None
-    if importlib.util.find_spec("triton") is None:
+    if torch.version.hip is not None:
+        missing = "this torch is built for ROCm, and the kernels are for NVIDIA GPUs"
+    elif importlib.util.find_spec("triton") is None:
         missing = "Triton is not installed"
     elif major < 8:
         missing = f"{torch.cuda.get_device_name(index)} is sm_{major}{minor}, older than sm_80"
     if missing:
         warnings.warn(f"block-sparse layers run dense: {missing}", stacklevel=2)
-    return missing is None
+    return missing
 
 
 @cache
@@ -78,9 +86,7 @@ def kind(t: Tensor) -> str:
     """How the tensor cores take a tensor's values: `half`, `tf32` or, without them, `fp32`."""
     if t.dtype != torch.float32:
         return "half"
-    matmul = torch.backends.cuda.matmul
-    allowed = getattr(matmul, "fp32_precision", None) or (matmul.allow_tf32 and "tf32")
-    return "tf32" if allowed == "tf32" else "fp32"
+    return selfcheck.precision()
 
 
 def precision(t: Tensor) -> str:

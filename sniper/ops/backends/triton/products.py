@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from sniper.kernels import configs
+from sniper.ops import selfcheck
 from sniper.ops.backend import out_length
-from sniper.ops.backends.triton import launch
+from sniper.ops.backends.triton import launch, tuning
 from sniper.ops.backends.triton.elementwise import column_sums, dropout_args
 from sniper.ops.backends.triton.tuning import Tiling, pick_tiling, tune
 from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
+
+# Elementwise kernels know no blocks; they are checked along with the products of this size.
+ELEMENTWISE_BLOCK = 64
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,15 @@ class TritonBackend:
     fuses_epilogue: bool = True
     fuses_bias_grad: bool = False
 
-    def takes(self, x: Tensor, layout: BlockLayout) -> bool:
-        """As the protocol has it; says once why a GPU does not do."""
-        return layout.block_size in configs.BLOCK_SIZES and self.serves(x)
+    def takes(self, which: str, x: Tensor, layout: BlockLayout) -> bool:
+        """As the protocol has it; checks a GPU's kernels first, and warns once if they fail."""
+        if layout.block_size not in configs.BLOCK_SIZES or not launch.usable(x):
+            return False
+        return bool(tuning.trusted_paths(which, layout.block_size, x))
 
     def serves(self, x: Tensor) -> bool:
-        """Whether kernels take tensors such as this, products or not."""
-        return (
-            x.device.type == "cuda" and x.dtype in launch.DTYPES and launch.usable(x.device.index)
-        )
+        """Whether elementwise kernels may run on tensors such as this."""
+        return launch.usable(x) and selfcheck.trusted(x, ELEMENTWISE_BLOCK, selfcheck.ELEMENTWISE)
 
     def fwd(
         self,

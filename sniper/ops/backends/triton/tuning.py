@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sniper.kernels import configs
-from sniper.ops import timings
+from sniper.ops import selfcheck, timings
 from sniper.ops.backends.triton import launch
 from sniper.ops.geometry import Geometry
 from sniper.ops.layout import BlockLayout
@@ -32,13 +32,37 @@ class Tiling(NamedTuple):
 
 
 def tilings(which: str, layout: BlockLayout, *operands: Tensor) -> list[Tiling]:
-    """Everything that can run a pass on these tensors, the preferred first."""
+    """Everything that may run a pass on these tensors, the preferred first."""
+    x = operands[0]
+    if x.device.type != "cuda":
+        return every_tiling(which, layout, *operands)
+    trusted = trusted_paths(which, layout.block_size, x)
+    return [t for t in every_tiling(which, layout, *operands) if t.path in trusted]
+
+
+def trusted_paths(which: str, block_size: int, x: Tensor) -> list[str]:
+    """The paths whose kernels have passed their check on x's GPU, the preferred first."""
+    paths = paths_of(block_size, x)
+    return [p for p in paths if selfcheck.trusted(x, block_size, selfcheck.family(p, op_of(which)))]
+
+
+def paths_of(block_size: int, x: Tensor) -> list[str]:
+    """The paths that a GPU has for a dtype and block size, the preferred first."""
+    tma = configs.has_tma(launch.arch(x.device)) and block_size >= 64 and launch.kind(x) != "fp32"
+    return ["tma", "pointer"] if tma else ["pointer"]
+
+
+def op_of(which: str) -> str:
+    """The family of kernels that runs a pass: `product` or `wgrad`."""
+    return "wgrad" if which == "wgrad" else "product"
+
+
+def every_tiling(which: str, layout: BlockLayout, *operands: Tensor) -> list[Tiling]:
+    """Everything that could run a pass on these tensors, checked or not, the preferred first."""
     device, block, values = operands[0].device, layout.block_size, launch.kind(operands[0])
-    op = "wgrad" if which == "wgrad" else "product"
-    paths = ["pointer"]
-    tma = configs.has_tma(launch.arch(device)) and block >= 64 and values != "fp32"
-    if tma and all(_copy_engine_takes(t) for t in operands):
-        paths = ["tma", "pointer"]
+    op, paths = op_of(which), paths_of(layout.block_size, operands[0])
+    if "tma" in paths and not all(_copy_engine_takes(t) for t in operands):
+        paths = ["pointer"]
     return [
         Tiling(path, config)
         for path in paths

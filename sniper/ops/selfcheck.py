@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A GPU's kernels are trusted after a check, which runs once a machine, in a process of its own.
+
+    python -m sniper.ops.selfcheck --device 0 --dtype bf16 --block-size 64
+
+A kernel that crashes, accesses memory that is not its own or never ends costs the child, not the
+run: the parent waits for a limited time, takes note of the family that was at work, and goes on
+behind it. Verdicts lie in the cache folder by GPU, driver, torch, Triton and kernel revision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sniper.ops import timings
+
+FORMAT = 1
+# Seconds without news from the child: a family compiles up to a dozen kernels.
+PATIENCE = 120.0
+REPORT = "please report it with the output of `python -m sniper.doctor --json`"
+_CASES = "sniper.ops.selfcheck_cases"
+ELEMENTWISE, RECORDED = "elementwise", "recorded step"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the check of one family found.
+
+    Attributes:
+        ok: whether it may be used.
+        error: largest error relative to the largest value; None where it did not get that far.
+        seconds: that the check took, compiling included.
+        message: what went wrong; empty if nothing.
+    """
+
+    ok: bool
+    error: float | None = None
+    seconds: float = 0.0
+    message: str = ""
+
+    @classmethod
+    def from_json(cls, data: Any) -> Verdict | None:
+        """None where `data` is not what `asdict` gives."""
+        try:
+            verdict = cls(**data)
+        except TypeError:
+            return None
+        numbers = (verdict.error or 0.0, verdict.seconds)
+        fine = isinstance(verdict.ok, bool) and isinstance(verdict.message, str)
+        return verdict if fine and all(isinstance(n, int | float) for n in numbers) else None
+
+
+_verdicts: dict[str, dict[str, Verdict]] = {}
+
+
+def trusted(x: Tensor, block_size: int, family: str) -> bool:
+    """Whether a family's kernels may run on tensors such as `x`, checked now if nobody knows.
+
+    Args:
+        x: on a GPU.
+        block_size: edge of the layout's blocks.
+        family: `ELEMENTWISE`, `RECORDED`, or what `family` gives.
+
+    Warns once for each family that is left out. `SNIPER_SELF_CHECK=skip` trusts everything.
+    """
+    if os.environ.get("SNIPER_SELF_CHECK") == "skip":
+        return True
+    verdict = check(x.device, dtype_name(x), block_size).get(family)
+    return verdict is not None and verdict.ok
+
+
+def family(path: str, op: str) -> str:
+    """The name under which kernels of one path (`tma`, `pointer`) and op (`product`, `wgrad`) are
+    trusted or left out.
+    """
+    return f"{path} {op}"
+
+
+def dtype_name(x: Tensor) -> str:
+    """`bf16`, `fp16`, `tf32` or `fp32`, as kernels would multiply this tensor."""
+    if x.dtype == torch.float32:
+        return precision()
+    return {torch.bfloat16: "bf16", torch.float16: "fp16"}[x.dtype]
+
+
+def precision() -> str:
+    """`tf32` where torch allows tensor cores to round float32, else `fp32`."""
+    matmul = torch.backends.cuda.matmul
+    allowed = getattr(matmul, "fp32_precision", None) or (matmul.allow_tf32 and "tf32")
+    return "tf32" if allowed == "tf32" else "fp32"
+
+
+def check(device: torch.device, dtype: str, block_size: int) -> dict[str, Verdict]:
+    """The verdicts of all families for a dtype and block size on a GPU, by family."""
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    key = f"{_machine(index)} {dtype} blocks of {block_size}"
+    if key not in _verdicts:
+        known = _read().get(key)
+        if known is None:
+            known = run(index, dtype, block_size)
+            _write(key, known)
+        _verdicts[key] = known
+        _warn(known, f"{dtype} in blocks of {block_size} on {torch.cuda.get_device_name(index)}")
+    return _verdicts[key]
+
+
+def _warn(verdicts: dict[str, Verdict], where: str) -> None:
+    """One line a reason, not one a family: without a compiler all fail alike."""
+    by_reason: dict[str, list[str]] = {}
+    for name, verdict in verdicts.items():
+        if not verdict.ok:
+            by_reason.setdefault(verdict.message, []).append(name)
+    for reason, names in by_reason.items():
+        warnings.warn(
+            f"sniper leaves out its {', '.join(names)} kernels for {where}: {reason}; other "
+            f"kernels or torch's own run; {REPORT}",
+            stacklevel=4,
+        )
+
+
+def run(
+    device: int | str,
+    dtype: str,
+    block_size: int,
+    cases: str = _CASES,
+    patience: float = PATIENCE,
+) -> dict[str, Verdict]:
+    """Checks every family in child processes, whatever is cached.
+
+    Args:
+        device: index of the GPU, or `cpu` for Triton's interpreter.
+        cases: module with `families(dtype, block_size, device)`.
+        patience: seconds that a family may take.
+    """
+    verdicts: dict[str, Verdict] = {}
+    with tempfile.TemporaryDirectory(prefix="sniper-check-") as folder:
+        while True:
+            news = Path(folder) / f"{len(verdicts)}.jsonl"
+            ended = _run_child(news, device, dtype, block_size, cases, list(verdicts), patience)
+            found, at_work = _read_news(news)
+            verdicts.update(found)
+            if ended is None:
+                return verdicts
+            if at_work is None:  # it did not come to begin a family
+                return verdicts or {"start": Verdict(False, message=ended)}
+            verdicts[at_work] = Verdict(False, message=ended)
+
+
+def _run_child(
+    news: Path,
+    device: int | str,
+    dtype: str,
+    block_size: int,
+    cases: str,
+    done: list[str],
+    patience: float,
+) -> str | None:
+    """None where the child came to its end, else why it did not."""
+    command = [sys.executable, "-m", "sniper.ops.selfcheck", "--device", str(device)]
+    command += ["--dtype", dtype, "--block-size", str(block_size), "--cases", cases]
+    command += ["--news", str(news), "--done", json.dumps(done)]
+    environment = {**os.environ, "SNIPER_SELF_CHECK": "skip"}
+    with open(news.with_suffix(".log"), "w+b") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        heard, size = time.monotonic(), 0
+        while child.poll() is None:
+            time.sleep(0.02)
+            now = news.stat().st_size if news.exists() else 0
+            if now != size:
+                heard, size = time.monotonic(), now
+            if time.monotonic() - heard > patience:
+                child.kill()
+                child.wait()
+                return f"it did not end within {patience:g} seconds"
+        if child.returncode == 0:
+            return None
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip().splitlines()
+    last = said[-1].strip()[:300] if said else "it said nothing"
+    if child.returncode < 0:
+        return f"its process was killed by signal {-child.returncode} ({last})"
+    return f"its process ended with status {child.returncode}: {last}"
+
+
+def _read_news(news: Path) -> tuple[dict[str, Verdict], str | None]:
+    """What the child found, and the family that it had begun and not ended."""
+    found: dict[str, Verdict] = {}
+    at_work = None
+    for line in news.read_text(encoding="utf-8").splitlines() if news.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # cut off when the child died
+        if "begins" in entry:
+            at_work = entry["begins"]
+            continue
+        verdict = Verdict.from_json(entry["verdict"])
+        if verdict is not None:
+            found[entry["family"]], at_work = verdict, None
+    return found, at_work
+
+
+def _child(options: argparse.Namespace) -> None:
+    """Checks family by family and tells each at once."""
+    device = torch.device("cpu" if options.device == "cpu" else f"cuda:{options.device}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    cases = importlib.import_module(options.cases)
+    allow_tf32 = options.dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
+    done = set(json.loads(options.done))
+    checks = cases.families(options.dtype, options.block_size, device)
+    with open(options.news, "a", encoding="utf-8") if options.news else sys.stdout as out:
+
+        def tell(entry: dict[str, Any]) -> None:
+            print(json.dumps(entry), file=out, flush=True)
+
+        for family, run_check in checks.items():
+            if family in done:
+                continue
+            tell({"begins": family})
+            started = time.monotonic()
+            error, message = None, ""
+            try:
+                error = run_check()
+            except Exception as problem:
+                text = " ".join(str(problem).split())[:300]
+                message = text if isinstance(problem, ValueError) else _named(problem, text)
+            verdict = Verdict(not message, error, time.monotonic() - started, message)
+            tell({"family": family, "verdict": asdict(verdict)})
+            # After an illegal access every later call fails: the next family needs a new process.
+            if message and device.type == "cuda":
+                torch.cuda.synchronize()
+
+
+def _named(problem: Exception, text: str) -> str:
+    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+
+
+@cache
+def _machine(index: int) -> str:
+    """Everything that a verdict depends on."""
+    major, minor = torch.cuda.get_device_capability(index)
+    return (
+        f"{torch.cuda.get_device_name(index)} sm_{major}{minor} driver {driver_version()} "
+        f"torch {torch.__version__} CUDA {torch.version.cuda} "
+        f"Triton {timings.triton_version()} kernels {timings.kernel_revision()}"
+    )
+
+
+@cache
+def driver_version() -> str:
+    """The NVIDIA driver's version, or `unknown`."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+        return next(w for w in words if w[0].isdigit() and "." in w)
+    except (OSError, StopIteration):
+        return "unknown"
+
+
+def _path() -> Path:
+    return timings.cache_folder() / f"self-check-{FORMAT}.json"
+
+
+def _read() -> dict[str, dict[str, Verdict]]:
+    """What is on disk; entries that are not ours count as not there."""
+    try:
+        data = json.loads(_path().read_text(encoding="utf-8"))
+        entries = data["verdicts"] if data["format"] == FORMAT else {}
+        items = [(key, dict(families)) for key, families in entries.items()]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, RecursionError):
+        return {}
+    result = {}
+    for key, families in items:
+        verdicts = {name: Verdict.from_json(v) for name, v in families.items()}
+        if verdicts and all(verdicts.values()):
+            result[key] = verdicts
+    return result
+
+
+def _write(key: str, verdicts: dict[str, Verdict]) -> None:
+    entries = {**_read(), key: verdicts}
+    plain = {k: {name: asdict(v) for name, v in vs.items()} for k, vs in entries.items()}
+    try:
+        path = _path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(
+            json.dumps({"format": FORMAT, "verdicts": plain}, indent=1), encoding="utf-8"
+        )
+        os.replace(temporary, path)
+    except (OSError, RuntimeError):
+        pass  # a read-only home: checked again by the next process
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The child's side; without `--news` it prints what it finds."""
+    parser = argparse.ArgumentParser(prog="python -m sniper.ops.selfcheck", description=__doc__)
+    parser.add_argument("--device", default="0", help="index of the GPU, or cpu")
+    parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp16", "tf32", "fp32"])
+    parser.add_argument("--block-size", type=int, default=64)
+    parser.add_argument("--cases", default=_CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--news", help=argparse.SUPPRESS)
+    parser.add_argument("--done", default="[]", help=argparse.SUPPRESS)
+    _child(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

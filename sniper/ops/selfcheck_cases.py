@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small awkward cases of every family of GPU kernels, each against the reference in float64.
+
+Odd lengths, an empty block row, padding on one side, dropout, a single row, and a step that is
+recorded and replayed with other values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sniper.ops import selfcheck
+from sniper.ops.backends import REFERENCE, TRITON
+from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
+from sniper.ops.backends.triton import elementwise, tuning
+from sniper.ops.geometry import Epilogue, Geometry
+from sniper.ops.layout import BlockLayout
+
+# A family's check returns its largest error, relative to the largest value, and raises ValueError
+# beyond the dtype's tolerance.
+Check = Callable[[], float]
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_TOLERANCE = {"bf16": 2e-2, "fp16": 4e-3, "tf32": 4e-3, "fp32": 1e-5}
+_DROPOUT, _SEED = 0.25, 11
+
+
+def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Check]:
+    """The checks of everything that would run for a dtype and block size, by family.
+
+    Args:
+        dtype: `bf16`, `fp16`, `tf32` or `fp32`.
+        block_size: edge of a block.
+        device: a GPU, or the CPU in Triton's interpreter.
+    """
+    case = _Case(dtype, block_size, device)
+    checks: dict[str, Check] = {selfcheck.ELEMENTWISE: partial(_elementwise, dtype, device)}
+    for which in ("fwd", "dgrad", "wgrad"):
+        for tiling in case.tilings(which):
+            name = selfcheck.family(tiling.path, tuning.op_of(which))
+            before = checks.get(name)
+            checks[name] = partial(_all_of, before, partial(case.check, which, tiling))
+    if device.type == "cuda":
+        checks[selfcheck.RECORDED] = case.check_recorded
+    return checks
+
+
+def _all_of(*checks: Check | None) -> float:
+    return max(check() for check in checks if check is not None)
+
+
+class _Case:
+    """One layer with three taps, seen through every pass."""
+
+    def __init__(self, dtype: str, block_size: int, device: torch.device):
+        self.dtype, self.device = dtype, device
+        generator = torch.Generator().manual_seed(0)
+        randn = partial(torch.randn, generator=generator)
+        mask = torch.rand(3, 3, 2, generator=generator) < 0.6
+        mask[1] = False  # an output block that nothing reaches
+        mask[0, 0, 0] = True
+        self.geometry = Geometry(3, 2, 3, 0)
+        self.length = 37
+        n, c = 3 * block_size, 2 * block_size
+        host = BlockLayout(mask, block_size)
+        weight = (randn(n, 3, c) * host.element_mask()).flatten(1)
+        rounded = _DTYPES.get(dtype, torch.float32)
+        tensors = {
+            "x": randn(2, self.length, c),
+            "dy": randn(2, self.geometry.out_length(self.length), n),
+            "weight": weight / 8,
+            "bias": randn(n),
+        }
+        tensors = {name: t.to(rounded) for name, t in tensors.items()}
+        self._host = {name: t.double() for name, t in tensors.items()}
+        self._host_layout = host
+        self.layout = host.to(device)
+        self.tensors = {name: t.to(device) for name, t in tensors.items()}
+
+    def tilings(self, which: str) -> list[tuning.Tiling]:
+        return tuning.every_tiling(which, self.layout, *self._operands(which)[:2])
+
+    def check(self, which: str, tiling: tuning.Tiling) -> float:
+        got = self._run(which, tiling)
+        return _compare(f"{which} {tiling}", got, self._wanted(which), self.dtype)
+
+    def check_recorded(self) -> float:
+        """All passes in one graph, replayed after the inputs have changed."""
+        x = self.tensors["x"]
+
+        def step() -> list[Tensor]:
+            passes = ("fwd", "dgrad", "wgrad")
+            return [self._run(w, self.tilings(w)[0]) for w in passes]
+
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            results = step()
+        x.mul_(-2)
+        self._host["x"].mul_(-2)
+        graph.replay()
+        wanted = [self._wanted(w) for w in ("fwd", "dgrad", "wgrad")]
+        return max(
+            _compare("replayed", got, w, self.dtype) for got, w in zip(results, wanted, strict=True)
+        )
+
+    def _operands(self, which: str, host: bool = False) -> tuple:
+        t = self._host if host else self.tensors
+        return {
+            "fwd": (t["x"], t["weight"], t["bias"]),
+            "dgrad": (t["dy"], t["weight"], self.length),
+            "wgrad": (t["dy"], t["x"]),
+        }[which]
+
+    def _run(self, which: str, tiling: tuning.Tiling) -> Tensor:
+        if which == "fwd":
+            end = Epilogue(True, _DROPOUT, _SEED)
+            operands = (*self._operands(which), self.layout, self.geometry, end)
+            return TRITON.fwd(*operands, tiling=tiling)
+        return TRITON.run_with(tiling, which, self.layout, self.geometry, *self._operands(which))
+
+    def _wanted(self, which: str) -> Tensor:
+        operands, layout, geometry = (
+            self._operands(which, host=True),
+            self._host_layout,
+            self.geometry,
+        )
+        if which == "fwd":
+            y = REFERENCE.fwd(*operands, layout, geometry).relu()
+            keep = _keep(y.shape)
+            return y * keep / (1 - _DROPOUT)
+        if which == "dgrad":
+            dy, weight, length = operands
+            return REFERENCE.dgrad(dy, weight, layout, geometry, length)
+        return REFERENCE.wgrad(*operands, layout, geometry)[0]
+
+
+def _keep(shape: torch.Size) -> Tensor:
+    """What dropout keeps, as the CPU kernels have it: 0 or 1."""
+    return (cpu_dropout(torch.ones(shape), _DROPOUT, _SEED) > 0).double()
+
+
+def _elementwise(dtype: str, device: torch.device) -> float:
+    rounded = _DTYPES.get(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, 7, 75, generator=generator).to(rounded)
+    dy = torch.randn(3, 7, 75, generator=generator).to(rounded)
+    keep, scale = _keep(x.shape), 1 / (1 - _DROPOUT)
+    y = elementwise.dropout(x.to(device), _DROPOUT, _SEED, relu=True)
+    dz, db = elementwise.relu_dropout_backward_bias(dy.to(device), y, _DROPOUT)
+    wanted_dz = dy.double() * keep * (x > 0) * scale
+    pairs = {
+        "dropout": (y, x.double().relu() * keep * scale),
+        "gradient": (dz, wanted_dz),
+        "gradient without sums": (
+            elementwise.relu_dropout_backward(dy.to(device), y, _DROPOUT),
+            wanted_dz,
+        ),
+        "its sums": (db, wanted_dz.sum((0, 1))),
+        "column sums": (elementwise.column_sums(dy.to(device)), dy.double().sum((0, 1))),
+    }
+    return max(_compare(name, got, wanted, dtype) for name, (got, wanted) in pairs.items())
+
+
+def _compare(what: str, got: Tensor, wanted: Tensor, dtype: str) -> float:
+    error = (got.double().cpu() - wanted).abs().max() / wanted.abs().max()
+    # Not `>`: NaN must fail too.
+    if not float(error) <= _TOLERANCE[dtype]:
+        raise ValueError(
+            f"{what}: expected the reference's values within {_TOLERANCE[dtype]:g} of the "
+            f"largest, got an error of {float(error):.2g}"
+        )
+    return float(error)
