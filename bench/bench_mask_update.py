@@ -19,7 +19,8 @@ from bench_train_step import VOCABULARY, make_batch
 from torch import Tensor
 
 from sniper import Sniper
-from sniper.sparsity import update
+from sniper.ops.rebuild import Change, rebuild, rebuild_reference
+from sniper.sparsity.masking import Fixed, nested_masks
 from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
 BLOCK, HIGH, LOW = 64, 0.8, 0.4
@@ -44,16 +45,16 @@ class Changes:
         self.source = torch.rand(new * BLOCK * BLOCK, device=device)
         self.target = torch.empty_like(self.source)
 
-    def _to(self, sparsity: float) -> list[update.Change]:
+    def _to(self, sparsity: float) -> list[Change]:
         masks, counts = self.plan.masks[sparsity], self.plan.counts[sparsity]
         return [
-            update.Change(layer, masks[n], counts[n], self.init[n])
+            Change(layer.layout, layer.weight, masks[n], counts[n], self.init[n])
             for n, layer in self.layers.items()
         ]
 
     def reset(self) -> None:
         """Back to 80 %."""
-        update.rebuild(self._to(HIGH))
+        rebuild(self._to(HIGH))
         self.sniper.sparsity = HIGH
 
     def step(self) -> None:
@@ -61,10 +62,10 @@ class Changes:
         self.sniper.step(1)
 
     def extension(self) -> None:
-        update.rebuild(self._to(LOW))
+        rebuild(self._to(LOW))
 
     def reference(self) -> None:
-        update.rebuild_reference(self._to(LOW))
+        rebuild_reference(self._to(LOW))
 
     def floor(self) -> None:
         """The bytes of the new blocks, copied in one go."""
@@ -115,7 +116,7 @@ def bench_elements(device: torch.device, repeats: int) -> list[common.Row]:
     values = torch.randn(WEIGHTS, device=device).mul_(torch.randn(WEIGHTS, device=device)).abs_()
     k = int(HIGH * WEIGHTS)
     providers = {
-        "extension": lambda: update.plan({"w": values}, [HIGH]).masks[HIGH]["w"],
+        "extension": lambda: nested_masks({"w": values}, [HIGH], Fixed(1.0)).masks[HIGH]["w"],
         "torch": lambda: values > torch.kthvalue(values, k).values,
     }
     if not torch.equal(*(call() for call in providers.values())):

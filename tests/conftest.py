@@ -61,6 +61,12 @@ def nan_filled_empty() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the extension computes: each test that takes this runs once for each."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared corpus of two dozen sentences by espeak-ng; to be read only."""

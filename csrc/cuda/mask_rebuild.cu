@@ -2,7 +2,7 @@
 #include <cub/block/block_scan.cuh>
 
 #include "check.h"
-#include "mask_update.h"
+#include "mask_rebuild.h"
 
 namespace sniper {
 namespace {
