@@ -12,6 +12,8 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pybind11
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CSRC = ROOT / "csrc"
@@ -19,7 +21,7 @@ COMPILER = os.environ.get("CXX") or shutil.which("g++")
 # Objects are found again by what they are made of.
 OBJECTS = ROOT / "build" / "cuda_shim"
 COMMON = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"]
-CHECKED = ["-fsanitize=thread", "-ffp-contract=off", "-DSNIPER_WITH_CUDA"]
+CHECKED = ["-fsanitize=thread,bounds", "-ffp-contract=off", "-DSNIPER_WITH_CUDA"]
 INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 LAUNCH = re.compile(r"(\w+(?:<\w+>)?)<<<(.*?)>>>\(", re.DOTALL)
 
@@ -35,10 +37,8 @@ def build(csrc: Path = CSRC, objects: Path = OBJECTS) -> Path:
 
     Args:
         csrc: the sources, possibly a copy with something changed.
-        objects: where objects and modules are kept.
+        objects: where what is new is kept.
     """
-    import pybind11
-
     objects.mkdir(parents=True, exist_ok=True)
     headers = [*csrc.rglob("*.h"), *HERE.rglob("*.h"), *HERE.rglob("*.cuh")]
     known = b"".join(path.read_bytes() for path in sorted(headers))
@@ -53,7 +53,10 @@ def build(csrc: Path = CSRC, objects: Path = OBJECTS) -> Path:
         elif source.name in ("module.cpp", "bind_masks.cpp"):
             flags = [*COMMON, "-DSNIPER_WITH_CUDA", *python]
         key = hashlib.sha256(known + text.encode() + " ".join(flags).encode()).hexdigest()[:16]
-        target = objects / f"{source.name}.{key}.o"
+        name = f"{source.name}.{key}.o"
+        target = objects / name
+        if (OBJECTS / name).exists():
+            return OBJECTS / name
         if not target.exists():
             copy = objects / f"{source.name}.{key}.cpp"
             copy.write_text(text)

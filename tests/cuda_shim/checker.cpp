@@ -181,6 +181,7 @@ SHIM_ACCESS(8)
 SHIM_ACCESS(16)
 void __tsan_read_range(void* address, size_t size) { shim::check(address, size, shim::Kind::kRead); }
 void __tsan_write_range(void* address, size_t size) { shim::check(address, size, shim::Kind::kWrite); }
+void __ubsan_handle_out_of_bounds(void*, void*) { shim::fail("an index outside of an array"); }
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 void __tsan_func_entry(void*) {}
