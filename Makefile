@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format sanitize clean
+.PHONY: demo test lint format sanitize mutate clean
 
 demo: .venv/.demo
 	$(BIN)/python -m sniper.train
@@ -10,15 +10,17 @@ demo: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest -q
 
+NATIVE = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' '*.inc')
+
 lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
 
 format: .venv/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.inc')
+	$(BIN)/clang-format -i $(NATIVE)
 
 # Optional, some minutes: the CPU kernels' tests on a build with AddressSanitizer and UBSan.
 sanitize: .venv/.test
@@ -33,7 +35,11 @@ sanitize: .venv/.test
 	ln -s $(CURDIR)/build/sanitize/_C*.so build/sanitized/sniper/
 	LD_PRELOAD=$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so) \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitized \
-	  $(BIN)/python -P -m pytest -q tests/ops/test_cpu.py tests/ops/test_attention.py
+	  $(BIN)/python -P -m pytest -q tests/ops/backends/test_cpu.py tests/ops/test_attention.py
+
+# Optional, a quarter of an hour: breaks the CUDA sources in one place at a time; the tests must find each.
+mutate: .venv/.test
+	$(BIN)/python tests/cuda_shim/mutate.py
 
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 

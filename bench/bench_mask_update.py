@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A change of sparsity, single-weight masks, and scoring, beside plain torch.
 
-python bench/bench_mask_update.py [change elements score] [--device cuda] [--repeats 15]
+python bench/bench_mask_update.py [change elements following score] [--device cuda] [--repeats 15]
 
 The model is an ESPnet-size FastSpeech2 (37.1 M parameters) in blocks of 64; a change goes from 80 %
 to 40 % sparsity and restores initial values.
@@ -10,6 +10,8 @@ to 40 % sparsity and restores initial values.
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import time
 from collections.abc import Callable
 
@@ -19,7 +21,8 @@ from bench_train_step import VOCABULARY, make_batch
 from torch import Tensor
 
 from sniper import Sniper
-from sniper.sparsity import update
+from sniper.ops.rebuild import Change, rebuild, rebuild_reference
+from sniper.sparsity.masking import Fixed, Following, nested_masks, nested_masks_reference
 from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
 BLOCK, HIGH, LOW = 64, 0.8, 0.4
@@ -44,16 +47,16 @@ class Changes:
         self.source = torch.rand(new * BLOCK * BLOCK, device=device)
         self.target = torch.empty_like(self.source)
 
-    def _to(self, sparsity: float) -> list[update.Change]:
+    def _to(self, sparsity: float) -> list[Change]:
         masks, counts = self.plan.masks[sparsity], self.plan.counts[sparsity]
         return [
-            update.Change(layer, masks[n], counts[n], self.init[n])
+            Change(layer.layout, layer.weight, masks[n], counts[n], self.init[n])
             for n, layer in self.layers.items()
         ]
 
     def reset(self) -> None:
         """Back to 80 %."""
-        update.rebuild(self._to(HIGH))
+        rebuild(self._to(HIGH))
         self.sniper.sparsity = HIGH
 
     def step(self) -> None:
@@ -61,10 +64,10 @@ class Changes:
         self.sniper.step(1)
 
     def extension(self) -> None:
-        update.rebuild(self._to(LOW))
+        rebuild(self._to(LOW))
 
     def reference(self) -> None:
-        update.rebuild_reference(self._to(LOW))
+        rebuild_reference(self._to(LOW))
 
     def floor(self) -> None:
         """The bytes of the new blocks, copied in one go."""
@@ -115,7 +118,7 @@ def bench_elements(device: torch.device, repeats: int) -> list[common.Row]:
     values = torch.randn(WEIGHTS, device=device).mul_(torch.randn(WEIGHTS, device=device)).abs_()
     k = int(HIGH * WEIGHTS)
     providers = {
-        "extension": lambda: update.plan({"w": values}, [HIGH]).masks[HIGH]["w"],
+        "extension": lambda: nested_masks({"w": values}, [HIGH], Fixed(1.0)).masks[HIGH]["w"],
         "torch": lambda: values > torch.kthvalue(values, k).values,
     }
     if not torch.equal(*(call() for call in providers.values())):
@@ -123,6 +126,29 @@ def bench_elements(device: torch.device, repeats: int) -> list[common.Row]:
     times = common.time_side_by_side(providers, repeats, synchronizer(device))
     shape = f"{WEIGHTS} values"
     return rows("element_mask", shape, 1, 1 - HIGH, "select", times, "torch", device)
+
+
+def bench_following(device: torch.device, repeats: int) -> list[common.Row]:
+    """The masks of three stages with a cap that follows, of blocks and of single weights."""
+    model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY))
+    weights = {n: p.shape for n, p in model.named_parameters() if "norm" not in n}
+    blocks = {n: (math.ceil(math.prod(shape) / BLOCK**2),) for n, shape in weights.items()}
+    found = []
+    for what, shapes in (("blocks", blocks), ("single weights", weights)):
+        scores = {n: torch.rand(shape, device=device) for n, shape in shapes.items()}
+        args = (scores, [HIGH, LOW, 0.0], Following(0.1))
+        providers = {
+            "extension": functools.partial(nested_masks, *args),
+            "torch": functools.partial(nested_masks_reference, *args),
+        }
+        ours, theirs = (call() for call in providers.values())
+        if ours.counts != theirs.counts:
+            raise SystemExit("following: extension and torch differ, not timed")
+        times = common.time_side_by_side(providers, repeats, synchronizer(device))
+        shape = f"{len(scores)} parameters, {sum(s.numel() for s in scores.values())} {what}"
+        block = BLOCK if what == "blocks" else 1
+        found += rows("following_masks", shape, block, 1 - HIGH, "stages", times, "torch", device)
+    return found
 
 
 def bench_score(device: torch.device, repeats: int, batches: int = 2) -> list[common.Row]:
@@ -170,7 +196,12 @@ def synchronizer(device: torch.device) -> Callable[[], None]:
     return torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
 
-BENCHES = {"change": bench_change, "elements": bench_elements, "score": bench_score}
+BENCHES = {
+    "change": bench_change,
+    "elements": bench_elements,
+    "following": bench_following,
+    "score": bench_score,
+}
 
 
 def main() -> None:

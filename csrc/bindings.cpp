@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only file that knows Python. Pointers arrive as integers; shapes, dtypes and devices were checked by the caller.
-#include <pybind11/pybind11.h>
+// The extension module, and its CPU kernels.
+#include "bindings.h"
 
 #include <cstdint>
 #include <string>
@@ -10,117 +10,13 @@
 #include "cpu/dispatch.h"
 #include "cpu/elementwise.h"
 #include "cpu/parallel.h"
-#include "mask_bits.h"
-#include "mask_update.h"
 #include "pruned.h"
 
 namespace py = pybind11;
 
 namespace {
 
-template <typename T>
-T* as(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-void bind_mask_bits(py::module_& m) {
-  m.def(
-      "pack_bits",
-      [](uintptr_t values, int64_t n, uintptr_t bits) {
-        sniper::pack_bits(as<const uint8_t>(values), n, as<uint8_t>(bits));
-      },
-      py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "unpack_bits",
-      [](uintptr_t bits, int64_t n, uintptr_t values) {
-        sniper::unpack_bits(as<const uint8_t>(bits), n, as<uint8_t>(values));
-      },
-      py::call_guard<py::gil_scoped_release>());
-#ifdef SNIPER_WITH_CUDA
-  m.def("pack_bits_cuda", [](uintptr_t values, int64_t n, uintptr_t bits, uintptr_t stream) {
-    sniper::pack_bits_cuda(as<const uint8_t>(values), n, as<uint8_t>(bits), as<void>(stream));
-  });
-  m.def("unpack_bits_cuda", [](uintptr_t bits, int64_t n, uintptr_t values, uintptr_t stream) {
-    sniper::unpack_bits_cuda(as<const uint8_t>(bits), n, as<uint8_t>(values), as<void>(stream));
-  });
-#endif
-}
-
-using StridedArg = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;  // address, strides of row, channel, tap
-using BlocksArg = std::tuple<int64_t, int64_t, int64_t, int64_t>;     // out_blocks, taps, in_blocks, block
-using ScoresArg = std::tuple<uintptr_t, uintptr_t, int64_t>;          // values, offsets, layers
-using StagesArg = std::tuple<uintptr_t, int64_t, double, bool>;       // ranks, count, cap, nested
-
-sniper::StridedWeight strided(const StridedArg& arg) {
-  return {as<const float>(std::get<0>(arg)), std::get<1>(arg), std::get<2>(arg), std::get<3>(arg)};
-}
-
-sniper::BlockShape blocks(const BlocksArg& arg) {
-  return {std::get<0>(arg), std::get<1>(arg), std::get<2>(arg), std::get<3>(arg)};
-}
-
-sniper::Scores scores(const ScoresArg& arg) {
-  return {as<const float>(std::get<0>(arg)), as<const int64_t>(std::get<1>(arg)), std::get<2>(arg)};
-}
-
-sniper::Stages stages(const StagesArg& arg) {
-  return {as<const int64_t>(std::get<0>(arg)), std::get<1>(arg), std::get<2>(arg), std::get<3>(arg)};
-}
-
-void bind_mask_update(py::module_& m) {
-  const auto no_gil = py::call_guard<py::gil_scoped_release>();
-  m.attr("layer_words") = sizeof(sniper::LayerUpdate) / sizeof(int64_t);
-  m.def(
-      "pool_saliency",
-      [](StridedArg w, StridedArg g, BlocksArg shape, uintptr_t out, int threads) {
-        sniper::pool_saliency(strided(w), strided(g), blocks(shape), as<float>(out), threads);
-      },
-      no_gil);
-  m.def(
-      "select_smallest",
-      [](uintptr_t values, int64_t n, int64_t rank, int threads) {
-        float found;
-        sniper::select_smallest(as<const float>(values), n, &rank, 1, &found, threads);
-        return found;
-      },
-      no_gil);
-  m.def(
-      "plan_masks",
-      [](ScoresArg values, StagesArg wanted, uintptr_t masks, uintptr_t counts, int threads) {
-        return sniper::plan_masks(scores(values), stages(wanted), as<uint8_t>(masks), as<int64_t>(counts), threads);
-      },
-      no_gil);
-  m.def(
-      "fixed_choice",
-      [](int64_t n, int64_t pruned, uintptr_t keep) { sniper::fixed_choice(n, pruned, as<uint8_t>(keep)); }, no_gil);
-  m.def(
-      "update_layers",
-      [](uintptr_t layers, int64_t count, int threads) {
-        sniper::update_layers(as<const sniper::LayerUpdate>(layers), count, threads);
-      },
-      no_gil);
-}
-
-#ifdef SNIPER_WITH_CUDA
-void bind_mask_update_cuda(py::module_& m) {
-  m.def("pool_saliency_cuda", [](StridedArg w, StridedArg g, BlocksArg shape, uintptr_t out, uintptr_t stream) {
-    sniper::pool_saliency_cuda(strided(w), strided(g), blocks(shape), as<float>(out), as<void>(stream));
-  });
-  m.def("plan_workspace", &sniper::plan_workspace);
-  m.def("plan_masks_cuda",
-        [](ScoresArg values, int64_t n, int64_t longest, StagesArg wanted, uintptr_t caps, uintptr_t choices,
-           uintptr_t masks, uintptr_t counts, uintptr_t suspects, uintptr_t workspace, uintptr_t stream) {
-          sniper::plan_masks_cuda(scores(values), n, longest, stages(wanted), as<const int64_t>(caps),
-                                  as<const uint8_t>(choices), as<uint8_t>(masks), as<int64_t>(counts),
-                                  as<int64_t>(suspects), as<void>(workspace), as<void>(stream));
-        });
-  m.def("update_layers_cuda",
-        [](uintptr_t layers, int64_t count, int64_t blocks, uintptr_t positions, uintptr_t stream) {
-          sniper::update_layers_cuda(as<const sniper::LayerUpdate>(layers), count, blocks, as<int32_t>(positions),
-                                     as<void>(stream));
-        });
-}
-#endif
+using sniper::as;
 
 // The CPU kernels take small tuples where C++ has structs.
 using RowsArg = std::tuple<uintptr_t, int64_t, int64_t>;       // address, batch stride, row stride
@@ -253,11 +149,7 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("with_cuda") = false;
 #endif
-  bind_mask_bits(m);
-  bind_mask_update(m);
+  sniper::bind_masks(m);
   bind_pruned(m);
-#ifdef SNIPER_WITH_CUDA
-  bind_mask_update_cuda(m);
-#endif
   bind_cpu(m.def_submodule("cpu"));
 }

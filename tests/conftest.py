@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cuda_shim.fixture import cuda_shim, running  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,6 +60,18 @@ def nan_filled_empty() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(params=["cpu", "shim", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the extension computes: each test that takes this runs once for each, and with the CUDA
+    sources run on the CPU.
+    """
+    if request.param != "shim":
+        yield request.param
+        return
+    with running(request.getfixturevalue("cuda_shim")):
+        yield "cpu"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from sniper import _C
+from sniper.ops import extension
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -25,10 +25,11 @@ def pack_bits(mask: Tensor) -> Tensor:
     """
     if mask.dtype != torch.bool:
         raise ValueError(f"mask: expected bool, got {mask.dtype}")
-    values = mask.contiguous()
-    bits = torch.empty((values.numel() + 7) // 8, dtype=torch.uint8, device=values.device)
-    _call("pack_bits", values.data_ptr(), values.numel(), bits.data_ptr(), device=values.device)
-    return bits
+    home = _home("pack_bits", mask.device)
+    values = mask.to(home).contiguous()
+    bits = torch.empty((values.numel() + 7) // 8, dtype=torch.uint8, device=home)
+    extension.call("pack_bits", home, values.data_ptr(), values.numel(), bits.data_ptr())
+    return bits.to(mask.device)
 
 
 def unpack_bits(bits: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
@@ -43,18 +44,15 @@ def unpack_bits(bits: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
             f"bits: expected uint8 [{(n + 7) // 8}] for shape {tuple(shape)}, "
             f"got {bits.dtype} {list(bits.shape)}"
         )
-    bits = bits.contiguous()
-    mask = torch.empty(shape, dtype=torch.bool, device=bits.device)
-    _call("unpack_bits", bits.data_ptr(), n, mask.data_ptr(), device=bits.device)
-    return mask
+    home = _home("unpack_bits", bits.device)
+    packed = bits.to(home).contiguous()
+    mask = torch.empty(shape, dtype=torch.bool, device=home)
+    extension.call("unpack_bits", home, packed.data_ptr(), n, mask.data_ptr())
+    return mask.to(bits.device)
 
 
-def _call(name: str, *args: int, device: torch.device) -> None:
-    if device.type == "cpu":
-        getattr(_C, name)(*args)
-    elif device.type == "cuda" and _C.with_cuda:
-        with torch.cuda.device(device):
-            getattr(_C, f"{name}_cuda")(*args, torch.cuda.current_stream(device).cuda_stream)
-    else:
-        built = "cpu and cuda" if _C.with_cuda else "cpu (built without CUDA)"
-        raise ValueError(f"{name}: expected a tensor on {built}, got {device}")
+def _home(name: str, device: torch.device) -> torch.device:
+    """Where the extension takes a tensor of `device`."""
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"{name}: expected a tensor on cpu or cuda, got {device}")
+    return extension.home(device)

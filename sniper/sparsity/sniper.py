@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 
 from sniper.layers import sparsify
 from sniper.layers.masked import check_block_size
-from sniper.sparsity import distributed, update
+from sniper.ops.rebuild import match_weight
+from sniper.sparsity import distributed
+from sniper.sparsity.blocks import pool
 from sniper.sparsity.lr_scale import LrScale
+from sniper.sparsity.masking import Fixed, Following, MaskStages, nested_masks
 from sniper.sparsity.moments import as_list, match_memory, moved_with, prime
 from sniper.sparsity.schedule import SparsitySchedule, check_sparsity
 from sniper.sparsity.scoring import EXCLUDE, prunable_parameters, summed_gradients
-from sniper.sparsity.spread import spread_plan
 from sniper.sparsity.state import STATE_VERSION, check_state, pack, unpack
 from sniper.sparsity.targets import BlockTargets, ElementTargets
 
@@ -44,7 +46,7 @@ class Sniper:
             elsewhere, so a model may end up less sparse than the schedule says.
         spread: in [0, 1], in place of that cap: no parameter is made sparser than
             `sparsity + spread * (1 - sparsity)` at each stage, and the threshold is raised until
-            the model is as sparse as the schedule says (`sniper.sparsity.spread`).
+            the model is as sparse as the schedule says (`sniper.sparsity.masking.Following`).
         restore_init: newly active weights take their initial values; otherwise they start at 0.
         prime_moments: newly active weights start with the mean of their parameter's second moments
             in Adam times this: with 1 they make steps like the others', with 16 of a quarter of
@@ -103,7 +105,7 @@ class Sniper:
         else:
             sparsify(model, self.block_size, exclude=exclude)
             self._targets = BlockTargets(model, params)
-        self._plan: update.Plan | None = None
+        self._plan: MaskStages | None = None
         self._init: dict[str, Tensor] = {}
         self._lr_scale = LrScale()
         self.sparsity: float | None = None
@@ -141,15 +143,9 @@ class Sniper:
             if self.block_size is None:
                 scores = {n: (gradients[n] * p).abs_() for n, p in params.items()}
             else:
-                scores = {
-                    n: update.pool(p, gradients[n], self.block_size) for n, p in params.items()
-                }
-        sparsities = self.schedule.sparsities
-        if self.spread is None:
-            nested = not self.paper_exact
-            self._plan = update.plan(scores, sparsities, self.max_param_sparsity, nested)
-        else:
-            self._plan = spread_plan(scores, sparsities, self.spread)
+                scores = {n: pool(p, gradients[n], self.block_size) for n, p in params.items()}
+        cap = Fixed(self.max_param_sparsity) if self.spread is None else Following(self.spread)
+        self._plan = nested_masks(scores, self.schedule.sparsities, cap, not self.paper_exact)
         if self.restore_init:
             self._init = {n: p.detach().clone() for n, p in params.items()}
         return scores
@@ -241,7 +237,7 @@ class Sniper:
                 prime(optimizers, p, mask, newly, self.prime_moments)
         for name in first:
             if name in self._init:  # once, or every change would do it
-                self._init[name] = update.like(self._init[name], targets.parameters[name])
+                self._init[name] = match_weight(self._init[name], targets.parameters[name])
         if distributed.several():
             self._compare_ranks(sparsity)
         for name in first if not self.paper_exact else ():
@@ -305,7 +301,7 @@ class Sniper:
             return
         shapes = {n: p.shape for n, p in params.items()}
         masks, added = unpack(state, self.block_size, shapes, device)
-        self._plan = update.Plan.of(masks)
+        self._plan = MaskStages.count(masks)
         if state["sparsity"] is None:
             return
         self._apply(state["sparsity"], [])

@@ -1,55 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The masks of every scheduled sparsity: made together, saved together, carried over to another
-block size.
-"""
+"""Saved masks of all stages: as packed bits, and carried over to another block size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sniper import _C
 from sniper.ops.bits import pack_bits, unpack_bits
-from sniper.sparsity.masking import expand_blocks, is_eligible, masks
+from sniper.sparsity.blocks import expand_blocks, is_eligible
 from sniper.sparsity.schedule import SparsitySchedule
 
-Stages = dict[float, dict[str, Tensor]]
+# By sparsity and name.
+Masks = dict[float, dict[str, Tensor]]
 
 STATE_VERSION = 1
 
 
-def nested_masks(
-    scores: dict[str, Tensor],
-    sparsities: Sequence[float],
-    max_param_sparsity: float,
-    block_size: int | None,
-    nested: bool = True,
-) -> Stages:
-    """`masks` for each sparsity, the highest first; what is active at one is active at all lower
-    ones.
-
-    The threshold and the cap nest by themselves; only the cap's random choice may not, so with
-    `nested` each stage keeps what the one before had.
-    """
-    result: Stages = {}
-    previous: dict[str, Tensor] | None = None
-    for sparsity in sorted(sparsities, reverse=True):
-        stage = masks(scores, sparsity, max_param_sparsity, block_size)
-        if nested and previous is not None:
-            stage = {name: mask | previous[name] for name, mask in stage.items()}
-        result[sparsity] = previous = stage
-    return result
-
-
-def pack(stages: Stages) -> dict[float, dict[str, Tensor]]:
+def pack(masks: Masks) -> Masks:
     """Every mask as bits on the CPU."""
-    # Packing on the GPU moves an eighth of the bytes.
+    # Packing where the mask is moves an eighth of the bytes.
     return {
-        sparsity: {n: pack_bits(m if _C.with_cuda else m.cpu()).cpu() for n, m in stage.items()}
-        for sparsity, stage in stages.items()
+        sparsity: {name: pack_bits(mask).cpu() for name, mask in stage.items()}
+        for sparsity, stage in masks.items()
     }
 
 
@@ -88,7 +63,7 @@ def unpack(
     block_size: int | None,
     shapes: Mapping[str, torch.Size],
     device: torch.device,
-) -> tuple[Stages, Stages]:
+) -> tuple[Masks, Masks]:
     """Saved masks in blocks of `block_size`.
 
     A block is active if any of its weights was; a parameter that the saved state does not have is
@@ -98,8 +73,8 @@ def unpack(
         The masks, and per weight what they add to the saved ones (empty for the same block size).
     """
     saved_size = state["block_size"]
-    result: Stages = {}
-    added: Stages = {}
+    result: Masks = {}
+    added: Masks = {}
     for sparsity, stage in state["masks"].items():
         result[sparsity], added[sparsity] = {}, {}
         for name, shape in shapes.items():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear
-from sniper.sparsity import update
-from sniper.sparsity.masking import expand_blocks
+from sniper.ops.rebuild import Change, rebuild
+from sniper.sparsity.blocks import expand_blocks
 
 
 class BlockTargets:
@@ -59,11 +59,18 @@ class BlockTargets:
             counts: how many entries of each are True.
             init: initial values by name, of the parameters' shapes.
         """
+        new = [layer for layer in self.layers.values() if layer.layout is None]
         changes = []
         for name, layer in self.layers.items():
             mask = masks[name].to(layer.weight.device)
-            changes.append(update.Change(layer, mask, counts[name], init.get(name)))
-        update.rebuild(changes)
+            layer._ensure_layout()
+            changes.append(Change(layer.layout, layer.weight, mask, counts[name], init.get(name)))
+        try:
+            rebuild(changes)
+        except BaseException:
+            for layer in new:  # a layout that nobody has written would prune everything
+                layer.set_block_mask(None)
+            raise
 
     def state(self, name: str) -> list[Tensor]:
         """Everything that says which weights are active, for comparison between processes."""

@@ -21,18 +21,20 @@ def test_the_first_value_is_the_lowest_bit():
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 63, 64, 65, 1000])
-def test_equals_numpy(n):
+def test_equals_numpy(n, device):
     mask = torch.rand(n) > 0.5
-    bits = pack_bits(mask)
+    bits = pack_bits(mask.to(device))
     assert bits.dtype == torch.uint8
     assert bits.tolist() == np.packbits(mask.numpy(), bitorder="little").tolist()
-    assert torch.equal(unpack_bits(bits, (n,)), mask)
+    assert torch.equal(unpack_bits(bits, (n,)).cpu(), mask)
 
 
-def test_every_byte():
-    bits = torch.arange(256, dtype=torch.uint8)
+def test_every_byte(device):
+    bits = torch.arange(256, dtype=torch.uint8, device=device)
     mask = unpack_bits(bits, (2048,))
-    assert mask.tolist() == np.unpackbits(bits.numpy(), bitorder="little").astype(bool).tolist()
+    assert (
+        mask.tolist() == np.unpackbits(bits.cpu().numpy(), bitorder="little").astype(bool).tolist()
+    )
     assert torch.equal(pack_bits(mask), bits)
 
 

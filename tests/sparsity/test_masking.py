@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks, written out by hand."""
+"""Masks: written out by hand; the extension against plain torch, to the bit."""
 
 from __future__ import annotations
 
@@ -8,15 +8,36 @@ import random
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sniper.sparsity.masking import expand_blocks, is_eligible, masks, pool_blocks
+import sniper
+from sniper import _C, Sniper
+from sniper.sparsity.blocks import pool_blocks
+from sniper.sparsity.masking import (
+    Fixed,
+    Following,
+    MaskStages,
+    fixed_choice,
+    nested_masks,
+    nested_masks_reference,
+)
 
 T, F = True, False
+SPARSITIES = (1.0, 0.9, 0.75, 0.4, 0.4 + 1e-12, 0.1, 0.0)
+pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
 
 def t(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
+
+
+def masks(saliency: dict[str, Tensor], *args, **kwargs) -> dict[str, Tensor]:
+    """`sniper.masks`, by the extension and, in another dtype, by its reference."""
+    found = sniper.masks(saliency, *args, **kwargs)
+    same = sniper.masks({n: s.double() for n, s in saliency.items()}, *args, **kwargs)
+    assert found.keys() == same.keys()
+    assert all(torch.equal(found[name], same[name]) for name in found)
+    return found
 
 
 def one(values: Tensor, sparsity: float, **kwargs) -> list:
@@ -180,25 +201,6 @@ def test_one_block():
     assert one(w, 1.0, max_param_sparsity=0.75, block_size=4) == [[T]]
 
 
-def test_expand_blocks():
-    mask = torch.tensor([[T, F], [F, T]])
-    assert expand_blocks(mask, 2, torch.Size((4, 4))).tolist() == [
-        [T, T, F, F],
-        [T, T, F, F],
-        [F, F, T, T],
-        [F, F, T, T],
-    ]
-    conv = torch.tensor([[[T], [F], [T]]])
-    assert expand_blocks(conv, 2, torch.Size((2, 2, 3))).tolist() == [[[T, F, T]] * 2] * 2
-
-
-def test_eligible_shapes():
-    yes = [((64, 128), 64), ((64, 64, 9), 32), ((1, 1), 1)]
-    no = [((64,), 64), ((64, 65), 64), ((63, 64, 3), 64), ((64, 64, 3, 3), 64), ((0, 64), 64)]
-    assert all(is_eligible(torch.Size(shape), b) for shape, b in yes)
-    assert not any(is_eligible(torch.Size(shape), b) for shape, b in no)
-
-
 @pytest.mark.parametrize(
     ("sparsity", "words"),
     [(40, "write 0.4 for 40 %"), (-0.1, "got -0.1"), (math.nan, "fraction"), ("0.4", "fraction")],
@@ -243,3 +245,285 @@ def test_an_empty_parameter_beside_others():
     result = masks({"empty": torch.zeros(0, 4), "w": t(1, 2)}, 0.5, max_param_sparsity=0.75)
     assert result["empty"].shape == (0, 4)
     assert result["w"].tolist() == [F, T]
+
+
+def scores(kind: str) -> dict[str, Tensor]:
+    """Layers of many sizes, one of them far above the rest and one all zero."""
+    sizes = {"a": (16, 16), "one": (1, 1), "conv": (8, 9, 4), "low": (5, 7), "bias": (33,)}
+    make = {
+        "random": lambda s: torch.rand(s),
+        "few values": lambda s: torch.randint(0, 4, s).float(),
+        "zero or one": lambda s: (torch.rand(s) > 0.7).float(),
+        "all equal": lambda s: torch.full(s, 0.25),
+        "zeros": lambda s: torch.zeros(s),
+        "minus zeros": lambda s: torch.where(torch.rand(s) > 0.5, -0.0, torch.rand(s).round()),
+        "tiny and huge": lambda s: torch.rand(s).mul(120).sub(100).exp() * 1e-30,
+        "neighbours": lambda s: torch.nextafter(torch.ones(s), torch.randint(0, 3, s).float()),
+    }[kind]
+    result = {name: make(size) for name, size in sizes.items()}
+    result["low"] *= 1e-3
+    result["dead"] = torch.zeros(12)
+    return result
+
+
+KINDS = (
+    *("random", "few values", "zero or one", "all equal", "zeros"),
+    *("minus zeros", "tiny and huge", "neighbours"),
+)
+
+
+def assert_same_stages(got: MaskStages, expected: MaskStages) -> None:
+    assert list(got.masks) == list(expected.masks)
+    assert got.counts == expected.counts
+    for sparsity, stage in expected.masks.items():
+        assert list(got.masks[sparsity]) == list(stage)
+        for name, mask in stage.items():
+            found = got.masks[sparsity][name]
+            assert found.dtype == torch.bool
+            assert torch.equal(found.cpu(), mask), (sparsity, name)
+
+
+# One layer whose saliencies are small, one whose are large, one between.
+SCORES = {
+    "low": torch.tensor([0.01, 0.04, 0.02, 0.03]),
+    "high": torch.tensor([[9.0, 7.0], [6.0, 8.0]]),
+    "mixed": torch.tensor([0.05, 1.0]),
+}
+
+
+def following(
+    scores: dict[str, Tensor], sparsities: list[float], spread: float, device: str
+) -> MaskStages:
+    """By the extension on the device, once the reference says the same."""
+    moved = {name: s.to(device) for name, s in scores.items()}
+    found = nested_masks(moved, sparsities, Following(spread))
+    assert_same_stages(found, nested_masks_reference(scores, sparsities, Following(spread)))
+    return found
+
+
+def kept(stages: MaskStages, sparsity: float) -> dict[str, list]:
+    return {name: mask.int().tolist() for name, mask in stages.masks[sparsity].items()}
+
+
+def test_without_spread_every_parameter_is_equally_sparse(device):
+    assert kept(following(SCORES, [0.5], 0.0, device), 0.5) == {
+        "low": [0, 1, 0, 1],
+        "high": [[1, 0], [0, 1]],
+        "mixed": [0, 1],
+    }
+
+
+def test_with_all_spread_one_threshold_decides(device):
+    assert kept(following(SCORES, [0.5], 1.0, device), 0.5) == {
+        "low": [0, 0, 0, 0],
+        "high": [[1, 1], [1, 1]],
+        "mixed": [0, 1],
+    }
+
+
+def test_between_the_cap_follows_the_sparsity_and_others_make_up_for_it(device):
+    """At 60 % no parameter is sparser than 80 %: `low` and `mixed` keep one each, and two of
+    `high` go in their place.
+    """
+    stages = following(SCORES, [0.6], 0.5, device)
+    assert Following(0.5).of(0.6) == pytest.approx(0.8)
+    assert kept(stages, 0.6) == {"low": [0, 1, 0, 0], "high": [[1, 0], [0, 1]], "mixed": [0, 1]}
+    assert stages.counts[0.6] == {"low": 1, "high": 2, "mixed": 1}
+
+
+def test_nothing_and_everything(device):
+    stages = following(SCORES, [0.0, 1.0], 0.25, device)
+    assert all(mask.all() for mask in stages.masks[0.0].values())
+    assert not any(mask.any() for mask in stages.masks[1.0].values())
+
+
+def test_equal_saliencies_go_in_their_order(device):
+    ones = {n: torch.ones(4) for n in "ab"}
+    stages = following(ones, [0.75, 0.5], 0.0, device)
+    assert kept(stages, 0.75) == {"a": [0, 0, 0, 1], "b": [0, 0, 0, 1]}
+    assert kept(stages, 0.5) == {"a": [0, 0, 1, 1], "b": [0, 0, 1, 1]}
+    stages = following(ones, [0.5], 0.5, device)
+    assert kept(stages, 0.5) == {"a": [0, 0, 0, 1], "b": [0, 1, 1, 1]}
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.5, 1.0])
+def test_following_random_saliencies(seed: int, spread: float):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(n: int, scale: float) -> Tensor:
+        return torch.rand(n, generator=generator) * scale
+
+    values = {f"p{i}": draw(100 + 50 * i, 10.0**-i) for i in range(6)}
+    total = sum(s.numel() for s in values.values())
+    stages = nested_masks(values, [0.8, 0.5, 0.2, 0.0], Following(spread))
+    before = None
+    for sparsity, found in stages.masks.items():
+        active = sum(int(m.sum()) for m in found.values())
+        assert 0 <= active - round((1 - sparsity) * total) <= len(values)
+        for name, mask in found.items():
+            assert stages.counts[sparsity][name] == int(mask.sum())
+            assert 1 - float(mask.double().mean()) <= Following(spread).of(sparsity) + 1e-9
+            if before is not None:
+                assert (mask >= before[name]).all()
+            own, rest = values[name][mask], values[name][~mask]
+            if len(own) and len(rest):
+                assert own.min() >= rest.max()  # in a parameter the largest stay
+        before = found
+
+
+@pytest.mark.parametrize("spread", [-0.1, 1.1, float("nan")])
+def test_a_spread_that_cannot_be(spread: float):
+    with pytest.raises(ValueError, match="spread"):
+        Following(spread)
+    with pytest.raises(ValueError, match="spread"):
+        Sniper(nn.Linear(64, 64), {0: 0.5}, spread=spread)
+
+
+@pytest.mark.parametrize("block_size", [16, None])
+def test_a_model_is_as_sparse_as_the_schedule_says(block_size: int | None):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 128), nn.Linear(128, 16))
+    with torch.no_grad():
+        model[0].weight.mul_(0.01)  # nothing of it would stay under one threshold
+    sniper = Sniper(model, {0: 0.75, 1: 0.0}, block_size=block_size, spread=0.2)
+    sniper.score([torch.randn(8, 64)], lambda m, x: m(x).square().mean())
+    sniper.step(0)
+    densities = sniper.densities()
+    assert min(densities.values()) >= 1 - Following(0.2).of(0.75) - 1e-9
+    sizes = {name: p.numel() for name, p in model.named_parameters() if name in densities}
+    active = sum(densities[name] * n for name, n in sizes.items()) / sum(sizes.values())
+    assert active == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("cap", [1.0, 0.95, 0.75, 0.3, 0.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fixed_is_the_reference(kind, cap, nested, device):
+    values = scores(kind)
+    expected = nested_masks_reference(values, SPARSITIES, Fixed(cap), nested)
+    moved = {name: v.to(device) for name, v in values.items()}
+    assert_same_stages(nested_masks(moved, SPARSITIES, Fixed(cap), nested), expected)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_following_is_the_reference(kind, spread, device):
+    following(scores(kind), [*SPARSITIES, 0.29, 0.5], spread, device)
+
+
+def many_single_weights() -> dict[str, Tensor]:
+    """More than one thread's stretch of 2^16 values in a layer, and many equal to the threshold."""
+    return {
+        "big": torch.rand(300, 700).mul(50).round(),
+        "strided": torch.rand(100, 90, 9).mul(50).round().permute(0, 2, 1),
+        "bias": torch.rand(7),
+        "empty": torch.zeros(0, 3),
+        "equal": torch.full((70_000,), 1.0),
+    }
+
+
+@pytest.mark.parametrize("cap", [Fixed(0.75), Following(0.1)])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_many_single_weights(threads, cap):
+    torch.set_num_threads(threads)
+    values = many_single_weights()
+    expected = nested_masks_reference(values, SPARSITIES, cap)
+    assert_same_stages(nested_masks(values, SPARSITIES, cap), expected)
+
+
+@pytest.mark.parametrize("cap", [Fixed(0.75), Following(0.1)])
+def test_more_values_than_one_pass_of_the_grid(cap, device):
+    """More than 1,024 thread blocks of 256 in a layer, so that threads go round again."""
+    values = {"long": torch.rand(264_000).mul(1e4).round(), "few": torch.rand(7)}
+    expected = nested_masks_reference(values, [0.8], cap)
+    moved = {name: v.to(device) for name, v in values.items()}
+    assert_same_stages(nested_masks(moved, [0.8], cap), expected)
+
+
+@pytest.mark.parametrize("cap", [Fixed(0.75), Following(0.1)])
+def test_more_layers_than_threads_in_a_block(cap, device):
+    values = {f"p{i}": torch.rand(1 + i % 5).mul(9).round() for i in range(300)}
+    expected = nested_masks_reference(values, [0.8, 0.3], cap)
+    moved = {name: v.to(device) for name, v in values.items()}
+    assert_same_stages(nested_masks(moved, [0.8, 0.3], cap), expected)
+
+
+def test_stages_by_hand(device):
+    values = {"w": torch.tensor([5.0, 1, 4, 2, 3]), "v": torch.tensor([2.0, 2, 0])}
+    moved = {name: v.to(device) for name, v in values.items()}
+    stages = nested_masks(moved, [0.0, 0.5, 1.0], Fixed(1.0))  # of 0 1 2 2 2 3 4 5 the fourth is 2
+    assert list(stages.masks) == [1.0, 0.5, 0.0]
+    assert stages.masks[0.5]["w"].tolist() == [T, F, T, F, T]
+    assert stages.masks[0.5]["v"].tolist() == [F, F, F]
+    assert stages.counts == {
+        1.0: {"w": 0, "v": 0},
+        0.5: {"w": 3, "v": 0},
+        0.0: {"w": 5, "v": 3},
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_select_is_kthvalue(kind):
+    values = torch.cat([v.flatten() for v in scores(kind).values()])
+    for k in range(1, values.numel() + 1, 7):
+        found = _C.select_smallest(values.data_ptr(), values.numel(), k, 2)
+        assert found == torch.kthvalue(values, k).values.item()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 623, 625, 70_001])
+def test_fixed_choice_is_pythons_shuffle(n):
+    for pruned in {0, n // 3, n}:
+        expected = [False] * pruned + [True] * (n - pruned)
+        random.Random(0).shuffle(expected)
+        assert fixed_choice(n, pruned).tolist() == expected
+
+
+def test_each_stage_keeps_what_the_one_before_had(device):
+    # At 0.9 the cap keeps a random weight of w, the last; at 0.2 only w's largest is above.
+    values = {"w": torch.tensor([50.0, 1.0, 2.0, 3.0]), "v": torch.arange(60.0, 72.0)}
+    moved = {name: v.to(device) for name, v in values.items()}
+    for nested, low in ((True, [T, F, F, T]), (False, [T, F, F, F])):
+        found = nested_masks(moved, [0.9, 0.2], Fixed(0.75), nested)
+        assert found.masks[0.9]["w"].tolist() == [F, F, F, T]
+        assert found.masks[0.2]["w"].tolist() == low
+
+
+@pytest.mark.parametrize("cap", [Fixed(0.75), Following(0.5)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0, -1e-45])
+def test_values_that_are_no_saliency_are_named(value, cap, device):
+    values = {"good": torch.rand(3000), "bad": torch.tensor([1.0, value])}
+    with pytest.raises(ValueError, match="in bad"):
+        nested_masks({n: v.to(device) for n, v in values.items()}, [0.5, 0.0], cap)
+
+
+@pytest.mark.parametrize(
+    ("values", "sparsities", "words"),
+    [
+        ({}, [0.5], "at least one value"),
+        ({"w": torch.zeros(0)}, [0.5], "at least one value"),
+        ({"w": torch.ones(2)}, [], "sparsities: expected at least one"),
+        ({"w": torch.ones(2)}, [40], "write 0.4"),
+        ({"w": torch.ones(2), "v": torch.ones(2, device="meta")}, [0.5], "one device"),
+        ({"w": torch.ones(1).expand(2**31)}, [0.5], "fewer than 2.31 values, got 2,147,483,648"),
+    ],
+)
+@pytest.mark.parametrize("cap", [Fixed(1.0), Following(0.5)])
+def test_scores_that_are_refused(values, sparsities, words, cap):
+    with pytest.raises(ValueError, match=words):
+        nested_masks(values, sparsities, cap)
+
+
+@pytest.mark.parametrize("cap", [Fixed(0.75), Following(0.1)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_dtypes_take_the_reference(dtype, cap):
+    values = {"w": torch.rand(40, 3).to(dtype), "v": torch.rand(9).to(dtype)}
+    expected = nested_masks_reference(values, [0.5, 0.0], cap)
+    assert_same_stages(nested_masks(values, [0.5, 0.0], cap), expected)
+
+
+def test_caps_are_values():
+    assert Fixed(0.75) == Fixed(0.75) != Following(0.75)
+    assert (Fixed(0.75).of(0.2), Following(0.5).of(0.2)) == (0.75, pytest.approx(0.6))
+    with pytest.raises(ValueError, match="max_param_sparsity.*0.75 for 75 %"):
+        Fixed(75)

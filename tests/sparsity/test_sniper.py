@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
 from sniper import Sniper, SparsitySchedule, saliency
-from sniper.sparsity.masking import masks, pool_blocks
+from sniper.sparsity.blocks import pool_blocks
+from sniper.sparsity.masking import masks
 
 SCHEDULE = {0: 0.75, 2: 0.4, 4: 0.0}
 EPOCHS, STEPS = 6, 3

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from sniper import BlockSparseConv1d, BlockSparseLinear
+from sniper import BlockSparseConv1d, BlockSparseLinear, Sniper
+from sniper.ops.rebuild import rebuild_reference
+from sniper.sparsity.blocks import pool_reference
+from sniper.sparsity.masking import nested_masks_reference
 from sniper.sparsity.targets import BlockTargets, ElementTargets
 
 T, F = True, False
@@ -120,3 +123,45 @@ def test_a_copied_model_is_plain():
     twin(torch.ones(1, 2)).sum().backward()
     assert twin.weight.grad.tolist() == [[1, 1], [1, 1]]
     assert model.weight.grad is None
+
+
+def test_a_change_that_fails_leaves_dense_layers_dense():
+    model, targets = blocks()
+    wrong = {"0.weight": MASK, "1.weight": torch.ones(1, 2, dtype=torch.bool)}
+    with pytest.raises(ValueError, match=r"mask: expected bool \(1, 3, 2\)"):
+        targets.change_masks(wrong, dict.fromkeys(wrong, 2), {})
+    assert model[0].layout is None and model[0].weight.all()
+
+
+@pytest.mark.parametrize("block_size", [8, None])
+def test_sniper_does_the_same_without_the_extension(block_size, monkeypatch):
+    models = []
+    for extension in (True, False):
+        if not extension:
+            monkeypatch.setattr("sniper.sparsity.targets.rebuild", rebuild_reference)
+            monkeypatch.setattr("sniper.sparsity.sniper.pool", pool_reference)
+            monkeypatch.setattr("sniper.sparsity.sniper.nested_masks", nested_masks_reference)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv1d(16, 24, 3, padding=1), nn.ReLU(), nn.Conv1d(24, 16, 1))
+        sniper = Sniper(model, {0: 0.8, 1: 0.4, 2: 0.1}, block_size=block_size)
+        sniper.score([torch.randn(2, 16, 9)], lambda m, x: (m(x) - x).square().sum())
+        optimizer = torch.optim.Adam(sniper.param_groups(1e-2))
+        for epoch in range(3):
+            sniper.step(epoch, optimizer)
+            model(torch.ones(2, 16, 9)).sum().backward()
+            optimizer.step()
+        models.append(model)
+    for p, q in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(p, q)
+        assert torch.equal(p == 0, q == 0)
+
+
+def test_initial_values_take_the_weights_memory_order_once():
+    model = nn.Sequential(nn.Conv1d(16, 16, 3, padding=1))
+    sniper = Sniper(model, {0: 0.8, 1: 0.4, 2: 0.0}, block_size=8)
+    sniper.score([torch.randn(2, 16, 9)], lambda m, x: m(x).square().sum())
+    sniper.step(0)
+    assert sniper._init["0.weight"].stride() == model[0].weight.stride() == (48, 1, 16)
+    pointer = sniper._init["0.weight"].data_ptr()
+    sniper.step(1)
+    assert sniper._init["0.weight"].data_ptr() == pointer

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "mask_update.h"
+#include "mask_rebuild.h"
 
 #include <algorithm>
 #include <cmath>

@@ -2,7 +2,7 @@
 #include <cub/block/block_scan.cuh>
 
 #include "check.h"
-#include "mask_update.h"
+#include "mask_rebuild.h"
 
 namespace sniper {
 namespace {
@@ -42,7 +42,7 @@ __device__ void write_order(const int32_t* lengths, int64_t rows, int32_t* order
   }
 }
 
-// Turns row lengths into row pointers, in place.
+// Turns row lengths into row pointers, in place. Ends with a barrier: all threads see all of them.
 __device__ void sum_lengths(int32_t* crow, int64_t rows) {
   using Scan = cub::BlockScan<int32_t, kThreads>;
   __shared__ typename Scan::TempStorage scan;
@@ -82,7 +82,6 @@ __global__ void index_kernel(const LayerUpdate* layers, int32_t* positions) {
   write_order(crow + 1, rows, kTwin ? layer.order_t : layer.order);
   __syncthreads();
   sum_lengths(crow, rows);
-  __syncthreads();
   for (int64_t r = warp; r < rows; r += kWarps) {
     int32_t start = crow[r];
     for (int64_t base = 0; base < width; base += kWarp) {
