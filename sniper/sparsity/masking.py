@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,47 @@ from torch import Tensor
 from sniper.layers.masked import check_block_size
 from sniper.sparsity.schedule import check_sparsity
 from sniper.sparsity.scoring import check_saliency
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One cap for all stages: no parameter is made sparser than this.
+
+    What a capped parameter keeps is not pruned elsewhere, so the model may end up less sparse than
+    the schedule says.
+
+    Args:
+        max_param_sparsity: in [0, 1]; 1 is no cap.
+
+    Raises:
+        ValueError: no number in [0, 1].
+
+    Source: arXiv 2211.07283 and the authors' published code.
+    """
+
+    max_param_sparsity: float
+
+    def __post_init__(self) -> None:
+        value = check_sparsity(self.max_param_sparsity, "max_param_sparsity")
+        object.__setattr__(self, "max_param_sparsity", value)
+
+
+@dataclass(frozen=True)
+class Following:
+    """A cap that follows the schedule: at sparsity s no parameter is made sparser than
+    `s + spread * (1 - s)`, and the threshold is raised until the model is as sparse as s.
+
+    Args:
+        spread: in [0, 1]. 0: every parameter is equally sparse; 1: no cap.
+
+    Raises:
+        ValueError: no number in [0, 1].
+    """
+
+    spread: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spread", check_sparsity(self.spread, "spread"))
 
 
 def masks(

@@ -75,8 +75,8 @@ class SparsitySchedule:
             ValueError: a fraction outside [0, 1), fewer than one epoch, or what the constructor
                 refuses.
         """
-        if epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {epochs}")
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ValueError(f"epochs: expected a whole number >= 1, got {epochs!r}")
         if not isinstance(steps, Mapping):
             raise ValueError(f"schedule: expected a mapping {{fraction: sparsity}}, got {steps!r}")
         for fraction in steps:
@@ -88,14 +88,32 @@ class SparsitySchedule:
         return cls(by_epoch)
 
     def sparsity_at(self, epoch: float) -> float:
-        """The sparsity during `epoch` (counted from 0)."""
-        if epoch < 0:
-            raise ValueError(f"epoch: expected 0 or more, got {epoch}")
+        """The sparsity during `epoch`.
+
+        Args:
+            epoch: counted from 0; a fraction is in the middle of an epoch.
+
+        Returns:
+            A fraction in [0, 1].
+
+        Raises:
+            ValueError: no finite number >= 0.
+        """
+        number = isinstance(epoch, Real) and not isinstance(epoch, bool)
+        if not number or not math.isfinite(epoch) or epoch < 0:
+            raise ValueError(f"epoch: expected a finite number >= 0, got {epoch!r}")
         return next(s for e, s in reversed(self.steps.items()) if e <= epoch)
 
     def changes_at(self, epoch: int) -> bool:
-        """Whether `epoch` starts with another sparsity than the one before it."""
-        return epoch == 0 or self.sparsity_at(epoch) != self.sparsity_at(epoch - 1)
+        """Whether `epoch` starts with another sparsity than the one before it.
+
+        Args:
+            epoch: counted from 0.
+
+        Raises:
+            ValueError: no finite number >= 0.
+        """
+        return epoch == 0 or self.sparsity_at(epoch) != self.sparsity_at(max(epoch - 1, 0))
 
     @property
     def sparsities(self) -> tuple[float, ...]:
