@@ -75,11 +75,15 @@ class SniperCallback(SniperSettings, Callback):
             with _silent(pl_module):
                 batches = islice(_batches(trainer), self.score_batches)
                 self.sniper.score(batches, loss_fn)
+        self.check_start(trainer.current_epoch)
         # A run that is resumed in the middle of an epoch has no start of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sniper.step(trainer.current_epoch, trainer.optimizers)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.warn_at_end()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
