@@ -25,6 +25,8 @@ except ImportError as error:
 
 from sniper.integrations.callback import SniperSettings, refuse
 
+__all__ = ["SniperCallback"]
+
 STATE_FILE = "sniper.pt"  # beside the Trainer's own files of a checkpoint
 
 
@@ -43,12 +45,15 @@ class SniperCallback(SniperSettings, TrainerCallback):
             `args.output_dir`.
 
     Raises:
-        ValueError: when training begins: FSDP, DeepSpeed or DataParallel, a checkpoint without
+        TypeError: an option that `Sniper` does not have.
+        ValueError: settings that cannot be; when training begins: FSDP, DeepSpeed or DataParallel, a checkpoint without
             `sniper.pt`, a model with nothing to prune or without a loss.
     """
 
     def __init__(self, schedule, *, resume_from: str | Path | None = None, **settings: Any):
         super().__init__(schedule, **settings)
+        if resume_from is not None and not isinstance(resume_from, (str, Path)):
+            raise ValueError(f"resume_from: expected a folder or None, got {resume_from!r}")
         self.resume_from = resume_from
         self._epoch = 0
 

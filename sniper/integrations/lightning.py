@@ -25,6 +25,8 @@ except ImportError as missing:
 
 from sniper.integrations.callback import SniperSettings, refuse
 
+__all__ = ["SniperCallback"]
+
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 
 
@@ -41,7 +43,8 @@ class SniperCallback(SniperSettings, Callback):
             loss is what `training_step` returns; `self.log` is silent meanwhile.
 
     Raises:
-        ValueError: when fitting begins: a strategy that shards parameters, manual optimization
+        TypeError: an option that `Sniper` does not have.
+        ValueError: settings that cannot be; when fitting begins: a strategy that shards parameters, manual optimization
             without `loss_fn`, a module with nothing to prune, a checkpoint without this callback.
     """
 

@@ -170,6 +170,8 @@ def sparsify(
     check_module(model)
     check_block_size(block_size)
     include, exclude = check_patterns("include", include), check_patterns("exclude", exclude)
+    if not isinstance(fast_dropout, bool):
+        raise ValueError(f"fast_dropout: expected a bool, got {fast_dropout!r}")
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
         raise ValueError(

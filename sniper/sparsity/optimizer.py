@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sniper.sparsity.schedule import check_sparsity
+
 # Adam's running means of squared gradients, by the names that torch gives them.
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
@@ -46,7 +48,11 @@ class LearningRateScale:
 
         Args:
             density: share of active weights, in [0, 1].
+
+        Raises:
+            ValueError: no number in [0, 1].
         """
+        check_sparsity(density, "density")
         return min(self.max, 1 / density) if density else 1.0
 
 

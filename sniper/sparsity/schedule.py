@@ -58,7 +58,8 @@ class SparsitySchedule:
             if low > high:
                 raise ValueError(
                     f"schedule: sparsity must not rise, "
-                    f"got {high:g} at epoch {before} and {low:g} at epoch {after}"
+                    f"got {high:g} at epoch {before} and {low:g} at epoch {after}, "
+                    f"expected {high:g} or less there"
                 )
         object.__setattr__(self, "steps", ordered)
 
@@ -70,6 +71,9 @@ class SparsitySchedule:
             steps: `{fraction of training in [0, 1): sparsity}`, with 0 in it.
             epochs: length of the run. An entry takes effect at epoch `round(fraction * epochs)`;
                 where two fall on the same epoch the later one counts.
+
+        Returns:
+            The same by whole epochs.
 
         Raises:
             ValueError: a fraction outside [0, 1), fewer than one epoch, or what the constructor
@@ -109,6 +113,9 @@ class SparsitySchedule:
 
         Args:
             epoch: counted from 0.
+
+        Returns:
+            True for epoch 0.
 
         Raises:
             ValueError: no finite number >= 0.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -165,6 +165,11 @@ def check_saliency(scores: dict[str, Tensor]) -> None:
 
 def check_present(scores: dict[str, Tensor]) -> None:
     """Raises a ValueError for saliencies that are missing or spread over devices."""
+    if not isinstance(scores, Mapping) or not all(isinstance(s, Tensor) for s in scores.values()):
+        raise ValueError(
+            "saliency: expected tensors by parameter name, as sniper.saliency gives them, got "
+            f"{type(scores).__name__}"
+        )
     if not scores or not any(s.numel() for s in scores.values()):
         raise ValueError("saliency: expected at least one value, got none")
     devices = sorted({str(s.device) for s in scores.values()})
