@@ -46,8 +46,9 @@ class SniperCallback(SniperSettings, TrainerCallback):
 
     Raises:
         TypeError: an option that `Sniper` does not have.
-        ValueError: settings that cannot be; when training begins: FSDP, DeepSpeed or DataParallel, a checkpoint without
-            `sniper.pt`, a model with nothing to prune or without a loss.
+        ValueError: settings that cannot be; when training begins: FSDP, DeepSpeed or DataParallel,
+            a checkpoint without `sniper.pt`, a model with nothing to prune, without a loss, or
+            trained further in the schedule already.
     """
 
     def __init__(self, schedule, *, resume_from: str | Path | None = None, **settings: Any):

@@ -44,8 +44,9 @@ class SniperCallback(SniperSettings, Callback):
 
     Raises:
         TypeError: an option that `Sniper` does not have.
-        ValueError: settings that cannot be; when fitting begins: a strategy that shards parameters, manual optimization
-            without `loss_fn`, a module with nothing to prune, a checkpoint without this callback.
+        ValueError: settings that cannot be; when fitting begins: a strategy that shards parameters,
+            manual optimization without `loss_fn`, a module with nothing to prune or trained further
+            in the schedule already, a checkpoint without this callback.
     """
 
     def __init__(self, schedule, **settings: Any):
