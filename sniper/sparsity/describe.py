@@ -54,7 +54,7 @@ def stage(snip: Sniper) -> str:
 
 def why_not_reached(snip: Sniper) -> str:
     """Why the sparsity is not what the schedule asks for, and what to do."""
-    if snip.reached > snip.sparsity:
+    if snip.reached > (snip.sparsity or 0):
         return (
             "many saliencies are equal (0 where no scoring batch uses a weight) and fall together: "
             "score on more batches, or use cap=Following(0.1)"

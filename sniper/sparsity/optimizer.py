@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sniper.sparsity.schedule import check_sparsity
+from sniper.sparsity.schedule import check_sparsity, is_number
 
 # Adam's running means of squared gradients, by the names that torch gives them.
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
@@ -39,8 +38,7 @@ class LearningRateScale:
     max: float = 2.0
 
     def __post_init__(self) -> None:
-        number = isinstance(self.max, Real) and not isinstance(self.max, bool)
-        if not number or not self.max >= 1:
+        if not is_number(self.max) or not self.max >= 1:
             raise ValueError(f"LearningRateScale.max: expected 1 or more, got {self.max!r}")
 
     def factor(self, density: float) -> float:
@@ -79,8 +77,7 @@ class NewWeights:
         if not isinstance(self.restore_init, bool):
             raise ValueError(f"restore_init: expected a bool, got {self.restore_init!r}")
         value = self.prime_moments
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise ValueError(f"prime_moments: expected 0 or more, got {value!r}")
 
 
@@ -162,9 +159,11 @@ def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer
     """
     if optimizer is None:
         return []
-    several = [optimizer] if hasattr(optimizer, "param_groups") else optimizer
-    listed = isinstance(several, Iterable) and not isinstance(several, (str, bytes))
-    result = [_innermost(each) for each in several] if listed else [optimizer]
+    several: list[Any] = [optimizer]
+    one = hasattr(optimizer, "param_groups") or isinstance(optimizer, (str, bytes))
+    if not one and isinstance(optimizer, Iterable):
+        several = list(optimizer)
+    result = [_innermost(each) for each in several]
     for each in result:
         if not hasattr(each, "param_groups") or not hasattr(each, "register_step_pre_hook"):
             raise ValueError(
@@ -174,7 +173,7 @@ def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer
     return result
 
 
-def _innermost(optimizer: Optimizer) -> Optimizer:
+def _innermost(optimizer: Any) -> Any:
     """The optimizer whose `step` runs hooks; wrappers keep it as `optimizer`."""
     while hasattr(inner := getattr(optimizer, "optimizer", None), "param_groups"):
         optimizer = inner

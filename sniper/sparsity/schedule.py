@@ -7,11 +7,17 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import TypeGuard
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a real number of any library's, NaN among them; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_sparsity(value: object, where: str) -> float:
     """`value` as a float in [0, 1], or a ValueError that says what was expected."""
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+    if not is_number(value) or math.isnan(value):
         raise ValueError(f"{where}: expected a fraction in [0, 1], got {value!r}")
     if value > 1:
         hint = f": write {value / 100:g} for {value:g} %" if value <= 100 else ""
@@ -43,8 +49,8 @@ class SparsitySchedule:
             raise ValueError(f"schedule: expected a mapping {{epoch: sparsity}}, got {steps!r}")
         checked = {}
         for epoch, sparsity in steps.items():
-            number = isinstance(epoch, Real) and not isinstance(epoch, bool)
-            if not number or not math.isfinite(epoch) or epoch != int(epoch) or epoch < 0:
+            whole = is_number(epoch) and math.isfinite(epoch) and epoch == int(epoch)
+            if not whole or epoch < 0:
                 hint = "; for fractions of training use SparsitySchedule.from_fractions"
                 raise ValueError(f"schedule: expected whole epochs >= 0, got {epoch!r}{hint}")
             checked[int(epoch)] = check_sparsity(sparsity, f"schedule, epoch {int(epoch)}")
@@ -84,7 +90,7 @@ class SparsitySchedule:
         if not isinstance(steps, Mapping):
             raise ValueError(f"schedule: expected a mapping {{fraction: sparsity}}, got {steps!r}")
         for fraction in steps:
-            if not isinstance(fraction, Real) or not 0 <= fraction < 1:
+            if not is_number(fraction) or not 0 <= fraction < 1:
                 raise ValueError(
                     f"schedule: expected fractions of training in [0, 1), got {fraction!r}"
                 )
@@ -103,10 +109,9 @@ class SparsitySchedule:
         Raises:
             ValueError: no finite number >= 0.
         """
-        number = isinstance(epoch, Real) and not isinstance(epoch, bool)
-        if not number or not math.isfinite(epoch) or epoch < 0:
+        if not is_number(epoch) or not math.isfinite(epoch) or epoch < 0:
             raise ValueError(f"epoch: expected a finite number >= 0, got {epoch!r}")
-        return next(s for e, s in reversed(self.steps.items()) if e <= epoch)
+        return next(s for e, s in reversed(list(self.steps.items())) if e <= epoch)
 
     def changes_at(self, epoch: int) -> bool:
         """Whether `epoch` starts with another sparsity than the one before it.

@@ -29,7 +29,7 @@ from sniper.sparsity.optimizer import (
     match_memory_order,
     prime,
 )
-from sniper.sparsity.schedule import SparsitySchedule, check_sparsity
+from sniper.sparsity.schedule import SparsitySchedule, check_sparsity, is_number
 from sniper.sparsity.scoring import prunable_parameters, summed_gradients
 from sniper.sparsity.spread import spread_plan
 from sniper.sparsity.state import STATE_VERSION, check_state, pack, unpack
@@ -237,7 +237,7 @@ class Sniper:
         Raises:
             ValueError: no number.
         """
-        if isinstance(lr, bool) or not isinstance(lr, (int, float, Tensor)) or not lr >= 0:
+        if not (is_number(lr) or isinstance(lr, Tensor)) or not lr >= 0:
             raise ValueError(f"lr: expected a number >= 0, got {lr!r}")
         masked = {id(p) for p in self._targets.parameters.values()}
         trainable = [p for p in self.model.parameters() if p.requires_grad]
@@ -297,11 +297,12 @@ class Sniper:
 
     def _warn_of_what_differs(self) -> None:
         """Once each: a sparsity that was not reached, learning rates that are not scaled."""
-        if abs(self.reached - self.sparsity) > TOLERANCE and "reached" not in self._warned:
+        asked, reached = self.sparsity or 0.0, self.reached
+        if abs(reached - asked) > TOLERANCE and "reached" not in self._warned:
             self._warned.add("reached")
             warnings.warn(
-                f"Sniper: sparsity {self.sparsity:.1%} was asked for and {self.reached:.1%} "
-                f"reached: {describe.why_not_reached(self)}",
+                f"Sniper: sparsity {asked:.1%} was asked for and {reached:.1%} reached: "
+                f"{describe.why_not_reached(self)}",
                 stacklevel=3,
             )
         scaled = any(factor != 1 for factor in self.lr_scales().values())
