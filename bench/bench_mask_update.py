@@ -20,13 +20,14 @@ import torch
 from bench_train_step import VOCABULARY, make_batch
 from torch import Tensor
 
-from sniper import Sniper
+from sniper import NewWeights, Sniper
 from sniper.ops.rebuild import Change, rebuild, rebuild_reference
 from sniper.sparsity.masking import Fixed, Following, nested_masks, nested_masks_reference
 from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
 BLOCK, HIGH, LOW = 64, 0.8, 0.4
 WEIGHTS = 37_100_000
+RESTORED = NewWeights(restore_init=True, prime_moments=0.0)
 
 
 class Changes:
@@ -36,12 +37,12 @@ class Changes:
         torch.manual_seed(0)
         model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device)
         schedule = {0: HIGH, 1: LOW, 2: 0.0}
-        self.sniper = Sniper(model, schedule, block_size=BLOCK, spread=0.1)
+        self.sniper = Sniper(model, schedule, block_size=BLOCK, new_weights=RESTORED)
         # The loss makes every weight's saliency its square: as good as any other here.
         loss = lambda m, b: sum(p.square().sum() for p in m.parameters())  # noqa: E731
         self.sniper.score([None], loss)
         self.sniper.step(0)
-        self.layers, self.plan = self.sniper._targets.layers, self.sniper._plan
+        self.layers, self.plan = self.sniper._targets.layers, self.sniper._scheduled
         self.init = self.sniper._init
         new = sum(self.plan.counts[LOW].values()) - sum(self.plan.counts[HIGH].values())
         self.source = torch.rand(new * BLOCK * BLOCK, device=device)
@@ -155,7 +156,8 @@ def bench_score(device: torch.device, repeats: int, batches: int = 2) -> list[co
     """Seconds of scoring on `batches` batches beside as many forwards and backwards."""
     torch.manual_seed(0)
     model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device)
-    sniper = Sniper(model, {0: HIGH, 1: LOW, 2: 0.0}, block_size=BLOCK)
+    schedule = {0: HIGH, 1: LOW, 2: 0.0}
+    sniper = Sniper(model, schedule, block_size=BLOCK, cap=Fixed(0.75), new_weights=RESTORED)
     batch = make_batch().to(device)
 
     def backward() -> None:

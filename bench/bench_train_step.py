@@ -22,7 +22,7 @@ import common
 import torch
 from torch import nn
 
-from sniper import Sniper, densify
+from sniper import LearningRateScale, Sniper, densify
 from sniper.layers import Dropout
 from sniper.ops import keep_freed_memory
 from sniper.training.step import TrainingStep, peak_memory, pick_recorder
@@ -108,7 +108,7 @@ def sparse(
     model = copy.deepcopy(model)
     # At 0 the schedule starts above it, so that layers are masked and then all active.
     schedule = {0: sparsity} if sparsity else {0: 0.5, 1: 0.0}
-    sniper = Sniper(model, schedule, block_size=block, spread=0.1)
+    sniper = Sniper(model, schedule, block_size=block, lr_scale=LearningRateScale(max=10.0))
     device = next(model.parameters()).device
     sniper.score([batch.to(device)], lambda m, b: m.loss(b)[0])
     step = Step(model, batch, precision, sniper)

@@ -157,7 +157,7 @@ def train(device: str = "cuda") -> None:
     import torch
     from bench_train_step import UTTERANCES, VOCABULARY, Step, make_batch, synchronize
 
-    from sniper import Sniper
+    from sniper import LearningRateScale, Sniper
     from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
     torch.manual_seed(0)
@@ -165,7 +165,7 @@ def train(device: str = "cuda") -> None:
     batch = batch.pin_memory() if device == "cuda" else batch
     model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device).train()
     schedule = {0: 0.8, 1: 0.4, 2: 0.0}
-    sniper = Sniper(model, schedule, block_size=64, spread=0.1)
+    sniper = Sniper(model, schedule, block_size=64, lr_scale=LearningRateScale(max=10.0))
     sniper.score([batch.to(device)], lambda m, b: m.loss(b)[0])
     step = Step(model, batch, "bf16", sniper)
     for epoch, sparsity in schedule.items():

@@ -4,23 +4,25 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from sniper.sparsity import Sniper, SparsitySchedule
+from sniper.sparsity.deprecated import new_names
 
 
 class SniperSettings:
-    """Mixin of the callbacks; `sniper` is the `Sniper` at work, None before training.
+    """Mixin of the callbacks; `sniper` is the `Sniper` in use, None before training.
 
     Args:
         schedule: a `SparsitySchedule` or `{epoch: sparsity}`.
         score_batches: training batches that the weights are scored on (on each process).
         loss_fn: `(model, batch) -> scalar loss` to score with; None: the loss that the trainer
             trains with.
-        options: of `Sniper`: `block_size`, `exclude`, `max_param_sparsity`, ...
+        options: of `Sniper`: `block_size`, `exclude`, `cap`, ...
 
     Raises:
         ValueError: a schedule or number of batches that cannot be.
@@ -40,18 +42,49 @@ class SniperSettings:
         whole = isinstance(score_batches, int) and not isinstance(score_batches, bool)
         if not whole or score_batches < 1:
             raise ValueError(f"score_batches: expected a whole number >= 1, got {score_batches!r}")
-        inspect.signature(Sniper).bind(None, schedule, **options)
+        if loss_fn is not None and not callable(loss_fn):
+            raise ValueError(f"loss_fn: expected (model, batch) -> loss or None, got {loss_fn!r}")
+        known = [n for n in inspect.signature(Sniper).parameters if n not in ("model", "schedule")]
         self.score_batches = score_batches
         self.loss_fn = loss_fn
-        self.options = options
+        self.options = new_names(options, known, stacklevel=4)
         self.sniper: Sniper | None = None
 
     def attach_to(self, model: nn.Module) -> bool:
         """Makes the `Sniper` of this model, unless it is there; returns whether it was made."""
-        if self.sniper is not None and self.sniper.model is model:
+        if self.sniper is not None and self.sniper.model is model and not self.sniper.detached:
             return False
         self.sniper = Sniper(model, self.schedule, **self.options)
         return True
+
+    def check_start(self, epoch: int) -> None:
+        """Refuses a training that begins where the schedule is sparser than the model.
+
+        Args:
+            epoch: that the trainer begins with.
+
+        Raises:
+            ValueError: an earlier training went further in the schedule.
+        """
+        sparsity, asked = self.sniper.sparsity, self.schedule.sparsity_at(epoch)
+        if sparsity is not None and asked > sparsity:
+            raise ValueError(
+                f"SniperCallback: expected a model at the start of its schedule (sparsity "
+                f"{asked:g} in epoch {epoch}), got one that an earlier training left at "
+                f"{sparsity:g}: to train on like this remove the callback; to go through the "
+                "schedule again call callback.sniper.detach() first; to resume name a checkpoint"
+            )
+
+    def warn_at_end(self) -> None:
+        """Says that training ended before the schedule did."""
+        last = self.schedule.sparsities[-1]
+        if self.sniper is not None and (self.sniper.sparsity or 0) > last:
+            when = next(epoch for epoch, sparsity in self.schedule if sparsity == last)
+            warnings.warn(
+                f"SniperCallback: training ended at sparsity {self.sniper.sparsity:.0%}; the "
+                f"schedule goes on to {last:.0%} at epoch {when}: train longer, or shorten it",
+                stacklevel=3,
+            )
 
 
 def refuse(kind: str) -> ValueError:

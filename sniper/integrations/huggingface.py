@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 try:
     from accelerate.utils import send_to_device
@@ -23,6 +24,8 @@ except ImportError as error:
     ) from error
 
 from sniper.integrations.callback import SniperSettings, refuse
+
+__all__ = ["SniperCallback"]
 
 STATE_FILE = "sniper.pt"  # beside the Trainer's own files of a checkpoint
 
@@ -42,12 +45,16 @@ class SniperCallback(SniperSettings, TrainerCallback):
             `args.output_dir`.
 
     Raises:
-        ValueError: when training begins: FSDP, DeepSpeed or DataParallel, a checkpoint without
-            `sniper.pt`, a model with nothing to prune or without a loss.
+        TypeError: an option that `Sniper` does not have.
+        ValueError: settings that cannot be; when training begins: FSDP, DeepSpeed or DataParallel,
+            a checkpoint without `sniper.pt`, a model with nothing to prune, without a loss, or
+            trained further in the schedule already.
     """
 
     def __init__(self, schedule, *, resume_from: str | Path | None = None, **settings: Any):
         super().__init__(schedule, **settings)
+        if resume_from is not None and not isinstance(resume_from, (str, Path)):
+            raise ValueError(f"resume_from: expected a folder or None, got {resume_from!r}")
         self.resume_from = resume_from
         self._epoch = 0
 
@@ -60,26 +67,34 @@ class SniperCallback(SniperSettings, TrainerCallback):
                 f"SniperCallback: expected one process a GPU (torchrun), got DataParallel over "
                 f"{args.n_gpu}, which copies the model at every step"
             )
-        # What is not a whole number is in the middle of an epoch, up to the rounding of divisions.
-        self._epoch = int((state.epoch or 0) + 1e-6)
         new = self.attach_to(model)
+        self._epoch = _first_epoch(args, state, train_dataloader)
         if state.global_step > 0:
             self.sniper.load_state_dict(self._saved(args, state))
         elif new:
             model.train()  # as the Trainer does before each step
             batches = _batches(train_dataloader, args.device)
             self.sniper.score(islice(batches, self.score_batches), self.loss_fn or _models_loss)
+        self.check_start(self._epoch)
 
     def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
         self.sniper.step(self._epoch, optimizer)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        # What the Trainer counts rules, whatever the data loader says of its length.
+        epoch = math.ceil(state.epoch - 1e-6) - 1
+        if epoch > self._epoch:
+            self._epoch = epoch
+            self.sniper.step(epoch, optimizer)
         if control.should_save:
             self.sniper.zero_pruned()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self._epoch += 1
         self.sniper.zero_pruned()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.warn_at_end()
 
     def on_save(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -107,13 +122,25 @@ def _folder(args: Any, state: Any) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
+def _first_epoch(args: Any, state: Any, loader: Any) -> int:
+    """The epoch that the Trainer begins with, as it finds it itself: it counts updates, and where
+    the batch size was changed since the checkpoint those are other epochs than `state.epoch`.
+    """
+    try:
+        batches = len(loader)
+    except TypeError:  # a stream: the Trainer takes all of it as its first epoch
+        return 0
+    updates = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+    return state.global_step // updates
+
+
 def _batches(loader: DataLoader, device: torch.device) -> Iterator[Any]:
     """The Trainer's batches by a loader of our own: one of Accelerate's that is left before its end
     still counts as being in use.
     """
     how: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
-    if loader.batch_sampler is None:
-        how = {"batch_size": loader.batch_size}
+    if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
+        how = {"batch_size": loader.batch_size}  # a stream has no order to sample
     for batch in DataLoader(loader.dataset, collate_fn=loader.collate_fn, **how):
         yield send_to_device(batch, device)
 

@@ -25,6 +25,8 @@ except ImportError as missing:
 
 from sniper.integrations.callback import SniperSettings, refuse
 
+__all__ = ["SniperCallback"]
+
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 
 
@@ -41,8 +43,10 @@ class SniperCallback(SniperSettings, Callback):
             loss is what `training_step` returns; `self.log` is silent meanwhile.
 
     Raises:
-        ValueError: when fitting begins: a strategy that shards parameters, manual optimization
-            without `loss_fn`, a module with nothing to prune, a checkpoint without this callback.
+        TypeError: an option that `Sniper` does not have.
+        ValueError: settings that cannot be; when fitting begins: a strategy that shards parameters,
+            manual optimization without `loss_fn`, a module with nothing to prune or trained further
+            in the schedule already, a checkpoint without this callback.
     """
 
     def __init__(self, schedule, **settings: Any):
@@ -75,11 +79,15 @@ class SniperCallback(SniperSettings, Callback):
             with _silent(pl_module):
                 batches = islice(_batches(trainer), self.score_batches)
                 self.sniper.score(batches, loss_fn)
+        self.check_start(trainer.current_epoch)
         # A run that is resumed in the middle of an epoch has no start of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.sniper.step(trainer.current_epoch, trainer.optimizers)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.warn_at_end()
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

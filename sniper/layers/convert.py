@@ -11,11 +11,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from sniper.layers.conv1d import BlockSparseConv1d
 from sniper.layers.dropout import Dropout
 from sniper.layers.linear import BlockSparseLinear
 from sniper.layers.masked import check_block_size
+from sniper.layers.selection import (
+    check_matched,
+    check_module,
+    check_patterns,
+    excluded_by,
+    kind_left_out,
+)
 
 _SPARSE = {nn.Linear: BlockSparseLinear, nn.Conv1d: BlockSparseConv1d}
 _PLAIN = {sparse: plain for plain, sparse in _SPARSE.items()}
@@ -28,14 +36,16 @@ class ModuleReport:
     Attributes:
         name: qualified module name.
         kind: its class before.
-        shape: its weight's shape.
+        shapes: of the matrices it holds: one, or several in an LSTM or `nn.MultiheadAttention`.
         reason: why it was left as it is; empty when it was taken.
+        multiplied: whether it multiplies with them; an embedding only looks rows up.
     """
 
     name: str
     kind: str
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     reason: str = ""
+    multiplied: bool = True
 
     @property
     def taken(self) -> bool:
@@ -43,16 +53,23 @@ class ModuleReport:
         return not self.reason
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of its first matrix."""
+        return self.shapes[0]
+
+    @property
     def numel(self) -> int:
-        """Weights in it, biases not counted."""
-        return math.prod(self.shape)
+        """Weights in its matrices, biases not counted."""
+        return sum(map(math.prod, self.shapes))
 
     @property
     def flops(self) -> int:
         """Floating-point operations of one dense forward call at one position, bias not counted: a
-        token for a Linear, an output frame for a Conv1d, an input frame for a transposed one.
+        token for a Linear or an LSTM, an output frame for a Conv1d, an input frame for a transposed
+        one.
         """
-        return 2 * self.numel  # each weight multiplies and adds once there, groups and taps too
+        # Each weight multiplies and adds once there, groups and taps too.
+        return 2 * self.numel if self.multiplied else 0
 
 
 @dataclass(frozen=True)
@@ -61,11 +78,13 @@ class SparsifyReport:
 
     FLOPs are those of one position (a token for a Linear, a frame for a convolution), one call a
     module, and their shares count from all listed modules: the model's forward, which the report
-    has not seen, says how many positions there are.
+    has not seen, says how many positions there are. A parameter of a class that is not known counts
+    as if it were multiplied with.
 
     Attributes:
-        modules: every module of the model that holds a matrix to multiply with: Linear, Conv,
-            Hugging Face's Conv1D, `nn.MultiheadAttention`.
+        modules: every module of the model that holds a matrix itself: Linear, Conv, Hugging Face's
+            Conv1D, `nn.MultiheadAttention`, LSTM, Bilinear, embeddings, and classes of the user's
+            with parameters of two or more dimensions.
         block_size: edge of a block.
         total: all parameters of the model.
         dropouts: `nn.Dropout` modules that are `sniper.layers.Dropout` now.
@@ -101,6 +120,8 @@ class SparsifyReport:
             shares = (m.numel / max(self.total, 1), m.flops / max(self._flops, 1))
             note = m.reason or f"block-sparse, {self.block_size}"
             shape = "x".join(map(str, m.shape))
+            if len(m.shapes) > 1:
+                shape += f" and {len(m.shapes) - 1} more"
             rows.append((m.name, m.kind, shape, *(f"{share:.1%}" for share in shares), note))
         widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = [
@@ -132,40 +153,51 @@ def sparsify(
     Args:
         model: any module; it may be a Linear or Conv1d itself.
         block_size: both dimensions of a weight must divide by it.
-        include, exclude: shell patterns of qualified module names; an `exclude` without wildcards
-            matches any name that contains it.
+        include: shell patterns of qualified module names; only modules that match one are taken.
+        exclude: shell patterns of qualified names of modules or of their weights; a pattern without
+            wildcards matches any name that contains it. The report says by which one.
         fast_dropout: also make every `nn.Dropout` of the model a `sniper.layers.Dropout`, which
             draws other random numbers at the same rate. On a CPU torch draws them on one thread;
             once the layers are sparse that may be a quarter of a step.
 
+    Returns:
+        What was taken, and why the rest was not.
+
     Raises:
-        ValueError: nothing is eligible (with the reasons), or a layer is block-sparse with another
-            block size.
+        ValueError: nothing is eligible (with the reasons), a pattern that matches nothing, or a
+            layer that is block-sparse with another block size.
     """
+    check_module(model)
     check_block_size(block_size)
-    for what, patterns in (("include", include), ("exclude", exclude)):
-        if isinstance(patterns, str):
-            raise ValueError(
-                f"{what}: expected a sequence of patterns, got the string {patterns!r}"
-            )
+    include, exclude = check_patterns("include", include), check_patterns("exclude", exclude)
+    if not isinstance(fast_dropout, bool):
+        raise ValueError(f"fast_dropout: expected a bool, got {fast_dropout!r}")
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if lazy:
-        raise ValueError(f"sparsify: expected weights with values, run a batch first for {lazy[0]}")
+        raise ValueError(
+            "sparsify: expected weights with values, got lazy ones, run a batch first for "
+            f"{lazy[0]}"
+        )
+    if include != ("*",):
+        check_matched("include", model, include)
+    check_matched("exclude", model, exclude)
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     reports, swap = [], []
     for name, module in model.named_modules():
-        weight = _weight(module)
-        if weight is None:
+        shapes = tuple(tuple(matrix.shape) for matrix in _matrices(module))
+        if not shapes:
             continue
+        kind = type(module).__name__
         if type(module) in _PLAIN:
             if module.block_size != block_size:
                 raise ValueError(
                     f"block_size: expected {module.block_size}, which {name} has, got {block_size}"
                 )
-            reports.append(ModuleReport(name, type(module).__name__, tuple(weight.shape)))
+            reports.append(ModuleReport(name, kind, shapes))
             continue
         reason = _why_not(name, module, block_size, include, exclude, uses)
-        reports.append(ModuleReport(name, type(module).__name__, tuple(weight.shape), reason))
+        multiplied = not kind_left_out(module)
+        reports.append(ModuleReport(name, kind, shapes, reason, multiplied))
         if not reason:
             swap.append(module)
     dropouts = [m for m in model.modules() if type(m) is nn.Dropout] if fast_dropout else []
@@ -190,10 +222,16 @@ def sparsify(
 def densify(model: nn.Module) -> nn.Module:
     """Turns every block-sparse layer back into its plain class, in place; pruned weights stay zero.
 
+    Args:
+        model: as `sparsify` left it; a plain one stays as it is.
+
     Returns:
         `model`.
+
+    Raises:
+        ValueError: `model` is no module.
     """
-    for module in model.modules():
+    for module in check_module(model).modules():
         if type(module) in _PLAIN:
             module.set_block_mask(None)
             del module.block_size
@@ -222,24 +260,37 @@ def _turn_off_fused_inference(model: nn.Module) -> None:
                 setattr(module, name, off)
 
 
-def _why_not(name, module, block_size, include, exclude, uses) -> str:
+def _why_not(
+    name: str,
+    module: nn.Module,
+    block_size: int,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    uses: Counter[int],
+) -> str:
     """Why a module cannot be block-sparse; empty when it can."""
+    kind = type(module).__name__
+    if left_out := kind_left_out(module):
+        return f"left out by its type: {left_out}"
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in include):
         return "not included"
-    if any(word in name or fnmatch.fnmatchcase(name, word) for word in exclude):
-        return "excluded"
+    if pattern := excluded_by(exclude, (name, f"{name}.weight" if name else "weight")):
+        return f"excluded by {pattern!r}"
     if _is_transposed_linear(module):
         return "its weight is transposed, [in, out]"
     if isinstance(module, nn.MultiheadAttention):
         return "its projections are no Linear modules"
+    if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        ours = type(module).__module__.startswith("torch.nn.modules.")
+        return f"class {kind} is not supported" if ours else _OWN_WAYS.format(kind)
     if "weight" not in module._parameters:
         return "its weight is computed (weight norm or another parametrization)"
     if "forward" in module.__dict__:
         return "its forward is replaced"
     if isinstance(module, nn.modules.conv._ConvNd) and not isinstance(module, nn.Conv1d):
-        return f"class {type(module).__name__} is not supported"
+        return f"class {kind} is not supported"
     if type(module) not in _SPARSE:
-        return f"class {type(module).__name__} has its own ways with the weight"
+        return _OWN_WAYS.format(kind)
     if uses[id(module.weight)] > 1:
         return "its weight is tied to another module's"
     if isinstance(module, nn.Conv1d):
@@ -253,13 +304,19 @@ def _why_not(name, module, block_size, include, exclude, uses) -> str:
     return ""
 
 
-def _weight(module: nn.Module) -> Tensor | None:
-    """The matrix that a module multiplies with, if it is of a kind that is reported."""
-    if isinstance(module, nn.MultiheadAttention):
-        return module.in_proj_weight if module.in_proj_weight is not None else module.q_proj_weight
+_OWN_WAYS = "class {} has its own ways with the weight"
+
+
+def _matrices(module: nn.Module) -> list[Tensor]:
+    """The weights of two or more dimensions that a module holds itself."""
     if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _is_transposed_linear(module):
-        return module.weight
-    return None
+        return [module.weight]  # also where it is computed
+    if isinstance(module, parametrize.ParametrizationList):
+        return []  # counted as what its owner computes of it
+    held = [p for p in module._parameters.values() if p is not None]
+    if parametrize.is_parametrized(module):
+        held += [getattr(module, name) for name in module.parametrizations]
+    return [p for p in held if p.dim() >= 2]
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -16,7 +18,19 @@ class Dropout(nn.Dropout):
 
     Reproducible from torch's seed, with other draws than `nn.Dropout` makes. Like torch's they go
     by memory order, which stays what it is.
+
+    Args:
+        p: share that is zeroed, in [0, 1]; the rest is scaled by `1 / (1 - p)`.
+        inplace: as for `nn.Dropout`, which then does it.
+
+    Raises:
+        ValueError: `p` is no number in [0, 1].
     """
+
+    def __init__(self, p: float = 0.5, inplace: bool = False):
+        if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= p <= 1:
+            raise ValueError(f"p: expected a number in [0, 1], got {p!r}")
+        super().__init__(p, inplace)
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape."""
@@ -36,7 +50,20 @@ def relu_dropout(layer: nn.Module, x: Tensor, dropout: nn.Dropout) -> Tensor:
         layer: a Linear or Conv1d, plain or block-sparse.
         x: what it takes.
         dropout: for its rate and mode.
+
+    Returns:
+        What the layer gives, of the same shape.
+
+    Raises:
+        ValueError: no module, no tensor, no `nn.Dropout`.
     """
+    for what, value, kind in (
+        ("layer", layer, nn.Module),
+        ("x", x, Tensor),
+        ("dropout", dropout, nn.Dropout),
+    ):
+        if not isinstance(value, kind):
+            raise ValueError(f"{what}: expected a {kind.__name__}, got {type(value).__name__}")
     if isinstance(layer, (BlockSparseLinear, BlockSparseConv1d)):
         return layer(x, relu_dropout=dropout.p if dropout.training else 0.0)
     return dropout(F.relu(layer(x)))

@@ -3,9 +3,19 @@
 loop.
 """
 
-from sniper.sparsity.masking import masks
+from sniper.sparsity.masking import Fixed, Following, masks
+from sniper.sparsity.optimizer import LearningRateScale, NewWeights
 from sniper.sparsity.schedule import SparsitySchedule
 from sniper.sparsity.scoring import saliency
 from sniper.sparsity.sniper import Sniper
 
-__all__ = ["Sniper", "SparsitySchedule", "masks", "saliency"]
+__all__ = [
+    "Fixed",
+    "Following",
+    "LearningRateScale",
+    "NewWeights",
+    "Sniper",
+    "SparsitySchedule",
+    "masks",
+    "saliency",
+]

@@ -31,9 +31,9 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         wide = torch.promote_types(bucket[0].dtype, torch.float32)
         flat = torch.cat([t.reshape(-1).to(wide) for t in bucket])
         dist.all_reduce(flat)
-        parts = flat.split([t.numel() for t in bucket])
-        for t, part in zip(bucket, parts, strict=True):
-            t.copy_(part.view(t.shape))
+        sums = flat.split([t.numel() for t in bucket])
+        for t, total in zip(bucket, sums, strict=True):
+            t.copy_(total.view(t.shape))
 
 
 def checksum(named: Mapping[str, Iterable[Tensor]]) -> int:

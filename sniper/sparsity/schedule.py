@@ -7,11 +7,17 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from typing import TypeGuard
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a real number of any library's, NaN among them; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_sparsity(value: object, where: str) -> float:
     """`value` as a float in [0, 1], or a ValueError that says what was expected."""
-    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
+    if not is_number(value) or math.isnan(value):
         raise ValueError(f"{where}: expected a fraction in [0, 1], got {value!r}")
     if value > 1:
         hint = f": write {value / 100:g} for {value:g} %" if value <= 100 else ""
@@ -43,8 +49,8 @@ class SparsitySchedule:
             raise ValueError(f"schedule: expected a mapping {{epoch: sparsity}}, got {steps!r}")
         checked = {}
         for epoch, sparsity in steps.items():
-            number = isinstance(epoch, Real) and not isinstance(epoch, bool)
-            if not number or not math.isfinite(epoch) or epoch != int(epoch) or epoch < 0:
+            whole = is_number(epoch) and math.isfinite(epoch) and epoch == int(epoch)
+            if not whole or epoch < 0:
                 hint = "; for fractions of training use SparsitySchedule.from_fractions"
                 raise ValueError(f"schedule: expected whole epochs >= 0, got {epoch!r}{hint}")
             checked[int(epoch)] = check_sparsity(sparsity, f"schedule, epoch {int(epoch)}")
@@ -58,7 +64,8 @@ class SparsitySchedule:
             if low > high:
                 raise ValueError(
                     f"schedule: sparsity must not rise, "
-                    f"got {high:g} at epoch {before} and {low:g} at epoch {after}"
+                    f"got {high:g} at epoch {before} and {low:g} at epoch {after}, "
+                    f"expected {high:g} or less there"
                 )
         object.__setattr__(self, "steps", ordered)
 
@@ -71,16 +78,19 @@ class SparsitySchedule:
             epochs: length of the run. An entry takes effect at epoch `round(fraction * epochs)`;
                 where two fall on the same epoch the later one counts.
 
+        Returns:
+            The same by whole epochs.
+
         Raises:
             ValueError: a fraction outside [0, 1), fewer than one epoch, or what the constructor
                 refuses.
         """
-        if epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {epochs}")
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise ValueError(f"epochs: expected a whole number >= 1, got {epochs!r}")
         if not isinstance(steps, Mapping):
             raise ValueError(f"schedule: expected a mapping {{fraction: sparsity}}, got {steps!r}")
         for fraction in steps:
-            if not isinstance(fraction, Real) or not 0 <= fraction < 1:
+            if not is_number(fraction) or not 0 <= fraction < 1:
                 raise ValueError(
                     f"schedule: expected fractions of training in [0, 1), got {fraction!r}"
                 )
@@ -88,14 +98,34 @@ class SparsitySchedule:
         return cls(by_epoch)
 
     def sparsity_at(self, epoch: float) -> float:
-        """The sparsity during `epoch` (counted from 0)."""
-        if epoch < 0:
-            raise ValueError(f"epoch: expected 0 or more, got {epoch}")
-        return next(s for e, s in reversed(self.steps.items()) if e <= epoch)
+        """The sparsity during `epoch`.
+
+        Args:
+            epoch: counted from 0; a fraction is in the middle of an epoch.
+
+        Returns:
+            A fraction in [0, 1].
+
+        Raises:
+            ValueError: no finite number >= 0.
+        """
+        if not is_number(epoch) or not math.isfinite(epoch) or epoch < 0:
+            raise ValueError(f"epoch: expected a finite number >= 0, got {epoch!r}")
+        return next(s for e, s in reversed(list(self.steps.items())) if e <= epoch)
 
     def changes_at(self, epoch: int) -> bool:
-        """Whether `epoch` starts with another sparsity than the one before it."""
-        return epoch == 0 or self.sparsity_at(epoch) != self.sparsity_at(epoch - 1)
+        """Whether `epoch` starts with another sparsity than the one before it.
+
+        Args:
+            epoch: counted from 0.
+
+        Returns:
+            True for epoch 0.
+
+        Raises:
+            ValueError: no finite number >= 0.
+        """
+        return epoch == 0 or self.sparsity_at(epoch) != self.sparsity_at(max(epoch - 1, 0))
 
     @property
     def sparsities(self) -> tuple[float, ...]:

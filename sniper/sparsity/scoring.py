@@ -5,40 +5,62 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sniper.layers.selection import (
+    EXCLUDE,
+    check_matched,
+    check_module,
+    check_patterns,
+    excluded_by,
+    left_out_by_type,
+    names_of,
+)
 from sniper.sparsity import distributed
-
-EXCLUDE = ("norm", "embed")
 
 
 def prunable_parameters(
     model: nn.Module, exclude: Sequence[str] = EXCLUDE
 ) -> dict[str, nn.Parameter]:
-    """The parameters that scoring covers: trainable, and no string of `exclude` in their name.
+    """The parameters that scoring covers, by name: those that are trainable, match no pattern of
+    `exclude`, and belong to no normalisation layer or embedding.
+
+    Args:
+        model: any module.
+        exclude: shell patterns of qualified names of parameters or of the modules that hold them; a
+            pattern without wildcards matches any name that contains it.
 
     Raises:
-        ValueError: none is left, or they are on several devices.
+        ValueError: none is left, a pattern that matches nothing, or parameters on several devices.
     """
-    if isinstance(exclude, str):
-        raise ValueError(f"exclude: expected a sequence of strings, got the string {exclude!r}")
+    check_module(model)
+    patterns = check_patterns("exclude", exclude)
+    check_matched("exclude", model, patterns)
+    by_type = left_out_by_type(model)
     params = {
         name: p
         for name, p in model.named_parameters()
-        if p.requires_grad and not any(word in name for word in exclude)
+        if p.requires_grad
+        and id(p) not in by_type
+        and excluded_by(patterns, names_of(name)) is None
     }
     if not params:
-        raise ValueError(f"no trainable parameter is left to prune with exclude={tuple(exclude)}")
+        raise ValueError(
+            "model: expected parameters to prune, got none: no trainable parameter is left to "
+            f"prune with exclude={patterns} and without normalisation layers and embeddings"
+        )
     devices = sorted({str(p.device) for p in params.values()})
     if len(devices) > 1:
-        raise ValueError(f"expected a model on one device, got parameters on {', '.join(devices)}")
+        raise ValueError(
+            f"model: expected one on one device, got parameters on {', '.join(devices)}"
+        )
     if devices == ["meta"]:
-        raise ValueError("expected a model with values, got one on the meta device")
+        raise ValueError("model: expected one with values, got one on the meta device")
     return params
 
 
@@ -52,15 +74,15 @@ def saliency(
     then abs.
 
     That is `|sum_b dL_b/dm|` at m = 1 with `w * m` in place of w, because w does not change while
-    scoring. The model is
-    left as it was: weights, gradients, buffers (BatchNorm statistics), training mode, and all
-    random number generators.
+    scoring. The model is left as it was: weights, gradients, buffers (BatchNorm statistics),
+    training mode, and all random number generators.
 
     Args:
         model: scored in the mode (train or eval) in which it arrives.
         batches: what `loss_fn` takes; iterated once.
         loss_fn: `(model, batch) -> scalar loss` with a graph.
-        exclude: parameters whose name contains one of these strings are left out.
+        exclude: shell patterns of names that are left out (without wildcards: any name that
+            contains it); normalisation layers and embeddings are left out by their type.
 
     Returns:
         A tensor of each prunable parameter's shape, >= 0, by the parameter's name.
@@ -96,6 +118,11 @@ def summed_gradients(
     Raises:
         ValueError: no batches (on any rank), a loss that is no scalar or has no graph.
     """
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
+        got = type(batches).__name__
+        raise ValueError(f"batches: expected an iterable of batches, got {got}")
+    if not callable(loss_fn):
+        raise ValueError(f"loss_fn: expected (model, batch) -> scalar loss, got {loss_fn!r}")
     device = next(iter(params.values())).device
     over_ranks = over_ranks and distributed.several()
     with _left_as_it_was(model, device):
@@ -138,6 +165,11 @@ def check_saliency(scores: dict[str, Tensor]) -> None:
 
 def check_present(scores: dict[str, Tensor]) -> None:
     """Raises a ValueError for saliencies that are missing or spread over devices."""
+    if not isinstance(scores, Mapping) or not all(isinstance(s, Tensor) for s in scores.values()):
+        raise ValueError(
+            "saliency: expected tensors by parameter name, as sniper.saliency gives them, got "
+            f"{type(scores).__name__}"
+        )
     if not scores or not any(s.numel() for s in scores.values()):
         raise ValueError("saliency: expected at least one value, got none")
     devices = sorted({str(s.device) for s in scores.values()})

@@ -3,68 +3,93 @@
 
 from __future__ import annotations
 
-import math
+import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.layers import sparsify
 from sniper.layers.masked import check_block_size
+from sniper.layers.selection import EXCLUDE
 from sniper.ops.rebuild import match_weight
-from sniper.sparsity import distributed
+from sniper.sparsity import describe, distributed
 from sniper.sparsity.blocks import pool
-from sniper.sparsity.lr_scale import LrScale
+from sniper.sparsity.deprecated import accepts_old_names
 from sniper.sparsity.masking import Fixed, Following, MaskStages, nested_masks
-from sniper.sparsity.moments import as_list, match_memory, moved_with, prime
-from sniper.sparsity.schedule import SparsitySchedule, check_sparsity
-from sniper.sparsity.scoring import EXCLUDE, prunable_parameters, summed_gradients
+from sniper.sparsity.optimizer import (
+    LearningRateScale,
+    NewWeights,
+    RateFactors,
+    as_list,
+    check_optimizers,
+    gradient_and_moments,
+    match_memory_order,
+    prime,
+)
+from sniper.sparsity.schedule import SparsitySchedule, check_sparsity, is_number
+from sniper.sparsity.scoring import prunable_parameters, summed_gradients
 from sniper.sparsity.state import STATE_VERSION, check_state, pack, unpack
 from sniper.sparsity.targets import BlockTargets, ElementTargets
+
+# Asked and reached sparsity may differ by this much without a word.
+TOLERANCE = 0.01
+
+# Who masks a parameter. Targets live as long as their Sniper, or as their hooks on the parameters.
+_masked_by = WeakTensorKeyDictionary()
 
 
 class Sniper:
     """Trains `model` sparse first and dense at the end.
 
-        sniper = Sniper(model, {0: 0.8, 5: 0.4, 10: 0.2, 20: 0.0})
-        sniper.score(batches, loss_fn)
-        optimizer = torch.optim.Adam(sniper.param_groups(lr=1e-3))
+        snip = Sniper(model, {0: 0.8, 5: 0.4, 10: 0.2, 20: 0.0})
+        snip.score(batches, loss_fn)
+        optimizer = torch.optim.Adam(snip.param_groups(lr=1e-3))
         for epoch in range(epochs):
-            sniper.step(epoch, optimizer)
+            snip.step(epoch, optimizer)
             ...  # an ordinary epoch
+        print(snip.summary())
+
+    The defaults are the settings that ended best in our own comparison (`bench/LOG.md`);
+    `Sniper.paper` has those of the paper. Biases are masked only where single weights are.
+    Normalisation layers and embeddings are never masked, by their type, whatever they are named.
 
     Args:
-        model: any module on one device. In block mode its eligible layers become block-sparse at
-            once, in place.
+        model: any module on one device, without another Sniper. In block mode its eligible layers
+            become block-sparse at once, in place.
         schedule: a `SparsitySchedule` or `{epoch: sparsity}`.
         block_size: edge of the blocks that are kept or pruned as a whole, which is what makes
             training faster; None masks single weights, as the paper does.
-        exclude: parameters whose name contains one of these strings are never pruned.
-        max_param_sparsity: no parameter is made sparser than this. What it saves is not pruned
-            elsewhere, so a model may end up less sparse than the schedule says.
-        spread: in [0, 1], in place of that cap: no parameter is made sparser than
-            `sparsity + spread * (1 - sparsity)` at each stage, and the threshold is raised until
-            the model is as sparse as the schedule says (`sniper.sparsity.masking.Following`).
-        restore_init: newly active weights take their initial values; otherwise they start at 0.
-        prime_moments: newly active weights start with the mean of their parameter's second moments
-            in Adam times this: with 1 they make steps like the others', with 16 of a quarter of
-            that at first. With 0 their moments start at 0, and their first steps are about three
-            times too long.
-        scale_lr: multiply each parameter's learning rate by `min(max_lr_scale, 1 / density)`, on
-            top of any scheduler.
-        max_lr_scale: the most that `scale_lr` multiplies by.
+        exclude: shell patterns of qualified names of parameters or their modules, which are never
+            pruned; a pattern without wildcards matches any name that contains it.
+        cap: how sparse a single parameter may become: `Following(spread)` or
+            `Fixed(max_param_sparsity)`.
+        new_weights: how weights start that become active.
+        lr_scale: how learning rates grow where weights are pruned; None leaves them alone.
         paper_exact: zero pruned weights at each forward and leave their gradients alone, as the
             authors' code does, so that Adam's moments of pruned weights move; needs
             `block_size=None`.
 
+    The keywords of earlier versions (`max_param_sparsity`, `spread`, `restore_init`,
+    `prime_moments`, `scale_lr`, `max_lr_scale`) are taken with a DeprecationWarning.
+
+    Attributes:
+        sparsity: the scheduled sparsity in force; None before the first `step`.
+        detached: whether `detach` has ended it.
+
     Raises:
-        ValueError: bad values, a model on two devices, a block size that fits no layer.
+        ValueError: bad values, a model on two devices or with a Sniper already, a block size that
+            fits no layer, a pattern that matches nothing.
+        TypeError: a keyword that there is not.
 
     Source: arXiv 2211.07283.
     """
 
+    @accepts_old_names
     def __init__(
         self,
         model: nn.Module,
@@ -72,43 +97,81 @@ class Sniper:
         *,
         block_size: int | None = 64,
         exclude: Sequence[str] = EXCLUDE,
-        max_param_sparsity: float = 0.75,
-        spread: float | None = None,
-        restore_init: bool = True,
-        prime_moments: float = 0.0,
-        scale_lr: bool = True,
-        max_lr_scale: float = 10.0,
+        cap: Fixed | Following = Following(0.1),  # noqa: B008 (frozen)
+        new_weights: NewWeights = NewWeights(),  # noqa: B008
+        lr_scale: LearningRateScale | None = LearningRateScale(),  # noqa: B008
         paper_exact: bool = False,
     ):
-        self.model = model
         self.schedule = SparsitySchedule(schedule)
         self.block_size = None if block_size is None else check_block_size(block_size)
-        self.exclude = exclude
-        self.max_param_sparsity = check_sparsity(max_param_sparsity, "max_param_sparsity")
-        self.spread = None if spread is None else check_sparsity(spread, "spread")
-        self.restore_init = restore_init
-        self.prime_moments = prime_moments
-        self.scale_lr = scale_lr
-        self.max_lr_scale = max_lr_scale
-        self.paper_exact = paper_exact
-        if not 0 <= prime_moments < math.inf:
-            raise ValueError(f"prime_moments: expected 0 or more, got {prime_moments}")
-        if not max_lr_scale >= 1:
-            raise ValueError(f"max_lr_scale: expected 1 or more, got {max_lr_scale}")
+        _check_kind("cap", cap, (Fixed, Following))
+        _check_kind("new_weights", new_weights, (NewWeights,))
+        _check_kind("lr_scale", lr_scale, (LearningRateScale, type(None)))
+        _check_kind("paper_exact", paper_exact, (bool,))
         if paper_exact and block_size is not None:
             raise ValueError(
                 f"paper_exact masks single weights: expected block_size=None, got {block_size}"
             )
         params = prunable_parameters(model, exclude)
+        _check_free(params)
+        self.model = model
+        self.exclude = tuple(exclude)
+        self.cap = cap
+        self.new_weights = new_weights
+        self.lr_scale = lr_scale
+        self.paper_exact = paper_exact
         if self.block_size is None:
             self._targets = ElementTargets(model, params, mask_gradients=not paper_exact)
         else:
             sparsify(model, self.block_size, exclude=exclude)
             self._targets = BlockTargets(model, params)
-        self._plan: MaskStages | None = None
+        for p in self._targets.parameters.values():
+            _masked_by[p] = weakref.ref(self._targets)
+        self._scheduled: MaskStages | None = None  # the masks of every stage
         self._init: dict[str, Tensor] = {}
-        self._lr_scale = LrScale()
+        self._rates = RateFactors()
+        self._warned: set[str] = set()
+        self.detached = False
         self.sparsity: float | None = None
+
+    @classmethod
+    def paper(
+        cls,
+        model: nn.Module,
+        schedule: SparsitySchedule | Mapping[int, float],
+        *,
+        exclude: Sequence[str] = EXCLUDE,
+        max_param_sparsity: float = 1.0,
+    ) -> Sniper:
+        """SNIPER as the paper and its authors' code have it: single weights, one threshold with a
+        fixed cap, initial values restored, learning rates times up to 10, gradients of pruned
+        weights left alone. It saves no time.
+
+        One thing differs: the authors leave out parameters by name only, here normalisation layers
+        and embeddings are left out by their type too, whatever they are named.
+
+        Args:
+            model, schedule, exclude: as for `Sniper`.
+            max_param_sparsity: no parameter is made sparser than this.
+
+        Returns:
+            A `Sniper` with these settings.
+
+        Raises:
+            ValueError: as `Sniper` does.
+
+        Source: arXiv 2211.07283.
+        """
+        return cls(
+            model,
+            schedule,
+            block_size=None,
+            exclude=exclude,
+            cap=Fixed(max_param_sparsity),
+            new_weights=NewWeights(restore_init=True, prime_moments=0.0),
+            lr_scale=LearningRateScale(max=10.0),
+            paper_exact=True,
+        )
 
     def score(
         self, batches: Iterable[Any], loss_fn: Callable[[nn.Module, Any], Tensor]
@@ -131,9 +194,16 @@ class Sniper:
         Raises:
             ValueError: masks are in force already, or as `sniper.saliency` says.
         """
+        self._check_attached("score")
         if self.sparsity is not None:
             raise ValueError(
                 f"score: expected a model that is not masked yet, got sparsity {self.sparsity:g}"
+            )
+        masked = [name for name, density in self.densities().items() if density < 1]
+        if masked:
+            raise ValueError(
+                f"score: expected a model without masks, got {masked[0]} with one: call "
+                "sniper.densify(model) first, or load_state_dict for a model that goes on"
             )
         params = self._targets.parameters
         with (
@@ -144,18 +214,30 @@ class Sniper:
                 scores = {n: (gradients[n] * p).abs_() for n, p in params.items()}
             else:
                 scores = {n: pool(p, gradients[n], self.block_size) for n, p in params.items()}
-        cap = Fixed(self.max_param_sparsity) if self.spread is None else Following(self.spread)
-        self._plan = nested_masks(scores, self.schedule.sparsities, cap, not self.paper_exact)
-        if self.restore_init:
+        self._scheduled = nested_masks(
+            scores, self.schedule.sparsities, self.cap, nested=not self.paper_exact
+        )
+        if self.new_weights.restore_init:
             self._init = {n: p.detach().clone() for n, p in params.items()}
         return scores
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for an optimizer: what is masked, and the rest; both at `lr`.
 
-        The factors of `scale_lr` need no groups: they act during `optimizer.step()`, whatever the
+        The factors of `lr_scale` need no groups: they act during `optimizer.step()`, whatever the
         groups.
+
+        Args:
+            lr: learning rate, a number or a scalar tensor.
+
+        Returns:
+            Up to two groups with `params`, `lr` and `name`.
+
+        Raises:
+            ValueError: no number.
         """
+        if not (is_number(lr) or isinstance(lr, Tensor)) or not lr >= 0:
+            raise ValueError(f"lr: expected a number >= 0, got {lr!r}")
         masked = {id(p) for p in self._targets.parameters.values()}
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         groups = {
@@ -169,40 +251,140 @@ class Sniper:
 
         Args:
             epoch: counted from 0.
-            optimizer: the optimizer, or several, of the model; needed for `scale_lr`.
+            optimizer: the optimizer, or several, of the model; needed for `lr_scale`.
 
         Returns:
-            The sparsity in force.
+            The sparsity that is reached: the share of pruned weights among the masked parameters,
+            in [0, 1]. It warns once where that is more than 0.01 from what the schedule asks for
+            (`sparsity`), and once where learning rates should be scaled and no optimizer was given.
 
         Raises:
-            ValueError: not scored yet, or an epoch with a higher sparsity than the present one.
+            ValueError: not scored yet, an epoch that is no number >= 0 or has a higher sparsity
+                than the present one, an optimizer of another model.
         """
+        self._check_attached("step")
         optimizers = as_list(optimizer)
+        params = self._targets.parameters
+        permuted = self.block_size is not None and any(p.dim() == 3 for p in params.values())
+        check_optimizers(optimizers, self.model, self.lr_scale is not None, permuted)
         sparsity = self.schedule.sparsity_at(epoch)
         if sparsity != self.sparsity:
             self._change(epoch, sparsity, optimizers)
         for each in optimizers:
-            self._lr_scale.attach(each)
-            match_memory(each, self._targets.parameters.values())
-        return sparsity
+            self._rates.attach(each)
+            match_memory_order(each, params.values())
+        self._warn_of_what_differs()
+        return self.reached
 
     def _change(self, epoch: float, sparsity: float, optimizers: list[Optimizer]) -> None:
         if self.sparsity is not None and sparsity > self.sparsity:
             raise ValueError(
-                f"epoch {epoch}: sparsity must not rise, got {self.sparsity:g} then {sparsity:g}"
+                f"epoch {epoch}: sparsity must not rise, got {self.sparsity:g} then {sparsity:g}: "
+                "expected epochs in ascending order; to go through the schedule again call "
+                "detach() and make a new Sniper"
             )
-        if self._plan is not None:
+        if self._scheduled is not None:
             self._apply(sparsity, optimizers)
         elif sparsity > 0:
-            raise ValueError("step: expected a scored model, call score(batches, loss_fn) first")
+            raise ValueError(
+                "step: expected a scored model, got one without scores: "
+                "call score(batches, loss_fn) first"
+            )
         self.sparsity = sparsity
         if sparsity == self.schedule.sparsities[-1]:
             self._init.clear()  # nothing becomes active any more
 
+    def _warn_of_what_differs(self) -> None:
+        """Once each: a sparsity that was not reached, learning rates that are not scaled."""
+        asked, reached = self.sparsity or 0.0, self.reached
+        if abs(reached - asked) > TOLERANCE and "reached" not in self._warned:
+            self._warned.add("reached")
+            warnings.warn(
+                f"Sniper: sparsity {asked:.1%} was asked for and {reached:.1%} reached: "
+                f"{describe.why_not_reached(self)}",
+                stacklevel=3,
+            )
+        scaled = any(factor != 1 for factor in self.lr_scales().values())
+        if scaled and not self._rates.attached and "rates" not in self._warned:
+            self._warned.add("rates")
+            warnings.warn(
+                "Sniper: the learning rate is not scaled without the optimizer: call "
+                "step(epoch, optimizer), or make the Sniper with lr_scale=None",
+                stacklevel=3,
+            )
+
     @property
     def scored(self) -> bool:
         """Whether masks were derived, by `score` or from a saved state."""
-        return self._plan is not None
+        return self._scheduled is not None
+
+    @property
+    def reached(self) -> float:
+        """The sparsity of all masked parameters together at this moment, in [0, 1]."""
+        params = self._targets.parameters
+        active = sum(d * params[name].numel() for name, d in self.densities().items())
+        return 1 - active / max(sum(p.numel() for p in params.values()), 1)
+
+    def masks(self, sparsity: float | None = None) -> dict[str, Tensor]:
+        """Copies of the masks by parameter name, True where active.
+
+        Args:
+            sparsity: a sparsity of the schedule, for the masks of that stage; None for those in
+                force, which are all True before the first `step`.
+
+        Returns:
+            Bool tensors of the parameters' shapes; with `block_size` b one value a block: `[N/b,
+            K/b]` for a weight `[N, K]`, `[N/b, taps, C/b]` for `[N, C, taps]`.
+
+        Raises:
+            ValueError: not scored yet, or a sparsity that is not in the schedule.
+        """
+        if self._scheduled is None and self.sparsity is None:
+            raise ValueError(
+                "masks: expected a scored model, got one without scores: "
+                "call score(batches, loss_fn) first"
+            )
+        if sparsity is not None:
+            stages = {} if self._scheduled is None else self._scheduled.masks
+            if check_sparsity(sparsity, "sparsity") not in stages:
+                got = f"{sparsity!r}; the schedule has {sorted(stages, reverse=True)}"
+                raise ValueError(f"sparsity: expected one of the schedule, got {got}")
+            return {name: mask.clone() for name, mask in stages[sparsity].items()}
+        return {name: self._targets.copy_mask(name) for name in self._targets.parameters}
+
+    def summary(self) -> str:
+        """A table of what is in force: the stage, what was asked for and what is reached, and by
+        parameter its shape, density and factor on the learning rate.
+
+        Returns:
+            Several lines of text, for `print`.
+        """
+        return describe.summary(self)
+
+    def __repr__(self) -> str:
+        return describe.one_line(self)
+
+    def detach(self) -> None:
+        """Ends it: takes its hooks off the model and the optimizers and lifts the masks, so that
+        another Sniper may be made for the model. Pruned weights stay 0 until an update moves them.
+        """
+        self._targets.detach()
+        self._rates.detach()
+        for p in self._targets.parameters.values():
+            _masked_by.pop(p, None)
+        self.detached = True
+
+    def _check_attached(self, what: str) -> None:
+        if self.detached:
+            raise ValueError(f"{what}: expected a Sniper in use, got one after detach()")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        # Its hooks sit on the parameters and optimizers themselves, which copies do not follow.
+        raise TypeError(
+            "Sniper: expected its state to be copied or pickled, got the object: save "
+            "model.state_dict() and snip.state_dict(), make a new Sniper of the other model, and "
+            "call load_state_dict on both"
+        )
 
     def zero_pruned(self) -> None:
         """Zeroes pruned weights, before they are saved say: with `paper_exact` an update moves them
@@ -217,24 +399,24 @@ class Sniper:
 
     def lr_scales(self) -> dict[str, float]:
         """The present factor on each masked parameter's learning rate."""
-        if not self.scale_lr:
+        if self.lr_scale is None:
             return dict.fromkeys(self._targets.parameters, 1.0)
-        # A parameter without any active weight has nothing to scale.
-        return {n: min(self.max_lr_scale, 1 / d) if d else 1.0 for n, d in self.densities().items()}
+        return {name: self.lr_scale.factor(d) for name, d in self.densities().items()}
 
     @torch.no_grad()
     def _apply(self, sparsity: float, optimizers: list[Optimizer]) -> None:
-        targets, masks = self._targets, self._plan.masks[sparsity]
+        targets, masks = self._targets, self._scheduled.masks[sparsity]
         first = [name for name in targets.parameters if not targets.has_mask(name)]
         before = {}
-        if self.prime_moments and optimizers:
+        times = self.new_weights.prime_moments
+        if times and optimizers:
             before = {name: targets.get_mask(name) for name in targets.parameters}
-        targets.change_masks(masks, self._plan.counts[sparsity], self._init)
+        targets.change_masks(masks, self._scheduled.counts[sparsity], self._init)
         for name, mask in before.items():
             if mask is not None:
                 newly = targets.expand(name, masks[name].to(mask.device) & ~mask)
                 p, mask = targets.parameters[name], targets.expand(name, mask)
-                prime(optimizers, p, mask, newly, self.prime_moments)
+                prime(optimizers, p, mask, newly, times)
         for name in first:
             if name in self._init:  # once, or every change would do it
                 self._init[name] = match_weight(self._init[name], targets.parameters[name])
@@ -242,7 +424,7 @@ class Sniper:
             self._compare_ranks(sparsity)
         for name in first if not self.paper_exact else ():
             p = targets.parameters[name]
-            moved = moved_with(optimizers, p)
+            moved = gradient_and_moments(optimizers, p)
             if moved:
                 mask = targets.expand(name, masks[name].to(p.device))
                 for value in moved:
@@ -258,7 +440,7 @@ class Sniper:
 
     def _set_lr_scales(self) -> None:
         scales = self.lr_scales()
-        self._lr_scale.set({p: scales[n] for n, p in self._targets.parameters.items()})
+        self._rates.set({p: scales[n] for n, p in self._targets.parameters.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Masks of all stages as packed bits, the position in the schedule, and initial values
@@ -272,7 +454,7 @@ class Sniper:
             "block_size": self.block_size,
             "sparsity": self.sparsity,
             "shapes": shapes,
-            "masks": None if self._plan is None else pack(self._plan.masks),
+            "masks": None if self._scheduled is None else pack(self._scheduled.masks),
             "init": dict(self._init),
         }
 
@@ -281,10 +463,17 @@ class Sniper:
         """Takes up a saved state, also one of another block size or device; load the model's
         weights first.
 
+        Args:
+            state: what `state_dict` gave.
+
         Raises:
-            ValueError: masks are in force already, another format version, other parameters, or no
-                masks for a sparsity of the schedule.
+            ValueError: masks are in force already, another format version, other parameters, no
+                masks for a sparsity of the schedule, or a mask that is missing.
         """
+        self._check_attached("load_state_dict")
+        if not isinstance(state, Mapping):
+            got = type(state).__name__
+            raise ValueError(f"sniper state: expected a mapping from state_dict(), got {got}")
         if self.sparsity is not None:
             raise ValueError(
                 "sniper state: expected a Sniper without masks in force, got one at sparsity "
@@ -292,16 +481,19 @@ class Sniper:
             )
         params = self._targets.parameters
         check_state(state, {n: tuple(p.shape) for n, p in params.items()}, self.schedule)
+        _check_complete(state, params, self.block_size)
         device = next(iter(params.values())).device
         self._init = (
-            {n: t.to(device) for n, t in state["init"].items()} if self.restore_init else {}
+            {n: t.to(device) for n, t in state["init"].items()}
+            if self.new_weights.restore_init
+            else {}
         )
-        self._plan = None
+        self._scheduled = None
         if state["masks"] is None:
             return
         shapes = {n: p.shape for n, p in params.items()}
         masks, added = unpack(state, self.block_size, shapes, device)
-        self._plan = MaskStages.count(masks)
+        self._scheduled = MaskStages.count(masks)
         if state["sparsity"] is None:
             return
         self._apply(state["sparsity"], [])
@@ -310,3 +502,36 @@ class Sniper:
             if name in self._init:
                 params[name].data.copy_(torch.where(newly, self._init[name], params[name].data))
         self.sparsity = state["sparsity"]
+
+
+def _check_kind(what: str, value: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, kinds):
+        names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+        raise ValueError(f"{what}: expected {names}, got {value!r}")
+
+
+def _check_free(params: Mapping[str, nn.Parameter]) -> None:
+    """Refuses parameters that another Sniper masks: each would undo what the other does."""
+    for name, p in params.items():
+        taken = _masked_by.get(p)
+        if taken is not None and taken() is not None:
+            raise ValueError(
+                f"model: expected one without a Sniper, got one whose {name} has a Sniper already: "
+                "use that, or call its detach() before you make another (or take a new model)"
+            )
+
+
+def _check_complete(
+    state: Mapping[str, Any], params: Mapping[str, nn.Parameter], block_size: int | None
+) -> None:
+    """Refuses a saved state that lacks a mask: its parameter would train dense, in silence."""
+    for sparsity, stage in (state["masks"] or {}).items():
+        lost = [name for name in state["shapes"] if name not in stage]
+        # With other blocks there may be layers that had no mask.
+        if state["block_size"] == block_size:
+            lost += [name for name in params if name not in stage and name not in lost]
+        if lost:
+            raise ValueError(
+                f"sniper state: expected a mask of {lost[0]} for sparsity {sparsity:g}, got none: "
+                "load the state that was saved with this model and exclude"
+            )

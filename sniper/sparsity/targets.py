@@ -32,7 +32,7 @@ class BlockTargets:
         }
         if not self.layers:
             raise ValueError(
-                "expected at least one block-sparse layer with a weight to prune, got none"
+                "model: expected at least one block-sparse layer with a weight to prune, got none"
             )
 
     @property
@@ -44,6 +44,13 @@ class BlockTargets:
 
     def get_mask(self, name: str) -> Tensor | None:
         return self.layers[name].block_mask
+
+    def copy_mask(self, name: str) -> Tensor:
+        """The mask in force, all True without one, for the caller to keep."""
+        layer = self.layers[name]
+        mask = layer.block_mask  # a copy
+        ones = torch.ones(layer.block_mask_shape, dtype=torch.bool, device=layer.weight.device)
+        return ones if mask is None else mask
 
     def set_mask(self, name: str, mask: Tensor) -> None:
         """Puts the mask on and zeroes what it prunes."""
@@ -83,7 +90,13 @@ class BlockTargets:
         return expand_blocks(mask, layer.block_size, layer.weight.shape)
 
     def density(self, name: str) -> float:
+        """Share of active weights, in [0, 1]."""
         return self.layers[name].density
+
+    def detach(self) -> None:
+        """Lifts the masks."""
+        for layer in self.layers.values():
+            layer.set_block_mask(None)
 
 
 class ElementTargets:
@@ -103,16 +116,30 @@ class ElementTargets:
         self._active: dict[str, int] = {}  # how many entries of a mask are True
         self._mask_gradients = mask_gradients
         if mask_gradients:
-            for name, p in params.items():
-                p.register_hook(self._gradient_hook(name))
+            self._hooks = [p.register_hook(self._gradient_hook(n)) for n, p in params.items()]
         else:
-            model.register_forward_pre_hook(lambda module, args: self.zero_pruned())
+            self._hooks = [model.register_forward_pre_hook(self._before_forward)]
+
+    def _before_forward(self, module: nn.Module, args: tuple) -> None:
+        # A method, not a lambda: a copied or pickled model takes its masks along.
+        self.zero_pruned()
+
+    def detach(self) -> None:
+        """Lifts the masks and takes the hooks away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._masks, self._active = {}, {}
 
     def has_mask(self, name: str) -> bool:
         return name in self._masks
 
     def get_mask(self, name: str) -> Tensor | None:
         return self._mask_on(name, self.parameters[name].device)
+
+    def copy_mask(self, name: str) -> Tensor:
+        """The mask in force, all True without one, for the caller to keep."""
+        mask, p = self.get_mask(name), self.parameters[name]
+        return torch.ones_like(p, dtype=torch.bool) if mask is None else mask.clone()
 
     def set_mask(self, name: str, mask: Tensor, count: int | None = None) -> None:
         """Puts the mask on and zeroes what it prunes; `count` is how many entries are True."""
@@ -153,6 +180,7 @@ class ElementTargets:
         return mask
 
     def density(self, name: str) -> float:
+        """Share of active weights, in [0, 1]."""
         mask = self._masks.get(name)
         return 1.0 if mask is None or mask.numel() == 0 else self._active[name] / mask.numel()
 

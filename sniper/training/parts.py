@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
+from sniper.layers.selection import unmatched
 from sniper.ops import autotune, keep_freed_memory
-from sniper.sparsity import Sniper
+from sniper.sparsity import Fixed, Following, LearningRateScale, NewWeights, Sniper
 from sniper.training.config import Config, ConfigError, TrainConfig
 
 
@@ -42,18 +45,21 @@ def make_sniper(model: nn.Module, config: Config) -> Sniper | None:
     schedule, settings = config.sparsity_schedule(), config.sparsity
     if schedule.sparsities == (0.0,):
         return None
+    lost = unmatched(model, settings.exclude)
+    if lost:  # a preset names parts that an override may have taken away
+        warnings.warn(
+            f"sparsity.exclude: no parameter matches {', '.join(lost)}", UserWarning, stacklevel=2
+        )
     try:
+        spread, scale_lr = settings.spread, settings.scale_lr
         return Sniper(
             model,
             schedule,
             block_size=settings.block_size,
-            exclude=settings.exclude,
-            max_param_sparsity=settings.max_param_sparsity,
-            spread=settings.spread,
-            restore_init=settings.restore_init,
-            prime_moments=settings.prime_moments,
-            scale_lr=settings.scale_lr,
-            max_lr_scale=settings.max_lr_scale,
+            exclude=[pattern for pattern in settings.exclude if pattern not in lost],
+            cap=Fixed(settings.max_param_sparsity) if spread is None else Following(spread),
+            new_weights=NewWeights(settings.restore_init, float(settings.prime_moments)),
+            lr_scale=LearningRateScale(settings.max_lr_scale) if scale_lr else None,
             paper_exact=settings.paper_exact,
         )
     except ValueError as error:

@@ -182,7 +182,10 @@ class Trainer:
         """
         progress = self.progress
         started = time.perf_counter()
-        sparsity = self.sniper.step(progress.epoch, self.optimizer) if self.sniper else 0.0
+        sparsity = 0.0  # what the schedule says; the density tells what is reached
+        if self.sniper is not None:
+            self.sniper.step(progress.epoch, self.optimizer)
+            sparsity = self.sniper.sparsity
         progress.change_seconds += time.perf_counter() - started
         self._batches.seek(progress.epoch, progress.batch)
         self.observer.epoch_begins(progress, len(self._batches), sparsity)

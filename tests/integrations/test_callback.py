@@ -6,18 +6,19 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
+from sniper import Following
 from sniper.integrations.callback import SniperSettings, refuse
 
 SCHEDULE = {0: 0.8, 2: 0.0}
 
 
 def test_one_sniper_a_model():
-    settings = SniperSettings(SCHEDULE, block_size=16, restore_init=False)
+    settings = SniperSettings(SCHEDULE, block_size=16, lr_scale=None)
     assert settings.sniper is None
     model = nn.Linear(32, 32)
     assert settings.attach_to(model)
     first = settings.sniper
-    assert first.model is model and first.block_size == 16 and not first.restore_init
+    assert first.model is model and first.block_size == 16 and first.lr_scale is None
     assert not settings.attach_to(model) and settings.sniper is first
     assert settings.attach_to(nn.Linear(32, 32)) and settings.sniper is not first
 
@@ -33,4 +34,11 @@ def test_bad_options_are_refused_at_once():
         SniperSettings(SCHEDULE, blocksize=16)
     with pytest.raises(ValueError, match="write 0.8 for 80 %"):
         SniperSettings({0: 80})
+    with pytest.raises(ValueError, match="loss_fn: expected .*, got 'mse'"):
+        SniperSettings(SCHEDULE, loss_fn="mse")
+    for taken in ("model", "schedule"):
+        with pytest.raises(TypeError, match=f"{taken}"):
+            SniperSettings(SCHEDULE, **{taken: nn.Linear(16, 16)})
+    with pytest.warns(DeprecationWarning, match="spread: old names; write cap=Following"):
+        assert SniperSettings(SCHEDULE, spread=0.2).options == {"cap": Following(0.2)}
     assert "got FSDP, which shards them" in str(refuse("FSDP"))

@@ -22,11 +22,12 @@ from dropin import (
 )
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer as HFTrainer
 from transformers import TrainerCallback, TrainingArguments
 from transformers.training_args import ParallelMode
 
-from sniper import BlockSparseConv1d, BlockSparseLinear, Sniper, sparsify
+from sniper import BlockSparseConv1d, BlockSparseLinear, LearningRateScale, Sniper, sparsify
 from sniper.integrations.huggingface import SniperCallback
 
 MODELS = {
@@ -174,14 +175,14 @@ def weights(trainer) -> list[torch.Tensor]:
 
 
 def test_the_schedule_and_the_rates_of_a_run(tmp_path):
-    callback = make_callback()
+    callback = make_callback(lr_scale=LearningRateScale(max=10.0))
     trainer = make_trainer(tmp_path, callback, gradient_accumulation_steps=2)
     watch = Watch(callback)
     trainer.add_callback(watch)
     trainer.train()
     assert [s for s, _, _ in watch.seen] == [0.7, 0.7, 0.4, 0.4, 0.4, 0.4, 0.0, 0.0]
     for _, density, rate in watch.seen:
-        assert rate == pytest.approx(1e-2 / density)  # below max_lr_scale
+        assert rate == pytest.approx(1e-2 / density)  # below the largest factor
     assert watch.seen[0][1] < watch.seen[2][1] < watch.seen[-1][1] == 1.0
     assert trainer.state.log_history[-1]["train_loss"] < 2.0
 
@@ -260,6 +261,56 @@ def test_what_cannot_be(tmp_path):
     args = SimpleNamespace(parallel_mode=ParallelMode.NOT_DISTRIBUTED, n_gpu=2)
     with pytest.raises(ValueError, match="one process a GPU .torchrun., got DataParallel over 2"):
         sharded.on_train_begin(args, None, None)
+
+
+def test_a_resumed_run_with_another_batch_size_has_the_trainers_epochs(tmp_path):
+    """Updates are what the Trainer counts: the sixth of four an epoch is the fourth epoch's of
+    two.
+    """
+    longer = {"schedule": {0: 0.8, 2: 0.4, 4: 0.0}}
+    saving = {"save_strategy": "steps", "save_steps": 6, "num_train_epochs": 6}
+    make_trainer(tmp_path, make_callback(**longer), **saving).train()
+    callback = make_callback(**longer)
+    again = make_trainer(tmp_path, callback, per_device_train_batch_size=8, **saving)
+    watch = Watch(callback)
+    again.add_callback(watch)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert [s for s, _, _ in watch.seen] == [0.4, 0.4, 0.0, 0.0, 0.0, 0.0]  # epochs 3, 4, 5
+
+
+class Stream(IterableDataset):
+    """Data without a length."""
+
+    def __iter__(self):
+        return iter(dataset())
+
+
+def test_a_stream_whose_length_nobody_knows(tmp_path):
+    callback = make_callback(score_batches=2)
+    trainer = make_trainer(tmp_path, callback, data=Stream(), max_steps=13)
+    watch = Watch(callback)
+    trainer.add_callback(watch)
+    trainer.train()
+    # Four updates a pass; the schedule counts passes.
+    assert [s for s, _, _ in watch.seen] == [0.7] * 4 + [0.4] * 8 + [0.0]
+    with pytest.warns(UserWarning, match="ended at sparsity 70%; the schedule goes on to 0% at ep"):
+        make_trainer(tmp_path, make_callback(), data=Stream(), max_steps=3).train()
+
+
+def test_training_the_same_model_again(tmp_path):
+    callback = make_callback()
+    trainer = make_trainer(tmp_path, callback)
+    trainer.train()
+    with pytest.raises(ValueError, match=r"left at 0: .* call callback.sniper.detach\(\) first"):
+        trainer.train()
+    callback.sniper.detach()
+    trainer.train()
+    assert callback.sniper.sparsity == 0.0 and not callback.sniper.detached
+    # A constant sparsity simply goes on.
+    constant = make_callback(schedule={0: 0.5})
+    trainer = make_trainer(tmp_path, constant)
+    trainer.train(), trainer.train()
+    assert constant.sniper.sparsity == 0.5
 
 
 def test_a_loss_function_of_the_users_own(tmp_path):

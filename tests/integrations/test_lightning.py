@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sniper import Sniper
+from sniper import LearningRateScale, Sniper
 from sniper.integrations.lightning import SniperCallback
 
 BLOCK = 16
@@ -90,7 +90,7 @@ def make_callback(**options) -> SniperCallback:
 
 
 def test_the_schedule_the_rates_and_the_log_of_a_run(tmp_path):
-    watch, callback = Watch(), make_callback(score_batches=3)
+    watch, callback = Watch(), make_callback(score_batches=3, lr_scale=LearningRateScale(max=10.0))
     trainer, module = fit(tmp_path, callback, watch)
     assert module.calls == 3 + 16  # scoring, then training
     assert len(watch.seen) == 16
@@ -143,6 +143,17 @@ def test_fit_again_goes_on(tmp_path):
     trainer.fit(module, DataLoader(data(), batch_size=4))
     assert callback.sniper.sparsity == 0.0
     assert trainer.current_epoch == 4
+
+
+def test_the_trainers_epochs_count_and_a_new_trainer_says_what_to_do(tmp_path):
+    callback = make_callback()
+    with pytest.warns(UserWarning, match="ended at sparsity 40%; the schedule goes on to 0% at ep"):
+        _, module = fit(tmp_path, callback, epochs=2)
+    with pytest.raises(ValueError, match=r"left at 0.4: .* call callback.sniper.detach\(\) first"):
+        fit(tmp_path, callback, module=module)
+    callback.sniper.detach()
+    fit(tmp_path, callback, module=module)
+    assert callback.sniper.sparsity == 0.0
 
 
 class BatchAlone(Module):

@@ -42,6 +42,23 @@ class Special(nn.Linear):
     """A subclass that may do anything in its forward."""
 
 
+class Bare(nn.Module):
+    """A parameter of two dimensions and no layer around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(4, 16))
+        self.vector = nn.Parameter(torch.zeros(16))
+
+
+class LlamaRMSNorm(nn.Module):
+    """No class of torch's, known by its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 16))
+
+
 def test_reasons():
     replaced = nn.Linear(16, 16)
     replaced.forward = lambda x: x
@@ -64,6 +81,11 @@ def test_reasons():
             "replaced": replaced,
             "attention": nn.MultiheadAttention(16, 2),
             "empty": nn.Linear(16, 8, bias=False),
+            "lstm": nn.LSTM(16, 16),
+            "bilinear": nn.Bilinear(16, 16, 8),
+            "bare": Bare(),
+            "ln": nn.LayerNorm((16, 16)),
+            "scale": LlamaRMSNorm(),
         }
     )
     model["empty"].weight = nn.Parameter(torch.zeros(0, 16))
@@ -84,6 +106,12 @@ def test_reasons():
             "class NonDynamicallyQuantizableLinear has its own ways with the weight"
         ),
         "empty": "0 x 16 does not divide by 8",
+        "embedding": "left out by its type: embedding",
+        "lstm": "class LSTM is not supported",
+        "bilinear": "class Bilinear is not supported",
+        "bare": "class Bare has its own ways with the weight",
+        "ln": "left out by its type: normalisation layer",
+        "scale": "left out by its type: normalisation layer",
     }
     assert type(model["good"]) is BlockSparseLinear
     assert type(model["conv"]) is BlockSparseConv1d
@@ -99,10 +127,46 @@ def test_include_and_exclude():
     assert sparsify(net(), B, exclude=["dec"]).taken == ("encoder",)
     assert sparsify(net(), B, exclude=["*_out"]).taken == ("encoder", "decoder")
     report = sparsify(net(), B, include=["dec*"], exclude=["out"])
-    assert [m.reason for m in report.modules] == ["not included", "", "excluded"]
+    assert [m.reason for m in report.modules] == ["not included", "", "excluded by 'out'"]
     for kwargs in ({"include": "dec*"}, {"exclude": "dec"}):
         with pytest.raises(ValueError, match="expected a sequence of patterns"):
             sparsify(net(), B, **kwargs)
+
+
+def test_patterns_that_match_nothing():
+    net = nn.ModuleDict({"stack": nn.Sequential(nn.Linear(16, 16))})
+    for what in ("include", "exclude"):
+        expected = f"{what}: expected patterns that match .*got 'decoder': patterns are matched"
+        with pytest.raises(ValueError, match=expected):
+            sparsify(net, B, **{what: ["stack.*", "decoder"][what == "exclude" :]})
+    with pytest.raises(ValueError, match=r"got 'stac\?': it matches only modules that hold others"):
+        sparsify(net, B, exclude=["stac?"])
+    assert type(net["stack"][0]) is nn.Linear
+    assert sparsify(net, B, exclude=["norm", "embed", "*.bias"]).taken == ("stack.0",)
+
+
+def test_shares_count_every_matrix():
+    """Of an LSTM, an attention with projections of other sizes, an embedding and a bare table."""
+    model = nn.ModuleDict(
+        {
+            "linear": nn.Linear(16, 16, bias=False),
+            "lstm": nn.LSTM(16, 8, num_layers=2, bidirectional=True, proj_size=4),
+            "attention": nn.MultiheadAttention(16, 2, bias=False, kdim=8, vdim=24),
+            "embedding": nn.Embedding(100, 16),
+            "bare": Bare(),
+        }
+    )
+    report = sparsify(model, B)
+    rows = {m.name: m for m in report.modules}
+    matrices = {n: [p for p in m.parameters() if p.dim() > 1] for n, m in model.items()}
+    for name in ("linear", "lstm", "bare", "embedding"):
+        assert rows[name].numel == sum(p.numel() for p in matrices[name]), name
+    assert rows["attention"].numel == 16 * 16 + 16 * 8 + 16 * 24
+    assert rows["embedding"].flops == 0
+    flops = 2 * sum(p.numel() for n, ps in matrices.items() if n != "embedding" for p in ps)
+    assert report.flop_share == pytest.approx(2 * 16 * 16 / flops)
+    assert report.parameter_share == 16 * 16 / sum(p.numel() for p in model.parameters())
+    assert "32x16 and 11 more" in str(report)
 
 
 def test_report_as_a_table():

@@ -57,9 +57,9 @@ def one_process(rank: int, folder: str) -> None:
     sniper.score([batch(rank)], loss_fn)
     sniper.step(0)
     if rank == 1:  # a checkpoint of another run, say
-        name, mask = next(iter(sniper._plan.masks[0.4].items()))
+        name, mask = next(iter(sniper._scheduled.masks[0.4].items()))
         mask[0, 0] = ~mask[0, 0]
-        sniper._plan.counts[0.4][name] = int(mask.sum())
+        sniper._scheduled.counts[0.4][name] = int(mask.sum())
     found["other masks"] = refusal(lambda: sniper.step(1))
 
     sniper = make_sniper(16)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
+from torch import nn
 
-from sniper import SparsitySchedule
+from sniper import Sniper, SparsitySchedule
 
 IMAGE = {0: 0.8, 5: 0.4, 10: 0.2, 15: 0.1, 20: 0}
 
@@ -83,9 +85,12 @@ def test_refused(steps, words):
         SparsitySchedule(steps)
 
 
-def test_negative_epoch():
-    with pytest.raises(ValueError, match="epoch: expected 0 or more, got -1"):
-        SparsitySchedule({0: 0.4}).sparsity_at(-1)
+@pytest.mark.parametrize("epoch", [-1, float("nan"), float("inf"), "2", None, True])
+def test_bad_epochs(epoch):
+    expected = re.escape(f"epoch: expected a finite number >= 0, got {epoch!r}")
+    for ask in (SparsitySchedule({0: 0.4}).sparsity_at, Sniper(nn.Linear(64, 64), {0: 0.4}).step):
+        with pytest.raises(ValueError, match=expected):
+            ask(epoch)
 
 
 def test_from_fractions():
@@ -108,7 +113,7 @@ def test_from_fractions_where_two_meet_the_later_counts():
         ({0: 0.4, "0.5": 0}, 10, "got '0.5'"),
         ({0.5: 0.4}, 10, "epoch 0"),
         ({0: 40}, 10, "write 0.4"),
-        ({0: 0.4}, 0, "epochs: expected at least 1, got 0"),
+        ({0: 0.4}, 0, "epochs: expected a whole number >= 1, got 0"),
         ([0.4], 10, "expected a mapping"),
         ({}, 10, "expected a mapping"),
     ],

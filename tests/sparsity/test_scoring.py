@@ -153,10 +153,42 @@ def test_exclude_and_frozen():
     model.out.weight.requires_grad_(False)
     assert list(saliency(model, batches(), mean_square, exclude=("embed", "conv"))) == [
         "unused",
-        "norm.weight",
-        "norm.bias",
         "out.bias",
     ]
+
+
+class Hidden(nn.Module):
+    """Normalisation and embeddings under names that do not say so, as in GPT-2."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte = nn.Embedding(5, 4)
+        self.h = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+        self.ln_1 = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.wte.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.ln_1(self.h[1](self.h[0](self.wte(x)))))
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        ((), ["h.0.weight", "h.0.bias", "h.1.weight", "h.1.bias"]),
+        (("h.0",), ["h.1.weight", "h.1.bias"]),
+        (("h.[1-9]", "*.bias"), ["h.0.weight"]),
+        (("norm", "embed", "bias"), ["h.0.weight", "h.1.weight"]),
+    ],
+)
+def test_left_out_by_type_and_by_pattern(exclude, left):
+    scores = saliency(Hidden(), [torch.arange(5)], mean_square, exclude=exclude)
+    assert list(scores) == left
+
+
+def test_a_pattern_that_matches_nothing():
+    with pytest.raises(ValueError, match=r"exclude: expected patterns .*, got 'decoder', 'h\.7'"):
+        saliency(Hidden(), [torch.arange(5)], mean_square, exclude=["decoder", "h.0", "h.7"])
 
 
 def test_tied_parameters_count_once_with_both_uses():
@@ -211,5 +243,5 @@ def test_nothing_left_to_prune(exclude):
 
 
 def test_exclude_must_not_be_one_string():
-    with pytest.raises(ValueError, match="sequence of strings, got the string 'norm'"):
+    with pytest.raises(ValueError, match="sequence of patterns, got the string 'norm'"):
         saliency(nn.Linear(2, 2), [torch.ones(1, 2)], mean_square, "norm")

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 
-from sniper import Sniper, SparsitySchedule, saliency
+from sniper import (
+    Fixed,
+    Following,
+    LearningRateScale,
+    NewWeights,
+    Sniper,
+    SparsitySchedule,
+    densify,
+    saliency,
+)
 from sniper.sparsity.blocks import pool_blocks
 from sniper.sparsity.masking import masks
 
@@ -49,8 +60,21 @@ def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
     return (model(x) - x).square().mean()
 
 
+# Masks that the cap decides, weights that are restored, rates that grow much: where most happens.
+EVENTFUL = {
+    "cap": Fixed(0.75),
+    "new_weights": NewWeights(restore_init=True, prime_moments=0.0),
+    "lr_scale": LearningRateScale(max=10.0),
+}
+DEFAULTS = {"cap": Following(0.1), "new_weights": NewWeights(), "lr_scale": LearningRateScale()}
+
+
+def make_sniper(model: nn.Module, schedule=SCHEDULE, **kwargs) -> Sniper:
+    return Sniper(model, schedule, **{**EVENTFUL, **kwargs})
+
+
 def scored(model: nn.Module, schedule=SCHEDULE, **kwargs) -> Sniper:
-    sniper = Sniper(model, schedule, **kwargs)
+    sniper = make_sniper(model, schedule, **kwargs)
     sniper.score([batch(100), batch(101)], loss_fn)
     return sniper
 
@@ -119,7 +143,7 @@ def test_pruned_weights_and_their_moments_stay_zero(optimizer, block_size):
 def test_masks_are_those_of_the_scores():
     model = make_net()
     expected_scores = saliency(copy.deepcopy(model), [batch(100), batch(101)], loss_fn)
-    sniper = Sniper(model, SCHEDULE, block_size=16)
+    sniper = make_sniper(model, SCHEDULE, block_size=16)
     scores = sniper.score([batch(100), batch(101)], loss_fn)
     assert set(scores) == {"conv.weight", "odd.weight", "back.weight", "out.weight"}
     expected_scores = {name: expected_scores[name] for name in scores}
@@ -143,7 +167,7 @@ def test_element_masks_cover_biases_but_no_norms():
 def test_newly_active_weights(block_size, restore):
     model = make_net()
     initial = {n: p.detach().clone() for n, p in model.named_parameters()}
-    sniper = scored(model, block_size=block_size, restore_init=restore)
+    sniper = scored(model, block_size=block_size, new_weights=NewWeights(restore, 0.0))
     opt = Adam(sniper.param_groups(1e-2))
     train(model, sniper, opt, range(2))
     for epoch in (2, 4):
@@ -171,7 +195,7 @@ def test_what_is_active_stays_active():
 
 @pytest.mark.parametrize("block_size", [16, None])
 def test_no_parameter_is_sparser_than_the_cap(block_size):
-    sniper = scored(make_net(), {0: 0.99}, block_size=block_size, max_param_sparsity=0.5)
+    sniper = scored(make_net(), {0: 0.99}, block_size=block_size, cap=Fixed(0.5))
     sniper.step(0)
     for mask in pruned(sniper).values():
         size = (block_size or 1) ** min(mask.dim(), 2)
@@ -182,7 +206,7 @@ def test_no_parameter_is_sparser_than_the_cap(block_size):
 @pytest.mark.parametrize("block_size", [16, None])
 def test_learning_rates(block_size):
     model = make_net()
-    sniper = scored(model, block_size=block_size, max_lr_scale=3.0)
+    sniper = scored(model, block_size=block_size, lr_scale=LearningRateScale(3.0))
     opt = SGD(model.parameters(), lr=0.5)  # neither groups nor an order that we know
     sniper.step(0, opt)
     densities = sniper.densities()
@@ -203,8 +227,8 @@ def test_learning_rates(block_size):
     assert set(sniper.lr_scales().values()) == {1.0}
 
 
-def test_scale_lr_off():
-    sniper = scored(make_net(), block_size=16, scale_lr=False)
+def test_rates_that_are_left_alone():
+    sniper = scored(make_net(), block_size=16, lr_scale=None)
     sniper.step(0)
     assert set(sniper.lr_scales().values()) == {1.0}
 
@@ -333,7 +357,7 @@ def save_and_load(tmp_path, model, sniper, opt, stop: int, block_size, **kwargs)
     torch.save(state, tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     model = make_net(seed=1)
-    sniper = Sniper(model, SCHEDULE, block_size=block_size, **kwargs)
+    sniper = make_sniper(model, SCHEDULE, block_size=block_size, **kwargs)
     opt = Adam(sniper.param_groups(1e-2), fused=True)
     model.load_state_dict(state["model"])
     sniper.load_state_dict(state["sniper"])
@@ -343,7 +367,12 @@ def save_and_load(tmp_path, model, sniper, opt, stop: int, block_size, **kwargs)
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"block_size": 16}, {"block_size": None}, {"block_size": None, "paper_exact": True}],
+    [
+        {"block_size": 16},
+        {"block_size": None},
+        {"block_size": None, "paper_exact": True},
+        {"block_size": 16, **DEFAULTS},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("stop", [0, 1, 2, 3, 4, 5])
@@ -374,7 +403,7 @@ def test_resumed_with_another_block_size(tmp_path, stop, old, new):
     state = {"model": model.state_dict(), "sniper": sniper.state_dict(), "opt": before.state_dict()}
 
     model = make_net(seed=1)
-    sniper = Sniper(model, SCHEDULE, block_size=new)
+    sniper = make_sniper(model, SCHEDULE, block_size=new)
     model.load_state_dict(state["model"])
     sniper.load_state_dict(state["sniper"])
     opt = Adam(model.parameters(), lr=1e-2, fused=True)
@@ -399,7 +428,7 @@ def test_a_schedule_that_ends_dense_can_follow_one_that_did_not():
     sniper = scored(model, {0: 0.75}, block_size=16)
     sniper.step(0)
     other = make_net()
-    resumed = Sniper(other, {0: 0.75, 1: 0.0}, block_size=16)
+    resumed = make_sniper(other, {0: 0.75, 1: 0.0}, block_size=16)
     other.load_state_dict(model.state_dict())
     resumed.load_state_dict(sniper.state_dict())
     assert resumed.step(1) == 0.0
@@ -416,11 +445,12 @@ def test_loading_where_masks_are_in_force():
 def test_a_scored_state_that_never_stepped(tmp_path):
     sniper = scored(make_net(), block_size=16)
     other = make_net()
-    resumed = Sniper(other, SCHEDULE, block_size=16)
+    resumed = make_sniper(other, SCHEDULE, block_size=16)
     resumed.load_state_dict(sniper.state_dict())
     assert resumed.scored
     assert resumed.sparsity is None
-    assert resumed.step(0) == 0.75
+    resumed.step(0)
+    assert resumed.sparsity == 0.75
 
 
 def test_saved_state_does_not_move_with_training():
@@ -454,7 +484,7 @@ def test_a_deep_copied_model_keeps_its_blocks_and_follows_nobody():
 def test_a_model_that_changes_its_dtype():
     model = make_net()
     initial = model.odd.weight.detach().clone()
-    sniper = scored(model, block_size=16, scale_lr=False)
+    sniper = scored(model, block_size=16, lr_scale=None)
     sniper.step(0)
     was = model.odd.weight != 0
     model.double()
@@ -464,7 +494,7 @@ def test_a_model_that_changes_its_dtype():
 
 def test_a_dense_schedule_needs_no_score():
     model, plain = make_net(), make_net()
-    sniper = Sniper(model, {0: 0}, block_size=16)
+    sniper = make_sniper(model, {0: 0}, block_size=16)
     opt = Adam(model.parameters())
     train(model, sniper, opt, range(2))
     assert not sniper.scored
@@ -474,14 +504,14 @@ def test_a_dense_schedule_needs_no_score():
         loss_fn(plain, batch(i)).backward()
         plain_opt.step()
     assert_same(model, plain)
-    resumed = Sniper(make_net(), {0: 0}, block_size=16)
+    resumed = make_sniper(make_net(), {0: 0}, block_size=16)
     resumed.load_state_dict(sniper.state_dict())
     assert resumed.step(2) == 0.0
 
 
 def test_a_layer_without_any_active_block():
     model = make_net()
-    sniper = scored(model, {0: 1.0, 1: 0.0}, block_size=16, max_param_sparsity=1.0)
+    sniper = scored(model, {0: 1.0, 1: 0.0}, block_size=16, cap=Fixed(1.0))
     opt = Adam(model.parameters())
     assert sniper.step(0, opt) == 1.0
     assert set(sniper.densities().values()) == {0.0}
@@ -491,11 +521,15 @@ def test_a_layer_without_any_active_block():
 
 
 def test_order_of_calls():
-    sniper = Sniper(make_net(), SCHEDULE, block_size=16)
+    sniper = make_sniper(make_net(), SCHEDULE, block_size=16)
     with pytest.raises(ValueError, match=r"call score\(batches, loss_fn\) first"):
         sniper.step(0)
     sniper.score([batch(0)], loss_fn)
-    assert [sniper.step(e) for e in (0, 1, 2, 2.5, 3)] == [0.75, 0.75, 0.4, 0.4, 0.4]
+    asked = []
+    for epoch in (0, 1, 2, 2.5, 3):
+        sniper.step(epoch)
+        asked.append(sniper.sparsity)
+    assert asked == [0.75, 0.75, 0.4, 0.4, 0.4]
     with pytest.raises(ValueError, match="must not rise, got 0.4 then 0.75"):
         sniper.step(0)
     with pytest.raises(ValueError, match="not masked yet, got sparsity 0.4"):
@@ -505,7 +539,7 @@ def test_order_of_calls():
 def test_param_groups():
     model = make_net()
     model.out.bias.requires_grad_(False)
-    groups = Sniper(model, SCHEDULE, block_size=16).param_groups(0.1)
+    groups = make_sniper(model, SCHEDULE, block_size=16).param_groups(0.1)
     assert [(g["name"], g["lr"], len(g["params"])) for g in groups] == [
         ("masked", 0.1, 4),
         ("dense", 0.1, 5),
@@ -519,32 +553,165 @@ def test_param_groups():
         ({"block_size": 7}, "at least one eligible Linear or Conv1d"),
         ({"block_size": 0}, "whole number >= 1"),
         ({"block_size": 16.0}, "whole number >= 1"),
-        ({"max_param_sparsity": 75}, "write 0.75"),
-        ({"max_lr_scale": 0.5}, "max_lr_scale: expected 1 or more"),
-        ({"max_lr_scale": float("nan")}, "max_lr_scale: expected 1 or more"),
-        ({"prime_moments": -1.0}, "prime_moments: expected 0 or more, got -1"),
-        ({"prime_moments": float("inf")}, "prime_moments: expected 0 or more, got inf"),
+        ({"cap": 0.75}, "cap: expected Fixed or Following, got 0.75"),
+        ({"new_weights": True}, "new_weights: expected NewWeights, got True"),
+        ({"lr_scale": 2.0}, "lr_scale: expected LearningRateScale or None, got 2.0"),
+        ({"paper_exact": 1}, "paper_exact: expected bool, got 1"),
         ({"paper_exact": True}, "expected block_size=None, got 16"),
-        ({"exclude": "norm"}, "sequence of strings"),
+        ({"exclude": "norm"}, "sequence of patterns"),
         ({"exclude": ("",)}, "no trainable parameter is left"),
+        ({"exclude": ("decoder",)}, "exclude: expected patterns that match .*got 'decoder'"),
     ],
 )
 def test_refused(kwargs, words):
     with pytest.raises(ValueError, match=words):
-        Sniper(make_net(), **{"schedule": SCHEDULE, "block_size": 16, **kwargs})
+        make_sniper(make_net(), **{"schedule": SCHEDULE, "block_size": 16, **kwargs})
 
 
 def test_a_model_on_two_devices():
     model = make_net()
     model.out.to("meta")
     with pytest.raises(ValueError, match="one device, got parameters on cpu, meta"):
-        Sniper(model, SCHEDULE, block_size=16)
+        make_sniper(model, SCHEDULE, block_size=16)
 
 
 def test_nan_saliency_leaves_the_model_unmasked():
     model = make_net()
-    sniper = Sniper(model, SCHEDULE, block_size=16)
+    sniper = make_sniper(model, SCHEDULE, block_size=16)
     with pytest.raises(ValueError, match="NaN or infinity"):
         sniper.score([batch(0) * float("nan")], loss_fn)
     assert not sniper.scored
     assert model.conv.block_mask is None
+
+
+def test_the_papers_settings():
+    snip = Sniper.paper(make_net(), SCHEDULE, exclude=["norm", "odd"], max_param_sparsity=0.9)
+    assert (snip.block_size, snip.paper_exact, snip.cap) == (None, True, Fixed(0.9))
+    assert snip.new_weights == NewWeights(restore_init=True, prime_moments=0.0)
+    assert snip.lr_scale == LearningRateScale(max=10.0)
+    assert {name.split(".")[0] for name in snip.densities()} == {"conv", "back", "out"}
+    assert Sniper.paper(make_net(), SCHEDULE).cap == Fixed(1.0)
+    defaults = Sniper(make_net(), SCHEDULE, block_size=16)
+    assert {name: getattr(defaults, name) for name in DEFAULTS} == DEFAULTS
+
+
+@pytest.mark.parametrize("block_size", [16, None])
+def test_masks_by_name(block_size):
+    snip = make_sniper(make_net(), block_size=block_size)
+    with pytest.raises(ValueError, match="masks: expected a scored model, got one without"):
+        snip.masks()
+    scores = snip.score([batch(100)], loss_fn)
+    assert all(m.all() for m in snip.masks().values())
+    snip.step(0)
+    masks = snip.masks()
+    assert {n: m.shape for n, m in masks.items()} == {n: s.shape for n, s in scores.items()}
+    assert all(m.dtype == torch.bool for m in masks.values())
+    assert not all(m.all() for m in masks.values())
+    stages = {sparsity: snip.masks(sparsity) for sparsity in (0.75, 0.4, 0.0)}
+    assert all(torch.equal(stages[0.75][n], m) for n, m in masks.items())
+    assert sum(int(m.sum()) for m in stages[0.4].values()) > sum(
+        int(m.sum()) for m in masks.values()
+    )
+    kept = snip.densities()
+    for mask in (*masks.values(), *stages[0.75].values()):
+        mask.zero_()  # copies
+    assert snip.densities() == kept and all(m.any() for m in snip.masks().values())
+    with pytest.raises(
+        ValueError, match=r"expected one of the schedule, got 0.5; .*0.75, 0.4, 0.0"
+    ):
+        snip.masks(0.5)
+
+
+def test_learning_rates_without_an_optimizer():
+    snip = scored(make_net(), block_size=16)
+    with pytest.warns(
+        UserWarning, match=r"not scaled without the optimizer: call step\(epoch, opt"
+    ):
+        snip.step(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        snip.step(1)  # said once
+        for quiet in ({"lr_scale": None}, {"schedule": {0: 0.0}}):
+            scored(make_net(), block_size=None, cap=Fixed(1.0), **quiet).step(0)
+        attached = scored(make_net(), block_size=None, cap=Fixed(1.0))
+        optimizer = SGD(attached.model.parameters(), lr=0.1)
+        attached.step(0, optimizer), attached.step(1)
+
+
+@pytest.mark.parametrize("block_size", [16, None])
+def test_one_sniper_a_model(block_size):
+    model = make_net()
+    first = scored(model, block_size=block_size)
+    first.step(0)
+    for again in (model, model.odd, nn.Sequential(model)):
+        with pytest.raises(ValueError, match="without a Sniper, got one whose .*call its detach"):
+            make_sniper(again, block_size=block_size)
+    first.detach()
+    with pytest.raises(ValueError, match="step: expected a Sniper in use, got one after detach"):
+        first.step(2)
+    loss_fn(model, batch(0)).backward()
+    assert all(p.grad.any() for p in model.parameters())
+    second = scored(model, block_size=block_size)
+    train(model, second, Adam(model.parameters(), lr=1e-2))
+    assert set(second.densities().values()) == {1.0}
+
+
+def test_masks_that_an_earlier_sniper_left():
+    model = make_net()
+    scored(model, block_size=16).step(0)  # it is gone, its masks are not
+    with pytest.raises(ValueError, match="score: expected a model without masks.*sniper.densify"):
+        scored(model, block_size=16)
+    densify(model)
+    assert scored(model, block_size=16).scored
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_sniper_is_not_copied_and_says_what_is(copied):
+    with pytest.raises(TypeError, match="expected its state .*got the object: save .*state_dict"):
+        copied(scored(make_net(), block_size=16))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_copied_model_takes_the_papers_masks_along(copied):
+    snip = scored(make_net(), block_size=None, paper_exact=True)
+    snip.step(0)
+    twin, masked = copied(snip.model), pruned(snip)["odd.weight"]
+    for model in (twin, snip.model):
+        nn.init.ones_(model.odd.weight)
+    twin(batch(0))
+    assert not twin.odd.weight[masked].any()
+    assert snip.model.odd.weight[masked].all()
+
+
+def test_lbfgs():
+    model = make_net()
+    snip = scored(model, block_size=16, lr_scale=None, exclude=["norm", "conv"])
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    snip.step(0, optimizer)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(model, batch(0))
+        loss.backward()
+        return loss
+
+    before = float(closure())
+    optimizer.step(closure)
+    assert float(closure()) < before
+    for name, mask in pruned(snip).items():
+        assert not model.get_parameter(name)[mask].any()
+
+
+def test_a_state_that_lacks_a_mask():
+    snip = scored(make_net(), block_size=16)
+    lost = snip.state_dict()
+    del lost["masks"][0.4]["odd.weight"]
+    with pytest.raises(ValueError, match="a mask of odd.weight for sparsity 0.4, got none"):
+        make_sniper(make_net(), block_size=16).load_state_dict(lost)
+    narrow = scored(make_net(), block_size=16, exclude=["odd"]).state_dict()
+    with pytest.raises(
+        ValueError, match="a mask of odd.weight .*saved with this model and exclude"
+    ):
+        make_sniper(make_net(), block_size=16).load_state_dict(narrow)
+    with pytest.raises(ValueError, match="sniper state: expected a mapping.*, got str"):
+        make_sniper(make_net(), block_size=16).load_state_dict("sniper.pt")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sniper import BlockSparseConv1d, BlockSparseLinear, Sniper
+from sniper import BlockSparseConv1d, BlockSparseLinear, NewWeights, Sniper
 from sniper.ops.rebuild import rebuild_reference
 from sniper.sparsity.blocks import pool_reference
 from sniper.sparsity.masking import nested_masks_reference
@@ -158,7 +158,8 @@ def test_sniper_does_the_same_without_the_extension(block_size, monkeypatch):
 
 def test_initial_values_take_the_weights_memory_order_once():
     model = nn.Sequential(nn.Conv1d(16, 16, 3, padding=1))
-    sniper = Sniper(model, {0: 0.8, 1: 0.4, 2: 0.0}, block_size=8)
+    restored = NewWeights(restore_init=True)
+    sniper = Sniper(model, {0: 0.8, 1: 0.4, 2: 0.0}, block_size=8, new_weights=restored)
     sniper.score([torch.randn(2, 16, 9)], lambda m, x: m(x).square().sum())
     sniper.step(0)
     assert sniper._init["0.weight"].stride() == model[0].weight.stride() == (48, 1, 16)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from sniper import Fixed, Following, LearningRateScale, NewWeights
 from sniper.ops import dispatch
 from sniper.training.config import ConfigError, SparsityConfig, TrainConfig, from_dict
 from sniper.training.parts import make_sniper, noam, pick_device, set_up_torch
@@ -80,11 +81,22 @@ def test_sniper_takes_every_setting():
         exclude=["0."],
     )
     sniper = make_sniper(_model(), from_dict({"sparsity": vars(settings)}))
-    for name in ("block_size", "max_param_sparsity", "restore_init", "scale_lr", "max_lr_scale"):
-        assert getattr(sniper, name) == getattr(settings, name)
-    assert sniper.paper_exact
+    assert sniper.block_size is None and sniper.paper_exact
+    assert (sniper.cap, sniper.lr_scale) == (Fixed(0.6), None)
+    assert sniper.new_weights == NewWeights(restore_init=False, prime_moments=0.0)
     assert set(sniper.densities()) == {"1.weight", "1.bias"}
     assert dict(sniper.schedule) == {0: 0.5, 2: 0.25}
+    settings = {"schedule": {0: 0.5}, "block_size": 32, "spread": 0.2, "prime_moments": True}
+    sniper = make_sniper(_model(), from_dict({"sparsity": {**settings, "max_lr_scale": 3.0}}))
+    assert (sniper.cap, sniper.lr_scale) == (Following(0.2), LearningRateScale(3.0))
+    assert sniper.new_weights == NewWeights(restore_init=True, prime_moments=1.0)
+
+
+def test_a_pattern_of_a_preset_that_matches_nothing_is_said():
+    settings = {"schedule": {0: 0.5}, "block_size": 32, "exclude": ["norm", "postnet", "0."]}
+    with pytest.warns(UserWarning, match="no parameter matches postnet"):
+        sniper = make_sniper(_model(), from_dict({"sparsity": settings}))
+    assert set(sniper.densities()) == {"1.weight"}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +106,7 @@ def test_sniper_takes_every_setting():
         ({"block_size": 0}, "block_size: expected a whole number >= 1"),
         ({"paper_exact": True}, "expected block_size=None, got 64"),
         ({"max_param_sparsity": 75}, "max_param_sparsity: expected a fraction"),
-        ({"max_lr_scale": 0.5}, "max_lr_scale: expected 1 or more"),
+        ({"max_lr_scale": 0.5}, "LearningRateScale.max: expected 1 or more"),
         ({"exclude": ["weight", "bias"]}, "no trainable parameter is left"),
     ],
 )

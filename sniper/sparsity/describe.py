@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a `Sniper` says of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sniper.sparsity.masking import Fixed
+
+if TYPE_CHECKING:
+    from sniper.sparsity.sniper import Sniper
+
+
+def one_line(snip: Sniper) -> str:
+    """What `repr` shows."""
+    return (
+        f"Sniper({type(snip.model).__name__}, {snip.schedule}, block_size={snip.block_size}, "
+        f"cap={snip.cap}, {stage(snip)})"
+    )
+
+
+def summary(snip: Sniper) -> str:
+    """A headline, the schedule, and a row for each masked parameter."""
+    densities, factors = snip.densities(), snip.lr_scales()
+    sizes = {name: p.shape for name, p in snip.model.named_parameters() if name in densities}
+    masked = sum(shape.numel() for shape in sizes.values())
+    total = sum(p.numel() for p in snip.model.parameters())
+    rows = [("parameter", "shape", "density", "learning rate")]
+    for name, density in densities.items():
+        shape = "x".join(map(str, sizes[name])) or "1"
+        rows.append((name, shape, f"{density:.3f}", f"x {factors[name]:.2f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"SNIPER on {type(snip.model).__name__}, {_unit(snip)}: {stage(snip)}",
+        f"schedule: {snip.schedule}",
+        f"masked: {masked:,} of {total:,} parameters, in {len(sizes)} tensors",
+        *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def stage(snip: Sniper) -> str:
+    """Where in the schedule it is, with the sparsity that was asked for and the one reached."""
+    if snip.detached:
+        return "detached"
+    if snip.sparsity is None:
+        return "scored, no step yet" if snip.scored else "not scored yet"
+    stages = snip.schedule.sparsities
+    # A state that was saved under another schedule may be between two of this one's.
+    number = stages.index(snip.sparsity) + 1 if snip.sparsity in stages else "?"
+    asked, reached = f"{snip.sparsity:.1%} asked", f"{snip.reached:.1%} reached"
+    return f"stage {number} of {len(stages)}, sparsity {asked}, {reached}"
+
+
+def why_not_reached(snip: Sniper) -> str:
+    """Why the sparsity is not what the schedule asks for, and what to do."""
+    if snip.reached > (snip.sparsity or 0):
+        return (
+            "many saliencies are equal (0 where no scoring batch uses a weight) and fall together: "
+            "score on more batches, or use cap=Following(0.1)"
+        )
+    if isinstance(snip.cap, Fixed) and snip.cap.max_param_sparsity < 1:
+        return (
+            f"no parameter may be sparser than the cap, {snip.cap}, and what that keeps is not "
+            "pruned elsewhere: use cap=Following(0.1), which reaches what is asked for"
+        )
+    count = sum(mask.numel() for mask in snip.masks().values())
+    return (
+        f"there are only {count} {_unit(snip)} to prune, and numbers are rounded down in each "
+        "parameter: use a smaller block_size"
+    )
+
+
+def _unit(snip: Sniper) -> str:
+    return "single weights" if snip.block_size is None else f"blocks of {snip.block_size}"

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an optimizer does with masked parameters: factors on their learning rates, and the moments
+of weights that are pruned or come back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sniper.sparsity.schedule import check_sparsity, is_number
+
+# Adam's running means of squared gradients, by the names that torch gives them.
+_SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class LearningRateScale:
+    """Each masked parameter's learning rate is multiplied by `min(max, 1 / density)` during
+    `optimizer.step()`, on top of any scheduler; by 1 where it is dense.
+
+    Args:
+        max: the most that is multiplied by, 1 or more.
+
+    Raises:
+        ValueError: no number >= 1.
+
+    Source: arXiv 2211.07283; the authors' code has a `max` of 10.
+    """
+
+    max: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not is_number(self.max) or not self.max >= 1:
+            raise ValueError(f"LearningRateScale.max: expected 1 or more, got {self.max!r}")
+
+    def factor(self, density: float) -> float:
+        """`min(max, 1 / density)`; 1 for a density of 0, which leaves nothing to scale.
+
+        Args:
+            density: share of active weights, in [0, 1].
+
+        Raises:
+            ValueError: no number in [0, 1].
+        """
+        check_sparsity(density, "density")
+        return min(self.max, 1 / density) if density else 1.0
+
+
+@dataclass(frozen=True)
+class NewWeights:
+    """How weights start that become active when the sparsity is lowered.
+
+    Args:
+        restore_init: at their initial values, as in the paper; otherwise at 0, which changes
+            nothing of what the model computes at that moment.
+        prime_moments: the mean of their parameter's second moments in Adam, times this, is where
+            theirs start. With 1 they make steps like the others', with 16 of a quarter of that at
+            first. With 0 their moments start at 0, and their first steps are about three times too
+            long.
+
+    Raises:
+        ValueError: `restore_init` is no bool, `prime_moments` no finite number >= 0.
+    """
+
+    restore_init: bool = False
+    prime_moments: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.restore_init, bool):
+            raise ValueError(f"restore_init: expected a bool, got {self.restore_init!r}")
+        value = self.prime_moments
+        if not is_number(value) or not 0 <= value < math.inf:
+            raise ValueError(f"prime_moments: expected 0 or more, got {value!r}")
+
+
+class RateFactors:
+    """Multiplies learning rates by a factor a parameter, during `optimizer.step()` only.
+
+    Just before a step each param group is split by factor, and put back just after. So any grouping
+    and any scheduler (multiplicative, absolute, on plateau) works, and what they read and write is
+    the rate without the factor. Optimizer state is kept by parameter and does not notice.
+    """
+
+    def __init__(self) -> None:
+        self._factors: dict[nn.Parameter, float] = {}
+        self._hooks: WeakKeyDictionary[Optimizer, tuple[Any, Any]] = WeakKeyDictionary()
+        self._unsplit: WeakKeyDictionary[Optimizer, list[dict]] = WeakKeyDictionary()
+
+    @property
+    def attached(self) -> bool:
+        """Whether any optimizer that still exists is scaled."""
+        return len(self._hooks) > 0
+
+    def set(self, factors: dict[nn.Parameter, float]) -> None:
+        """Replaces all factors; parameters not named have 1."""
+        self._factors = {p: f for p, f in factors.items() if f != 1.0}
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Hooks into `optimizer`, once."""
+        if optimizer not in self._hooks:
+            self._hooks[optimizer] = (
+                optimizer.register_step_pre_hook(self._split),
+                optimizer.register_step_post_hook(self._join),
+            )
+
+    def detach(self) -> None:
+        """Leaves every optimizer as it was found."""
+        for hooks in self._hooks.values():
+            for hook in hooks:
+                hook.remove()
+        self._hooks.clear()
+
+    def _split(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self._join(optimizer, args, kwargs)  # a step that raised has left its groups split
+        if not self._factors:
+            return
+        self._unsplit[optimizer] = optimizer.param_groups
+        optimizer.param_groups = [
+            piece for group in optimizer.param_groups for piece in self._by_factor(group)
+        ]
+
+    def _by_factor(self, group: dict) -> list[dict]:
+        by_factor: dict[float, list] = {}
+        for p in group["params"]:
+            by_factor.setdefault(self._factors.get(p, 1.0), []).append(p)
+        if set(by_factor) <= {1.0}:
+            return [group]
+        return [
+            {**group, "params": params, "lr": group["lr"] * factor, "_unsplit": group}
+            for factor, params in by_factor.items()
+        ]
+
+    def _join(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        unsplit = self._unsplit.pop(optimizer, None)
+        if unsplit is None:
+            return
+        for piece in optimizer.param_groups:
+            group = piece.get("_unsplit")
+            if group is not None:  # an optimizer may count steps in its groups
+                changed = {k: v for k, v in piece.items() if k not in ("params", "lr", "_unsplit")}
+                group.update(changed)
+        optimizer.param_groups = unsplit
+
+
+def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
+    """None, one or several optimizers as a list, without what Accelerate or Lightning wrap around
+    them.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if optimizer is None:
+        return []
+    several: list[Any] = [optimizer]
+    one = hasattr(optimizer, "param_groups") or isinstance(optimizer, (str, bytes))
+    if not one and isinstance(optimizer, Iterable):
+        several = list(optimizer)
+    result = [_innermost(each) for each in several]
+    for each in result:
+        if not hasattr(each, "param_groups") or not hasattr(each, "register_step_pre_hook"):
+            raise ValueError(
+                "optimizer: expected a torch.optim.Optimizer, several of them or None, "
+                f"got {type(each).__name__}"
+            )
+    return result
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The optimizer whose `step` runs hooks; wrappers keep it as `optimizer`."""
+    while hasattr(inner := getattr(optimizer, "optimizer", None), "param_groups"):
+        optimizer = inner
+    return optimizer
+
+
+def check_optimizers(
+    optimizers: list[Optimizer], model: nn.Module, scaled: bool, permuted: bool
+) -> None:
+    """Refuses optimizers that masks of this model could not follow.
+
+    Args:
+        scaled: whether learning rates are scaled, which splits param groups.
+        permuted: whether weights of masked convolutions lie in memory in another order than their
+            dimensions.
+
+    Raises:
+        ValueError: an optimizer of another model, or one that takes a single group.
+    """
+    ids = {id(p) for p in model.parameters()}
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        if not any(id(p) in ids for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError(
+                f"optimizer: expected one of the model's parameters, got {name} with none of them: "
+                "make it of snip.param_groups(lr), and after the model was moved or copied"
+            )
+        if not any(kind.__name__ == "LBFGS" for kind in type(optimizer).__mro__):
+            continue
+        if permuted:
+            raise ValueError(
+                f"optimizer: expected one that takes gradients in any memory order, got {name}, "
+                "which block-sparse convolutions cannot have: exclude them, or use block_size=None"
+            )
+        if scaled:
+            raise ValueError(
+                "optimizer: expected one with a learning rate for each parameter, got "
+                f"{name}, which has one for all: make the Sniper with lr_scale=None"
+            )
+
+
+def gradient_and_moments(optimizers: list[Optimizer], p: nn.Parameter) -> list[Tensor]:
+    """The gradient and the moments of `p`, which would move weights that are pruned now."""
+    states = [v for o in optimizers for v in o.state.get(p, {}).values()]
+    moments = [v for v in states if isinstance(v, Tensor) and v.shape == p.shape]
+    return moments if p.grad is None else [p.grad, *moments]
+
+
+def prime(
+    optimizers: list[Optimizer],
+    p: nn.Parameter,
+    active: Tensor,
+    newly: Tensor,
+    times: float = 1.0,
+) -> None:
+    """Gives newly active weights the mean second moment of those that were active before, so many
+    times.
+
+    Adam corrects the bias of young moments by the age of the parameter, not of the weight. A weight
+    whose moments start at 0 late in training makes first steps of `0.1 / sqrt(0.001)`, 3.2 times
+    the learning rate, all at once with thousands of others. Moments of 16 times the mean make first
+    steps of a quarter of the others', which grow over 1 / (1 - beta2) updates as Adam forgets them.
+
+    Args:
+        optimizers: those without such state are left alone.
+        p: the parameter.
+        active, newly: bool of its shape.
+        times: above 0.
+    """
+    for optimizer in optimizers:
+        state = optimizer.state.get(p, {})
+        for name in _SECOND_MOMENTS:
+            value = state.get(name)
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                mean = times * (value * active).sum() / active.sum().clamp(min=1)
+                value.copy_(torch.where(newly, mean.to(value.dtype), value))
+
+
+def match_memory_order(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> None:
+    """Lays state out as its parameter is: fused optimizers walk both as flat memory."""
+    for p in params:
+        state = optimizer.state.get(p, {})
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or value.shape != p.shape:
+                continue
+            if value.stride() != p.stride():
+                state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
