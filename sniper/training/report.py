@@ -5,21 +5,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sniper.training.progress import Observer, Progress
+from sniper.training.progress import EpochEnd, Observer, Progress
 from sniper.tts.audio.vocoder import mel_to_audio, save_wav
 from sniper.tts.corpus.dataset import FeatureDataset, collate
 from sniper.tts.errors import SpeechError
 from sniper.tts.speaker import Speaker
-
-if TYPE_CHECKING:
-    from sniper.training.trainer import Trainer
 
 _COLUMNS = (
     "epoch  sparsity  density    train    valid      mel  duration  pitch  energy"
@@ -52,12 +49,12 @@ class Terminal(Observer):
         rate = progress.frames / max(progress.seconds, 1e-9)
         self._bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
 
-    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
+    def epoch_ended(self, end: EpochEnd) -> None:
         self._bar.close()
         if not self._header:
             tqdm.write(_COLUMNS)
             self._header = True
-        tqdm.write(table_row(row))
+        tqdm.write(table_row(end.row))
 
     def close(self) -> None:
         if self._bar is not None:
@@ -104,15 +101,14 @@ class TensorBoard(Observer):
             for name, value in values.items():
                 self._writer.add_scalar(f"train/{name}", float(value), progress.update)
 
-    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
-        step = trainer.progress.update
+    def epoch_ended(self, end: EpochEnd) -> None:
+        row, step = end.row, end.update
         for name, value in row["valid"].items():
             self._writer.add_scalar(f"valid/{name}", value, step)
         for name in _RUN_SCALARS:
             self._writer.add_scalar(f"run/{name}", row[name], step)
-        done = row["epoch"] + 1
-        if done % self._sample_every == 0 or done == trainer.config.train.epochs:
-            held_out = compare(trainer.model, self._dataset)
+        if (row["epoch"] + 1) % self._sample_every == 0 or end.last:
+            held_out = compare(end.model, self._dataset)
             self._writer.add_figure("mel", plot_mel(held_out), step)
             info = self._dataset.info
             mel = info.statistics.denormalize_mel(held_out.predicted)
@@ -138,9 +134,9 @@ class Observers(Observer):
         for each in self._all:
             each.updated(progress, values)
 
-    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
+    def epoch_ended(self, end: EpochEnd) -> None:
         for each in self._all:
-            each.epoch_ended(row, trainer)
+            each.epoch_ended(end)
 
     def close(self) -> None:
         for each in self._all:
@@ -221,12 +217,13 @@ def plot_history(history: list[dict[str, Any]]):
 
 
 def write_results(
-    trainer: Trainer, speaker: Speaker, dataset: FeatureDataset, text: str
+    run: Path, history: list[dict[str, Any]], speaker: Speaker, dataset: FeatureDataset, text: str
 ) -> tuple[HeldOut, str]:
     """Writes loss.png, mel.png and sample.wav into the run's folder.
 
     Args:
-        trainer: for its history and folder.
+        run: that folder.
+        history: one row an epoch.
         speaker: with the weights to show.
         dataset: the held-out split.
         text: spoken to sample.wav; if it cannot be read, the held-out utterance's phonemes are.
@@ -234,10 +231,9 @@ def write_results(
     Returns:
         The held-out utterance, and what sample.wav says.
     """
-    run = trainer.run
     held_out = compare(speaker.model, dataset)
     for name, figure in (
-        ("loss.png", plot_history(trainer.progress.history)),
+        ("loss.png", plot_history(history)),
         ("mel.png", plot_mel(held_out)),
     ):
         figure.savefig(run / name, dpi=100)

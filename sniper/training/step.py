@@ -32,6 +32,21 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
+def noam(
+    optimizer: torch.optim.Optimizer, d_model: int, warmup: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """`lr * d_model^-0.5 * min(s^-0.5, s * warmup^-1.5)` at update s, counted from 1.
+
+    Source: Attention Is All You Need, arXiv 1706.03762, eq. 3.
+    """
+
+    def factor(done: int) -> float:
+        s = done + 1
+        return d_model**-0.5 * min(s**-0.5, s * warmup**-1.5)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 class TrainingStep:
     """Trains one model, one update after the other.
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from sniper.compare import evaluate as module
 from sniper.compare.evaluate import METRICS, evaluate, load_truth, masks_by_layer, read_evaluation
 from sniper.training import checkpoint
-from sniper.training.parts import make_sniper
+from sniper.training.trainer import make_sniper
 from sniper.tts.corpus.dataset import FeatureDataset
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
@@ -120,7 +120,7 @@ def test_masks_by_layer(compared: Compared, valid: FeatureDataset):
     run = compared.run("block")
     layers = masks_by_layer(run.folder)
     saved = checkpoint.load(run.folder)
-    model = FastSpeech2(run.config.model_config(len(valid.info.vocabulary), 80))
+    model = FastSpeech2(run.config.fastspeech2_config(len(valid.info.vocabulary), 80))
     model.load_state_dict(saved.weights)
     sniper = make_sniper(model, run.config)
     state = {**saved.state["sniper"], "sparsity": 0.6, "init": {}}

@@ -12,8 +12,9 @@ import soundfile
 import torch
 from speech import fit, make_trainer, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
-from sniper.training.progress import Observer, Progress
+from sniper.training.progress import EpochEnd, Observer, Progress
 from sniper.training.report import (
     HeldOut,
     Observers,
@@ -78,7 +79,7 @@ def test_the_terminal_prints_a_header_once(capsys: pytest.CaptureFixture):
     for epoch in (0, 1):
         terminal.epoch_begins(Progress(epoch=epoch, batch=1), 4, 0.8)
         terminal.updated(Progress(epoch=epoch, batch=2, frames=10, seconds=1.0), {})
-        terminal.epoch_ended(_row(epoch=epoch), None)
+        terminal.epoch_ended(EpochEnd(_row(epoch=epoch), 2, epoch == 1, nn.Module()))
     terminal.close()
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["epoch", "sparsity", "density", "train", "valid"]
@@ -157,7 +158,7 @@ def test_results(text: str, trained: Trainer, valid: FeatureDataset, capsys: pyt
         (trained.run / name).unlink(missing_ok=True)
     trained.model.eval()
     speaker = Speaker(trained.model, valid.info)
-    held_out, said = write_results(trained, speaker, valid, text)
+    held_out, said = write_results(trained.run, trained.progress.history, speaker, valid, text)
     assert held_out.id == valid.ids[0]
     for name in ("loss.png", "mel.png"):
         picture = _png(trained.run / name)

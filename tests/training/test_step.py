@@ -6,12 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 from simulated import SimulatedRecorder
+from torch import nn
 
 from sniper import Sniper
 from sniper.layers import BlockSparseLinear
 from sniper.ops import executor, timings
 from sniper.training.graphs import CudaRecorder
-from sniper.training.step import TrainingStep, peak_memory, pick_recorder
+from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.config import FastSpeech2Config
 from sniper.tts.model.fastspeech2 import FastSpeech2
@@ -229,3 +230,17 @@ def test_a_gpu_step_never_waits():
         train()
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def test_noam_is_the_formula():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = noam(optimizer, d_model=64, warmup=4)
+    used = []
+    for _ in range(16):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    # 2 * 64^-0.5 * min(s^-0.5, s * 4^-1.5): up to s = 4, then down with the root.
+    assert used[:4] == [0.03125, 0.0625, 0.09375, 0.125]
+    assert used[15] == 0.0625
+    assert used[8] == pytest.approx(0.25 / 3)

@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file
 from simulated import SimulatedRecorder
 from speech import differences, everything, fit, make_trainer, tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from sniper.training import checkpoint
-from sniper.training.config import Config, ConfigError
+from sniper.training.config import Config, from_dict
 from sniper.training.progress import Interrupted, NotFinite, Observer, Progress
+from sniper.training.sections import SparsityConfig
+from sniper.training.settings import ConfigError
 from sniper.training.step import TrainingStep
-from sniper.training.trainer import Trainer
+from sniper.training.trainer import Trainer, make_sniper
 from sniper.tts.corpus.dataset import FeatureDataset
 from sniper.tts.corpus.shapes import StaticShapes
 from sniper.tts.corpus.store import TensorStream, map_tensors, write_tensors
@@ -56,7 +58,7 @@ VARIANTS = {
     "cut passes": {"train": {"batches_per_epoch": 7, "accumulation": 3}},
     "elements": {"sparsity": {"block_size": None}},
     "paper": {"sparsity": {"block_size": None, "paper_exact": True}},
-    "from zero": {"sparsity": {"restore_init": False, "scale_lr": False}},
+    "from zero": {"sparsity": {"restore_init": False, "max_lr_scale": None}},
     "dense": {"sparsity": {"schedule": {0: 0.0}}},
     "constant": {"sparsity": {"schedule": {0: 0.5}}},
     "fractions": {"sparsity": {"schedule_fractions": {0: 0.6, 0.5: 0.2}}},
@@ -88,8 +90,8 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedRecorder]:
     """Trainers record their steps as on a GPU; the recorders, one a trainer."""
     made: list[SimulatedRecorder] = []
 
-    def pick(device: torch.device, cuda_graphs: bool) -> SimulatedRecorder:
-        assert cuda_graphs
+    def pick(device: torch.device, cuda_graphs: str) -> SimulatedRecorder:
+        assert cuda_graphs == "auto"
         made.append(SimulatedRecorder())
         return made[-1]
 
@@ -418,3 +420,55 @@ def test_best_is_the_lowest_validation_loss(demo_corpus: Path, tmp_path: Path):
     best = checkpoint.load(tmp_path, "best").meta["progress"]
     assert best["epoch"] == 1 + int(np.argmin(losses))
     assert trainer.progress.best_loss == min(losses)
+
+
+def _two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 32))
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        {"schedule": {0: 0.0}},
+        {"schedule": {0: 0.0, 3: 0.0}},
+        {"schedule": {0: 0.5}, "schedule_fractions": {0.0: 0.0}},
+    ],
+)
+def test_a_dense_run_has_no_sniper(sparsity: dict):
+    model = _two_layers()
+    assert make_sniper(model, from_dict({"sparsity": sparsity})) is None
+    assert type(model[0]) is nn.Linear
+
+
+def test_sniper_takes_every_setting():
+    settings = SparsityConfig(
+        schedule={0: 0.5, 2: 0.25},
+        block_size=None,
+        max_param_sparsity=0.6,
+        spread=None,
+        restore_init=False,
+        max_lr_scale=3.0,
+        paper_exact=True,
+        exclude=["0."],
+    )
+    sniper = make_sniper(_two_layers(), from_dict({"sparsity": dict(settings)}))
+    for name in ("block_size", "max_param_sparsity", "restore_init", "max_lr_scale"):
+        assert getattr(sniper, name) == getattr(settings, name)
+    assert sniper.paper_exact
+    assert set(sniper.densities()) == {"1.weight", "1.bias"}
+    assert dict(sniper.schedule) == {0: 0.5, 2: 0.25}
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "said"),
+    [
+        ({"block_size": 48}, "64 x 32 does not divide by 48"),
+        ({"paper_exact": True}, "expected block_size=None, got 64"),
+        ({"exclude": ["weight", "bias"]}, "no trainable parameter is left"),
+    ],
+)
+def test_settings_that_do_not_fit_are_the_users(sparsity: dict, said: str):
+    config = from_dict({"sparsity": {"schedule": {0: 0.5}, **sparsity}})
+    with pytest.raises(ConfigError, match="^sparsity: ") as error:
+        make_sniper(_two_layers(), config)
+    assert said in str(error.value)
