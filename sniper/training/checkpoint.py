@@ -212,7 +212,9 @@ def section(saved: Checkpoint, name: str) -> dict[str, Any]:
 
 def damaged(path: Path, file: str, what: str) -> CheckpointError:
     """That a file of the checkpoint in `path` cannot be used, why, and what to do."""
-    return CheckpointError(f"checkpoint {path} cannot be used: {file}: {what}; {_remedy(path)}")
+    return CheckpointError(
+        f"checkpoint {path} is damaged or incomplete: {file}: {what}; {_remedy(path)}"
+    )
 
 
 def _remedy(path: Path) -> str:
