@@ -76,6 +76,7 @@ class Trainer:
             settings.grad_clip,
             stage=partial(getattr, self.sniper, "sparsity", None),
             recorder=recorder,
+            must_record=settings.cuda_graphs == "on",
         )
         self._batches = train_batches(
             train, settings.max_frames, settings.batches_per_epoch, settings.seed
