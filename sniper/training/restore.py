@@ -54,8 +54,8 @@ def read_speech(data: dict[str, Any]) -> CorpusInfo:
         mel = isinstance(value, np.ndarray) and value.shape == bins and np.isfinite(value).all()
         if not (mel if name.startswith("mel") else _is_number(value)):
             raise ValueError(f"speech: {name} cannot be {value!r:.60}")
-    if not all(isinstance(symbol, str) for symbol in info.vocabulary.symbols):
-        raise ValueError("speech: expected a vocabulary of text")
+    if not all(isinstance(text, str) for text in (*info.vocabulary.symbols, info.speech)):
+        raise ValueError("speech: expected text for the vocabulary and what speech it is")
     return info
 
 
@@ -110,6 +110,9 @@ def refuse_other_speech(saved: Checkpoint, info: CorpusInfo, run: object) -> Non
     there, here = section(saved, "speech"), json.loads(json.dumps(info.to_json()))
     try:
         read_speech(there)
+        for part in ("features", "statistics"):
+            if there[part].keys() != here[part].keys():
+                raise ValueError(f"speech: expected other {part} than {sorted(there[part])!r:.60}")
     except ValueError as error:
         raise damaged(saved.path, "meta.json", str(error)) from None
     for part in ("vocabulary", "features", "statistics"):
@@ -150,6 +153,9 @@ def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool) -> None:
     """
     state = _part(saved, "sniper", dict)
     try:
+        masks, present = state["masks"], state["sparsity"]
+        if begun and (not isinstance(masks, dict) or present not in masks):
+            raise TypeError(f"there are no masks of sparsity {present!r:.60}")
         shapes = {n: p.shape for n, p in sniper.model.named_parameters()}
         for name, values in state["init"].items():
             if values.shape != shapes[name]:
@@ -160,8 +166,6 @@ def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool) -> None:
         if isinstance(error, ValueError) and str(error).startswith(("schedule:", "block_size:")):
             raise ConfigError(f"sparsity: {error}") from None
         raise damaged(saved.path, "state.pt", f"sniper: {_reason(error)}") from None
-    if begun and (not sniper.scored or sniper.sparsity is None):
-        raise damaged(saved.path, "state.pt", "sniper: there are no masks")
 
 
 def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Adam, begun: bool) -> None:
@@ -177,6 +181,8 @@ def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Adam, begun: boo
     own = optimizer.state_dict()["param_groups"]
     params = [p for group in optimizer.param_groups for p in group["params"]]
     try:
+        if not _are_dicts(state["param_groups"]):
+            raise TypeError(f"param_groups cannot be {state['param_groups']!r:.60}")
         for there, here in zip(state["param_groups"], own, strict=True):
             for name in ("params", "lr", "initial_lr", "betas", "eps"):
                 if _plain(there[name]) != _plain(here[name]):
@@ -186,6 +192,8 @@ def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Adam, begun: boo
                     raise ValueError(f"{name} cannot be {there[name]!r:.60}")
         moments = state["state"]
         expected = set(range(len(params))) if begun else set()
+        if not isinstance(moments, dict) or not _are_dicts(list(moments.values())):
+            raise TypeError("expected the moments of each weight by its number")
         if set(moments) != expected:
             raise ValueError(f"expected moments of {len(expected)} weights, got {len(moments)}")
         for index, values in moments.items():
@@ -193,6 +201,10 @@ def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Adam, begun: boo
         optimizer.load_state_dict(state)
     except _WRONG as error:
         raise damaged(saved.path, "state.pt", f"optimizer: {_reason(error)}") from None
+
+
+def _are_dicts(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, dict) for value in values)
 
 
 def _plain(value: Any) -> Any:
@@ -222,8 +234,10 @@ def restore_scheduler(
     state = dict(_part(saved, "scheduler", dict))
     rates = [state.get("base_lrs"), state.get("_last_lr")]
     good = all(isinstance(r, list) and len(r) == 1 and _is_number(r[0]) for r in rates)
-    good = good and state.get("last_epoch") == updates and type(state.get("_step_count")) is int
-    if not good or state.get("lr_lambdas") != [None]:
+    counts = [state.get("last_epoch"), state.get("_step_count")]
+    good = good and all(type(count) is int for count in counts) and counts[0] == updates
+    lambdas = state.get("lr_lambdas")
+    if not good or not isinstance(lambdas, list) or lambdas != [None]:
         raise damaged(saved.path, "state.pt", f"scheduler: it is not that of {updates} updates")
     scheduler.load_state_dict(state)
 
