@@ -131,7 +131,14 @@ def make_loader(
 def grouped(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Batch]]:
     """The micro-batches of one update each; the last may have fewer."""
     group: list[Batch] = []
-    for number, batch in enumerate(loader, 1):
+    # A worker that has not yet put its signals aside would answer Ctrl-C as the trainer does.
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number, batch in enumerate(batches, 1):
         group.append(batch)
         if len(group) == size or number == count:
             yield group

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -209,3 +211,40 @@ def test_observers_tell_everyone(demo_corpus: Path, tmp_path: Path):
     fit(tiny(demo_corpus, tmp_path, train={"epochs": 1}), observers)
     observers.close()
     assert one.calls == other.calls == ["begins", *["updated"] * 5, "ended", "close"]
+
+
+_FULL_DISK = """
+import resource, sys, torch
+import subprocess
+import sys
+from pathlib import Path
+from sniper.training.progress import Progress
+from sniper.training.report import TensorBoard
+board = TensorBoard(Path(sys.argv[1]), 0, 1, 1, None)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+for update in range(1, 2000):
+    board.updated(Progress(update=update), {"total": torch.tensor(1.0)})
+board.close()
+print("to the end")
+"""
+
+
+def test_a_full_disk_ends_tensorboard_but_not_the_run(tmp_path: Path):
+    """In a process of its own: the thread that writes, and what happens at exit, are part of it."""
+    command = [sys.executable, "-c", _FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "to the end\n"
+    folder = tmp_path / "tensorboard"
+    said = f"note: {folder} cannot be written: File too large; training goes on without TensorBoard"
+    assert done.stderr.strip() == said
+
+
+def test_a_run_without_a_place_for_tensorboard_goes_on(
+    demo_corpus: Path, tmp_path: Path, valid: FeatureDataset, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "tensorboard").touch()
+    board = TensorBoard(tmp_path, 0, 1, 1, valid)
+    assert f"note: {tmp_path}/tensorboard cannot be written" in capsys.readouterr().err
+    fit(tiny(demo_corpus, tmp_path, train={"epochs": 1}), board)
+    board.close()
