@@ -213,7 +213,8 @@ def section(saved: Checkpoint, name: str) -> dict[str, Any]:
 def damaged(path: Path, file: str, what: str) -> CheckpointError:
     """That a file of the checkpoint in `path` cannot be used, why, and what to do."""
     return CheckpointError(
-        f"checkpoint {path} is damaged or incomplete: {file}: {what}; {_remedy(path)}"
+        f"checkpoint {path} cannot be read, it is damaged or incomplete: {file}: {what}; "
+        + _remedy(path)
     )
 
 
