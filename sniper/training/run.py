@@ -18,6 +18,7 @@ from sniper.training.files import only_run, write_file
 from sniper.training.restore import saved_config
 from sniper.training.settings import ConfigError
 from sniper.training.speaker import load_speaker
+from sniper.training.step import pick_recorder
 from sniper.training.trainer import Trainer
 from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
@@ -56,7 +57,9 @@ def run(config: Config, fresh: bool = False) -> Trainer:
             the user.
     """
     # Whatever may be refused, before the data are prepared and before anything is deleted.
-    pick_device(config.train.device)
+    device = pick_device(config.train.device)
+    if device.type == "cpu":
+        pick_recorder(device, config.train.cuda_graphs)
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder):
