@@ -82,7 +82,8 @@ class Step:
             precision,
             grad_clip=1.0,
             stage=lambda: None if sniper is None else sniper.sparsity,
-            recorder=pick_recorder(device, graphs),
+            recorder=pick_recorder(device, "auto" if graphs else "off"),
+            must_record=True,  # what is timed is what it is called
         )
 
     def __call__(self) -> torch.Tensor:

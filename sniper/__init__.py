@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """SNIPER training in which the early sparsity is wall-clock speed."""
 
-from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
-from sniper.sparsity import (
-    Fixed,
-    Following,
-    LearningRateScale,
-    NewWeights,
-    Sniper,
-    SparsitySchedule,
-    masks,
-    saliency,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
+    from sniper.sparsity import (
+        Fixed,
+        Following,
+        LearningRateScale,
+        NewWeights,
+        Sniper,
+        SparsitySchedule,
+        masks,
+        saliency,
+    )
 
 __version__ = "0.1.0"
 
@@ -29,3 +33,22 @@ __all__ = [
     "saliency",
     "sparsify",
 ]
+
+_ROOMS = ("layers", "ops", "sparsity")
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: a command is there at once, and answers Ctrl-C while torch loads.
+    if name in _ROOMS:
+        return import_module(f"sniper.{name}")
+    if name in __all__:
+        for room in ("layers", "sparsity"):
+            found = getattr(import_module(f"sniper.{room}"), name, None)
+            if found is not None:
+                globals()[name] = found
+                return found
+    raise AttributeError(f"module 'sniper' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -6,7 +6,8 @@
 A name in .onnx gives ONNX, one in .pt2 a `torch.export` program. Both map token ids to the log-mel;
 FILE.json beside it has the tokens, the settings of the mel and what the inputs mean.
 
-Exit status: 0 written, 1 a checkpoint that cannot be used, 2 wrong arguments.
+Exit status: 0 written, 1 a checkpoint that cannot be used, 2 wrong arguments, 130 stopped
+by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import logging
 import sys
 from importlib import import_module
 from pathlib import Path
+
+from sniper.command import exit_with
 
 ABOUT = {
     "inputs": {
@@ -51,13 +54,16 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error}: pip install 'sniper-tts[tts,export]'", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 def _export(options: argparse.Namespace) -> int:
     import torch
 
-    from sniper.synthesize import load_speaker
     from sniper.training.checkpoint import CheckpointError
+    from sniper.training.speaker import load_speaker
     from sniper.tts.model.graph import export_onnx, export_program
 
     path = options.output
@@ -81,4 +87,4 @@ def _export(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -14,140 +14,26 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from sniper.command import exit_with
 
 if TYPE_CHECKING:
-    from sniper.tts.audio.spectrogram import FeatureConfig
     from sniper.tts.corpus.build import Prepared
+    from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 
-DEMO_UTTERANCES = 600
-
-
-def prepare_demo(
-    out: str | Path,
-    *,
-    utterances: int = DEMO_UTTERANCES,
-    seed: int = 0,
-    voice: str = "en-us",
-    features: FeatureConfig | None = None,
-    valid: int | None = None,
-    test: int | None = None,
-    workers: int | None = None,
-    force: bool = False,
-    progress: bool = True,
-) -> Prepared:
-    """Make a synthetic corpus with espeak-ng in OUT/corpus and prepare it in OUT.
-
-    Equal arguments give equal bytes. Returns at once where it was finished before.
-
-    Args:
-        utterances, seed: sentences of our own grammar.
-        voice: an espeak-ng voice.
-        features: settings of the analysis; None for FeatureConfig().
-        valid, test: held-out utterances; by default 5 % (at most 250) and none.
-        workers: processes; by default one per CPU. The result does not depend on it.
-        force: make everything anew.
-
-    Raises:
-        sniper.tts.errors.SpeechError: one line for the user.
-    """
-    from sniper.tts.corpus.build import Plan, find_finished, require_analysis_packages
-    from sniper.tts.corpus.demo import write_demo_corpus
-
-    out = Path(out)
-    source = {"kind": "demo", "utterances": utterances, "seed": seed, "voice": voice}
-    plan = Plan(source, features or _default_features(), valid, test, seed)
-    finished = find_finished(out, plan, force)
-    if finished is not None:
-        return finished
-    require_analysis_packages()
-    write_demo_corpus(out / "corpus", utterances, seed, voice, progress)
-    return _build(out / "corpus", None, plan, out, None, workers, progress)
+__all__ = ["main", "prepare_demo", "prepare_ljspeech"]
 
 
-def prepare_ljspeech(
-    root: str | Path,
-    out: str | Path,
-    *,
-    textgrids: str | Path | None = None,
-    lexicon: str | Path | None = None,
-    features: FeatureConfig | None = None,
-    valid: int | None = None,
-    test: int | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    force: bool = False,
-    progress: bool = True,
-) -> Prepared:
-    """Prepare a corpus in LJSpeech's layout with alignments (MFA TextGrids or alignments.jsonl).
+def __getattr__(name: str) -> Any:
+    # The functions behind the command; loaded when asked for, so that --help is there at once.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sniper.tts.corpus import prepare
 
-    Args:
-        root: folder with metadata.csv and wavs/.
-        textgrids: folder of the TextGrids; by default a usual name in `root`.
-        lexicon: a dictionary in MFA's format, for words that the corpus does not hold.
-        seed: of the split.
-        features, valid, test, workers, force: as in `prepare_demo`.
-
-    Raises:
-        sniper.tts.errors.SpeechError: one line for the user; more where no utterance is usable.
-    """
-    from sniper.tts.corpus.build import Plan, find_finished
-    from sniper.tts.corpus.corpus import read_metadata
-
-    root, out = Path(root), Path(out)
-    read_metadata(root / "metadata.csv")
-    source = {
-        "kind": "ljspeech",
-        "root": str(root.resolve()),
-        "textgrids": None if textgrids is None else str(textgrids),
-        "metadata_sha256": _sha256(root / "metadata.csv"),
-    }
-    lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
-    plan = Plan(source, features or _default_features(), valid, test, seed, lexicon_sha256)
-    finished = find_finished(out, plan, force)
-    if finished is not None:
-        return finished
-    return _build(root, textgrids, plan, out, lexicon, workers, progress)
-
-
-def _build(root, textgrids, plan, out, lexicon, workers, progress) -> Prepared:
-    from sniper.tts.corpus.build import build
-    from sniper.tts.corpus.corpus import read_corpus, synthesis_voice
-    from sniper.tts.processes import default_workers
-    from sniper.tts.text.lexicon import read_dictionary
-    from sniper.tts.text.text import EspeakFrontend
-
-    words = {} if lexicon is None else read_dictionary(Path(lexicon))
-    corpus = read_corpus(root, None if textgrids is None else Path(textgrids))
-    voice = None if corpus.has_textgrids else synthesis_voice(root)
-    return build(
-        corpus,
-        plan,
-        out,
-        frontend=None if voice is None else EspeakFrontend(voice),
-        lexicon=words,
-        speech=f"recordings in {root.name}" if voice is None else "synthetic speech by espeak-ng",
-        workers=workers or default_workers(),
-        progress=progress,
-    )
-
-
-def _default_features() -> FeatureConfig:
-    from sniper.tts.audio.spectrogram import FeatureConfig
-
-    return FeatureConfig()
-
-
-def _sha256(path: Path) -> str:
-    from sniper.tts.errors import SpeechError
-
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise SpeechError(f"{path} cannot be read: {error.strerror}") from error
+    return getattr(prepare, name)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -187,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make a synthetic corpus in OUT/corpus (wavs/, metadata.csv, "
         "alignments.jsonl) and prepare it. It is formant synthesis, no recording of a person.",
     )
-    demo.add_argument("--utterances", type=_positive, default=DEMO_UTTERANCES, help="default: 600")
+    demo.add_argument("--utterances", type=_positive, default=600, help="default: 600")
     demo.add_argument("--voice", default="en-us", help="espeak-ng voice, such as en-us+f2")
     corpus = commands.add_parser(
         "ljspeech",
@@ -234,7 +120,16 @@ def _report(prepared: Prepared) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    try:
+        return _main(argv)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from here", file=sys.stderr)
+        return 130
+
+
+def _main(argv: list[str] | None) -> int:
     from sniper.tts.audio.spectrogram import FeatureConfig
+    from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
     from sniper.tts.errors import NothingUsable, SpeechError
 
     options = vars(_parser().parse_args(argv))
@@ -250,11 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     except (SpeechError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues from here", file=sys.stderr)
-        return 130
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -3,7 +3,8 @@
 
     python -m sniper.synthesize --checkpoint runs/demo "Some text." -o out.wav
 
-Exit status: 0 spoken, 1 a text or checkpoint that cannot be used, 2 wrong arguments.
+Exit status: 0 spoken, 1 a text or checkpoint that cannot be used, 2 wrong arguments, 130 stopped by
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,40 +12,19 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sniper.command import exit_with
 
-def load_speaker(checkpoint: str | Path, which: str = "best", device: str = "cpu"):
-    """A `Speaker` from a run's or a checkpoint's folder; it needs nothing but that folder.
-
-    Args:
-        checkpoint: folder of a run or of one checkpoint.
-        which: `best` or `last`, for a run.
-        device: where to run.
-
-    Raises:
-        CheckpointError: none there, damaged, or of a version that does not fit.
-        ConfigError: a device that is not there.
-    """
-    from sniper.training import checkpoint as store
-    from sniper.training.config import from_dict
-    from sniper.training.parts import pick_device
-    from sniper.tts.corpus.dataset import CorpusInfo
-    from sniper.tts.model.fastspeech2 import FastSpeech2
+if TYPE_CHECKING:
     from sniper.tts.speaker import Speaker
 
-    where = pick_device(device)
-    saved = store.load(Path(checkpoint), which, weights_only=True)
-    try:
-        info = CorpusInfo.from_json(saved.meta["speech"])
-        config = from_dict(saved.meta["config"])
-        model = FastSpeech2(config.model_config(len(info.vocabulary), info.features.n_mels))
-        model.load_state_dict(saved.weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise store.CheckpointError(
-            f"checkpoint {saved.path} does not fit this version of the program: {reason}"
-        ) from error
-    return Speaker(model.to(where), info)
+
+def load_speaker(checkpoint: str | Path, which: str = "best", device: str = "cpu") -> Speaker:
+    """A `Speaker` from a run's or a checkpoint's folder; see `sniper.training.speaker`."""
+    from sniper.training.speaker import load_speaker
+
+    return load_speaker(checkpoint, which, device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--speed", type=float, default=1.0, help="2 takes half as long")
     parser.add_argument("--pitch", type=float, default=0.0, help="semitones up or down")
     parser.add_argument("--energy", type=float, default=1.0, help="factor on the loudness")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N; default: cpu")
     return parser
 
 
@@ -80,11 +60,14 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"error: {error}: pip install 'sniper-tts[tts]'", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
 
 
 def _speak(options: argparse.Namespace) -> int:
     from sniper.training.checkpoint import CheckpointError
-    from sniper.training.config import ConfigError
+    from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
 
     try:
@@ -125,4 +108,4 @@ def _write(speech, features, output: Path | None, mel: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

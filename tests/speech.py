@@ -11,7 +11,7 @@ from typing import Any
 
 from sniper.training import checkpoint
 from sniper.training.config import Config, from_dict
-from sniper.training.parts import set_up_torch
+from sniper.training.device import set_up_torch
 from sniper.training.progress import Observer
 from sniper.training.trainer import Trainer
 from sniper.tts.corpus.dataset import FeatureDataset
@@ -38,6 +38,9 @@ _TINY: dict[str, Any] = {
         "block_size": 16,
         "schedule": {0: 0.6, 1: 0.3, 2: 0.0},
         "max_param_sparsity": 0.9,
+        "restore_init": True,
+        "prime_moments": 0.0,
+        "max_lr_scale": 10.0,
         "score_batches": 2,
     },
     "train": {

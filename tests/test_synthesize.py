@@ -161,6 +161,7 @@ def test_a_missing_package_says_what_to_install(
     capsys: pytest.CaptureFixture,
 ):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    monkeypatch.delitem(sys.modules, "sniper.training.config")
+    for name in ("sniper.training.speaker", "sniper.training.config", "sniper.training.settings"):
+        monkeypatch.delitem(sys.modules, name)
     assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 2
     assert "pip install 'sniper-tts[tts]'" in capsys.readouterr().err

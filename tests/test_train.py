@@ -228,6 +228,8 @@ def test_settings_and_places_that_cannot_be_used(
     for arguments, said in (
         (["train.epoch=3"], "did you mean train.epochs?"),
         (["train.device=cuda"], "expected a CUDA device, found none"),
+        (["train.cuda_graphs=on"], "train.cuda_graphs: on expects a CUDA device, got a CPU"),
+        (["train.threads=100000"], "train.threads: expected at most 1024, got 100000"),
         ([f"output={tmp_path / 'a file'}"], "a file"),
         ([f"output={tmp_path / 'a file' / 'run'}"], "a file"),
         (["sparsity.paper_exact=true"], "expected block_size=None, got 16"),
@@ -297,7 +299,7 @@ def test_a_signal_before_training(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.setattr(
-        "sniper.train.prepare_data", lambda config: os.kill(os.getpid(), signal.SIGTERM)
+        "sniper.training.run.prepare_data", lambda config: os.kill(os.getpid(), signal.SIGTERM)
     )
     assert _main(config_file, "--fresh") == 130
     assert "the same command without --fresh continues" in capsys.readouterr().err

@@ -159,7 +159,7 @@ def _announce(matrix: Matrix, runs: Sequence[Run], out: Path) -> None:
 
 def _prepare(runs: Sequence[Run]) -> None:
     """Makes the prepared features once, before several processes want to."""
-    from sniper.train import prepare_data
+    from sniper.training.run import prepare_data
 
     seen = []
     for run in runs:
@@ -174,7 +174,7 @@ def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> Non
     from sniper.compare.page import write_page
     from sniper.compare.results import collect
     from sniper.compare.tables import write_tables
-    from sniper.train import prepare_data
+    from sniper.training.run import prepare_data
     from sniper.tts.corpus.dataset import FeatureDataset
 
     valid = FeatureDataset(prepare_data(runs[0].config) / "valid.safetensors")

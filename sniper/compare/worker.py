@@ -56,10 +56,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _work(options: argparse.Namespace) -> int:
     from sniper.compare.evaluate import evaluate, load_truth, read_evaluation
-    from sniper.train import prepare_data, run
     from sniper.training.config import load
-    from sniper.training.parts import set_up_torch
+    from sniper.training.device import set_up_torch
     from sniper.training.progress import NotFinite
+    from sniper.training.run import prepare_data, run
     from sniper.tts.corpus.dataset import FeatureDataset
 
     folder, config = options.run, load(str(options.run / "run.yaml"))

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from sniper.training.config import ConfigError
+from sniper.training.settings import ConfigError
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset, Item, collate
 from sniper.tts.corpus.shapes import StaticShapes
@@ -26,11 +26,14 @@ class EpochBatches(Sampler[list[int]]):
     Args:
         passes: gives the batches of one pass; their number is the same in every pass.
         per_epoch: batches of an epoch; None: one pass.
+
+    Attributes:
+        per_epoch: batches of an epoch, from its beginning.
     """
 
     def __init__(self, passes: BucketBatchSampler, per_epoch: int | None = None):
         self._passes = passes
-        self._per_epoch = per_epoch or len(passes)
+        self.per_epoch = per_epoch or len(passes)
         self._epoch = self._skip = 0
 
     def seek(self, epoch: int, skip: int = 0) -> None:
@@ -43,11 +46,11 @@ class EpochBatches(Sampler[list[int]]):
         return self._passes.buckets
 
     def __len__(self) -> int:
-        return self._per_epoch - self._skip
+        return self.per_epoch - self._skip
 
     def __iter__(self) -> Iterator[list[int]]:
-        position = self._epoch * self._per_epoch + self._skip
-        end = (self._epoch + 1) * self._per_epoch
+        position = self._epoch * self.per_epoch + self._skip
+        end = (self._epoch + 1) * self.per_epoch
         while position < end:
             number, offset = divmod(position, len(self._passes))
             self._passes.set_epoch(number)
@@ -123,6 +126,23 @@ def make_loader(
         # change dropout after a resume in the middle of an epoch.
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def grouped(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Batch]]:
+    """The micro-batches of one update each; the last may have fewer."""
+    group: list[Batch] = []
+    # A worker that has not yet put its signals aside would answer Ctrl-C as the trainer does.
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        batches = iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number, batch in enumerate(batches, 1):
+        group.append(batch)
+        if len(group) == size or number == count:
+            yield group
+            group = []
 
 
 def _collate(shapes: StaticShapes, items: Sequence[Item]) -> Batch:

@@ -24,6 +24,10 @@ Values = dict[str, Tensor]
 Work = Callable[[Batch, Tensor], Values]
 
 
+class NotRecorded(RuntimeError):
+    """Work that cannot be recorded; the text is the whole message."""
+
+
 class Recorder(Protocol):
     """How work is recorded; tests put another one in the place of `CudaRecorder`."""
 
@@ -109,7 +113,7 @@ class StepGraphs:
             Loss and terms; overwritten by the next batch of this shape.
 
         Raises:
-            RuntimeError: recording failed.
+            NotRecorded: recording failed; gradients, buffers and generators are as before.
         """
         version = self._version()
         if version != self._of_version:
@@ -143,9 +147,9 @@ class StepGraphs:
         try:
             replay, values = self._recorder.record(work)
         except RuntimeError as error:
-            raise RuntimeError(
+            raise NotRecorded(
                 f"a training step of shape {list(batch.mel.shape)} cannot be recorded as a CUDA "
-                f"graph; train.cuda_graphs=false trains without: {error}"
+                f"graph; train.cuda_graphs=off trains without: {error}"
             ) from error
         self.recordings += 1
         return _Recorded(replay, static, static_share, values)

@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from sniper.training.trainer import Trainer
+from torch import Tensor, nn
 
 
 class NotFinite(Exception):
@@ -52,6 +49,23 @@ class Progress:
     save_seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class EpochEnd:
+    """What there is to tell of an epoch that is done.
+
+    Args:
+        row: of the history, as `Trainer.run_epoch` returns it.
+        update: optimizer updates since the beginning of the run.
+        last: whether it is the run's last epoch.
+        model: what is trained; to be read, not changed.
+    """
+
+    row: dict[str, Any]
+    update: int
+    last: bool
+    model: nn.Module
+
+
 class Observer:
     """What a run tells while it goes on; the base class says nothing."""
 
@@ -59,4 +73,4 @@ class Observer:
 
     def updated(self, progress: Progress, values: dict[str, Tensor]) -> None: ...
 
-    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None: ...
+    def epoch_ended(self, end: EpochEnd) -> None: ...

@@ -3,23 +3,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sniper.training.progress import Observer, Progress
+from sniper.training.files import write_file
+from sniper.training.progress import EpochEnd, Observer, Progress
 from sniper.tts.audio.vocoder import mel_to_audio, save_wav
 from sniper.tts.corpus.dataset import FeatureDataset, collate
 from sniper.tts.errors import SpeechError
 from sniper.tts.speaker import Speaker
-
-if TYPE_CHECKING:
-    from sniper.training.trainer import Trainer
 
 _COLUMNS = (
     "epoch  sparsity  density    train    valid      mel  duration  pitch  energy"
@@ -52,12 +55,12 @@ class Terminal(Observer):
         rate = progress.frames / max(progress.seconds, 1e-9)
         self._bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
 
-    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
+    def epoch_ended(self, end: EpochEnd) -> None:
         self._bar.close()
         if not self._header:
             tqdm.write(_COLUMNS)
             self._header = True
-        tqdm.write(table_row(row))
+        tqdm.write(table_row(end.row))
 
     def close(self) -> None:
         if self._bar is not None:
@@ -80,6 +83,9 @@ def table_row(row: dict[str, Any]) -> str:
 class TensorBoard(Observer):
     """Scalars, mel plots and audio under RUN/tensorboard.
 
+    A run does not end for want of them: when they cannot be written, one line says so, and the rest
+    of the run goes unwatched.
+
     Args:
         run: the run's folder.
         update: where the run takes up; points after it, from a part that was lost, are dropped.
@@ -94,34 +100,72 @@ class TensorBoard(Observer):
         from torch.utils.tensorboard import SummaryWriter
 
         _pyplot()  # if it is not installed, that should show before the training
-        # What is at purge_step is dropped too.
-        self._writer = SummaryWriter(run / "tensorboard", purge_step=update + 1 if update else None)
+        self._folder = run / "tensorboard"
+        self._writer: SummaryWriter | None = None
         self._log_every, self._sample_every = log_every, sample_every
         self._dataset = dataset
+        self._hook = threading.excepthook
+        with self._unless_full():
+            # What is at purge_step is dropped too.
+            purge_step = update + 1 if update else None
+            self._writer = SummaryWriter(self._folder, purge_step=purge_step)
+            threading.excepthook = self._quietly
 
     def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
-        if progress.update % self._log_every == 0:
+        if self._writer is None or progress.update % self._log_every:
+            return
+        with self._unless_full():
             for name, value in values.items():
                 self._writer.add_scalar(f"train/{name}", float(value), progress.update)
 
-    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
-        step = trainer.progress.update
-        for name, value in row["valid"].items():
-            self._writer.add_scalar(f"valid/{name}", value, step)
-        for name in _RUN_SCALARS:
-            self._writer.add_scalar(f"run/{name}", row[name], step)
-        done = row["epoch"] + 1
-        if done % self._sample_every == 0 or done == trainer.config.train.epochs:
-            held_out = compare(trainer.model, self._dataset)
-            self._writer.add_figure("mel", plot_mel(held_out), step)
-            info = self._dataset.info
-            mel = info.statistics.denormalize_mel(held_out.predicted)
-            audio = mel_to_audio(mel, info.features)
-            self._writer.add_audio("held-out", audio[None], step, info.features.sample_rate)
-        self._writer.flush()
+    def epoch_ended(self, end: EpochEnd) -> None:
+        if self._writer is None:
+            return
+        row, step = end.row, end.update
+        with self._unless_full():
+            for name, value in row["valid"].items():
+                self._writer.add_scalar(f"valid/{name}", value, step)
+            for name in _RUN_SCALARS:
+                self._writer.add_scalar(f"run/{name}", row[name], step)
+            if (row["epoch"] + 1) % self._sample_every == 0 or end.last:
+                held_out = compare(end.model, self._dataset)
+                self._writer.add_figure("mel", plot_mel(held_out), step)
+                info = self._dataset.info
+                mel = info.statistics.denormalize_mel(held_out.predicted)
+                audio = mel_to_audio(mel, info.features)
+                self._writer.add_audio("held-out", audio[None], step, info.features.sample_rate)
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            with self._unless_full():
+                self._writer.close()
+        self._writer = None
+        threading.excepthook = self._hook
+
+    @contextlib.contextmanager
+    def _unless_full(self) -> Iterator[None]:
+        """Goes on without TensorBoard where its files cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())
+            tqdm.write(
+                f"note: {self._folder} cannot be written: {reason}; training goes on without "
+                "TensorBoard",
+                file=sys.stderr,
+            )
+            writer, self._writer = self._writer, None
+            if writer is not None:
+                # Once it has failed to close it is closed, and will not try again at exit.
+                with contextlib.suppress(OSError):
+                    writer.close()
+
+    def _quietly(self, failed: threading.ExceptHookArgs) -> None:
+        # The thread that writes tells us too, and would print a traceback beside.
+        if type(failed.thread).__module__.startswith("tensorboard."):
+            return
+        self._hook(failed)
 
 
 class Observers(Observer):
@@ -138,9 +182,9 @@ class Observers(Observer):
         for each in self._all:
             each.updated(progress, values)
 
-    def epoch_ended(self, row: dict[str, Any], trainer: Trainer) -> None:
+    def epoch_ended(self, end: EpochEnd) -> None:
         for each in self._all:
-            each.epoch_ended(row, trainer)
+            each.epoch_ended(end)
 
     def close(self) -> None:
         for each in self._all:
@@ -208,7 +252,7 @@ def plot_history(history: list[dict[str, Any]]):
     """Losses and sparsity by epoch."""
     figure, axis = _pyplot().subplots(figsize=(9, 5), layout="constrained")
     epochs = [row["epoch"] + 1 for row in history]
-    axis.plot(epochs, [row["train"]["total"] for row in history], label="training loss")
+    axis.plot(epochs, [row["train"].get("total", np.nan) for row in history], label="training loss")
     axis.plot(epochs, [row["valid"]["total"] for row in history], label="validation loss")
     axis.set(xlabel="epoch", ylabel="loss")
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -221,12 +265,13 @@ def plot_history(history: list[dict[str, Any]]):
 
 
 def write_results(
-    trainer: Trainer, speaker: Speaker, dataset: FeatureDataset, text: str
+    run: Path, history: list[dict[str, Any]], speaker: Speaker, dataset: FeatureDataset, text: str
 ) -> tuple[HeldOut, str]:
     """Writes loss.png, mel.png and sample.wav into the run's folder.
 
     Args:
-        trainer: for its history and folder.
+        run: that folder.
+        history: one row an epoch.
         speaker: with the weights to show.
         dataset: the held-out split.
         text: spoken to sample.wav; if it cannot be read, the held-out utterance's phonemes are.
@@ -234,14 +279,15 @@ def write_results(
     Returns:
         The held-out utterance, and what sample.wav says.
     """
-    run = trainer.run
     held_out = compare(speaker.model, dataset)
     for name, figure in (
-        ("loss.png", plot_history(trainer.progress.history)),
+        ("loss.png", plot_history(history)),
         ("mel.png", plot_mel(held_out)),
     ):
-        figure.savefig(run / name, dpi=100)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=100, format="png")
         _pyplot().close(figure)
+        write_file(run / name, picture.getvalue())
     try:
         speech = speaker.speak(text)
     except SpeechError as error:

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings from files: YAML over YAML, and plain dictionaries into typed dataclasses."""
+"""Settings as text: presets and YAML files, laid over each other, and `key=value` on top."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
-import typing
-from collections.abc import Iterable
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 PRESETS = Path(__file__).parents[1] / "configs"
+
+# Far beyond any file of settings; without them a small file can fill the memory or the stack.
+DEEPEST, LARGEST = 20, 100_000
 
 
 class ConfigError(ValueError):
@@ -27,16 +24,19 @@ def read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such file, it is not YAML, or is based on itself.
     """
+    presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
+    expected = f"config: expected a preset ({presets}) or a file, got {name_or_path!r}"
+    if "\0" in name_or_path:
+        raise ConfigError(expected)
     path = PRESETS / f"{name_or_path}.yaml"
-    if not path.exists():
-        # A base lies beside the file that names it, wherever the command runs.
-        path = Path(seen[-1]).parent / name_or_path if seen else Path(name_or_path)
-    if not path.is_file():
-        presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
-        raise ConfigError(f"config: expected a preset ({presets}) or a file, got {name_or_path!r}")
-    if str(path) in seen:
-        raise ConfigError(f"config: {path} is based on itself")
     try:
+        if not path.exists():
+            # A base lies beside the file that names it, wherever the command runs.
+            path = Path(seen[-1]).parent / name_or_path if seen else Path(name_or_path)
+        if not path.is_file():
+            raise ConfigError(expected)
+        if str(path) in seen:
+            raise ConfigError(f"config: {path} is based on itself")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: {path} cannot be read: {error}") from None
@@ -48,11 +48,95 @@ def read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """A YAML value; `where` names its source in the error."""
+    """A YAML value; `where` names its source in the error.
+
+    Raises:
+        ConfigError: it is not YAML, a mapping has one key twice, or it is deeper or larger than
+            settings are.
+    """
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+        return _Loader(text).get_single_data()
+    except ConfigError as error:
+        raise ConfigError(f"{where}, {error}") from None
+    # ValueError: a date that no calendar has, or a number of more digits than Python converts.
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())[:300]}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that says one thing once, of a size that settings have.
+
+    `on` and `off` stay text, since a setting may have them as values beside others; `yes` and `no`
+    are true and false, as in YAML 1.1.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+        line, alias = self.peek_event().start_mark.line + 1, self.check_event(yaml.AliasEvent)
+        if self._depth == DEEPEST:
+            raise ConfigError(f"line {line}: expected settings at most {DEEPEST} levels deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if not alias:
+            self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))
+        if id(node) not in self._sizes:
+            raise ConfigError(f"line {line}: expected settings, got an alias of what it is part of")
+        if self._sizes[id(node)] > LARGEST:
+            raise ConfigError(f"line {line}: expected at most {LARGEST} values, aliases unfolded")
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line, value = key.start_mark.line + 1, self.construct_object(key)
+            if value in lines:
+                raise ConfigError(
+                    f"line {line}: {key.value} is there twice, first in line {lines[value]}; "
+                    "write what belongs to it in one place"
+                )
+            lines[value] = line
+        return node
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if not (tag == "tag:yaml.org,2002:bool" and first in "oO")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def plain_text(text: str, optional: bool) -> str | None:
+    """What `key=TEXT` gives a setting that holds text: TEXT itself, whatever YAML would read.
+
+    Text in quotes is what they hold; `null`, `~` and nothing are None for an `optional` setting.
+    """
+    text = text.strip()
+    if optional and text.lower() in ("", "~", "null"):
+        return None
+    if text[:1] in ("'", '"'):
+        try:
+            value = _Loader(text).get_single_data()
+        except (yaml.YAMLError, ValueError):
+            return text
+        return value if isinstance(value, str) else text
+    return text
 
 
 # Mappings that are one value: a new schedule replaces the old one, entry by entry it would mix.
@@ -75,75 +159,3 @@ def put(data: dict[str, Any], keys: list[str], value: Any) -> None:
             raise ConfigError(f"override {'.'.join(keys)}: {key} holds a value, not settings")
         data = below
     data[keys[-1]] = value
-
-
-def build(cls: type, data: Any, where: str = "") -> Any:
-    """A dataclass from plain dictionaries.
-
-    Raises:
-        ConfigError: an unknown key (with the nearest known one), or a value of another type.
-    """
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where or 'config'}: expected a mapping, got {data!r}")
-    types = typing.get_type_hints(cls)
-    check_keys(data, types, where)
-    prefix = f"{where}." if where else ""
-    return cls(**{k: _convert(types[k], v, f"{prefix}{k}") for k, v in data.items()})
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type, or a ConfigError that names expected and got."""
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, where)
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, UnionType):
-        if value is None and type(None) in args:
-            return None
-        *others, last = (a for a in args if a is not type(None))
-        for other in others:
-            with contextlib.suppress(ConfigError):
-                return _convert(other, value, where)
-        return _convert(last, value, where)
-    if origin is Literal:
-        if value in args:
-            return value
-        raise ConfigError(f"{where}: expected one of {', '.join(map(str, args))}, got {value!r}")
-    if origin is list and isinstance(value, list):
-        return [_convert(args[0], v, where) for v in value]
-    if origin is dict and isinstance(value, dict):
-        key, item = args
-        if item is Any:
-            return value
-        return {_key(key, k, where): _convert(item, v, where) for k, v in value.items()}
-    if kind is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    # Python's True is an int too.
-    if origin is None and isinstance(value, kind) and (kind is bool or value is not bool(value)):
-        return value
-    expected = getattr(origin or kind, "__name__", str(kind))
-    raise ConfigError(f"{where}: expected {expected}, got {value!r}")
-
-
-def _key(kind: type, key: Any, where: str) -> Any:
-    """A mapping's key; JSON has turned numbers into text."""
-    if isinstance(key, str) and kind in (int, float):
-        try:
-            return kind(key)
-        except ValueError:
-            pass
-    return _convert(kind, key, where)
-
-
-def check_keys(data: dict[str, Any], known: Iterable[str], where: str) -> None:
-    """Refuses keys that are not known, with the nearest one that is."""
-    prefix = f"{where}." if where else ""
-    for key in data:
-        if key in known:
-            continue
-        names = sorted(f"{prefix}{name}" for name in known)
-        near = difflib.get_close_matches(f"{prefix}{key}", names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}"
-        raise ConfigError(f"config: unknown setting {prefix}{key}: {hint}")

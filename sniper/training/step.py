@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -13,14 +14,24 @@ from torch import Tensor, nn
 
 from sniper.layers import layout_versions
 from sniper.ops import dispatch, timings
-from sniper.training.graphs import CudaRecorder, Recorder, StepGraphs, Values
+from sniper.training.graphs import CudaRecorder, NotRecorded, Recorder, StepGraphs, Values
+from sniper.training.settings import ConfigError
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
 
-def pick_recorder(device: torch.device, cuda_graphs: bool) -> Recorder | None:
-    """What records the step as graphs, or None where it is launched kernel by kernel."""
-    return CudaRecorder(device) if cuda_graphs and device.type == "cuda" else None
+def pick_recorder(device: torch.device, cuda_graphs: str) -> Recorder | None:
+    """What records the step as graphs, or None where it is launched kernel by kernel.
+
+    Args:
+        cuda_graphs: `auto`, `on` or `off`, as in `TrainConfig`.
+
+    Raises:
+        ConfigError: `on`, for a CPU.
+    """
+    if cuda_graphs == "on" and device.type != "cuda":
+        raise ConfigError("train.cuda_graphs: on expects a CUDA device, got a CPU; use auto or off")
+    return CudaRecorder(device) if cuda_graphs != "off" and device.type == "cuda" else None
 
 
 def peak_memory(device: torch.device) -> int:
@@ -30,6 +41,21 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_reserved(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def noam(
+    optimizer: torch.optim.Optimizer, d_model: int, warmup: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """`lr * d_model^-0.5 * min(s^-0.5, s * warmup^-1.5)` at update s, counted from 1.
+
+    Source: Attention Is All You Need, arXiv 1706.03762, eq. 3.
+    """
+
+    def factor(done: int) -> float:
+        s = done + 1
+        return d_model**-0.5 * min(s**-0.5, s * warmup**-1.5)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 class TrainingStep:
@@ -42,6 +68,8 @@ class TrainingStep:
         grad_clip: largest gradient norm; 0: no clipping.
         stage: the sparsity in force, or anything else that changes with the masks.
         recorder: records gradients as graphs, one a batch shape; None: none are recorded.
+        must_record: whether a recording that fails is an error; otherwise it is one warning, and
+            the step goes on without graphs.
     """
 
     def __init__(
@@ -52,13 +80,15 @@ class TrainingStep:
         grad_clip: float = 0.0,
         stage: Callable[[], object] = lambda: None,
         recorder: Recorder | None = None,
+        must_record: bool = False,
     ):
         self.model, self.optimizer = model, optimizer
         self._bf16 = precision == "bf16"
         self._limit = grad_clip or float("inf")
         self.device = next(model.parameters()).device
         self._stage = stage
-        self.graphs = None
+        self._must_record = must_record
+        self.graphs: StepGraphs | None = None
         if recorder is not None:
             self.graphs = StepGraphs(self._gradients, self._apart, self._version, recorder)
 
@@ -73,13 +103,23 @@ class TrainingStep:
         Returns:
             `total`, the whole loss, and its terms, on the device. Read them or compute with them
             before the next call.
+
+        Raises:
+            NotRecorded: it cannot be recorded as a graph, and must be.
         """
         if self.graphs is None:
             return self._gradients(batch, share)
         for p in self.model.parameters():
             if p.grad is None and p.requires_grad:
                 p.grad = torch.zeros_like(p)
-        return self.graphs(batch, share)
+        try:
+            return self.graphs(batch, share)
+        except NotRecorded as error:
+            if self._must_record:
+                raise
+            warnings.warn(f"training goes on without CUDA graphs: {error}", stacklevel=2)
+            self.graphs = None
+        return self._gradients(batch, share)
 
     def clip(self) -> Tensor:
         """Clips the gradients; returns their norm before that, on the device."""

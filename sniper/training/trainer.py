@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from collections.abc import Iterable, Iterator
+import warnings
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sniper.training import checkpoint
-from sniper.training.config import Config, ConfigError
-from sniper.training.data import make_loader, static_shapes, train_batches, valid_batches
-from sniper.training.parts import make_sniper, noam, pick_device
-from sniper.training.progress import Interrupted, NotFinite, Observer, Progress
-from sniper.training.step import TrainingStep, peak_memory, pick_recorder
+from sniper.layers.selection import unmatched
+from sniper.sparsity import Fixed, Following, LearningRateScale, NewWeights, Sniper
+from sniper.training import checkpoint, restore
+from sniper.training.config import Config
+from sniper.training.data import (
+    grouped,
+    make_loader,
+    static_shapes,
+    train_batches,
+    valid_batches,
+)
+from sniper.training.device import pick_device
+from sniper.training.progress import EpochEnd, Interrupted, NotFinite, Observer, Progress
+from sniper.training.settings import ConfigError
+from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.dataset import CorpusInfo, FeatureDataset
 from sniper.tts.model.fastspeech2 import FastSpeech2
@@ -55,7 +63,7 @@ class Trainer:
         self.progress = Progress()
         self.stop = False  # set from a signal handler
         torch.manual_seed(settings.seed)
-        model_config = config.model_config(len(info.vocabulary), info.features.n_mels)
+        model_config = config.fastspeech2_config(len(info.vocabulary), info.features.n_mels)
         self.model = FastSpeech2(model_config).to(self.device)
         self.sniper = make_sniper(self.model, config)
         # One group in the model's order, whatever is masked: so a checkpoint fits any block size.
@@ -70,6 +78,7 @@ class Trainer:
             settings.grad_clip,
             stage=partial(getattr, self.sniper, "sparsity", None),
             recorder=recorder,
+            must_record=settings.cuda_graphs == "on",
         )
         self._batches = train_batches(
             train, settings.max_frames, settings.batches_per_epoch, settings.seed
@@ -89,36 +98,27 @@ class Trainer:
         """Takes up the run's last checkpoint, if there is one; before anything else.
 
         Raises:
-            CheckpointError: it cannot be read.
+            CheckpointError: it cannot be read, or holds what no run saves.
             ConfigError: it is of other speech, or the settings ask for what its masks cannot give.
         """
         if not checkpoint.exists(self.run):
             return False
         saved = checkpoint.load(self.run)
-        self._refuse_other_speech(saved)
-        self.model.load_state_dict(saved.weights)
+        restore.refuse_other_speech(saved, self.info, self.run)
+        progress = restore.saved_progress(saved)
+        if progress.batch > self._batches.per_epoch:
+            found = f"progress: batch {progress.batch} of {self._batches.per_epoch} in an epoch"
+            raise checkpoint.damaged(saved.path, "meta.json", found)
+        begun = progress.update > 0
+        restore.restore_weights(saved, self.model)
         if self.sniper is not None:
-            try:
-                self.sniper.load_state_dict(saved.state["sniper"])
-            except ValueError as error:
-                raise ConfigError(f"sparsity: {error}") from None
-        self.optimizer.load_state_dict(saved.state["optimizer"])
-        self.scheduler.load_state_dict(saved.state["scheduler"])
-        self.progress = Progress(**saved.meta["progress"])
-        torch.set_rng_state(saved.state["rng"])
-        if self.device.type == "cuda" and saved.state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(saved.state["cuda_rng"], self.device)
+            restore.restore_sniper(saved, self.sniper, begun)
+        restore.restore_optimizer(saved, self.optimizer, begun)
+        restore.restore_scheduler(saved, self.scheduler, progress.update)
+        restore.restore_generators(saved, self.device)
+        self.progress = progress
         self._refuse_rise()
         return True
-
-    def _refuse_other_speech(self, saved: checkpoint.Checkpoint) -> None:
-        there, here = saved.meta["speech"], json.loads(json.dumps(self.info.to_json()))
-        for part in ("vocabulary", "features", "statistics"):
-            if there[part] != here[part]:
-                raise ConfigError(
-                    f"{self.run} was trained on other speech: the prepared corpus has other "
-                    f"{part}; use another output=FOLDER, or --fresh to start anew"
-                )
 
     def _refuse_rise(self) -> None:
         """A schedule by fractions stretches with `train.epochs`."""
@@ -182,10 +182,10 @@ class Trainer:
         """
         progress = self.progress
         started = time.perf_counter()
-        sparsity = 0.0  # what the schedule says; the density tells what is reached
+        sparsity = 0.0
         if self.sniper is not None:
             self.sniper.step(progress.epoch, self.optimizer)
-            sparsity = self.sniper.sparsity
+            sparsity = self.sniper.sparsity  # as scheduled; the density says what is reached
         progress.change_seconds += time.perf_counter() - started
         self._batches.seek(progress.epoch, progress.batch)
         self.observer.epoch_begins(progress, len(self._batches), sparsity)
@@ -216,7 +216,8 @@ class Trainer:
         best = row["valid"]["total"] < progress.best_loss
         progress.best_loss = min(progress.best_loss, row["valid"]["total"])
         self.save(best)
-        self.observer.epoch_ended(row, self)
+        last = progress.epoch >= self.config.train.epochs
+        self.observer.epoch_ended(EpochEnd(row, progress.update, last, self.model))
         return row
 
     def density(self) -> float:
@@ -277,7 +278,7 @@ class Trainer:
         # Carried on in float64, so that an epoch in two parts adds up to the same bits as in one.
         sums = {n: torch.tensor(v, dtype=torch.float64) for n, v in progress.loss_sums.items()}
         sums = {n: v.to(self.device) for n, v in sums.items()}
-        for group in _groups(self._loader, len(self._batches), settings.accumulation):
+        for group in grouped(self._loader, len(self._batches), settings.accumulation):
             started = time.perf_counter()
             mean: dict[str, Tensor] = {}
             for batch in group:
@@ -333,11 +334,29 @@ class Trainer:
         return self.stop or minutes > self.config.train.checkpoint_minutes
 
 
-def _groups(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Batch]]:
-    """The micro-batches of one update each; the last may have fewer."""
-    group: list[Batch] = []
-    for number, batch in enumerate(loader, 1):
-        group.append(batch)
-        if len(group) == size or number == count:
-            yield group
-            group = []
+def make_sniper(model: nn.Module, config: Config) -> Sniper | None:
+    """SNIPER as the config has it, or None for a dense run.
+
+    Raises:
+        ConfigError: settings that do not fit each other or the model.
+    """
+    schedule, settings = config.sparsity_schedule(), config.sparsity
+    if schedule.sparsities == (0.0,):
+        return None
+    lost = unmatched(model, settings.exclude)
+    if lost:  # a preset names parts that an override may have taken away
+        warnings.warn(f"sparsity.exclude: no parameter matches {', '.join(lost)}", stacklevel=2)
+    spread, most = settings.spread, settings.max_lr_scale
+    try:
+        return Sniper(
+            model,
+            schedule,
+            block_size=settings.block_size,
+            exclude=[pattern for pattern in settings.exclude if pattern not in lost],
+            cap=Fixed(settings.max_param_sparsity) if spread is None else Following(spread),
+            new_weights=NewWeights(settings.restore_init, float(settings.prime_moments)),
+            lr_scale=None if most is None else LearningRateScale(most),
+            paper_exact=settings.paper_exact,
+        )
+    except ValueError as error:
+        raise ConfigError(f"sparsity: {error}") from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import yaml
 from speech import make_trainer
 
 from sniper.compare.arms import MATRICES, load_matrix
-from sniper.training.config import Config, ConfigError, differences
+from sniper.training.config import Config, ConfigError, _flat, differences
 
 
 def _configs(name: str) -> dict[str, Config]:
@@ -24,6 +25,22 @@ def test_built_in_matrices_can_be_trained(name):
     for arm, config in _configs(name).items():
         assert config.name == f"{arm}-seed-3" and config.output == "out"
         assert config.train.seed == 3 and config.train.threads == 2
+
+
+RESOLVED = json.loads(
+    (Path(__file__).parents[1] / "training/golden/resolved.json").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in MATRICES.glob("*.yaml")))
+def test_an_arm_means_what_it_meant_when_its_results_were_made(name):
+    matrix = load_matrix(name)
+    pinned = {n.partition("/")[2] for n in RESOLVED if n.startswith(f"{name}/")}
+    assert {arm.name for arm in matrix.arms} == pinned
+    for arm in matrix.arms:
+        config = matrix.config(arm, 0, Path("OUT"), 1)
+        flat = _flat(json.loads(json.dumps(config.to_dict())))
+        assert flat == {**RESOLVED["defaults"], **RESOLVED[f"{name}/{arm.name}"]}, arm.name
 
 
 @pytest.mark.parametrize("name", ["demo", "ljspeech"])

@@ -29,8 +29,8 @@ def test_all_arms_of_a_seed_before_the_next_seed(matrix_file: Path):
 def test_runs_of_different_lengths(matrix_file: Path):
     runs = plan(load_matrix(str(matrix_file)), Path("out"), threads=1)
     assert epochs_of(runs) == "3"
-    train = dataclasses.replace(runs[1].config.train, epochs=5)
-    config = dataclasses.replace(runs[1].config, train=train)
+    train = runs[1].config.train.model_copy(update={"epochs": 5})
+    config = runs[1].config.model_copy(update={"train": train})
     assert epochs_of([*runs, dataclasses.replace(runs[1], config=config)]) == "3 to 5"
 
 
@@ -43,7 +43,7 @@ def test_stopped_or_killed_and_taken_up_again(compared: Compared, tmp_path: Path
     run = compared.run(arm)
     log = (run.folder / "log.txt").read_text()
     assert "stopping after this update" in log and "resumed at epoch" in log
-    trainer = fit(dataclasses.replace(run.config, output=str(tmp_path)))
+    trainer = fit(run.config.model_copy(update={"output": str(tmp_path)}))
     assert trainer.progress.epoch == 3
     assert differences(everything(run.folder), everything(tmp_path)) == []
 

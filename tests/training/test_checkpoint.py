@@ -69,7 +69,8 @@ _CALLS = (
     (os, "fsync", None),
     (os, "rename", None),
     (os, "replace", None),
-    (shutil, "rmtree", None),
+    (os, "unlink", None),
+    (os, "rmdir", None),
 )
 
 
@@ -178,12 +179,100 @@ def test_another_format_is_named(meta: str, tmp_path: Path):
         checkpoint.load(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["", "[1]", '{"last": 3}', "{"])
+@pytest.mark.parametrize("index", ["[1]", '{"last": 3}', "{", "\udce4", "[" * 100_000])
 def test_a_damaged_index(index: str, tmp_path: Path):
     _save(tmp_path, 1)
-    (tmp_path / "checkpoints" / "index.json").write_text(index)
-    with pytest.raises(CheckpointError, match="index.json"):
+    (tmp_path / "checkpoints" / "index.json").write_text(index, errors="surrogateescape")
+    with pytest.raises(CheckpointError, match="index.json.*remove it") as error:
         checkpoint.exists(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("index", [None, "", "\0" * 30])
+def test_without_an_index_the_complete_checkpoints_are_found(index: str | None, tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    _save(tmp_path, 9)
+    _save(tmp_path, 10)
+    for name, missing in (("step-00000011", "state.pt"), ("step-00000012", "meta.json")):
+        shutil.copytree(folder / "step-00000010", folder / name)  # torn, as after a full disk
+        (folder / name / missing).unlink()
+    shutil.copytree(folder / "step-00000010", folder / ".writing-step-00000013")
+    shutil.copytree(folder / "step-00000010", folder / "step-00000010-2")
+    shutil.copytree(folder / "step-00000010", folder / "step-00000099 of mine")
+    (folder / "index.json").unlink()
+    if index is not None:
+        (folder / "index.json").write_text(index)
+    assert checkpoint.exists(tmp_path)
+    assert checkpoint.find(tmp_path).name == "step-00000010-2"
+    assert checkpoint.load(tmp_path).meta["progress"]["update"] == 10
+    path = _save(tmp_path, 14, best=True)
+    assert _folders(tmp_path) == [path.name, "step-00000099 of mine"]
+
+
+def test_without_an_index_the_best_is_that_of_the_lowest_loss(tmp_path: Path):
+    for step, (batch, loss) in enumerate([(0, 3.0), (0, 2.0), (5, 1.0)], 1):
+        progress = {"batch": batch, "history": [{"valid": {"total": loss}}]}
+        checkpoint.save(tmp_path, step, _weights(step), {}, {"progress": progress}, step == 2)
+    (tmp_path / "checkpoints" / "index.json").unlink()
+    assert checkpoint.find(tmp_path, "best").name == "step-00000002"
+    assert checkpoint.find(tmp_path, "last").name == "step-00000003"
+
+
+def test_checkpoints_that_are_all_torn_are_no_new_run(tmp_path: Path):
+    (_save(tmp_path, 1) / "state.pt").unlink()
+    (tmp_path / "checkpoints" / "index.json").unlink()
+    with pytest.raises(CheckpointError, match="step-00000001 is incomplete, .*--fresh"):
+        checkpoint.exists(tmp_path)
+
+
+def test_what_others_keep_there_is_never_touched(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    first = _save(tmp_path, 1)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "meta.json").write_text("mine")
+    (folder / "step-00000001-backup").mkdir()
+    (first / "remarks.txt").write_text("mine too")
+    (folder / "step-00000007").symlink_to(folder / "notes")
+    second = _save(tmp_path, 2, best=True)
+    assert not (first / "model.safetensors").exists() and second.is_dir()
+    checkpoint.delete(tmp_path)
+    assert (first / "remarks.txt").read_text() == "mine too"
+    assert (folder / "notes" / "meta.json").read_text() == "mine"
+    there = sorted(p.name for p in folder.iterdir())
+    assert there == ["notes", "step-00000001", "step-00000001-backup", "step-00000007"]
+    shutil.rmtree(folder)
+    _save(tmp_path, 3)
+    checkpoint.delete(tmp_path)
+    checkpoint.delete(tmp_path)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
+def test_a_flipped_bit_is_found(name: str, tmp_path: Path):
+    file = _save(tmp_path, 1) / name
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 4] ^= 4  # in the numbers, where no format notices
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}: it is not what was written.*--fresh"):
+        checkpoint.load(tmp_path)
+    if name == "state.pt":
+        assert checkpoint.load(tmp_path, weights_only=True).meta["progress"]["update"] == 1
+
+
+def test_a_checkpoint_from_before_there_were_checksums_loads(tmp_path: Path):
+    file = _save(tmp_path, 1) / "meta.json"
+    meta = json.loads(file.read_text())
+    assert set(meta.pop("checksums")) == {"model.safetensors", "state.pt"}
+    file.write_text(json.dumps(meta))
+    assert checkpoint.load(tmp_path).meta["progress"]["update"] == 1
+
+
+@pytest.mark.parametrize("state", [[], None, 3, "text", torch.zeros(3)])
+def test_a_state_that_is_no_mapping(state: object, tmp_path: Path):
+    path = checkpoint.save(tmp_path, 1, _weights(), state, {}, best=False)
+    with pytest.raises(CheckpointError, match="state.pt: expected a dict, got .*--fresh"):
+        checkpoint.load(tmp_path)
+    assert checkpoint.load(path, weights_only=True).state == {}
 
 
 def test_a_lost_checkpoint_is_not_taken_for_a_new_run(tmp_path: Path):

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sniper.training.config import ConfigError, differences, dump, from_dict, load
-from sniper.training.settings import PRESETS
+from sniper.training import config as module
+from sniper.training.config import Config, differences, dump, from_dict, load, with_defaults_of
+from sniper.training.settings import PRESETS, ConfigError
 
+RESOLVED = json.loads((Path(__file__).parent / "golden/resolved.json").read_text())
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
@@ -35,6 +37,12 @@ def test_preset_loads_and_its_dump_loads_again(name: str, tmp_path: Path):
     assert load(str(path)) == config
     # A checkpoint keeps it as JSON, which turns the schedule's epochs into text.
     assert from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_means_what_it_meant_when_its_runs_were_made(name: str):
+    flat = module._flat(json.loads(json.dumps(load(name).to_dict())))
+    assert flat == {**RESOLVED["defaults"], **RESOLVED[name]}
 
 
 def test_presets_are_the_papers_runs():
@@ -63,14 +71,20 @@ def test_overrides():
             "model.d_model=64",
             "model.pitch_predictor.channels=32",
             "sparsity.exclude=[norm]",
+            "sample_text={HH AH0 L OW1}",
+            "features.log_base=10",
+            "data.lexicon=null",
+            "name=2001-13-45",
         ],
     )
     assert (config.train.epochs, config.train.lr) == (3, 0.1)
     assert config.data.root == "/data/My Speech"
+    assert (config.sample_text, config.name) == ("{HH AH0 L OW1}", "2001-13-45")
+    assert config.features == {"log_base": "10"} and config.data.lexicon is None
     assert config.train.batches_per_epoch is None
     assert config.sparsity.schedule == {0: 0.5, 2: 0.0}  # the preset's entries are gone
     assert config.sparsity.exclude == ["norm"]
-    model = config.model_config(vocab_size=40, n_mels=80)
+    model = config.fastspeech2_config(vocab_size=40, n_mels=80)
     assert (model.d_model, model.pitch_predictor.channels) == (64, 32)
     assert model.pitch_predictor.stop_gradient  # from the preset
 
@@ -108,21 +122,40 @@ def test_unknown_settings_name_the_nearest(override: str, nearest: str):
         ("train.epochs=true", "train.epochs: expected int, got True"),
         ("train.epochs=null", "train.epochs: expected int, got None"),
         ("train.epochs=0", "train.epochs: expected at least 1, got 0"),
-        ("train.lr=0", "train.lr: expected a number above 0, got 0.0"),
+        ("train.lr=0", "train.lr: expected a number above 0, got 0"),
         ("train.lr=.nan", "train.lr: expected a number above 0, got nan"),
         ("train.lr=fast", "train.lr: expected float, got 'fast'"),
         ("sparsity.prime_moments=much", "sparsity.prime_moments: expected float, got 'much'"),
         ("sparsity.prime_moments=null", "sparsity.prime_moments: expected float, got None"),
-        ("train.grad_clip=-1", "train.grad_clip: expected at least 0, got -1.0"),
+        ("train.grad_clip=-1", "train.grad_clip: expected at least 0, got -1"),
         ("train.seed=-1", "train.seed: expected at least 0, got -1"),
         ("train.precision=fp16", "train.precision: expected one of fp32, tf32, bf16, got 'fp16'"),
-        ("train.device=gpu", "train.device: expected one of auto, cpu, cuda, got 'gpu'"),
+        ("train.device=gpu", "train.device: expected one of auto, cpu, cuda, cuda:N, got 'gpu'"),
+        ("train.device=cuda:", "train.device: expected one of auto, cpu, cuda, cuda:N"),
+        ("train.threads=100000", "train.threads: expected at most 1024, got 100000"),
+        ("train.workers=1000", "train.workers: expected at most 256, got 1000"),
+        ("train.seed=1" + "0" * 30, "train.seed: expected at most 9223372036854775807, got 1000"),
+        ("train.epochs=1" + "0" * 5000, "override train.epochs: not YAML: Exceeds the limit"),
+        ("train.epochs=0x" + "f" * 5000, "got a number of thousands of digits"),
+        ("train.cuda_graphs=maybe", "train.cuda_graphs: expected one of auto, on, off, got"),
+        ("train.cuda_graphs=1", "train.cuda_graphs: expected one of auto, on, off, got '1'"),
+        ("train.checkpoint_minutes=.nan", "train.checkpoint_minutes: expected at least 0, got nan"),
+        ("output=a\0b", "output: expected a path, got 'a\\x00b'"),
+        ("data.root=", "data.root: expected a path, got ''"),
         ("train=3", "train: expected a mapping, got 3"),
         ("data.kind=vctk", "data.kind: expected one of demo, ljspeech, got 'vctk'"),
-        ("data.root=7", "data.root: expected str, got 7"),
         ("data.valid=0", "data.valid: expected at least 1, got 0"),
         ("data.utterances=1000000", "data.utterances: expected at most 100000, got 1000000"),
         ("sparsity.restore_init=1", "sparsity.restore_init: expected bool, got 1"),
+        ("sparsity.restore_init='no'", "sparsity.restore_init: expected bool, got 'no'"),
+        ("sparsity.scale_lr=1", "unknown setting sparsity.scale_lr"),
+        ("sparsity.block_size=0", "sparsity.block_size: expected at least 1, got 0"),
+        ("sparsity.max_param_sparsity=75", "sparsity.max_param_sparsity: expected at most 1"),
+        ("sparsity.spread=-1", "sparsity.spread: expected at least 0, got -1"),
+        ("sparsity.max_lr_scale=0.5", "sparsity.max_lr_scale: expected at least 1, got 0.5"),
+        ("sparsity.schedule={0: 0.8, 0: 0.4}", "sparsity.schedule, line 1: 0 is there twice"),
+        ("sparsity.schedule={0: 0.8, '0': 0.4}", "sparsity.schedule: expected each key once"),
+        ("sparsity.schedule=" + "[" * 3000, "line 1: expected settings at most 20 levels deep"),
         ("sparsity.exclude=norm", "sparsity.exclude: expected list, got 'norm'"),
         ("sparsity.score_batches=0", "sparsity.score_batches: expected at least 1, got 0"),
         ("sparsity.schedule=0.8", "sparsity.schedule: expected dict, got 0.8"),
@@ -130,12 +163,22 @@ def test_unknown_settings_name_the_nearest(override: str, nearest: str):
         ("sparsity.schedule={1: 0.5}", "expected an entry for epoch 0"),
         ("sparsity.schedule={0: 0.2, 1: 0.4}", "sparsity must not rise"),
         ("sparsity.schedule={0.5: 0.2}", "sparsity.schedule: expected int, got 0.5"),
-        ("model.d_model=many", "model: d_model: expected an integer"),
+        ("model.d_model=many", "model.d_model: expected int, got 'many'"),
+        ("model.d_model=0", "model: d_model: expected an integer of at least 1, got 0"),
+        ("model.d_model=1000000", "model.d_model: expected at most 65536, got 1000000"),
+        ("model.encoder_pre_norm='no'", "model.encoder_pre_norm: expected bool, got 'no'"),
+        ("model.decoder_dropout=true", "model.decoder_dropout: expected float, got True"),
+        ("model.ffn_kernel_sizes=[3]", "model.ffn_kernel_sizes: expected a list of 2, got [3]"),
+        ("model.postnet_batch_norm=null", "model.postnet_batch_norm: expected bool, got None"),
         ("model.heads=7", "model: heads: expected a divisor of d_model"),
         ("model.pitch_predictor=5", "model.pitch_predictor: expected a mapping, got 5"),
-        ("model.pitch_predictor={size: 5}", "model: "),
+        ("model.pitch_predictor={size: 5}", "unknown setting model.pitch_predictor.size"),
+        ("model.pitch_predictor={layers: 1.5}", "model.pitch_predictor.layers: expected int"),
         ("features.hop_length=0", "features: hop_length must be a positive whole number"),
-        ("features.f_min=low", "features: "),
+        ("features.f_min=low", "features.f_min: expected float, got 'low'"),
+        ("features.f_min=.nan", "features.f_min: expected a finite number, got nan"),
+        ("features.sample_rate=1000000000", "features.sample_rate: expected at most 1000000"),
+        ("features=3", "features: expected a mapping, got 3"),
         ("name.x=3", "override name.x: name holds a value, not settings"),
         ("train.epochs", "override: expected key=value, got 'train.epochs'"),
         ("=3", "override: expected key=value, got '=3'"),
@@ -164,6 +207,70 @@ def test_base_is_a_preset_or_a_file_beside_it(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(("text", "value"), [("true", 1.0), ("16", 16.0), ("1e1", 10.0)])
 def test_a_switch_that_became_a_factor(text: str, value: float):
     assert load("demo", [f"sparsity.prime_moments={text}"]).sparsity.prime_moments == value
+
+
+def _as_saved_before(name: str) -> dict:
+    """A preset's settings as runs were saved when some keys were others."""
+    data = json.loads(json.dumps(load(name).to_dict()))
+    data["sparsity"]["scale_lr"] = True
+    data["train"]["cuda_graphs"] = True
+    return data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_saved_before_are_the_same_runs(name: str, capsys: pytest.CaptureFixture):
+    assert differences(from_dict(_as_saved_before(name)), load(name)) == []
+    assert from_dict(_as_saved_before(name)) == load(name)
+    assert capsys.readouterr().err == ""  # nobody wrote these by hand
+
+
+def test_old_keys_mean_what_they_meant_and_say_their_new_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    module._note.cache_clear()
+    path = tmp_path / "old.yaml"
+    path.write_text(
+        "base: demo\nsparsity: {scale_lr: false, prime_moments: true}\ntrain: {cuda_graphs: no}\n"
+    )
+    config = load(str(path))
+    assert config.sparsity.max_lr_scale is None and config.sparsity.prime_moments == 1.0
+    assert config.train.cuda_graphs == "off"
+    said = "note: sparsity.scale_lr is now sparsity.max_lr_scale, where null is not to scale\n"
+    assert capsys.readouterr().err == said
+    assert load("demo", ["sparsity.scale_lr=true"]).sparsity.max_lr_scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("auto", "auto"), ("on", "on"), ("off", "off"), ("true", "auto"), ("false", "off")],
+)
+def test_whether_steps_are_recorded(text: str, value: str, tmp_path: Path):
+    assert load("demo", [f"train.cuda_graphs={text}"]).train.cuda_graphs == value
+    path = tmp_path / "my.yaml"
+    path.write_text(f"base: demo\ntrain: {{cuda_graphs: {text}}}\n")
+    assert load(str(path)).train.cuda_graphs == value
+
+
+def test_the_defaults_are_those_that_won_and_a_cap_alone_is_the_papers():
+    sparsity = Config().sparsity
+    assert (sparsity.spread, sparsity.restore_init) == (0.1, False)
+    assert (sparsity.prime_moments, sparsity.max_lr_scale) == (16.0, 2.0)
+    assert from_dict({"sparsity": {"max_param_sparsity": 0.9}}).sparsity.spread is None
+    both = from_dict({"sparsity": {"max_param_sparsity": 0.9, "spread": 0.2}})
+    assert both.sparsity.spread == 0.2
+
+
+def test_a_run_goes_on_with_the_defaults_it_was_begun_with():
+    saved = from_dict({"sparsity": {"spread": None, "restore_init": True, "max_lr_scale": 10.0}})
+    now = from_dict({"sparsity": {"max_lr_scale": 3.0, "score_batches": 7}})
+    as_begun = with_defaults_of(now, saved)
+    assert as_begun.sparsity.spread is None and as_begun.sparsity.restore_init
+    # What somebody asks for stays, and so does what never had another default.
+    assert as_begun.sparsity.max_lr_scale == 3.0 and as_begun.sparsity.score_batches == 7
+    assert [line.split(":")[0] for line in differences(saved, as_begun)] == [
+        "sparsity.max_lr_scale",
+        "sparsity.score_batches",
+    ]
 
 
 def test_differences_name_both_sides():

@@ -133,8 +133,8 @@ def test_signals_to_the_group_leave_workers_alive(demo_corpus: Path):
 def test_a_process_that_leaves_with_workers_alive_ends(demo_corpus):
     """Workers ignore the SIGTERM that multiprocessing sends at exit and then waits for."""
     program = f"""
-from sniper.data import make_loader, train_batches
-from sniper.tts.dataset import FeatureDataset
+from sniper.training.data import make_loader, train_batches
+from sniper.tts.corpus.dataset import FeatureDataset
 dataset = FeatureDataset({str(demo_corpus / "train.safetensors")!r})
 loader = make_loader(dataset, train_batches(dataset, 4000, None, 0), 2, False)
 batches = iter(loader)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sniper.training.graphs import WARM_UP, CudaRecorder, StepGraphs
+from sniper.training.graphs import WARM_UP, CudaRecorder, NotRecorded, StepGraphs
 from sniper.tts.corpus.batch import Batch
 
 
@@ -118,8 +118,8 @@ def test_a_failed_recording_says_how_to_train_without():
         raise RuntimeError("operation not permitted when stream is capturing")
 
     case.recorder.record = fail
-    message = r"shape \[2, 4, 2\].*train.cuda_graphs=false.*not permitted"
-    with pytest.raises(RuntimeError, match=message):
+    message = r"shape \[2, 4, 2\].*train.cuda_graphs=off.*not permitted"
+    with pytest.raises(NotRecorded, match=message):
         case.graphs(make_batch(2, 4), 1.0)
     del case.recorder.record
     assert float(case.graphs(make_batch(2, 4), 1.0)["total"]) == 16

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.image
@@ -12,8 +14,9 @@ import soundfile
 import torch
 from speech import fit, make_trainer, tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
-from sniper.training.progress import Observer, Progress
+from sniper.training.progress import EpochEnd, Observer, Progress
 from sniper.training.report import (
     HeldOut,
     Observers,
@@ -78,7 +81,7 @@ def test_the_terminal_prints_a_header_once(capsys: pytest.CaptureFixture):
     for epoch in (0, 1):
         terminal.epoch_begins(Progress(epoch=epoch, batch=1), 4, 0.8)
         terminal.updated(Progress(epoch=epoch, batch=2, frames=10, seconds=1.0), {})
-        terminal.epoch_ended(_row(epoch=epoch), None)
+        terminal.epoch_ended(EpochEnd(_row(epoch=epoch), 2, epoch == 1, nn.Module()))
     terminal.close()
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["epoch", "sparsity", "density", "train", "valid"]
@@ -157,7 +160,7 @@ def test_results(text: str, trained: Trainer, valid: FeatureDataset, capsys: pyt
         (trained.run / name).unlink(missing_ok=True)
     trained.model.eval()
     speaker = Speaker(trained.model, valid.info)
-    held_out, said = write_results(trained, speaker, valid, text)
+    held_out, said = write_results(trained.run, trained.progress.history, speaker, valid, text)
     assert held_out.id == valid.ids[0]
     for name in ("loss.png", "mel.png"):
         picture = _png(trained.run / name)
@@ -208,3 +211,40 @@ def test_observers_tell_everyone(demo_corpus: Path, tmp_path: Path):
     fit(tiny(demo_corpus, tmp_path, train={"epochs": 1}), observers)
     observers.close()
     assert one.calls == other.calls == ["begins", *["updated"] * 5, "ended", "close"]
+
+
+_FULL_DISK = """
+import resource, sys, torch
+import subprocess
+import sys
+from pathlib import Path
+from sniper.training.progress import Progress
+from sniper.training.report import TensorBoard
+board = TensorBoard(Path(sys.argv[1]), 0, 1, 1, None)
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+for update in range(1, 2000):
+    board.updated(Progress(update=update), {"total": torch.tensor(1.0)})
+board.close()
+print("to the end")
+"""
+
+
+def test_a_full_disk_ends_tensorboard_but_not_the_run(tmp_path: Path):
+    """In a process of its own: the thread that writes, and what happens at exit, are part of it."""
+    command = [sys.executable, "-c", _FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout == "to the end\n"
+    folder = tmp_path / "tensorboard"
+    said = f"note: {folder} cannot be written: File too large; training goes on without TensorBoard"
+    assert done.stderr.strip() == said
+
+
+def test_a_run_without_a_place_for_tensorboard_goes_on(
+    demo_corpus: Path, tmp_path: Path, valid: FeatureDataset, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "tensorboard").touch()
+    board = TensorBoard(tmp_path, 0, 1, 1, valid)
+    assert f"note: {tmp_path}/tensorboard cannot be written" in capsys.readouterr().err
+    fit(tiny(demo_corpus, tmp_path, train={"epochs": 1}), board)
+    board.close()

@@ -1,61 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files over files, and values of the annotated types or one clear error."""
+"""Files over files, overrides on top, and YAML that says one thing once."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
-from sniper.training.settings import ConfigError, build, check_keys, parse, put, read
-
-
-@dataclass(frozen=True)
-class Inner:
-    size: int = 1
-    rate: float | None = None
-    mode: Literal["fast", "slow"] = "fast"
-
-
-@dataclass(frozen=True)
-class Outer:
-    inner: Inner = field(default_factory=Inner)
-    names: list[str] = field(default_factory=list)
-    at: dict[int, float] = field(default_factory=dict)
-
-
-def test_plain_values_become_the_annotated_types():
-    data = {
-        "inner": {"size": 3, "rate": "1e-3", "mode": "slow"},
-        "names": ["a", "b"],
-        "at": {"5": 1, 7: 0.5},  # JSON has turned a number into text
-    }
-    built = build(Outer, data)
-    assert built == Outer(Inner(3, 0.001, "slow"), ["a", "b"], {5: 1.0, 7: 0.5})
-    assert type(built.at[5]) is float
-    assert build(Outer, {"inner": {"rate": None}}) == build(Outer, {}) == Outer()
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        ([], "config: expected a mapping, got []"),
-        ({"inner": 3}, "inner: expected a mapping, got 3"),
-        ({"inner": {"size": 1.5}}, "inner.size: expected int, got 1.5"),
-        ({"inner": {"size": True}}, "inner.size: expected int, got True"),
-        ({"inner": {"mode": "idle"}}, "inner.mode: expected one of fast, slow, got 'idle'"),
-        ({"inner": {"sise": 1}}, "unknown setting inner.sise: did you mean inner.size?"),
-        ({"names": "a"}, "names: expected list, got 'a'"),
-        ({"names": [1]}, "names: expected str, got 1"),
-        ({"at": {"x": 1}}, "at: expected int, got 'x'"),
-    ],
-)
-def test_other_values_are_named(data: object, said: str):
-    with pytest.raises(ConfigError) as error:
-        build(Outer, data)
-    assert said in str(error.value)
+from sniper.training.settings import ConfigError, parse, plain_text, put, read
 
 
 def test_put_makes_the_way_but_replaces_no_value():
@@ -67,15 +19,65 @@ def test_put_makes_the_way_but_replaces_no_value():
         put(data, ["a", "b", "x"], 4)
 
 
-def test_keys_and_text_that_are_wrong():
-    check_keys({"one": 1}, ["one", "two"], "")
-    with pytest.raises(
-        ConfigError, match=r"unknown setting part\.12345: known are part\.one, part\.two"
-    ):
-        check_keys({"12345": 1}, ["one", "two"], "part")
-    assert parse("{0: 0.5}", "here") == {0: 0.5}
-    with pytest.raises(ConfigError, match="^here: not YAML"):
-        parse("[", "here")
+def test_what_yaml_says():
+    assert parse("{0: 0.5, a: [yes, on, Off, 'no']}", "here") == {
+        0: 0.5,
+        "a": [True, "on", "Off", "no"],
+    }
+    assert parse("", "here") is None
+    merged = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a, x: 4}\n"
+    assert parse(merged, "here")["b"] == {"x": 3, "y": 2}
+
+
+_WIDE = "".join(f"{n}: &{n} [{', '.join([f'*{m}'] * 30)}]\n" for m, n in ("ab", "bc", "cd", "de"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "f.yaml: not YAML"),
+        ("train: {}\nmodel: {}\ntrain:\n  lr: 3", "f.yaml, line 3: train is there twice"),
+        ("{0: 0.5, 0.0: 0.2}", "f.yaml, line 1: 0.0 is there twice, first in line 1"),
+        ("a:\n  b: {x: 1,\n    x: 2}", "f.yaml, line 3: x is there twice, first in line 2"),
+        ("[" * 100_000, "f.yaml, line 1: expected settings at most 20 levels deep"),
+        ("a: &a [1, *a]", "f.yaml, line 1: expected settings, got an alias of what it is part of"),
+        (f"a: &a [1]\n{_WIDE}", "f.yaml, line 5: expected at most 100000 values"),
+        ("9" * 5000, "f.yaml: not YAML: Exceeds the limit"),
+        ("2001-13-45", "f.yaml: not YAML: month must be in 1..12"),
+        ("a: \0", "f.yaml: not YAML: unacceptable character"),
+        ("!!python/object:os.system x", "f.yaml: not YAML: could not determine a constructor"),
+        ("{[1]: 2}", "f.yaml: not YAML: while constructing a mapping"),
+        ("--- 1\n--- 2", "f.yaml: not YAML: expected a single document"),
+    ],
+)
+def test_yaml_that_is_none_or_too_much(text: str, said: str):
+    with pytest.raises(ConfigError) as error:
+        parse(text, "f.yaml")
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{HH AH0}", "{HH AH0}"),
+        ("123", "123"),
+        (" on ", "on"),
+        ("[1", "[1"),
+        ("a #b: c", "a #b: c"),
+        ("'{0: 1}'", "{0: 1}"),
+        ('"a\\tb"', "a\tb"),
+        ("'tis", "'tis"),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("'null'", "null"),
+    ],
+)
+def test_text_is_taken_as_it_is_written(text: str, value: str | None):
+    assert plain_text(text, optional=True) == value
+    if value is None:
+        assert plain_text(text, optional=False) == text
 
 
 def test_a_file_lies_over_its_base_and_a_schedule_is_replaced_whole(tmp_path: Path):
@@ -94,6 +96,7 @@ def test_a_file_lies_over_its_base_and_a_schedule_is_replaced_whole(tmp_path: Pa
         (b"- a\n- b\n", "expected a mapping, got list"),
         (b"name: [\n", "not YAML"),
         (b"name: \xff\xfe\n", "cannot be read"),
+        (b"base: demo\nbase: demo\n", "circle.yaml, line 2: base is there twice"),
     ],
 )
 def test_bad_files(content: bytes, said: str, tmp_path: Path):
@@ -106,6 +109,6 @@ def test_bad_files(content: bytes, said: str, tmp_path: Path):
 
 
 def test_a_config_that_is_not_there(tmp_path: Path):
-    for name in ("nowhere", str(tmp_path), ""):
+    for name in ("nowhere", str(tmp_path), "", "a\0b"):
         with pytest.raises(ConfigError, match="expected a preset .*or a file, got"):
             read(name)

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from simulated import SimulatedRecorder
+from torch import nn
 
 from sniper import Sniper
 from sniper.layers import BlockSparseLinear
 from sniper.ops import executor, timings
-from sniper.training.graphs import CudaRecorder
-from sniper.training.step import TrainingStep, peak_memory, pick_recorder
+from sniper.training.graphs import CudaRecorder, NotRecorded, Values
+from sniper.training.settings import ConfigError
+from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.config import FastSpeech2Config
 from sniper.tts.model.fastspeech2 import FastSpeech2
@@ -71,7 +75,14 @@ BATCHES = [make_batch(i, *shape) for i, shape in enumerate(SHAPES)]
 class Run:
     """A model under SNIPER with its step; trains the batches once a stage."""
 
-    def __init__(self, recorded: bool, device: str = "cpu", **settings):
+    def __init__(
+        self,
+        recorded: bool,
+        device: str = "cpu",
+        recorder: type[SimulatedRecorder] = SimulatedRecorder,
+        must_record: bool = False,
+        **settings,
+    ):
         self.model = make_model().to(device).train()
         options = {"block_size": 16, "max_param_sparsity": 0.9, **settings}
         self.sniper = Sniper(self.model, SCHEDULE, **options)
@@ -82,13 +93,14 @@ class Run:
         if recorded:
             cuda = device == "cuda"
             self.recorder = CudaRecorder(torch.device(device)) if cuda else None
-            self.recorder = self.recorder or SimulatedRecorder(self.model)
+            self.recorder = self.recorder or recorder(self.model)
         self.step = TrainingStep(
             self.model,
             self.optimizer,
             grad_clip=1.0,
             stage=lambda: self.sniper.sparsity,
             recorder=self.recorder,
+            must_record=must_record,
         )
 
     def train(self, accumulation: int = 1) -> list[float]:
@@ -177,14 +189,45 @@ def test_frozen_parameters_get_no_gradients():
 
 
 def test_graphs_are_for_gpus_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch):
-    assert pick_recorder(torch.device("cpu"), cuda_graphs=True) is None
-    assert pick_recorder(torch.device("cuda"), cuda_graphs=False) is None
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert pick_recorder(cpu, "auto") is pick_recorder(cpu, "off") is None
+    assert pick_recorder(cuda, "off") is None
+    with pytest.raises(ConfigError, match="train.cuda_graphs: on expects a CUDA device, got a CPU"):
+        pick_recorder(cpu, "on")
     made = []
     monkeypatch.setattr(
         "sniper.training.step.CudaRecorder", lambda device: made.append(device) or "it"
     )
-    assert pick_recorder(torch.device("cuda"), cuda_graphs=True) == "it"
-    assert made == [torch.device("cuda")]
+    assert pick_recorder(cuda, "auto") == pick_recorder(cuda, "on") == "it"
+    assert made == [cuda, cuda]
+
+
+class Failing(SimulatedRecorder):
+    """Records a few times, then no more."""
+
+    def record(self, work: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
+        if self.recordings == 4:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return super().record(work)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_training_goes_on_without_graphs_when_recording_fails(
+    accumulation: int, recwarn: pytest.WarningsRecorder
+):
+    plain, run = Run(False), Run(True, recorder=Failing)
+    assert run.train(accumulation) == plain.train(accumulation)
+    theirs, ours = plain.model.state_dict(), run.model.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+    assert run.recorder.recordings == 4 and run.step.graphs is None
+    said = [str(w.message) for w in recwarn if "without CUDA graphs" in str(w.message)]
+    assert len(said) == 1 and "train.cuda_graphs=off" in said[0] and "not permitted" in said[0]
+
+
+def test_graphs_that_must_be_are_an_error_when_recording_fails():
+    run = Run(True, recorder=Failing, must_record=True)
+    with pytest.raises(NotRecorded, match="not permitted"):
+        run.train()
 
 
 def test_peak_memory_is_what_the_process_has_held():
@@ -229,3 +272,17 @@ def test_a_gpu_step_never_waits():
         train()
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+def test_noam_is_the_formula():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = noam(optimizer, d_model=64, warmup=4)
+    used = []
+    for _ in range(16):
+        used.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    # 2 * 64^-0.5 * min(s^-0.5, s * 4^-1.5): up to s = 4, then down with the root.
+    assert used[:4] == [0.03125, 0.0625, 0.09375, 0.125]
+    assert used[15] == 0.0625
+    assert used[8] == pytest.approx(0.25 / 3)

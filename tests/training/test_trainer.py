@@ -14,13 +14,16 @@ import torch
 from safetensors.torch import load_file
 from simulated import SimulatedRecorder
 from speech import differences, everything, fit, make_trainer, tiny
-from torch import Tensor
+from torch import Tensor, nn
 
+from sniper import Fixed, Following, LearningRateScale, NewWeights
 from sniper.training import checkpoint
-from sniper.training.config import Config, ConfigError
+from sniper.training.config import Config, from_dict
 from sniper.training.progress import Interrupted, NotFinite, Observer, Progress
+from sniper.training.sections import SparsityConfig
+from sniper.training.settings import ConfigError
 from sniper.training.step import TrainingStep
-from sniper.training.trainer import Trainer
+from sniper.training.trainer import Trainer, make_sniper
 from sniper.tts.corpus.dataset import FeatureDataset
 from sniper.tts.corpus.shapes import StaticShapes
 from sniper.tts.corpus.store import TensorStream, map_tensors, write_tensors
@@ -56,7 +59,7 @@ VARIANTS = {
     "cut passes": {"train": {"batches_per_epoch": 7, "accumulation": 3}},
     "elements": {"sparsity": {"block_size": None}},
     "paper": {"sparsity": {"block_size": None, "paper_exact": True}},
-    "from zero": {"sparsity": {"restore_init": False, "scale_lr": False}},
+    "from zero": {"sparsity": {"restore_init": False, "max_lr_scale": None}},
     "dense": {"sparsity": {"schedule": {0: 0.0}}},
     "constant": {"sparsity": {"schedule": {0: 0.5}}},
     "fractions": {"sparsity": {"schedule_fractions": {0: 0.6, 0.5: 0.2}}},
@@ -88,8 +91,8 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[SimulatedRecorder]:
     """Trainers record their steps as on a GPU; the recorders, one a trainer."""
     made: list[SimulatedRecorder] = []
 
-    def pick(device: torch.device, cuda_graphs: bool) -> SimulatedRecorder:
-        assert cuda_graphs
+    def pick(device: torch.device, cuda_graphs: str) -> SimulatedRecorder:
+        assert cuda_graphs == "auto"
         made.append(SimulatedRecorder())
         return made[-1]
 
@@ -418,3 +421,69 @@ def test_best_is_the_lowest_validation_loss(demo_corpus: Path, tmp_path: Path):
     best = checkpoint.load(tmp_path, "best").meta["progress"]
     assert best["epoch"] == 1 + int(np.argmin(losses))
     assert trainer.progress.best_loss == min(losses)
+
+
+def _two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 32))
+
+
+@pytest.mark.parametrize(
+    "sparsity",
+    [
+        {"schedule": {0: 0.0}},
+        {"schedule": {0: 0.0, 3: 0.0}},
+        {"schedule": {0: 0.5}, "schedule_fractions": {0.0: 0.0}},
+    ],
+)
+def test_a_dense_run_has_no_sniper(sparsity: dict):
+    model = _two_layers()
+    assert make_sniper(model, from_dict({"sparsity": sparsity})) is None
+    assert type(model[0]) is nn.Linear
+
+
+def test_sniper_takes_every_setting():
+    settings = SparsityConfig(
+        schedule={0: 0.5, 2: 0.25},
+        block_size=None,
+        max_param_sparsity=0.6,
+        spread=None,
+        restore_init=False,
+        max_lr_scale=3.0,
+        paper_exact=True,
+        exclude=["0."],
+    )
+    sniper = make_sniper(_two_layers(), from_dict({"sparsity": dict(settings)}))
+    assert sniper.block_size is None and sniper.paper_exact
+    assert (sniper.cap, sniper.lr_scale) == (Fixed(0.6), LearningRateScale(3.0))
+    assert sniper.new_weights.restore_init is False
+    assert set(sniper.densities()) == {"1.weight", "1.bias"}
+    assert dict(sniper.schedule) == {0: 0.5, 2: 0.25}
+
+
+def test_sniper_takes_our_own_settings():
+    settings = {"schedule": {0: 0.5}, "block_size": 32, "spread": 0.2, "max_lr_scale": None}
+    sniper = make_sniper(_two_layers(), from_dict({"sparsity": settings}))
+    assert (sniper.cap, sniper.lr_scale) == (Following(0.2), None)
+    assert sniper.new_weights == NewWeights(restore_init=False, prime_moments=16.0)
+
+
+def test_a_pattern_of_a_preset_that_matches_nothing_is_said():
+    settings = {"schedule": {0: 0.5}, "block_size": 32, "exclude": ["norm", "postnet", "0."]}
+    with pytest.warns(UserWarning, match="no parameter matches postnet"):
+        sniper = make_sniper(_two_layers(), from_dict({"sparsity": settings}))
+    assert set(sniper.densities()) == {"1.weight"}
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "said"),
+    [
+        ({"block_size": 48}, "64 x 32 does not divide by 48"),
+        ({"paper_exact": True}, "expected block_size=None, got 64"),
+        ({"exclude": ["weight", "bias"]}, "no trainable parameter is left"),
+    ],
+)
+def test_settings_that_do_not_fit_are_the_users(sparsity: dict, said: str):
+    config = from_dict({"sparsity": {"schedule": {0: 0.5}, **sparsity}})
+    with pytest.raises(ConfigError, match="^sparsity: ") as error:
+        make_sniper(_two_layers(), config)
+    assert said in str(error.value)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run computes: the device, and how torch is set up for the whole process."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from sniper.ops import autotune, keep_freed_memory
+from sniper.training.sections import TrainConfig
+from sniper.training.settings import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` as a device; `cuda:N` becomes the process's GPU.
+
+    Raises:
+        ConfigError: a GPU that is not there, and why.
+    """
+    kind, _, number = name.partition(":")
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"device: expected a CUDA device, found none: {why_no_cuda()}; use cpu or auto"
+        )
+    if not number:
+        return torch.device("cuda")
+    count = torch.cuda.device_count()
+    if int(number) >= count:
+        there = ", ".join(f"cuda:{i}" for i in range(count))
+        raise ConfigError(f"device: expected one of {there}, got {name}")
+    # Kernels and recordings run on the current GPU.
+    torch.cuda.set_device(int(number))
+    return torch.device("cuda", int(number))
+
+
+def why_no_cuda() -> str:
+    """Why torch finds no GPU, in a few words."""
+    if torch.version.cuda is None:
+        return "this torch was built without CUDA"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return f"CUDA_VISIBLE_DEVICES is {visible!r}"
+    return "torch sees no GPU or no driver (nvidia-smi says more)"
+
+
+def set_up_torch(settings: TrainConfig) -> None:
+    """Threads, memory, matmul precision and tuning, for the whole process."""
+    keep_freed_memory()
+    autotune(settings.autotune)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"

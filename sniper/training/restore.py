@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint's contents, put back into what is trained, or one line that says why not.
+
+Everything is looked at before it is used: torch takes moments of any shape and a generator's state
+of any origin, and says so, if at all, an epoch later.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sniper.sparsity import Sniper
+from sniper.training.checkpoint import Checkpoint, damaged, section
+from sniper.training.config import Config, from_dict
+from sniper.training.progress import Progress
+from sniper.training.settings import ConfigError
+from sniper.tts.corpus.dataset import CorpusInfo
+
+# What reading contents of the wrong kind raises.
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
+
+
+def saved_config(saved: Checkpoint) -> Config:
+    """The settings that a run was begun with.
+
+    Raises:
+        CheckpointError: there are none, or this version does not take them.
+    """
+    try:
+        return from_dict(section(saved, "config"))
+    except ConfigError as error:
+        raise damaged(saved.path, "meta.json", f"config: {error}") from None
+
+
+def read_speech(data: dict[str, Any]) -> CorpusInfo:
+    """Vocabulary, features and statistics as a checkpoint has them.
+
+    Raises:
+        ValueError: they cannot be those of any speech.
+    """
+    try:
+        info = CorpusInfo.from_json(data)
+    except _WRONG as error:
+        raise ValueError(f"speech: {_reason(error)}") from None
+    bins = (info.features.n_mels,)
+    for name, value in vars(info.statistics).items():
+        mel = isinstance(value, np.ndarray) and value.shape == bins and np.isfinite(value).all()
+        if not (mel if name.startswith("mel") else _is_number(value)):
+            raise ValueError(f"speech: {name} cannot be {value!r:.60}")
+    if not all(isinstance(text, str) for text in (*info.vocabulary.symbols, info.speech)):
+        raise ValueError("speech: expected text for the vocabulary and what speech it is")
+    return info
+
+
+def saved_progress(saved: Checkpoint) -> Progress:
+    """Where the run stood.
+
+    Raises:
+        CheckpointError: a value is not there, or is none that a run can have.
+    """
+    data, known = section(saved, "progress"), {f.name: f.type for f in fields(Progress)}
+    for name in ("epoch", "batch", "update", "best_loss", "history", *data):
+        value = data.get(name)
+        good = {
+            "int": type(value) is int and value >= 0,
+            "float": _is_number(value),
+            "dict[str, float]": _are_numbers(value),
+            "list[dict[str, Any]]": isinstance(value, list) and all(map(_is_row, value)),
+        }
+        if name not in known:
+            raise damaged(saved.path, "meta.json", f"progress: {name} is not known")
+        if not good[known[name]]:
+            raise damaged(saved.path, "meta.json", f"progress: {name} cannot be {value!r:.60}")
+    progress = Progress(**data)
+    if len(progress.history) != progress.epoch:
+        found = f"{len(progress.history)} rows of history after {progress.epoch} epochs"
+        raise damaged(saved.path, "meta.json", f"progress: {found}")
+    return progress
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and not math.isnan(value)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+
+
+def _is_row(row: object) -> bool:
+    if not isinstance(row, dict) or not all(_is_number(row.get(n)) for n in ("epoch", "sparsity")):
+        return False
+    losses = [row.get("train"), row.get("valid")]
+    return all(map(_are_numbers, losses)) and "total" in row["valid"]
+
+
+def refuse_other_speech(saved: Checkpoint, info: CorpusInfo, run: object) -> None:
+    """Refuses to go on with a corpus that the run was not begun with.
+
+    Raises:
+        ConfigError: the vocabulary, the features or the statistics are others.
+        CheckpointError: the checkpoint holds none.
+    """
+    there, here = section(saved, "speech"), json.loads(json.dumps(info.to_json()))
+    try:
+        read_speech(there)
+        for part in ("features", "statistics"):
+            if there[part].keys() != here[part].keys():
+                raise ValueError(f"speech: expected other {part} than {sorted(there[part])!r:.60}")
+    except ValueError as error:
+        raise damaged(saved.path, "meta.json", str(error)) from None
+    for part in ("vocabulary", "features", "statistics"):
+        if there[part] != here[part]:
+            raise ConfigError(
+                f"{run} was trained on other speech: the prepared corpus has other "
+                f"{part}; use another output=FOLDER, or --fresh to start anew"
+            )
+
+
+def restore_weights(saved: Checkpoint, model: nn.Module) -> None:
+    """Puts the saved weights into the model.
+
+    Raises:
+        CheckpointError: they are of another model.
+    """
+    own = model.state_dict()
+    for name in sorted({*own, *saved.weights}):
+        there, here = saved.weights.get(name), own.get(name)
+        if there is None or here is None:
+            found = "is missing" if there is None else "is not the model's"
+            raise damaged(saved.path, "model.safetensors", f"{name} {found}")
+        if there.shape != here.shape or there.dtype != here.dtype:
+            found = f"expected {_kind(here)} for {name}, got {_kind(there)}"
+            raise damaged(saved.path, "model.safetensors", found)
+    model.load_state_dict(saved.weights)
+
+
+def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool) -> None:
+    """Puts the saved masks on; the weights come first.
+
+    Args:
+        begun: whether the run has made an update, and so has masks.
+
+    Raises:
+        ConfigError: the settings ask for what the saved masks cannot give.
+        CheckpointError: they are damaged.
+    """
+    state = _part(saved, "sniper", dict)
+    try:
+        masks, present = state["masks"], state["sparsity"]
+        if begun and (not isinstance(masks, dict) or present not in masks):
+            raise TypeError(f"there are no masks of sparsity {present!r:.60}")
+        shapes = {n: p.shape for n, p in sniper.model.named_parameters()}
+        for name, values in state["init"].items():
+            if values.shape != shapes[name]:
+                raise ValueError(f"expected initial values of {name}, got {_kind(values)}")
+        sniper.load_state_dict(state)
+    except _WRONG as error:
+        # These two a user can change; the rest says what a run of these settings saves.
+        if isinstance(error, ValueError) and str(error).startswith(("schedule:", "block_size:")):
+            raise ConfigError(f"sparsity: {error}") from None
+        raise damaged(saved.path, "state.pt", f"sniper: {_reason(error)}") from None
+
+
+def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Adam, begun: bool) -> None:
+    """Puts moments and learning rate back.
+
+    Args:
+        begun: whether the run has made an update, and so has moments.
+
+    Raises:
+        CheckpointError: they are of another model, or no moments.
+    """
+    state = _part(saved, "optimizer", dict)
+    own = optimizer.state_dict()["param_groups"]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        if not _are_dicts(state["param_groups"]):
+            raise TypeError(f"param_groups cannot be {state['param_groups']!r:.60}")
+        for there, here in zip(state["param_groups"], own, strict=True):
+            for name in ("params", "lr", "initial_lr", "betas", "eps"):
+                if _plain(there[name]) != _plain(here[name]):
+                    raise ValueError(f"{name} cannot be {there[name]!r:.60}")
+            for name in there.keys() & here.keys():
+                if type(there[name]) is not type(here[name]):
+                    raise ValueError(f"{name} cannot be {there[name]!r:.60}")
+        moments = state["state"]
+        expected = set(range(len(params))) if begun else set()
+        if not isinstance(moments, dict) or not _are_dicts(list(moments.values())):
+            raise TypeError("expected the moments of each weight by its number")
+        if set(moments) != expected:
+            raise ValueError(f"expected moments of {len(expected)} weights, got {len(moments)}")
+        for index, values in moments.items():
+            _check_moments(values, params[index])
+        optimizer.load_state_dict(state)
+    except _WRONG as error:
+        raise damaged(saved.path, "state.pt", f"optimizer: {_reason(error)}") from None
+
+
+def _are_dicts(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, dict) for value in values)
+
+
+def _plain(value: Any) -> Any:
+    """What must be as it is here: all but the rate's present value, which only must be a number."""
+    if isinstance(value, float):
+        return float
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_moments(values: dict[str, Any], p: Tensor) -> None:
+    for name, shape in (("step", ()), ("exp_avg", p.shape), ("exp_avg_sq", p.shape)):
+        tensor = values[name]
+        if not isinstance(tensor, Tensor) or tensor.shape != torch.Size(shape):
+            raise ValueError(f"expected {name} of shape {list(shape)}, got {_kind(tensor)}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"expected {name} in floating point, got {tensor.dtype}")
+
+
+def restore_scheduler(
+    saved: Checkpoint, scheduler: torch.optim.lr_scheduler.LambdaLR, updates: int
+) -> None:
+    """Puts the learning rate's schedule to where the run stood, after so many updates.
+
+    Raises:
+        CheckpointError: it stood elsewhere, or nowhere.
+    """
+    state = dict(_part(saved, "scheduler", dict))
+    rates = [state.get("base_lrs"), state.get("_last_lr")]
+    good = all(isinstance(r, list) and len(r) == 1 and _is_number(r[0]) for r in rates)
+    counts = [state.get("last_epoch"), state.get("_step_count")]
+    good = good and all(type(count) is int for count in counts) and counts[0] == updates
+    lambdas = state.get("lr_lambdas")
+    if not good or not isinstance(lambdas, list) or lambdas != [None]:
+        raise damaged(saved.path, "state.pt", f"scheduler: it is not that of {updates} updates")
+    scheduler.load_state_dict(state)
+
+
+def restore_generators(saved: Checkpoint, device: torch.device) -> None:
+    """Puts the random number generators to where they stood.
+
+    Raises:
+        CheckpointError: the saved states are none.
+    """
+    state = _part(saved, "rng", Tensor)
+    if "cuda_rng" not in saved.state:
+        raise damaged(saved.path, "state.pt", "cuda_rng is missing")
+    cuda = saved.state["cuda_rng"]
+    try:
+        if cuda is not None and cuda.dtype != torch.uint8:
+            raise TypeError(f"expected bytes for cuda_rng, got {_kind(cuda)}")
+        torch.set_rng_state(state)
+        if device.type == "cuda" and cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+    except _WRONG as error:
+        raise damaged(saved.path, "state.pt", f"random generators: {_reason(error)}") from None
+
+
+def _part(saved: Checkpoint, name: str, kind: type) -> Any:
+    value = saved.state.get(name)
+    if not isinstance(value, kind):
+        found = _kind(value) if name in saved.state else "nothing"
+        raise damaged(saved.path, "state.pt", f"expected {kind.__name__} for {name}, got {found}")
+    return value
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {list(value.shape)}".removeprefix("torch.")
+    return type(value).__name__
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return f"{text} is missing" if isinstance(error, KeyError) else text

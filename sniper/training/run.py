@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run from its settings to its results: what `python -m sniper.train` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from sniper.training import checkpoint
+from sniper.training.config import Config, differences, dump, with_defaults_of
+from sniper.training.device import pick_device, set_up_torch, why_no_cuda
+from sniper.training.files import only_run, write_file
+from sniper.training.restore import saved_config
+from sniper.training.settings import ConfigError
+from sniper.training.speaker import load_speaker
+from sniper.training.step import pick_recorder
+from sniper.training.trainer import Trainer
+from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
+from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
+from sniper.tts.errors import SpeechError
+
+# Changing these does not change what is learned, or only for how long. That the data are the same
+# wherever they lie, the trainer checks by their statistics; masks are carried over to other blocks.
+FREE = {
+    "name",
+    "output",
+    "sample_text",
+    "data.root",
+    "data.prepared",
+    "sparsity.block_size",
+    "train.epochs",
+    "train.device",
+    "train.autotune",
+    "train.cuda_graphs",
+    "train.workers",
+    "train.threads",
+    "train.log_every",
+    "train.sample_every",
+    "train.checkpoint_minutes",
+    "data.workers",
+}
+
+
+def run(config: Config, fresh: bool = False) -> Trainer:
+    """Trains what `config` describes, to the end.
+
+    Args:
+        fresh: delete what the output folder holds of an earlier run.
+
+    Raises:
+        SpeechError, ConfigError, CheckpointError, NotFinite, Interrupted: each with a message for
+            the user.
+    """
+    # Whatever may be refused, before the data are prepared and before anything is deleted.
+    device = pick_device(config.train.device)
+    if device.type == "cpu":
+        pick_recorder(device, config.train.cuda_graphs)
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_run(folder):
+        return _run(config, folder, fresh)
+
+
+def _run(config: Config, folder: Path, fresh: bool) -> Trainer:
+    from sniper.training.report import Observers, TensorBoard, Terminal  # who measures needs none
+
+    if not fresh:
+        config = _as_begun(config, folder)
+    data = prepare_data(config)
+    train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
+    set_up_torch(config.train)
+    trainer = Trainer(config, train, valid, train.info)
+    if fresh:
+        _delete(folder)
+    resumed = trainer.resume()
+    write_file(folder / "config.yaml", dump(config).encode())
+    _announce(trainer, train, resumed)
+    settings = config.train
+    observer = trainer.observer = Observers(
+        Terminal(settings.epochs),
+        TensorBoard(
+            folder, trainer.progress.update, settings.log_every, settings.sample_every, valid
+        ),
+    )
+    try:
+        with signals(lambda: _stop_soon(trainer)):
+            trainer.fit()
+    finally:
+        observer.close()
+    _finish(trainer, valid)
+    return trainer
+
+
+def prepare_data(config: Config) -> Path:
+    """The folder of the prepared features, made now if it is not there.
+
+    Raises:
+        SpeechError: it cannot be made, or was made with other settings.
+    """
+    data, features = config.data, config.feature_config()
+    shared = {"features": features, "valid": data.valid, "seed": data.seed, "workers": data.workers}
+    demo = data.kind == "demo"
+    out = Path(data.prepared or (data.root if demo else f"{data.root.rstrip('/')}-prepared"))
+    if not demo and (out / "corpus.json").exists():
+        _refuse_other_features(config, out)
+        return out  # prepared by hand, perhaps where the recordings are not
+    try:
+        if demo:
+            return prepare_demo(out, utterances=data.utterances, **shared).folder
+        return prepare_ljspeech(
+            data.root, out, textgrids=data.textgrids, lexicon=data.lexicon, **shared
+        ).folder
+    except SpeechError as error:
+        if "--force" not in str(error):
+            raise
+        key = "data.root" if demo else "data.prepared"
+        raise SpeechError(
+            f"{error}. Here --out is {key}; --force belongs to python -m sniper.prepare"
+        ) from None
+
+
+def _refuse_other_features(config: Config, folder: Path) -> None:
+    there = load_corpus_info(folder).features.to_json()
+    for key, value in config.features.items():
+        if there[key] != value:
+            raise ConfigError(
+                f"features.{key}: {folder} was prepared with {there[key]!r}, got {value!r}"
+            )
+
+
+def _as_begun(config: Config, folder: Path) -> Config:
+    """The settings with which a run goes on.
+
+    Raises:
+        ConfigError: it was begun with others.
+    """
+    if not checkpoint.exists(folder):
+        return config
+    path = checkpoint.find(folder)
+    saved = saved_config(checkpoint.Checkpoint(path, {}, {}, checkpoint.read_meta(path)))
+    config = with_defaults_of(config, saved)
+    changed = differences(saved, config, FREE)
+    if changed:
+        lines = [f"  {line}" for line in changed]
+        raise ConfigError(
+            "\n".join([f"{folder} holds a run with other settings:", *lines])
+            + "\nuse another output=FOLDER, or --fresh to start anew"
+        )
+    return config
+
+
+def _delete(folder: Path) -> None:
+    """Removes what an earlier run has left, and nothing that somebody else keeps there."""
+    checkpoint.delete(folder)
+    board = folder / "tensorboard"
+    for path in board.glob("events.out.tfevents.*"):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        board.rmdir()
+
+
+def _announce(trainer: Trainer, train: FeatureDataset, resumed: bool) -> None:
+    config, progress = trainer.config, trainer.progress
+    count = sum(p.numel() for p in trainer.model.parameters())
+    hours = train.mel_lengths.sum() * train.info.features.hop_length
+    hours = hours / train.info.features.sample_rate / 3600
+    print(f"{config.name}: FastSpeech2, {count:,} parameters, on {_place(trainer)}")
+    print(f"{len(train)} utterances, {hours:.2f} h of {train.info.speech}")
+    kind = (
+        "weights" if config.sparsity.block_size is None else f"{config.sparsity.block_size}-blocks"
+    )
+    print(f"sparsity of {kind}: {config.sparsity_schedule()}")
+    remains = ends_sparse(config)
+    if remains:
+        print(remains)
+    if resumed and progress.epoch >= config.train.epochs:
+        print(
+            f"finished already, after {progress.epoch} epochs: a larger train.epochs trains on, "
+            "--fresh starts anew"
+        )
+    elif resumed:
+        print(f"resumed at epoch {progress.epoch + 1}, batch {progress.batch + 1}")
+
+
+def _place(trainer: Trainer) -> str:
+    if trainer.device.type == "cuda":
+        return torch.cuda.get_device_name(trainer.device)
+    place = f"CPU, {torch.get_num_threads()} threads"
+    if trainer.config.train.device == "auto":
+        place += f" ({why_no_cuda()})"
+    return place
+
+
+def ends_sparse(config: Config) -> str | None:
+    """That a run ends sparse and why, in one line; None where it ends dense."""
+    schedule, epochs = config.sparsity_schedule(), config.train.epochs
+    left = schedule.sparsity_at(epochs - 1)
+    if not left:
+        return None
+    never = [f"{sparsity:.0%} at epoch {epoch}" for epoch, sparsity in schedule if epoch >= epochs]
+    if never:
+        why = f"the schedule's {', '.join(never)} comes after the last of {epochs} epochs"
+    else:
+        why = "the schedule does not come down to 0"
+    return f"note: training ends {left:.0%} sparse: {why}"
+
+
+@contextlib.contextmanager
+def signals(act: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM do `act`."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: act()) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def interrupt() -> None:
+    """What Ctrl-C does by itself."""
+    raise KeyboardInterrupt
+
+
+def _stop_soon(trainer: Trainer) -> None:
+    """Finishes the update and saves; the second time stops at once."""
+    if trainer.stop:
+        raise KeyboardInterrupt
+    trainer.stop = True
+    # Not print: the signal may have come in the middle of one.
+    os.write(2, b"\nstopping after this update; once more stops at once\n")
+
+
+def _finish(trainer: Trainer, valid: FeatureDataset) -> None:
+    from sniper.training.report import write_results
+
+    run, rows = trainer.run, trainer.progress.history
+    speaker = load_speaker(run, "best", str(trainer.device))
+    text = trainer.config.sample_text or valid.texts[0]
+    held_out, said = write_results(run, rows, speaker, valid, text)
+    print(
+        f"validation loss {rows[0]['valid']['total']:.3f} after the first epoch, "
+        f"{trainer.progress.best_loss:.3f} at best"
+    )
+    print(
+        f"held-out {held_out.id}: mel L1 {held_out.mel_l1:.3f} against the ground truth; "
+        f"the mean mel's is {held_out.mean_l1:.3f}"
+    )
+    print(f'sample.wav says: "{said}"')
+    print(f"all in {run}/: sample.wav mel.png loss.png config.yaml checkpoints/ tensorboard/")
+    print(f'speak:      python -m sniper.synthesize --checkpoint {run} "Some text." -o out.wav')
+    print(f"follow:     tensorboard --logdir {run}/tensorboard")

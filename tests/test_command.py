@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C ends a command at any moment without a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sniper.command import exit_with
+
+# The interpreter's own start is not ours; what comes after it is.
+_START = """
+import runpy, sys
+print("up", flush=True)
+runpy.run_module(f"sniper.{sys.argv.pop(1)}", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "seconds"),
+    [(c, s) for c in ("train", "prepare") for s in (0.1, 0.7, 1.6, 2.4)]
+    + [(c, s) for c in ("synthesize", "export") for s in (0.1, 0.7)],
+)
+def test_ctrl_c_prints_no_traceback(command: str, seconds: float, tmp_path: Path):
+    nothing = ["--checkpoint", tmp_path / "none", "-o"]
+    arguments = {
+        "train": [f"output={tmp_path / 'run'}", f"data.root={tmp_path / 'data'}"],
+        "prepare": ["demo", "--out", tmp_path / "data"],
+        "synthesize": ["Some text.", *nothing, tmp_path / "a.wav"],
+        "export": [*nothing, tmp_path / "a.onnx"],
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", _START, command, *map(str, arguments[command])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == "up\n"
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "Traceback" not in said and "KeyboardInterrupt" not in said
+    assert process.returncode in (130, 1), said  # 1: no such checkpoint, on a fast machine
+
+
+def test_the_exit_status_is_the_commands():
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    try:
+        for main, status in ((lambda: 0, 0), (lambda: 2, 2), (interrupted, 130)):
+            with pytest.raises(SystemExit) as exit:
+                exit_with(main)
+            assert exit.value.code == status
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

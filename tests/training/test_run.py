@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is refused before a run begins, what it says, and what of a folder it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from speech import everything, tiny
+
+from sniper.training import checkpoint
+from sniper.training.config import Config, from_dict
+from sniper.training.files import only_run
+from sniper.training.restore import saved_progress
+from sniper.training.run import ends_sparse, run
+from sniper.training.settings import ConfigError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "said"),
+    [
+        ({"schedule": {0: 0.0}}, None),
+        ({"schedule": {0: 0.8, 9: 0.0}}, None),
+        ({"schedule_fractions": {0: 0.8, 0.5: 0.0}}, None),
+        (
+            {"schedule": {0: 0.8, 5: 0.4, 10: 0.2, 20: 0.0}},
+            "note: training ends 40% sparse: the schedule's 20% at epoch 10, 0% at epoch 20 comes "
+            "after the last of 10 epochs",
+        ),
+        (
+            {"schedule": {0: 0.8, 5: 0.4}},
+            "note: training ends 40% sparse: the schedule does not come down to 0",
+        ),
+        (
+            {"schedule_fractions": {0: 0.8, 0.97: 0.0}},
+            "note: training ends 80% sparse: the schedule's 0% at epoch 10 comes after the last of "
+            "10 epochs",
+        ),
+    ],
+)
+def test_a_schedule_that_ends_sparse_is_said(sparsity: dict, said: str | None):
+    config = from_dict({"train": {"epochs": 10}, "sparsity": sparsity})
+    assert ends_sparse(config) == said
+
+
+def test_it_is_said_at_the_start(demo_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    config = tiny(demo_corpus, tmp_path, train={"epochs": 1, "device": "auto"})
+    run(config)
+    said = capsys.readouterr().out
+    assert "note: training ends 60% sparse: the schedule's 30% at epoch 1, 0% at epoch 2" in said
+    if not torch.cuda.is_available():
+        assert "on CPU, 1 threads (" in said
+    assert not (tmp_path / "lock").exists()
+
+
+def test_the_folder_of_a_run_is_its_own(demo_corpus: Path, tmp_path: Path):
+    """The lock is of the process, so another one holds it."""
+    program = "import sys, pathlib; from sniper.training.files import only_run\n"
+    program += "with only_run(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdout.readline() == "in\n"
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match=f"in use by process {other.pid}"):
+            run(tiny(demo_corpus, tmp_path), fresh)
+    other.communicate("\n")
+    with only_run(tmp_path):
+        pass
+
+
+def _user_file(config: Config) -> dict:
+    """The tiny run as a user's own file that says nothing of what had other defaults."""
+    data = config.to_dict()
+    for name in ("spread", "restore_init", "prime_moments", "max_lr_scale", "max_param_sparsity"):
+        del data["sparsity"][name]
+    return data
+
+
+def test_a_run_of_older_defaults_and_keys_goes_on(demo_corpus: Path, tmp_path: Path):
+    """A run as it was saved before the defaults changed, and the file it was begun with."""
+    begun = tiny(demo_corpus, tmp_path, sparsity={"max_param_sparsity": 0.75}, train={"epochs": 1})
+    run(begun)
+    file = checkpoint.find(tmp_path) / "meta.json"
+    meta = json.loads(file.read_text())
+    del meta["checksums"]
+    meta["config"]["sparsity"]["scale_lr"] = True
+    meta["config"]["train"]["cuda_graphs"] = True
+    file.write_text(json.dumps(meta))
+    now = _user_file(begun)
+    now["train"]["epochs"] = 2
+    trainer = run(from_dict(now))
+    assert [row["sparsity"] for row in trainer.progress.history] == [0.6, 0.3]
+    assert trainer.config.sparsity == begun.sparsity
+    assert checkpoint.load(tmp_path).meta["config"]["sparsity"]["restore_init"] is True
+    # What a user says is another run.
+    now["sparsity"]["restore_init"] = False
+    with pytest.raises(ConfigError, match="restore_init: True there, False now"):
+        run(from_dict(now))
+
+
+def test_a_lost_index_and_what_others_keep(demo_corpus: Path, tmp_path: Path):
+    config = tiny(demo_corpus, tmp_path, train={"epochs": 1})
+    run(config)
+    before = everything(tmp_path)
+    folder = tmp_path / "checkpoints"
+    (folder / "index.json").unlink()
+    for mine in (folder / "notes", tmp_path / "tensorboard" / "mine"):
+        mine.mkdir()
+        (mine / "a.txt").write_text("mine")
+    more = tiny(demo_corpus, tmp_path, train={"epochs": 2})
+    trainer = run(more)
+    assert trainer.progress.history[0] == before["history"][0] | {
+        k: v for k, v in trainer.progress.history[0].items() if "second" in k or "memory" in k
+    }
+    assert saved_progress(checkpoint.load(tmp_path)).epoch == 2
+    run(config, fresh=True)
+    assert saved_progress(checkpoint.load(tmp_path)).epoch == 1
+    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
+    for mine in (folder / "notes", tmp_path / "tensorboard" / "mine"):
+        assert (mine / "a.txt").read_text() == "mine"
