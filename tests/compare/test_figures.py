@@ -24,8 +24,9 @@ def test_a_mask_as_an_image():
 def test_means_as_far_as_all_seeds_went():
     runs = [{"epoch": [1, 2], "loss": [4.0, 2.0]}, {"epoch": [1], "loss": [2.0]}]
     nothing = {"epoch": [], "loss": []}
-    assert mean_curve([*runs, nothing], "epoch", "loss").tolist() == [[1.0, 3.0]]
-    assert mean_curve([nothing], "epoch", "loss").shape == (0, 2)
+    assert mean_curve([*runs, nothing], "epoch", "loss").tolist() == [[1.0, 3.0, 2.0, 4.0]]
+    assert mean_curve([nothing], "epoch", "loss").shape == mean_curve([], "epoch", "loss").shape
+    assert mean_curve([nothing], "epoch", "loss").shape == (0, 4)
 
 
 def test_no_two_arms_look_alike():

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,7 +57,36 @@ def test_other_settings_are_refused(compared: Compared, capsys: pytest.CaptureFi
 def test_two_at_once_are_refused(compared: Compared, capsys: pytest.CaptureFixture):
     with alone(compared.out):
         assert main(compared.options("--report-only")) == 2
-    assert capsys.readouterr().err == f"error: another process is comparing in {compared.out}\n"
+    expected = (
+        f"error: process {os.getpid()} is comparing in {compared.out}; wait for it, or stop it"
+    )
+    assert capsys.readouterr().err == expected + "\n"
+
+
+@pytest.mark.parametrize("name", ["yaml", "jinja2", "matplotlib"])
+def test_a_missing_package_is_told_before_anything_is_trained(name: str, tmp_path: Path):
+    """In a process of its own, which has imported nothing yet."""
+    program = f"import sys; sys.modules[{name!r}] = None; import sniper.compare.__main__ as m; "
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program + "sys.exit(m.main(sys.argv[1:]))",
+            "--output",
+            tmp_path / "x",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    expected = f"error: not installed: {name}: pip install 'sniper-tts[demo]'\n"
+    assert (done.returncode, done.stderr) == (2, expected) and not (tmp_path / "x").exists()
+
+
+def test_help_tells_the_exit_status(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0 complete" in said and "demo, demo-ablation, ljspeech" in said
 
 
 @pytest.mark.parametrize(

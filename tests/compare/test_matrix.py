@@ -14,7 +14,7 @@ from speech import differences, everything, fit
 
 from sniper.compare import files
 from sniper.compare.arms import load_matrix
-from sniper.compare.matrix import _how, epochs_of, execute, plan, refuse_changes
+from sniper.compare.matrix import _Clock, _how, epochs_of, execute, plan, refuse_changes
 from sniper.training.config import ConfigError
 
 
@@ -111,3 +111,18 @@ def test_a_run_that_fails_does_not_stop_the_others(compared: Compared, tmp_path:
     assert runs[0].trained() and not runs[0].measured()  # tried again next time
     assert runs[1].measured(3)
     assert any(line.endswith("measured; no epoch left") for line in said)
+    assert "dense seed 0: is measured" in said
+
+
+def test_how_far_it_is_without_a_bar(compared: Compared, monkeypatch: pytest.MonkeyPatch):
+    """Lines now and then in a log, none beside a bar."""
+    now = 1000.0
+    monkeypatch.setattr("sniper.compare.matrix.time.monotonic", lambda: now)
+    with _Clock(compared.runs, compared.runs[:2]) as clock:
+        assert not clock.due()
+        now += 61
+        assert clock.due() and not clock.due()
+        assert str(clock).startswith("15 of 18 epochs done; ")  # of the broken one there are none
+        clock._bar.disable = False
+        now += 61
+        assert not clock.due()
