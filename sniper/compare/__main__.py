@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(options: argparse.Namespace, command: str) -> int:
     from sniper.compare.arms import load_matrix
     from sniper.compare.matrix import plan, refuse_changes
-    from sniper.compare.worker import alone
+    from sniper.compare.worker import folder_lock
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
     from sniper.tts.errors import SpeechError
@@ -114,7 +114,7 @@ def _main(options: argparse.Namespace, command: str) -> int:
         out = options.output or Path("runs") / f"compare-{matrix.name}"
         threads = options.threads or max(1, default_workers() // options.jobs)
         runs = plan(matrix, out, threads)
-        with alone(out, wait=False):
+        with folder_lock(out, wait=False):
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
             return _run(options, command, matrix, runs, out)
@@ -150,7 +150,7 @@ def _run(
     if (out / "command.txt").exists():  # the one that trained
         command = (out / "command.txt").read_text(encoding="utf-8").strip()
     _report(matrix, runs, command, out)
-    return _say(outcome)
+    return _print_failures(outcome)
 
 
 def _announce(matrix: Matrix, runs: Sequence[Run], out: Path) -> None:
@@ -196,7 +196,7 @@ def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> Non
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; beside it results.csv and pictures")
 
 
-def _say(outcome: Outcome) -> int:
+def _print_failures(outcome: Outcome) -> int:
     for name, message in outcome.failed.items():
         print(f"{name}: {message}", file=sys.stderr)
     if outcome.failed:

@@ -104,7 +104,7 @@ def line_style(arm: dict[str, Any], index: int) -> str:
     return "solid" if index < len(COLORS) else "dotted"
 
 
-def _look(data: dict[str, Any], index: int) -> dict[str, Any]:
+def _line_properties(data: dict[str, Any], index: int) -> dict[str, Any]:
     arm = data["arms"][index]
     return {
         "color": COLORS[index % len(COLORS)],
@@ -129,7 +129,7 @@ def plot_loss(
     """
     for index in range(len(data["arms"])) if only is None else only:
         curve = mean_curve(data["arms"][index]["runs"], x, "loss")
-        look = _look(data, index)
+        look = _line_properties(data, index)
         axis.plot(curve[:, 0], curve[:, 1], **look)
         if bands and len(data["seeds"]) > 1:
             area = {"color": look["color"], "alpha": 0.13, "linewidth": 0}
@@ -171,7 +171,9 @@ def plot_steps(axis: Any, data: dict[str, Any], y: str) -> None:
     for index, arm in enumerate(data["arms"]):
         curve = mean_curve(arm["runs"], "epoch", y)
         if len(curve):
-            axis.stairs(curve[:, 1], [0, *curve[:, 0]], baseline=None, **_look(data, index))
+            axis.stairs(
+                curve[:, 1], [0, *curve[:, 0]], baseline=None, **_line_properties(data, index)
+            )
     axis.set(xlabel="epoch", ylabel=_STEPS[y])
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)

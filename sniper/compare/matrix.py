@@ -29,9 +29,9 @@ from sniper.training import checkpoint
 from sniper.training.config import Config, ConfigError, differences, dump, load
 
 # Where things lie, and what does not touch the training.
-_FREE = ("name", "output", "sample_text", "data.root", "data.prepared", "data.workers")
-_LOOK = 0.5  # seconds between two looks at the running processes
-_TELL = 60.0  # seconds between two lines on how far it is, where no bar is shown
+_MAY_DIFFER = ("name", "output", "sample_text", "data.root", "data.prepared", "data.workers")
+_POLL_SECONDS = 0.5  # between two looks at the running processes
+_LOG_SECONDS = 60.0  # between two lines on how far it is, where no bar is shown
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def refuse_changes(runs: Sequence[Run]) -> None:
         path = run.folder / "run.yaml"
         if not path.exists():
             continue
-        changed = differences(load(str(path)), run.config, _FREE)
+        changed = differences(load(str(path)), run.config, _MAY_DIFFER)
         if changed:
             lines += [f"{run}:", *(f"  {line}" for line in changed)]
     if lines:
@@ -158,15 +158,15 @@ def execute(
                 running[_start(run, truth, train, sentences)] = run
                 clock.begins(run)
                 say(f"{run}: begins" if train else f"{run}: is measured")
-            time.sleep(_LOOK)
+            time.sleep(_POLL_SECONDS)
             for process in [p for p in running if p.poll() is not None]:
                 run = running.pop(process)
-                how = _how(run, process.returncode, train)
+                how = _describe_end(run, process.returncode, train)
                 if process.returncode and not outcome.stopped:
                     outcome.failed[str(run)] = how
                 clock.ends(run)
                 say(f"{clock.count:3d}/{len(runs)}  {run}: {how}; {clock.left()}")
-            clock.look(running.values())
+            clock.update(running.values())
             if clock.due():
                 say(f"         {clock}")
     return outcome
@@ -197,7 +197,7 @@ def _start(run: Run, truth: Path, train: bool, sentences: int) -> subprocess.Pop
         )
 
 
-def _how(run: Run, code: int, train: bool) -> str:
+def _describe_end(run: Run, code: int, train: bool) -> str:
     """What became of a run, in words."""
     if code == 130:
         return "stopped, saved"
@@ -247,7 +247,7 @@ class _Clock:
         self._left[str(run)] = 0
         self._show()
 
-    def look(self, running: Sequence[Run]) -> None:
+    def update(self, running: Sequence[Run]) -> None:
         """Takes note of the epochs that are done."""
         for run in running:
             self._left[str(run)] = max(0, run.config.train.epochs - run.epochs_done())
@@ -267,7 +267,7 @@ class _Clock:
     def due(self) -> bool:
         """Whether it is time to say how far it is: now and then, where no bar is shown."""
         now = time.monotonic()
-        if not self._bar.disable or now - self._told < _TELL:
+        if not self._bar.disable or now - self._told < _LOG_SECONDS:
             return False
         self._told = now
         return True

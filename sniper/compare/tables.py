@@ -48,8 +48,8 @@ def _line(run: dict[str, Any]) -> dict[str, Any]:
         losses = timing.losses(history)
         line |= {"valid_final": float(losses[-1]), "valid_best": float(losses.min())}
         line["best_epoch"] = int(losses.argmin()) + 1
-        alone = {"name": "", "stages": timing.stages(history), "runs": [shown(run)]}
-        line["rate_spread"] = rates.judge(alone, alone).spread
+        as_arm = {"name": "", "stages": timing.stages(history), "runs": [shown(run)]}
+        line["rate_spread"] = rates.judge(as_arm, as_arm).spread
     if run["evaluation"]:
         for which in CHECKPOINTS:
             for metric, values in run["evaluation"]["checkpoints"][which]["metrics"].items():

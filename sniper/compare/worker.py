@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     from sniper.tts.errors import SpeechError
 
     try:
-        with alone(options.run):
+        with folder_lock(options.run):
             return _work(options)
     except (SpeechError, ConfigError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -83,7 +83,7 @@ def _work(options: argparse.Namespace) -> int:
         _record(folder, "trained", "", started)
     set_up_torch(config.train)
     valid = FeatureDataset(prepare_data(config) / "valid.safetensors")
-    with alone(options.truth):
+    with folder_lock(options.truth):
         truth = load_truth(options.truth, valid, options.sentences)
     if read_evaluation(folder, len(truth.f0)) is None:
         evaluate(folder, truth, config.train.device)
@@ -168,7 +168,7 @@ def _commit() -> str | None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, wait: bool = True) -> Iterator[None]:
+def folder_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """Waits until no other process works in the folder.
 
     Raises:

@@ -13,7 +13,7 @@ import pytest
 from comparing import Compared
 
 from sniper.compare.__main__ import main
-from sniper.compare.worker import alone
+from sniper.compare.worker import folder_lock
 
 REPORT = ["epochs.csv", "loss.png", "masks.png", "report.html", "results.csv", "results.json"]
 
@@ -55,7 +55,7 @@ def test_other_settings_are_refused(compared: Compared, capsys: pytest.CaptureFi
 
 
 def test_two_at_once_are_refused(compared: Compared, capsys: pytest.CaptureFixture):
-    with alone(compared.out):
+    with folder_lock(compared.out):
         assert main(compared.options("--report-only")) == 2
     expected = (
         f"error: process {os.getpid()} is comparing in {compared.out}; wait for it, or stop it"

@@ -14,7 +14,7 @@ from speech import differences, everything, fit
 
 from sniper.compare import files
 from sniper.compare.arms import load_matrix
-from sniper.compare.matrix import _Clock, _how, epochs_of, execute, plan, refuse_changes
+from sniper.compare.matrix import _Clock, _describe_end, epochs_of, execute, plan, refuse_changes
 from sniper.training.config import ConfigError
 
 
@@ -50,7 +50,7 @@ def test_stopped_or_killed_and_taken_up_again(compared: Compared, tmp_path: Path
 
 def test_a_killed_run_is_said_to_be_one(compared: Compared):
     words = "killed by SIGKILL; the same command goes on with it"
-    assert _how(compared.run("dense"), -signal.SIGKILL, train=True) == words
+    assert _describe_end(compared.run("dense"), -signal.SIGKILL, train=True) == words
 
 
 def test_an_arm_that_diverges_is_recorded_and_the_rest_goes_on(compared: Compared):
@@ -122,7 +122,7 @@ def test_how_far_it_is_without_a_bar(compared: Compared, monkeypatch: pytest.Mon
         assert not clock.due()
         now += 61
         assert clock.due() and not clock.due()
-        assert str(clock).startswith("15 of 18 epochs done; ")  # of the broken one there are none
+        assert str(clock).startswith("12 of 18 epochs done; ")  # of the broken one there are none
         clock._bar.disable = False
         now += 61
         assert not clock.due()

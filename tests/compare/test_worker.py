@@ -13,7 +13,7 @@ import pytest
 from comparing import Compared, until
 
 from sniper.compare import files
-from sniper.compare.worker import alone, forget_failure, machine, main, read_result, status
+from sniper.compare.worker import folder_lock, forget_failure, machine, main, read_result, status
 from sniper.training.config import dump
 
 
@@ -73,8 +73,8 @@ def test_a_damaged_result_is_as_not_begun(tmp_path: Path, content: str):
 
 
 def test_only_one_works_in_a_folder(tmp_path: Path):
-    program = "import sys, pathlib; from sniper.compare.worker import alone\n"
-    program += "with alone(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
+    program = "import sys, pathlib; from sniper.compare.worker import folder_lock\n"
+    program += "with folder_lock(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -83,12 +83,12 @@ def test_only_one_works_in_a_folder(tmp_path: Path):
     try:
         assert other.stdout.readline() == b"in\n"
         with pytest.raises(BlockingIOError, match=f"process {other.pid} is comparing in"):
-            with alone(tmp_path, wait=False):
+            with folder_lock(tmp_path, wait=False):
                 pass
     finally:
         other.kill()
         other.communicate()
-    with alone(tmp_path, wait=False):
+    with folder_lock(tmp_path, wait=False):
         pass
 
 
