@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from comparing import Compared
@@ -123,6 +124,8 @@ def test_how_far_it_is_without_a_bar(compared: Compared, monkeypatch: pytest.Mon
         now += 61
         assert clock.due() and not clock.due()
         assert str(clock).startswith("12 of 18 epochs done; ")  # of the broken one there are none
-        clock._bar.disable = False
-        now += 61
+    now += 61
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "_bar", SimpleNamespace(disable=False))
         assert not clock.due()
+    assert clock.due()
