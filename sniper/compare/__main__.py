@@ -179,7 +179,7 @@ def _prepare(runs: Sequence[Run]) -> None:
 
 
 def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> None:
-    from sniper.compare.figures import write_figures
+    from sniper.compare.figures import write_loss
     from sniper.compare.page import find_voices, write_page
     from sniper.compare.results import collect
     from sniper.compare.tables import write_tables
@@ -190,10 +190,10 @@ def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> Non
     folder = out / "report"
     data = collect(matrix, runs, command, valid)
     write_tables(data, runs, folder)
-    write_figures(data, folder)
+    write_loss(data, folder)
     voices = find_voices(data, runs, out / "truth")
     path = write_page(data, voices, folder, valid.info.features.n_mels)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; beside it results.csv and pictures")
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; beside it tables and loss.png")
 
 
 def _print_failures(outcome: Outcome) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's charts: SVG for the page, and PNG for READMEs and slides.
+"""The report's charts as SVG, and loss.png for READMEs and slides.
 
 They are pictures, not a program: every curve that a reader may want apart from the others has a
 panel of its own, and the page has the numbers in tables. A page with Plotly in it is 4.8 MB
@@ -40,18 +40,20 @@ def _pyplot(size: float, **style: Any) -> Iterator[Any]:
         yield pyplot
 
 
-def write_figures(data: dict[str, Any], folder: Path) -> list[Path]:
-    """Writes loss.png, speed.png and, where blocks are pruned, masks.png; returns their paths."""
-    written = []
+def write_loss(data: dict[str, Any], folder: Path) -> Path:
+    """Writes loss.png, the validation loss by epoch and by seconds, and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     with _pyplot(10) as pyplot:
-        for name, draw in (("loss", _loss), ("speed", _speed), ("masks", _masks)):
-            figure = draw(data, pyplot)
-            if figure is not None:
-                figure.savefig(folder / f"{name}.png", dpi=120)
-                pyplot.close(figure)
-                written.append(folder / f"{name}.png")
-    return written
+        figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharey=True)
+        for axis, x in zip(axes, _X, strict=True):
+            plot_loss(axis, data, x)
+        axes[1].set_ylabel("")
+        # Beside the charts, where it hides no curve.
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right center", frameon=False)
+        figure.savefig(folder / "loss.png", dpi=120)
+        pyplot.close(figure)
+    return folder / "loss.png"
 
 
 def charts(data: dict[str, Any]) -> dict[str, str]:
@@ -179,54 +181,6 @@ def plot_steps(axis: Any, data: dict[str, Any], y: str) -> None:
     axis.grid(alpha=0.3)
     if y == "sparsity":
         axis.set_ylim(-0.02, 1)
-
-
-def _loss(data: dict[str, Any], pyplot: Any) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharey=True)
-    for axis, x in zip(axes, _X, strict=True):
-        plot_loss(axis, data, x)
-    axes[1].set_ylabel("")
-    return _with_legend(figure, axes[0])
-
-
-def _speed(data: dict[str, Any], pyplot: Any) -> Any:
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 3.8), layout="constrained")
-    for axis, y in zip(axes, _STEPS, strict=True):
-        plot_steps(axis, data, y)
-    return _with_legend(figure, axes[0])
-
-
-def _with_legend(figure: Any, axis: Any) -> Any:
-    """Beside the charts, where it hides no curve."""
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", frameon=False)
-    return figure
-
-
-def _masks(data: dict[str, Any], pyplot: Any) -> Any:
-    """The last arm that has blocks: a row a layer, a column a stage."""
-    layers = next(filter(None, (drawn_layers(data, arm) for arm in data["arms"][::-1])), {})
-    if not layers:
-        return None
-    arm = next(arm for arm in data["arms"][::-1] if drawn_layers(data, arm))
-    stages = [s for s in next(iter(layers.values()))["density"] if float(s) > 0]
-    size = (3.6 * len(stages), 1.5 * len(layers) + 0.4)
-    figure, axes = pyplot.subplots(
-        len(layers), len(stages), figsize=size, layout="constrained", squeeze=False
-    )
-    for row, (name, layer) in zip(axes, layers.items(), strict=True):
-        for axis, stage in zip(row, stages, strict=True):
-            axis.imshow(picture(layer["blocks"], layer["masks"][stage]), cmap="Blues", vmax=1.3)
-            axis.set(xticks=[], yticks=[])
-            axis.set_title(f"{float(stage):.0%}: {layer['density'][stage]:.0%} active", fontsize=8)
-        row[0].set_ylabel(name.replace(".", "\n"), fontsize=6, rotation=0, ha="right", va="center")
-    figure.suptitle(arm["label"], fontsize=10)
-    return figure
-
-
-def drawn_layers(data: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]:
-    """Those of the arm's layers whose blocks are drawn, by name; without blocks none."""
-    layers = {name: arm["layers"][name] for name in data["drawn"] if name in arm["layers"]}
-    return {name: layer for name, layer in layers.items() if "masks" in layer}
 
 
 def picture(blocks: list[int], bits: str) -> np.ndarray:

@@ -157,7 +157,7 @@ def execute(
                 run = waiting.pop(0)
                 running[_start(run, truth, train, sentences)] = run
                 clock.begins(run)
-                say(f"{run}: begins" if train else f"{run}: is measured")
+                say(f"{run}: {'is measured' if run.trained() else 'begins'}")
             time.sleep(_POLL_SECONDS)
             for process in [p for p in running if p.poll() is not None]:
                 run = running.pop(process)

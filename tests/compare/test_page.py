@@ -16,7 +16,7 @@ import pytest
 import soundfile
 from comparing import Compared, arm, run
 
-from sniper.compare.page import Page, write_page
+from sniper.compare.page import stages, warnings, write_page
 
 RESULTS = Path(__file__).parents[2] / "bench/results"
 
@@ -126,11 +126,10 @@ def test_a_busy_machine_is_told_and_its_ratios_are_withheld():
     """Rates of 710 to 2,271 frames/s once gave "3.14 times as fast"."""
     dense = arm("dense", run([710, 900, 1500, 2271, 2200, 2000], spans=[[0, 60]]))
     sparse = arm("sparse", run([3000, 3010, 2990, 3000, 3000, 3000], spans=[[0, 60]]))
-    page = Page(_data(dense, sparse))
-    assert [row[-1] for row in page.stages().rows] == [page.stages().rows[0][-1]] * 2
-    assert "withheld" in page.stages().rows[1][-1] and "×" not in page.stages().rows[1][-1]
-    assert "ratio withheld" in page.time_to_loss().rows[1][1]
-    (said,) = page.warnings()
+    for one in (dense, sparse):
+        (stage,) = stages(one, dense)
+        assert "withheld" in stage["ratio"] and "×" not in stage["ratio"]
+    (said,) = warnings(_data(dense, sparse))
     assert "varied by more than 15\N{NO-BREAK SPACE}% (dense: " in said and "sparse" not in said
 
 
@@ -138,9 +137,9 @@ def test_what_did_not_run_side_by_side_is_marked():
     dense = arm("dense", run([1000] * 6, spans=[[0, 60]]))
     later = arm("later", run([2000] * 6, spans=[[70, 130]]))
     beside = arm("beside", run([2000] * 6, spans=[[5, 62]]))
-    page = Page(_data(dense, later, beside))
-    assert [str(row[-1]) for row in page.stages().rows] == ["1.00×", "2.00×†", "2.00×"]
-    assert page.warnings() == [
+    ratios = [str(stages(one, dense)[0]["ratio"]) for one in (dense, later, beside)]
+    assert ratios == ["1.00×", "2.00×†", "2.00×"]
+    assert warnings(_data(dense, later, beside)) == [
         "† did not run while dense ran: later. Ratios of their times hold as far as the machine "
         "was equally busy throughout."
     ]
@@ -149,6 +148,6 @@ def test_what_did_not_run_side_by_side_is_marked():
 def test_warnings():
     dense = arm("dense", run([1000] * 3), run([], seed=1, status="not begun"))
     data = _data(dense)
-    assert Page(data).warnings() == ["dense, seed 1, is not finished (not begun)"]
+    assert warnings(data) == ["dense, seed 1, is not finished (not begun)"]
     data["machines"].append({"cpu": "y"})
-    assert "different machines" in Page(data).warnings()[-1]
+    assert "different machines" in warnings(data)[-1]
