@@ -86,7 +86,8 @@ def test_its_pictures_and_sound(compared: Compared):
 
 def test_masks_are_drawn(compared: Compared):
     text = (compared.out / "report" / "report.html").read_text(encoding="utf-8")
-    found = re.findall(r'<img src="(data:image/png[^"]+)" alt="[^"]*: (\d+)\s% of the blocks"', text)
+    pattern = r'<img src="(data:image/png[^"]+)" alt="[^"]*: (\d+)\s% of the blocks"'
+    found = re.findall(pattern, text)
     assert found
     for address, share in found:
         pixels = matplotlib.image.imread(io.BytesIO(content(address)))
