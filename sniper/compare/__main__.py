@@ -8,12 +8,13 @@
 
 The same command again does what is left: finished runs stay, stopped and killed ones go on where
 they were. Exit status: 0 complete (arms that diverged are part of the result), 1 a run failed, 2
-wrong arguments, settings or data, 130 stopped by Ctrl-C or SIGTERM (saved).
+wrong arguments, settings or data or a missing package, 130 stopped by Ctrl-C or SIGTERM (saved).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,15 +25,21 @@ if TYPE_CHECKING:
     from sniper.compare.arms import Matrix
     from sniper.compare.matrix import Outcome, Run
 
+# Looked for at the start, since some are needed only when all has been trained.
+_PACKAGES = ("yaml", "tqdm", "safetensors", "soundfile", "matplotlib", "jinja2")
+_INSTALL = "pip install 'sniper-tts[demo]'"
+
 
 def _parser() -> argparse.ArgumentParser:
-    from sniper.compare.arms import MATRICES
-
-    matrices = ", ".join(sorted(p.stem for p in MATRICES.glob("*.yaml")))
+    built_in = (Path(__file__).parent / "matrices").glob("*.yaml")
+    matrices = ", ".join(sorted(path.stem for path in built_in))
     parser = argparse.ArgumentParser(
         prog="python -m sniper.compare",
         description="Train several arms with several seeds, measure them, and write a report; the "
         "same command again does what is left.",
+        epilog="Exit status: 0 complete (arms that diverged are part of the result), 1 a run "
+        "failed, 2 wrong arguments, settings or data or a missing package, 130 stopped by Ctrl-C "
+        "or SIGTERM (saved).",
     )
     parser.add_argument(
         "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of {matrices}"
@@ -76,6 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("jobs", "sentences", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"error: not installed: {', '.join(missing)}: {_INSTALL}", file=sys.stderr)
+        return 2
     words = sys.argv[1:] if argv is None else argv
     command = shlex.join(["python", "-m", "sniper.compare", *words])
     try:
@@ -83,14 +94,14 @@ def main(argv: list[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "sniper").startswith("sniper"):
             raise
-        print(f"error: {error}: pip install 'sniper-tts[demo]'", file=sys.stderr)
+        print(f"error: {error}: {_INSTALL}", file=sys.stderr)
         return 2
 
 
 def _main(options: argparse.Namespace, command: str) -> int:
     from sniper.compare.arms import load_matrix
     from sniper.compare.matrix import plan, refuse_changes
-    from sniper.compare.worker import alone
+    from sniper.compare.worker import folder_lock
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
     from sniper.tts.errors import SpeechError
@@ -103,12 +114,10 @@ def _main(options: argparse.Namespace, command: str) -> int:
         out = options.output or Path("runs") / f"compare-{matrix.name}"
         threads = options.threads or max(1, default_workers() // options.jobs)
         runs = plan(matrix, out, threads)
-        with alone(out, wait=False):
+        with folder_lock(out, wait=False):
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
             return _run(options, command, matrix, runs, out)
-    except BlockingIOError:
-        print(f"error: another process is comparing in {out}", file=sys.stderr)
     except (ConfigError, SpeechError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -141,7 +150,7 @@ def _run(
     if (out / "command.txt").exists():  # the one that trained
         command = (out / "command.txt").read_text(encoding="utf-8").strip()
     _report(matrix, runs, command, out)
-    return _say(outcome)
+    return _print_failures(outcome)
 
 
 def _announce(matrix: Matrix, runs: Sequence[Run], out: Path) -> None:
@@ -170,8 +179,8 @@ def _prepare(runs: Sequence[Run]) -> None:
 
 
 def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> None:
-    from sniper.compare.figures import write_figures
-    from sniper.compare.page import write_page
+    from sniper.compare.figures import write_loss
+    from sniper.compare.page import find_voices, write_page
     from sniper.compare.results import collect
     from sniper.compare.tables import write_tables
     from sniper.training.run import prepare_data
@@ -181,12 +190,13 @@ def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> Non
     folder = out / "report"
     data = collect(matrix, runs, command, valid)
     write_tables(data, runs, folder)
-    write_figures(data, folder)
-    path = write_page(data, runs, out / "truth", folder)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; beside it results.csv and pictures")
+    write_loss(data, folder)
+    voices = find_voices(data, runs, out / "truth")
+    path = write_page(data, voices, folder, valid.info.features.n_mels)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; beside it tables and loss.png")
 
 
-def _say(outcome: Outcome) -> int:
+def _print_failures(outcome: Outcome) -> int:
     for name, message in outcome.failed.items():
         print(f"{name}: {message}", file=sys.stderr)
     if outcome.failed:

@@ -63,34 +63,53 @@ def load_truth(folder: Path, dataset: FeatureDataset, sentences: int) -> Truth:
         sentences: how many to measure, at most.
     """
     count = min(sentences, len(dataset))
-    with contextlib.suppress(OSError, ValueError, KeyError), np.load(folder / "f0.npz") as saved:
-        if saved["ids"].tolist() == dataset.ids[:count] and (folder / "done").exists():
-            return Truth(dataset, [saved[f"f0-{i}"] for i in range(count)])
-    truth = Truth(dataset, [])
-    features = dataset.info.features
+    truth, features = Truth(dataset, []), dataset.info.features
+    known = _read_f0(folder / "f0.npz", dataset, count)
+    for index in range(min(SPOKEN, count)):
+        spoken, recorded = folder / f"{index}.mp3", folder / f"{index}-recorded.mp3"
+        if known is None:  # these may be of other sentences
+            spoken.unlink(missing_ok=True)
+            recorded.unlink(missing_ok=True)
+        if not spoken.exists():
+            audio = mel_to_audio(truth.mel(index), features)
+            files.write_mp3(spoken, audio, features.sample_rate)
+        if not recorded.exists() and (audio := _recording(dataset, index)) is not None:
+            files.write_mp3(recorded, audio, features.sample_rate)
+    if known is not None:
+        truth.f0.extend(known)
+        return truth
     for index in range(count):
         audio = mel_to_audio(truth.mel(index), features, n_iter=F0_ITERATIONS)
         truth.f0.append(f0(audio, features))
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "f0.npz").open("wb") as file:
-        named = {f"f0-{i}": value for i, value in enumerate(truth.f0)}
-        np.savez(file, ids=np.array(dataset.ids[:count]), **named)
-    for index in range(min(SPOKEN, count)):
-        audio = mel_to_audio(truth.mel(index), features)
-        files.write_mp3(folder / f"{index}.mp3", audio, features.sample_rate)
-        recorded = _recording(dataset, index)
-        if recorded is not None:
-            files.write_mp3(folder / f"{index}-recorded.mp3", recorded, features.sample_rate)
-    (folder / "done").touch()
+    # Last: where it is, the rest belongs to the same sentences.
+    named = {f"f0-{i}": value for i, value in enumerate(truth.f0)}
+    files.write_arrays(folder / "f0.npz", {"ids": np.array(dataset.ids[:count]), **named})
     return truth
 
 
+def _read_f0(path: Path, dataset: FeatureDataset, count: int) -> list[np.ndarray] | None:
+    """F0 of the first `count` sentences as it was kept; None: not there, damaged, or of others."""
+    saved = files.read_arrays(path)
+    if "ids" not in saved or saved["ids"].tolist() != dataset.ids[:count]:
+        return None
+    found = [saved.get(f"f0-{index}") for index in range(count)]
+    lengths = dataset.mel_lengths[:count].tolist()
+    if any(f is None or f.shape != (n,) for f, n in zip(found, lengths, strict=True)):
+        return None
+    return found
+
+
 def _recording(dataset: FeatureDataset, index: int) -> np.ndarray | None:
-    """The sentence as it was recorded, where the corpus still lies beside the features."""
+    """The sentence as it was recorded, where the corpus still lies where it was prepared from."""
     prepared = dataset.path.parent
-    for wavs in (prepared / "corpus" / "wavs", prepared / "wavs"):
+    places = [prepared / "corpus", prepared]
+    # corpus.json says where the recordings were when they were prepared.
+    with contextlib.suppress(KeyError, TypeError):
+        places.append(Path(files.read_json(prepared / "corpus.json")["settings"]["corpus"]["root"]))
+    for place in places:
         with contextlib.suppress(UtteranceError):
-            return read_audio(wavs / f"{dataset.ids[index]}.wav", dataset.info.features)
+            path = place / "wavs" / f"{dataset.ids[index]}.wav"
+            return read_audio(path, dataset.info.features)
     return None
 
 
@@ -136,11 +155,17 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
 
 
 def read_evaluation(run: Path, sentences: int | None = None) -> dict[str, Any] | None:
-    """The run's evaluation, if it has one of this version and of so many sentences."""
+    """The run's evaluation, if it has a whole one of this version and of so many sentences."""
     found = files.read_json(run / "evaluation.json")
-    if not isinstance(found, dict) or found.get("version") != VERSION:
+    try:
+        count = len(found["ids"])
+        parts = [found["checkpoints"][which] for which in ("final", "best")]
+        counts = {len(part["metrics"][metric]) for part in parts for metric in METRICS}
+        whole = found["version"] == VERSION and counts == {count} and found["layers"] is not None
+        whole = whole and all(isinstance(part["epoch"], int) for part in parts)
+    except (KeyError, TypeError):
         return None
-    return found if sentences in (None, len(found["ids"])) else None
+    return found if whole and sentences in (None, count) else None
 
 
 @torch.no_grad()

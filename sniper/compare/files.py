@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small files that are complete or not there: JSON without NaN, sound that browsers play."""
+"""Files that are complete or not there: JSON without NaN, arrays, sound that browsers play."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -18,9 +19,7 @@ LOUDEST = 0.9  # MP3 may overshoot
 
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` at once; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(text.encode())
+    _replace(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -55,12 +54,12 @@ def _finite(data: Any) -> Any:
 
 def write_mp3(path: Path, audio: np.ndarray, sample_rate: int) -> None:
     """Mono audio `[n]` in [-1, 1] as MP3 of about 4 kB a second, brought to the same peak."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     peak = float(np.abs(audio).max())
     samples = np.asarray(audio, dtype=np.float32) * (LOUDEST / peak if peak > 0 else 1.0)
     soundfile = require("soundfile")
+    encoded = io.BytesIO()
     with soundfile.SoundFile(
-        str(path),
+        encoded,
         "w",
         sample_rate,
         1,
@@ -70,3 +69,27 @@ def write_mp3(path: Path, audio: np.ndarray, sample_rate: int) -> None:
         compression_level=0.7,
     ) as file:
         file.write(samples)
+    _replace(path, encoded.getvalue())
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Named arrays, for `read_arrays`."""
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    _replace(path, packed.getvalue())
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote, checksums checked; nothing if the file is not there or damaged."""
+    try:
+        with np.load(path) as found:
+            return dict(found)
+    # Each layer of a damaged archive has errors of its own, and none of them makes it whole.
+    except Exception:
+        return {}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content)

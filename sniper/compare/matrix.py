@@ -12,6 +12,7 @@ OUT/truth/             the held-out sentences themselves
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import subprocess
 import sys
@@ -23,13 +24,14 @@ from pathlib import Path
 from sniper.compare import files
 from sniper.compare.arms import Arm, Matrix
 from sniper.compare.evaluate import read_evaluation
-from sniper.compare.worker import status
+from sniper.compare.worker import forget_failure, read_result, status
 from sniper.training import checkpoint
 from sniper.training.config import Config, ConfigError, differences, dump, load
 
 # Where things lie, and what does not touch the training.
-_FREE = ("name", "output", "sample_text", "data.root", "data.prepared", "data.workers")
-_LOOK = 0.5  # seconds between two looks at the running processes
+_MAY_DIFFER = ("name", "output", "sample_text", "data.root", "data.prepared", "data.workers")
+_POLL_SECONDS = 0.5  # between two looks at the running processes
+_LOG_SECONDS = 60.0  # between two lines on how far it is, where no bar is shown
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def refuse_changes(runs: Sequence[Run]) -> None:
         path = run.folder / "run.yaml"
         if not path.exists():
             continue
-        changed = differences(load(str(path)), run.config, _FREE)
+        changed = differences(load(str(path)), run.config, _MAY_DIFFER)
         if changed:
             lines += [f"{run}:", *(f"  {line}" for line in changed)]
     if lines:
@@ -145,7 +147,7 @@ def execute(
         sentences: held-out sentences to measure, at most.
         say: takes lines for the user; None: they are printed.
     """
-    outcome, say = Outcome(), say or print
+    outcome, say = Outcome(), say or functools.partial(print, flush=True)
     waiting = [run for run in runs if not _done(run, sentences, train)]
     clock = _Clock(runs, [run for run in runs if run not in waiting])
     running: dict[subprocess.Popen, Run] = {}
@@ -155,15 +157,18 @@ def execute(
                 run = waiting.pop(0)
                 running[_start(run, truth, train, sentences)] = run
                 clock.begins(run)
-            time.sleep(_LOOK)
+                say(f"{run}: {'is measured' if run.trained() else 'begins'}")
+            time.sleep(_POLL_SECONDS)
             for process in [p for p in running if p.poll() is not None]:
                 run = running.pop(process)
-                how = _how(run, process.returncode, train)
+                how = _describe_end(run, process.returncode, train)
                 if process.returncode and not outcome.stopped:
                     outcome.failed[str(run)] = how
                 clock.ends(run)
                 say(f"{clock.count:3d}/{len(runs)}  {run}: {how}; {clock.left()}")
-            clock.look(running.values())
+            clock.update(running.values())
+            if clock.due():
+                say(f"         {clock}")
     return outcome
 
 
@@ -178,6 +183,7 @@ def _done(run: Run, sentences: int, train: bool) -> bool:
 
 def _start(run: Run, truth: Path, train: bool, sentences: int) -> subprocess.Popen:
     run.folder.mkdir(parents=True, exist_ok=True)
+    forget_failure(run.folder)
     files.write_text(run.folder / "run.yaml", dump(run.config))
     command = [sys.executable, "-m", "sniper.compare.worker", str(run.folder)]
     command += ["--truth", str(truth), "--sentences", str(sentences)]
@@ -191,16 +197,16 @@ def _start(run: Run, truth: Path, train: bool, sentences: int) -> subprocess.Pop
         )
 
 
-def _how(run: Run, code: int, train: bool) -> str:
+def _describe_end(run: Run, code: int, train: bool) -> str:
     """What became of a run, in words."""
     if code == 130:
         return "stopped, saved"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; the same command goes on with it"
-    result = files.read_json(run.folder / "result.json") or {}
+    result = read_result(run.folder)
     if code:
-        return f"failed: {result.get('message') or f'see {run.folder}/log.txt'}"
-    if result.get("status") == "diverged":
+        return f"failed: {result['message'] or f'see {run.folder}/log.txt'}"
+    if result["status"] == "diverged":
         return f"diverged: {result['message']}"
     if not train:
         return "measured"
@@ -221,7 +227,7 @@ class _Clock:
             if run not in done:
                 self._left[str(run)] -= min(self._left[str(run)], run.epochs_done())
         self._todo = sum(self._left.values())
-        self._began = time.monotonic()
+        self._began = self._told = time.monotonic()
         total = sum(r.config.train.epochs for r in runs)
         self._bar = tqdm(
             total=total, initial=total - self._todo, unit="epoch", smoothing=0, disable=None
@@ -241,7 +247,7 @@ class _Clock:
         self._left[str(run)] = 0
         self._show()
 
-    def look(self, running: Sequence[Run]) -> None:
+    def update(self, running: Sequence[Run]) -> None:
         """Takes note of the epochs that are done."""
         for run in running:
             self._left[str(run)] = max(0, run.config.train.epochs - run.epochs_done())
@@ -257,6 +263,18 @@ class _Clock:
             return "time left unknown"
         seconds = (time.monotonic() - self._began) / done * left
         return f"about {seconds / 60:.0f} min left"
+
+    def due(self) -> bool:
+        """Whether it is time to say how far it is: now and then, where no bar is shown."""
+        now = time.monotonic()
+        if not self._bar.disable or now - self._told < _LOG_SECONDS:
+            return False
+        self._told = now
+        return True
+
+    def __str__(self) -> str:
+        done = self._bar.total - sum(self._left.values())
+        return f"{done} of {self._bar.total} epochs done; {self.left()}"
 
     def _show(self) -> None:
         at = self._bar.total - sum(self._left.values())

@@ -1,38 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report.html: one file with its data, its sound and its scripts in it, that asks no network."""
+"""report.html: one file with its pictures and its sound in it, that asks no network and runs no
+script.
+"""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sniper.compare import bootstrap, files, timing
-from sniper.compare.figures import line_style
+from sniper.compare import bootstrap, cells, figures, files, rates, timing
 from sniper.compare.matrix import Run
 
 ASSETS = Path(__file__).parent / "assets"
-_METRICS = (
-    {"key": "loss", "label": "loss", "unit": "", "digits": 3},
-    {"key": "mel_l1", "label": "mel L1", "unit": "", "digits": 3},
-    {"key": "mcd", "label": "mel-cepstral distortion", "unit": "dB", "digits": 2},
-    {"key": "log_f0_rmse", "label": "ln F0 error", "unit": "RMS", "digits": 3},
-    {"key": "voicing_error", "label": "voicing error", "unit": "%", "digits": 1, "percent": True},
-    {"key": "duration_ms", "label": "duration error", "unit": "ms", "digits": 1},
-    {"key": "length_percent", "label": "length error", "unit": "%", "digits": 1},
+# Of a metric: its key, its name and unit, digits, and what it is multiplied by.
+METRICS = (
+    ("loss", "loss", 3, 1),
+    ("mel_l1", "mel L1", 3, 1),
+    ("mcd", "mel-cepstral distortion, dB", 2, 1),
+    ("log_f0_rmse", "ln F0 error, RMS", 3, 1),
+    ("voicing_error", "voicing error, %", 1, 100),
+    ("duration_ms", "duration error, ms", 1, 1),
+    ("length_percent", "length error, %", 1, 1),
 )
-_ACCOUNTS = ("training", "validation", "scoring", "changes", "checkpoints", "wall")
-_MINUS = "\N{MINUS SIGN}"
 
 
-def write_page(data: dict[str, Any], runs: Sequence[Run], truth: Path, folder: Path) -> Path:
+def write_page(
+    data: dict[str, Any], voices: Sequence[dict[str, Any]], folder: Path, n_mels: int = 80
+) -> Path:
     """Writes report.html.
 
     Args:
-        data: as `results.collect` gives it.
-        runs: whose samples are played; the first seed's.
-        truth: folder of the held-out sentences.
+        data: as `results.collect` gives it, or results.json of any version holds it.
+        voices: as `find_voices` gives them; empty: nothing to listen to.
+        n_mels: mel bands of the features.
 
     Returns:
         Its path.
@@ -40,77 +41,81 @@ def write_page(data: dict[str, Any], runs: Sequence[Run], truth: Path, folder: P
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined
+        loader=FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
-    environment.filters["dictsort_density"] = _sparsest_first
-    environment.globals |= {
-        "number": number,
-        "signed": signed,
-        "pm": mean_sd,
-        "verdict": verdict,
-        "mark": lambda cell: {"good": "▼", "bad": "▲", "": "◦"}[verdict(cell)],
-        "reached": reached,
-        "early": early,
-    }
-    # They hold no template code, and escaping would break them; JSON must not end the script.
-    css, js = ((ASSETS / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
-    arms = [{**arm, **_more(arm, index, data)} for index, arm in enumerate(data["arms"])]
+    reference = _reference(data)
+    arms = [
+        {
+            **arm,
+            "swatch": f"{figures.line_style(arm, i)} {figures.COLORS[i % len(figures.COLORS)]}",
+            "panel": f"panel-{i}",
+            "is_reference": arm is reference,
+            "judged": rates.judge(arm, reference),
+            "spread": rates.judge(arm, arm).spread,
+            "stages": stages(arm, reference),
+            "curve": figures.mean_curve(arm["runs"], "epoch", "loss")[:, 1].tolist(),
+            "masks": masks(data, arm),
+            "layers": dict(sorted(arm["layers"].items(), key=_least_dense)),
+        }
+        for i, arm in enumerate(data["arms"])
+    ]
     text = environment.get_template("report.html").render(
         d={**data, "arms": arms},
-        css=_raw(css),
-        js=_raw(js),
-        json=_raw(files.dumps(_drawn(data, arms)).replace("<", "\\u003c")),
-        reference=next(arm for arm in arms if arm["name"] == data["reference"]),
+        to=reference["label"],
+        reference=reference,
+        stages=[{**stage, "arm": arm} for arm in arms for stage in arm["stages"]],
+        cells=cells,
+        charts=figures.charts(data),
         warnings=warnings(data),
-        metrics=[{"percent": False, **metric} for metric in _METRICS],
-        account_keys=_ACCOUNTS,
-        early_fractions=timing.EARLY,
-        fastest=max(
-            (s["frames_per_second"] for arm in arms for s in arm["stages"]),
-            default=1.0,
-        ),
-        voices=_voices(data, arms, runs, truth),
-        any_layers=any(arm["layers"] for arm in arms),
-        first_open=next((arm["index"] for arm in reversed(arms) if arm["draws"]), -1),
-        n_mels=runs[0].config.feature_config().n_mels,
+        voices=voices,
+        metrics=METRICS,
+        early=timing.EARLY,
+        limit=rates.LIMIT,
+        n_mels=n_mels,
         replicates=bootstrap.REPLICATES,
     )
     files.write_text(folder / "report.html", text)
     return folder / "report.html"
 
 
-def _raw(text: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(text)
+def _reference(data: dict[str, Any]) -> dict[str, Any]:
+    return next(arm for arm in data["arms"] if arm["name"] == data["reference"])
 
 
-def _more(arm: dict[str, Any], index: int, data: dict[str, Any]) -> dict[str, Any]:
-    """What the page needs to show an arm."""
-    layers = arm["layers"]
-    first = next(iter(layers.values()), {"density": {}})
-    stages = list(first["density"])
+def _least_dense(layer: tuple[str, dict[str, Any]]) -> float:
+    return min(layer[1]["density"].values())
+
+
+def stages(arm: dict[str, Any], reference: dict[str, Any]) -> list[dict[str, Any]]:
+    """An arm's stages, each with its `rate`, and its `ratio` to the reference as a cell."""
+    theirs = rates.stage_rates(reference)
+    together = rates.judge(arm, reference).side_by_side
+    result = []
+    for stage, rate in zip(arm["stages"], rates.stage_rates(arm), strict=True):
+        ratio: Any = cells.NOTHING
+        if len(theirs) == 1:  # with several, there is no one rate to divide by
+            spreads = [rate.spread, theirs[0].spread]
+            judged = rates.Judgement(None if None in spreads else max(spreads), together)
+            ratio = cells.ratio(rate.p50 / theirs[0].p50, judged)
+        result.append({**stage, "rate": rate, "ratio": ratio})
+    return result
+
+
+def masks(data: dict[str, Any], arm: dict[str, Any]) -> dict[str, list[tuple[Any, ...]]]:
+    """By drawn layer, for each stage: its sparsity, the layer's share of active blocks, a picture's
+    address and its width in blocks.
+    """
     return {
-        "index": index,
-        "line": line_style(arm, index),
-        "draws": any(name in layers and "masks" in layers[name] for name in data["drawn"]),
-        "shown_stages": [s for s in stages if float(s) > 0],
-    }
-
-
-def _drawn(data: dict[str, Any], arms: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the charts need of the data."""
-    keys = ("name", "label", "line")
-    return {
-        **{key: data[key] for key in ("reference", "seeds")},
-        "arms": [
-            {
-                **{key: arm[key] for key in keys},
-                "runs": [{k: v for k, v in run.items() if k != "terms"} for run in arm["runs"]],
-                "layers": {n: arm["layers"][n] for n in data["drawn"] if n in arm["layers"]},
-            }
-            for arm in arms
-        ],
+        name: [
+            (float(stage), layer["density"][stage], *figures.mask_image(layer["blocks"], bits))
+            for stage, bits in layer["masks"].items()
+            if float(stage) > 0
+        ]
+        for name, layer in arm["layers"].items()
+        if name in data["drawn"] and "masks" in layer
     }
 
 
@@ -119,112 +124,64 @@ def warnings(data: dict[str, Any]) -> list[str]:
     found = []
     for arm in data["arms"]:
         for run in arm["runs"]:
+            who = f"{arm['label']}, seed {run['seed']},"
             if run["status"] == "diverged":
-                found.append(f"{arm['label']}, seed {run['seed']}, diverged: {run['message']}")
+                found.append(f"{who} diverged: {run['message']}")
             elif run["status"] != "trained":
                 why = f": {run['message']}" if run["message"] else ""
-                found.append(
-                    f"{arm['label']}, seed {run['seed']}, is not finished ({run['status']}){why}"
-                )
+                found.append(f"{who} is not finished ({run['status']}){why}")
     if len(data["machines"]) > 1:
         found.append(
             "The runs come from different machines or versions: their times do not compare."
         )
+    return found + _doubts_about_speed(data)
+
+
+def _doubts_about_speed(data: dict[str, Any]) -> list[str]:
+    found, reference = [], _reference(data)
+    spreads = {arm["label"]: rates.judge(arm, arm).spread or 0.0 for arm in data["arms"]}
+    varied = [f"{k}: {cells.percent(v)}" for k, v in spreads.items() if v > rates.LIMIT]
+    if varied:
+        found.append(
+            "Something else was running: within a stage the frames per second varied by more than "
+            f"{cells.percent(rates.LIMIT)} ({'; '.join(varied)}). Ratios that rest on them are "
+            "withheld; run the comparison on a quiet machine."
+        )
+    others = [arm for arm in data["arms"] if arm is not reference and arm["time_to_loss"]]
+    together = {arm["label"]: rates.judge(arm, reference).side_by_side for arm in others}
+    apart = [label for label, side_by_side in together.items() if not side_by_side]
+    if apart:
+        to, known = reference["label"], None not in together.values()
+        how = f"did not run while {to} ran" if known else f"not known to have run beside {to}"
+        who = "all other arms" if len(apart) == len(others) else "; ".join(apart)
+        found.append(
+            f"† {how}: {who}. Ratios of their times hold as far as the machine was equally busy "
+            "throughout."
+        )
     return found
 
 
-def _sparsest_first(layers: dict[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(layers.items(), key=lambda item: next(iter(item[1]["density"].values())))
+def find_voices(data: dict[str, Any], runs: Sequence[Run], truth: Path) -> list[dict[str, Any]]:
+    """For each sentence its text and `clips`: label and address of the recording, of the truth and
+    of each arm's first seed.
 
-
-def _voices(
-    data: dict[str, Any], arms: list[dict[str, Any]], runs: Sequence[Run], truth: Path
-) -> list[dict[str, Any]]:
-    """For each sentence its text and clips: recording, truth, each arm."""
+    Args:
+        truth: folder of the held-out sentences.
+    """
     first = {run.arm.name: run.folder for run in runs if run.seed == data["seeds"][0]}
     voices = []
     for index, sentence in enumerate(data["spoken"]):
         clips = [
-            ("recording", truth / f"{index}-recorded.mp3", None),
-            ("truth, same vocoder", truth / f"{index}.mp3", None),
+            ("recording", truth / f"{index}-recorded.mp3"),
+            ("truth, same vocoder", truth / f"{index}.mp3"),
         ]
-        clips += [
-            (arm["label"], first[arm["name"]] / "samples" / f"{index}.mp3", arm)
-            for arm in arms
-            if any(run["status"] == "trained" for run in arm["runs"][:1])
-        ]
+        for arm in data["arms"]:
+            if any(run["status"] == "trained" for run in arm["runs"][:1]):
+                clips.append((arm["label"], first[arm["name"]] / "samples" / f"{index}.mp3"))
         there = [
-            {"label": label, "source": _data_uri(path), "arm": arm}
-            for label, path, arm in clips
+            (label, figures.data_uri("audio/mpeg", path.read_bytes()))
+            for label, path in clips
             if path.exists()
         ]
         voices.append({**sentence, "clips": there})
     return voices
-
-
-def _data_uri(path: Path) -> str:
-    return f"data:audio/mpeg;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def number(value: float | None, digits: int) -> str:
-    """With thin spaces between thousands; a dash for nothing."""
-    if value is None or value != value:
-        return "–"
-    text = f"{value:,.{digits}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-    return text if not text.startswith("-") or float(f"{value:.{digits}f}") else text[1:]
-
-
-def signed(value: float | None, digits: int, percent: bool = False) -> str:
-    """With its sign, a true minus."""
-    if value is None or value != value:
-        return "–"
-    text = f"{value * (100 if percent else 1):+.{digits}f}"
-    return text.replace("-", _MINUS)
-
-
-def mean_sd(cell: dict[str, Any], digits: int, percent: bool = False) -> str:
-    """`mean ± sd`, the second where there is one."""
-    scale = 100 if percent else 1
-
-    def show(value: float | None) -> str | None:
-        return None if value is None or value != value else number(value * scale, digits)
-
-    mean, sd = show(cell["mean"]), show(cell["sd"])
-    return "–" if mean is None else mean if sd is None else f"{mean} ± {sd}"
-
-
-def verdict(cell: dict[str, Any]) -> str:
-    """`good` when the whole interval of the difference is below 0, `bad` when above."""
-    if cell["high"] is not None and cell["high"] < 0:
-        return "good"
-    return "bad" if cell["low"] is not None and cell["low"] > 0 else ""
-
-
-def reached(cell: dict[str, Any] | None, is_reference: bool) -> Any:
-    """A time to loss: the ratio to the reference, or how many seeds got there."""
-    from markupsafe import Markup
-
-    if cell is None:
-        return "–"
-    if is_reference:
-        return "1×"
-    if cell["speedup"] is None:
-        return (
-            f"reached by {cell['reached']} of {cell['seeds']}" if cell["reached"] else "not reached"
-        )
-    sd = "" if cell["speedup_sd"] is None else f" ± {cell['speedup_sd']:.2f}"
-    kind = "good" if cell["speedup"] > 1 else "bad"
-    return Markup('<span class="{}">{:.2f}×</span>{}<span class="sub">{:.2f}×</span>').format(
-        kind, cell["speedup"], sd, cell["speedup_with_extra"]
-    )
-
-
-def early(mean: float | None, sd: float | None) -> Any:
-    """A difference of early losses."""
-    from markupsafe import Markup
-
-    if mean is None:
-        return "–"
-    spread = "" if sd is None else f" ± {sd:.3f}"
-    kind = "" if sd is not None and abs(mean) <= sd else "good" if mean < 0 else "bad"
-    return Markup('<span class="{}">{}</span>{}').format(kind, signed(mean, 3), spread)

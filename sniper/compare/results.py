@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from sniper.compare import bootstrap, files, timing
+from sniper.compare import bootstrap, rates, timing
 from sniper.compare.arms import Arm, Matrix
 from sniper.compare.evaluate import METRICS, SPOKEN, read_evaluation
 from sniper.compare.matrix import Run, epochs_of
-from sniper.compare.worker import status
+from sniper.compare.worker import read_result, status
 from sniper.training import checkpoint
 from sniper.tts.corpus.dataset import FeatureDataset
 
@@ -38,6 +38,9 @@ def collect(
     found = {arm.name: [read_run(r) for r in runs if r.arm == arm] for arm in matrix.arms}
     reference = _by_seed(found[matrix.reference])
     arms = [_arm(arm, found[arm.name], reference, matrix) for arm in matrix.arms]
+    compared_with = next(arm for arm in arms if arm["name"] == matrix.reference)
+    for arm in arms:
+        arm["timing"] = asdict(rates.judge(arm, compared_with))
     measured = [e for each in found.values() for r in each if (e := r["evaluation"])]
     sentences = len(measured[0]["ids"]) if measured else 0
     spoken = range(min(SPOKEN, sentences))
@@ -59,7 +62,7 @@ def collect(
 
 def read_run(run: Run) -> dict[str, Any]:
     """What one run left: `seed`, `status`, `message`, `history`, seconds, evaluation."""
-    result = files.read_json(run.folder / "result.json") or {}
+    result = read_result(run.folder)
     progress: dict[str, Any] = {}
     if checkpoint.exists(run.folder):
         progress = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
@@ -70,9 +73,10 @@ def read_run(run: Run) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "status": how,
-        "message": result.get("message", ""),
-        "machine": result.get("machine"),
-        "wall_seconds": result.get("wall_seconds"),
+        "message": result["message"],
+        "machine": result["machine"],
+        "wall_seconds": result["wall_seconds"],
+        "spans": result["spans"],
         "history": history,
         "score_seconds": progress.get("score_seconds", 0.0),
         "evaluation": read_evaluation(run.folder) if how == "trained" else None,
@@ -95,7 +99,7 @@ def _arm(
         "label": arm.label,
         "note": arm.note,
         "settings": [f"{arm.config}:", *arm.overrides],
-        "runs": [_shown(run) for run in runs],
+        "runs": [shown(run) for run in runs],
         "final_loss": _loss([timing.losses(r["history"])[-1] for r in own.values()]),
         "best_loss": _loss([timing.losses(r["history"]).min() for r in own.values()]),
         "frames_per_second": _mean([_speed(r["history"]) for r in own.values()]),
@@ -123,13 +127,14 @@ def _speed(history: Sequence[timing.Row]) -> float:
     return sum(row["frames"] for row in history) / sum(row["seconds"] for row in history)
 
 
-def _shown(run: dict[str, Any]) -> dict[str, Any]:
+def shown(run: dict[str, Any]) -> dict[str, Any]:
     """A run as the report draws it."""
     history = run["history"]
     return {
         "seed": run["seed"],
         "status": run["status"],
         "message": run["message"],
+        "spans": run["spans"],
         "epoch": [row["epoch"] + 1 for row in history],
         "seconds": timing.seconds(history).round(2).tolist(),
         "sparsity": [row["sparsity"] for row in history],

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from sniper.compare import bootstrap, files, timing
+from sniper.compare import bootstrap, files, rates, timing
 from sniper.compare.matrix import Run
-from sniper.compare.results import CHECKPOINTS, read_run
+from sniper.compare.results import CHECKPOINTS, read_run, shown
 
 
 def write_tables(data: dict[str, Any], runs: Sequence[Run], folder: Path) -> None:
@@ -48,6 +48,8 @@ def _line(run: dict[str, Any]) -> dict[str, Any]:
         losses = timing.losses(history)
         line |= {"valid_final": float(losses[-1]), "valid_best": float(losses.min())}
         line["best_epoch"] = int(losses.argmin()) + 1
+        as_arm = {"name": "", "stages": timing.stages(history), "runs": [shown(run)]}
+        line["rate_spread"] = rates.judge(as_arm, as_arm).spread
     if run["evaluation"]:
         for which in CHECKPOINTS:
             for metric, values in run["evaluation"]["checkpoints"][which]["metrics"].items():

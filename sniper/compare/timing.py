@@ -69,21 +69,21 @@ def time_to_loss(
     Nothing is interpolated: a loss is known at ends of epochs only, so an arm's time is rounded up
     to a whole epoch, and the reference's is exact.
     """
-    theirs, clock = losses(reference), seconds(reference)
-    ours, own_clock = losses(history), seconds(history)
+    reference_losses, reference_clock = losses(reference), seconds(reference)
+    arm_losses, arm_clock = losses(history), seconds(history)
     extra = score_seconds + np.cumsum([row.get("change_seconds") or 0.0 for row in history])
     result = []
     for fraction in FRACTIONS:
-        last = max(1, round(fraction * len(theirs)))
-        first = int(np.argmin(theirs[:last]))
-        below = np.flatnonzero(ours <= theirs[first])
+        last = max(1, round(fraction * len(reference_losses)))
+        first = int(np.argmin(reference_losses[:last]))
+        below = np.flatnonzero(arm_losses <= reference_losses[first])
         at = int(below[0]) if len(below) else None
         result.append(
             Reached(
                 fraction,
-                float(theirs[first]),
-                float(clock[first]),
-                None if at is None else float(own_clock[at]),
+                float(reference_losses[first]),
+                float(reference_clock[first]),
+                None if at is None else float(arm_clock[at]),
                 0.0 if at is None else float(extra[at]),
             )
         )
@@ -98,15 +98,16 @@ def early_losses(history: Sequence[Row], reference: Sequence[Row]) -> list[dict[
         `by_seconds`: the same after that share of the reference's training seconds, interpolated
         between epochs; None where the arm's run is too short, or not yet at its first epoch's end.
     """
-    theirs, clock = losses(reference), seconds(reference)
-    ours, own_clock = losses(history), seconds(history)
+    reference_losses, reference_clock = losses(reference), seconds(reference)
+    arm_losses, arm_clock = losses(history), seconds(history)
     result: list[dict[str, float | None]] = []
     for fraction in EARLY:
-        epoch = max(1, round(fraction * len(theirs))) - 1
-        then = clock[epoch]
-        by_epoch = ours[epoch] - theirs[epoch] if epoch < len(ours) else None
-        inside = own_clock[0] <= then <= own_clock[-1]
-        by_seconds = np.interp(then, own_clock, ours) - theirs[epoch] if inside else None
+        epoch = max(1, round(fraction * len(reference_losses))) - 1
+        then = reference_clock[epoch]
+        by_epoch = arm_losses[epoch] - reference_losses[epoch] if epoch < len(arm_losses) else None
+        inside = arm_clock[0] <= then <= arm_clock[-1]
+        arm_loss = np.interp(then, arm_clock, arm_losses) if inside else None
+        by_seconds = None if arm_loss is None else arm_loss - reference_losses[epoch]
         found = {"by_epoch": by_epoch, "by_seconds": by_seconds}
         floats = {k: None if v is None else float(v) for k, v in found.items()}
         result.append({"fraction": fraction, **floats})

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     from sniper.tts.errors import SpeechError
 
     try:
-        with alone(options.run):
+        with folder_lock(options.run):
             return _work(options)
     except (SpeechError, ConfigError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -52,6 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (Interrupted, KeyboardInterrupt):
         return 130
+    except Exception as error:  # a fault of ours: told as it is, instead of an older message
+        traceback.print_exc()
+        what = f"{type(error).__name__}: {error}; see {options.run}/log.txt"
+        _record(options.run, "failed", what)
+        return 1
 
 
 def _work(options: argparse.Namespace) -> int:
@@ -64,42 +70,63 @@ def _work(options: argparse.Namespace) -> int:
 
     folder, config = options.run, load(str(options.run / "run.yaml"))
     if not options.no_training and status(folder) != "trained":
-        started = time.monotonic()
+        started = time.time()
         try:
             run(config)
         except NotFinite as error:
             print(f"diverged: {error}", file=sys.stderr)
-            _record(folder, "diverged", str(error), time.monotonic() - started)
+            _record(folder, "diverged", str(error), started)
             return 0
         except BaseException:
-            _record(folder, "stopped", "", time.monotonic() - started)
+            _record(folder, "stopped", "", started)
             raise
-        _record(folder, "trained", "", time.monotonic() - started)
+        _record(folder, "trained", "", started)
     set_up_torch(config.train)
     valid = FeatureDataset(prepare_data(config) / "valid.safetensors")
-    with alone(options.truth):
+    with folder_lock(options.truth):
         truth = load_truth(options.truth, valid, options.sentences)
     if read_evaluation(folder, len(truth.f0)) is None:
         evaluate(folder, truth, config.train.device)
     return 0
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """What result.json says; what it lacks, or the whole if it is damaged, is as not begun.
+
+    Returns:
+        `status` (`trained`, `diverged`, `stopped`, `failed`; None: not begun), `message`,
+        `wall_seconds`, `machine` (None: not known), and `spans`: beginning and end of each session,
+        in seconds of the clock; empty in results from before they were kept.
+    """
+    result: dict[str, Any] = {"status": None, "message": "", "wall_seconds": 0.0, "spans": []}
+    result["machine"] = None
+    found = files.read_json(folder / "result.json")
+    return result | found if isinstance(found, dict) else result
+
+
 def status(folder: Path) -> str | None:
-    """`trained`, `diverged`, `stopped` or `failed`, as result.json says; None: not begun."""
-    result = files.read_json(folder / "result.json")
-    return result.get("status") if isinstance(result, dict) else None
+    """How a run ended, as `read_result` has it."""
+    return read_result(folder)["status"]
 
 
-def _record(folder: Path, how: str, message: str, seconds: float = 0.0) -> None:
-    before = files.read_json(folder / "result.json") or {}
-    if how == "failed" and before.get("status") == "trained":
+def forget_failure(folder: Path) -> None:
+    """Before a run is tried again: if it ends without a word, no older message is its reason."""
+    result = read_result(folder)
+    if result["status"] == "failed":
+        files.write_json(folder / "result.json", result | {"status": "stopped", "message": ""})
+
+
+def _record(folder: Path, how: str, message: str, started: float | None = None) -> None:
+    """Writes result.json; `started` is when this session's training began, if it trained."""
+    result = read_result(folder)
+    if how == "failed" and result["status"] == "trained":
         how = "trained"  # only the measuring failed, and will be tried again
-    result = {
-        "status": how,
-        "message": message,
-        "wall_seconds": before.get("wall_seconds", 0.0) + seconds,
-        "machine": machine() if seconds else before.get("machine"),
-    }
+    result |= {"status": how, "message": message}
+    if started is not None:
+        now = time.time()
+        result["wall_seconds"] += max(0.0, now - started)
+        result["spans"] = [*result["spans"], [started, now]]
+        result["machine"] = machine()
     files.write_json(folder / "result.json", result)
 
 
@@ -141,15 +168,25 @@ def _commit() -> str | None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, wait: bool = True) -> Iterator[None]:
+def folder_lock(folder: Path, wait: bool = True) -> Iterator[None]:
     """Waits until no other process works in the folder.
 
     Raises:
-        BlockingIOError: one does, and it shall not wait.
+        BlockingIOError: one does, and it shall not wait; with its number.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            lock.seek(0)
+            who = f"process {found}" if (found := lock.read(20).strip()) else "another process"
+            raise BlockingIOError(
+                f"{who} is comparing in {folder}; wait for it, or stop it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
 
 

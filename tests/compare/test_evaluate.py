@@ -15,6 +15,7 @@ from comparing import Compared
 from safetensors.torch import load_file, save_file
 
 from sniper.compare import evaluate as module
+from sniper.compare import files
 from sniper.compare.evaluate import METRICS, evaluate, load_truth, masks_by_layer, read_evaluation
 from sniper.training import checkpoint
 from sniper.training.trainer import make_sniper
@@ -61,8 +62,68 @@ def test_truth_is_found_out_once(
     # Of other sentences, or cut off: found out anew.
     monkeypatch.setattr(module, "mel_to_audio", lambda mel, *_, **__: np.ones(len(mel) * 256))
     assert len(load_truth(tmp_path / "truth", valid, 2).f0) == 2
-    (tmp_path / "truth" / "f0.npz").write_bytes(b"cut off")
     assert len(load_truth(tmp_path / "truth", valid, 1).f0) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other lengths", "not arrays", "no sound"])
+def test_a_damaged_truth_is_found_out_anew(
+    compared: Compared, valid: FeatureDataset, tmp_path: Path, damage: str
+):
+    shutil.copytree(compared.out / "truth", tmp_path / "truth")
+    path = tmp_path / "truth" / "f0.npz"
+    content, before = path.read_bytes(), load_truth(tmp_path / "truth", valid, 3)
+    if damage == "cut":
+        path.write_bytes(content[:3000])
+    elif damage == "flipped":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "other lengths":
+        short = {f"f0-{i}": f[:-1] for i, f in enumerate(before.f0)}
+        files.write_arrays(path, {"ids": np.array(valid.ids[:3]), **short})
+    elif damage == "not arrays":
+        path.write_text("[]")
+    else:
+        (tmp_path / "truth" / "1.mp3").unlink()
+        (tmp_path / "truth" / "2-recorded.mp3").unlink()
+    after = load_truth(tmp_path / "truth", valid, 3)
+    assert [f.tolist() for f in after.f0] == [f.tolist() for f in before.f0]
+    assert files.read_arrays(path).keys() == {"ids", "f0-0", "f0-1", "f0-2"}
+    names = sorted(p.name for p in (compared.out / "truth").glob("*.mp3"))
+    assert sorted(p.name for p in (tmp_path / "truth").glob("*.mp3")) == names
+
+
+def test_recordings_are_found_where_the_corpus_lay(
+    compared: Compared, valid: FeatureDataset, demo_corpus: Path, tmp_path: Path
+):
+    """Features in one folder, the recordings that they were prepared from in another."""
+    for name in ("valid.safetensors", "corpus.json"):
+        shutil.copy(demo_corpus / name, tmp_path / name)
+    moved = FeatureDataset(tmp_path / "valid.safetensors")
+    assert module._recording(moved, 0) is None
+    described = json.loads((tmp_path / "corpus.json").read_text())
+    described["settings"]["corpus"]["root"] = str(demo_corpus / "corpus")
+    (tmp_path / "corpus.json").write_text(json.dumps(described))
+    np.testing.assert_array_equal(module._recording(moved, 0), module._recording(valid, 0))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e: [],
+        lambda e: {**e, "version": 0},
+        lambda e: {**e, "ids": None},
+        lambda e: {**e, "ids": e["ids"][1:]},
+        lambda e: {**e, "checkpoints": {"final": e["checkpoints"]["final"]}},
+        lambda e: {**e, "checkpoints": {**e["checkpoints"], "best": 3}},
+        lambda e: {k: v for k, v in e.items() if k != "layers"},
+    ],
+)
+def test_a_damaged_evaluation_counts_as_none(compared: Compared, tmp_path: Path, change):
+    whole = files.read_json(compared.run("dense").folder / "evaluation.json")
+    files.write_json(tmp_path / "evaluation.json", whole)
+    assert read_evaluation(tmp_path) == whole
+    files.write_json(tmp_path / "evaluation.json", change(whole))
+    assert read_evaluation(tmp_path) is None
 
 
 def test_the_truth_has_no_distance_to_itself(

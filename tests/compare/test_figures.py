@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures for READMEs."""
+"""The report's charts."""
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
-from comparing import Compared
+from comparing import Compared, arm, run
+from matplotlib import pyplot
 
-from sniper.compare.figures import COLORS, line_style, mean_curve, picture, write_figures
+from sniper.compare.figures import (
+    COLORS,
+    charts,
+    line_style,
+    mean_curve,
+    picture,
+    plot_loss,
+    write_loss,
+)
 from sniper.compare.results import collect
 from sniper.tts.corpus.dataset import FeatureDataset
 
@@ -24,8 +34,9 @@ def test_a_mask_as_an_image():
 def test_means_as_far_as_all_seeds_went():
     runs = [{"epoch": [1, 2], "loss": [4.0, 2.0]}, {"epoch": [1], "loss": [2.0]}]
     nothing = {"epoch": [], "loss": []}
-    assert mean_curve([*runs, nothing], "epoch", "loss").tolist() == [[1.0, 3.0]]
-    assert mean_curve([nothing], "epoch", "loss").shape == (0, 2)
+    assert mean_curve([*runs, nothing], "epoch", "loss").tolist() == [[1.0, 3.0, 2.0, 4.0]]
+    assert mean_curve([nothing], "epoch", "loss").shape == mean_curve([], "epoch", "loss").shape
+    assert mean_curve([nothing], "epoch", "loss").shape == (0, 4)
 
 
 def test_no_two_arms_look_alike():
@@ -36,19 +47,27 @@ def test_no_two_arms_look_alike():
     assert line_style({"stages": [{"sparsity": 0.0}]}, 0) == "solid"
 
 
-def test_pictures(compared: Compared, demo_corpus: Path, tmp_path: Path):
+def test_charts_show_what_there_is(compared: Compared, demo_corpus: Path, tmp_path: Path):
     valid = FeatureDataset(demo_corpus / "valid.safetensors")
-    written = write_figures(collect(compared.matrix, compared.runs, "x", valid), tmp_path)
-    assert [path.name for path in written] == ["loss.png", "speed.png", "masks.png"]
-    assert all(matplotlib.image.imread(path)[..., :3].std() > 0.03 for path in written)
-    without = load_only_dense(compared, valid)
-    assert [p.name for p in write_figures(without, tmp_path)] == ["loss.png", "speed.png"]
+    data = collect(compared.matrix, compared.runs, "x", valid)
+    assert matplotlib.image.imread(write_loss(data, tmp_path))[..., :3].std() > 0.03
+    found = charts(data)
+    # The reference needs no panel, and the arm that diverged has nothing to show.
+    assert list(found) == ["epoch", "seconds", "sparsity", "frames_per_second", "panel-0"]
+    assert found == charts(data)  # the same each time
+    for address in found.values():
+        svg = base64.b64decode(address.partition("base64,")[2]).decode()
+        assert COLORS[0] in svg and COLORS[1] in svg and COLORS[2] not in svg
 
 
-def load_only_dense(compared: Compared, valid: FeatureDataset) -> dict:
-    """The same without the arm that has blocks."""
-    from sniper.compare.arms import load_matrix
-
-    matrix = load_matrix(str(compared.file), arms=["dense"])
-    runs = [run for run in compared.runs if run.arm.name == "dense"]
-    return collect(matrix, runs, "x", valid)
+def test_an_unsteady_clock_is_told_on_its_axis():
+    figure, axis = pyplot.subplots()
+    steady = {"arms": [arm("a", run([100] * 5))], "reference": "a", "seeds": [0]}
+    plot_loss(axis, steady, "seconds")
+    assert axis.get_xlabel() == "seconds of training"
+    unsteady = {**steady, "arms": [arm("a", run([100, 140, 100, 140, 120]))]}
+    plot_loss(axis, unsteady, "seconds")
+    assert axis.get_xlabel() == "seconds of training (not steady: rates varied by up to 33 %)"
+    plot_loss(axis, unsteady, "epoch")
+    assert axis.get_xlabel() == "epoch"
+    pyplot.close(figure)

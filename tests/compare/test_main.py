@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from comparing import Compared
 
 from sniper.compare.__main__ import main
-from sniper.compare.worker import alone
+from sniper.compare.worker import folder_lock
 
-REPORT = ["epochs.csv", "loss.png", "masks.png", "report.html", "results.csv", "results.json"]
+REPORT = ["epochs.csv", "loss.png", "report.html", "results.csv", "results.json"]
 
 
 def test_what_it_leaves(compared: Compared):
-    assert sorted(p.name for p in (compared.out / "report").iterdir()) == [*REPORT, "speed.png"]
+    assert sorted(p.name for p in (compared.out / "report").iterdir()) == REPORT
     assert "A <small> matrix: 3 arms x 2 seeds, 3 epochs each, 1 threads" in compared.said
     assert f"{compared.out}/report/report.html: 0." in compared.said
     assert (compared.out / "report/report.html").stat().st_size < 1_500_000
@@ -52,9 +55,38 @@ def test_other_settings_are_refused(compared: Compared, capsys: pytest.CaptureFi
 
 
 def test_two_at_once_are_refused(compared: Compared, capsys: pytest.CaptureFixture):
-    with alone(compared.out):
+    with folder_lock(compared.out):
         assert main(compared.options("--report-only")) == 2
-    assert capsys.readouterr().err == f"error: another process is comparing in {compared.out}\n"
+    expected = (
+        f"error: process {os.getpid()} is comparing in {compared.out}; wait for it, or stop it"
+    )
+    assert capsys.readouterr().err == expected + "\n"
+
+
+@pytest.mark.parametrize("name", ["yaml", "jinja2", "matplotlib"])
+def test_a_missing_package_is_told_before_anything_is_trained(name: str, tmp_path: Path):
+    """In a process of its own, which has imported nothing yet."""
+    program = f"import sys; sys.modules[{name!r}] = None; import sniper.compare.__main__ as m; "
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            program + "sys.exit(m.main(sys.argv[1:]))",
+            "--output",
+            tmp_path / "x",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    expected = f"error: not installed: {name}: pip install 'sniper-tts[demo]'\n"
+    assert (done.returncode, done.stderr) == (2, expected) and not (tmp_path / "x").exists()
+
+
+def test_help_tells_the_exit_status(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Exit status: 0 complete" in said and "demo, demo-ablation, ljspeech" in said
 
 
 @pytest.mark.parametrize(

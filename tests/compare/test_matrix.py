@@ -7,6 +7,7 @@ import dataclasses
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from comparing import Compared
@@ -14,7 +15,7 @@ from speech import differences, everything, fit
 
 from sniper.compare import files
 from sniper.compare.arms import load_matrix
-from sniper.compare.matrix import _how, epochs_of, execute, plan, refuse_changes
+from sniper.compare.matrix import _Clock, _describe_end, epochs_of, execute, plan, refuse_changes
 from sniper.training.config import ConfigError
 
 
@@ -50,7 +51,7 @@ def test_stopped_or_killed_and_taken_up_again(compared: Compared, tmp_path: Path
 
 def test_a_killed_run_is_said_to_be_one(compared: Compared):
     words = "killed by SIGKILL; the same command goes on with it"
-    assert _how(compared.run("dense"), -signal.SIGKILL, train=True) == words
+    assert _describe_end(compared.run("dense"), -signal.SIGKILL, train=True) == words
 
 
 def test_an_arm_that_diverges_is_recorded_and_the_rest_goes_on(compared: Compared):
@@ -111,3 +112,20 @@ def test_a_run_that_fails_does_not_stop_the_others(compared: Compared, tmp_path:
     assert runs[0].trained() and not runs[0].measured()  # tried again next time
     assert runs[1].measured(3)
     assert any(line.endswith("measured; no epoch left") for line in said)
+    assert "dense seed 0: is measured" in said
+
+
+def test_how_far_it_is_without_a_bar(compared: Compared, monkeypatch: pytest.MonkeyPatch):
+    """Lines now and then in a log, none beside a bar."""
+    now = 1000.0
+    monkeypatch.setattr("sniper.compare.matrix.time.monotonic", lambda: now)
+    with _Clock(compared.runs, compared.runs[:2]) as clock:
+        assert not clock.due()
+        now += 61
+        assert clock.due() and not clock.due()
+        assert str(clock).startswith("12 of 18 epochs done; ")  # of the broken one there are none
+    now += 61
+    with monkeypatch.context() as patch:
+        patch.setattr(clock, "_bar", SimpleNamespace(disable=False))
+        assert not clock.due()
+    assert clock.due()

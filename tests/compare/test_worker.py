@@ -13,7 +13,7 @@ import pytest
 from comparing import Compared, until
 
 from sniper.compare import files
-from sniper.compare.worker import alone, machine, main, status
+from sniper.compare.worker import folder_lock, forget_failure, machine, main, read_result, status
 from sniper.training.config import dump
 
 
@@ -21,7 +21,9 @@ def test_a_finished_run_says_how_it_went(compared: Compared):
     folder = compared.run("dense").folder
     result = files.read_json(folder / "result.json")
     assert status(folder) == "trained" and result["message"] == ""
-    assert result["wall_seconds"] > 0
+    (begun, ended), *more = result["spans"]
+    assert more and begun < ended < more[0][0]  # it was killed, and taken up again later
+    assert sum(b - a for a, b in result["spans"]) == pytest.approx(result["wall_seconds"])
     assert result["machine"]["threads"] == 1 and result["machine"]["torch"].startswith("2.")
     assert status(folder / "nowhere") is None
 
@@ -43,9 +45,36 @@ def test_settings_that_cannot_be_trained_are_a_failure(compared: Compared, tmp_p
     assert "train.max_frames" in files.read_json(tmp_path / "result.json")["message"]
 
 
+def test_a_fault_of_ours_is_recorded_as_what_it_is(compared: Compared, tmp_path: Path, capsys):
+    """Not as the message of an earlier failure."""
+    config = dump(compared.run("dense").config).replace(str(compared.out), str(tmp_path))
+    (tmp_path / "run.yaml").write_text(config)
+    before = {"status": "failed", "message": "old", "wall_seconds": 5.0, "machine": None}
+    files.write_json(tmp_path / "result.json", before)
+    assert read_result(tmp_path) == {**before, "spans": []}
+    forget_failure(tmp_path)
+    assert read_result(tmp_path) == {**before, "status": "stopped", "message": "", "spans": []}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sniper.compare.worker._stop_with_parent", lambda: None)
+        patch.setattr("sniper.train.run", lambda config: 1 // 0)
+        assert main([str(tmp_path), "--truth", str(tmp_path / "truth")]) == 1
+    assert "Traceback" in capsys.readouterr().err
+    result = read_result(tmp_path)
+    assert result["status"] == "failed" and len(result["spans"]) == 1
+    assert result["message"].startswith("ZeroDivisionError: ")
+    assert result["message"].endswith(f"see {tmp_path}/log.txt")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[1]", "null", '{"sta'])
+def test_a_damaged_result_is_as_not_begun(tmp_path: Path, content: str):
+    (tmp_path / "result.json").write_text(content)
+    assert read_result(tmp_path) == read_result(tmp_path / "nowhere")
+    assert status(tmp_path) is None
+
+
 def test_only_one_works_in_a_folder(tmp_path: Path):
-    program = "import sys, pathlib; from sniper.compare.worker import alone\n"
-    program += "with alone(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
+    program = "import sys, pathlib; from sniper.compare.worker import folder_lock\n"
+    program += "with folder_lock(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
     other = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -53,12 +82,13 @@ def test_only_one_works_in_a_folder(tmp_path: Path):
     )
     try:
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(BlockingIOError), alone(tmp_path, wait=False):
-            pass
+        with pytest.raises(BlockingIOError, match=f"process {other.pid} is comparing in"):
+            with folder_lock(tmp_path, wait=False):
+                pass
     finally:
         other.kill()
         other.communicate()
-    with alone(tmp_path, wait=False):
+    with folder_lock(tmp_path, wait=False):
         pass
 
 
