@@ -60,7 +60,7 @@ def test_every_example_has_a_test_and_begins_with_its_command():
 
 
 def test_own_loop(tmp_path):
-    save = ["--width", "128", "--batches", "10", "--save", "loop.pt"]
+    save = ["--width", "256", "--batches", "10", "--save", "loop.pt"]
     out = run("own_loop", tmp_path, "--epochs", "6", *save)
     assert near(sparsities(out), [80, 80, 40, 40, 0, 0])
     losses = [float(x) for x in re.findall(r"held-out loss ([\d.]+)", out)]
@@ -70,7 +70,7 @@ def test_own_loop(tmp_path):
 
 def test_own_loop_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
     main = runpy.run_path(str(EXAMPLES["own_loop"]))["main"]
-    arguments = ["--epochs", "6", "--width", "128", "--batches", "10"]
+    arguments = ["--epochs", "6", "--width", "256", "--batches", "10"]
     main(arguments)
     whole = capsys.readouterr().out.splitlines()
     saved = [*arguments, "--save", str(tmp_path / "loop.pt")]
@@ -107,7 +107,7 @@ def test_digits(tmp_path):
 
 
 def test_huggingface_trainer(tmp_path):
-    sizes = ["--hidden", "64", "--utterances", "8", "--output", "run"]
+    sizes = ["--hidden", "128", "--utterances", "8", "--output", "run"]
     out = run("huggingface_trainer", tmp_path, "--epochs", "3", *sizes)
     assert sparsities(out) == [80, 40, 0]
     assert re.search(r"training loss \d+\.\d+, \d+ parameters were masked", out)
