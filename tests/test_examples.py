@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every example runs as its docstring says, at a small size, and prints what it should."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sniper
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
+SPARSITIES = re.compile(r"epoch (\d+): sparsity (\d+)%")
+OUTSIDE = {"huggingface_trainer": "transformers", "lightning_callback": "lightning"}
+
+
+def run(name: str, folder: Path, *arguments: str) -> str:
+    """What an example prints, run in an empty folder on one thread."""
+    if name in OUTSIDE:
+        pytest.importorskip(OUTSIDE[name])
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES[name]), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "SNIPER_CACHE_DIR": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def sparsities(out: str) -> list[int]:
+    """Percent of each epoch's line, which must count from 0."""
+    rows = [(int(epoch), int(percent)) for epoch, percent in SPARSITIES.findall(out)]
+    assert [epoch for epoch, _ in rows] == list(range(len(rows)))
+    return [percent for _, percent in rows]
+
+
+def near(found: list[int], asked: list[int]) -> bool:
+    """Whole blocks come near a sparsity, not always to the percent."""
+    return len(found) == len(asked) and all(
+        abs(f - a) <= 3 for f, a in zip(found, asked, strict=True)
+    )
+
+
+def test_every_example_has_a_test_and_begins_with_its_command():
+    assert len(EXAMPLES) == 5 and all(f"test_{name}" in globals() for name in EXAMPLES)
+    for name, path in EXAMPLES.items():
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        command = docstring.split("\n")[2].strip()
+        assert command == f"python examples/{name}.py"
+
+
+def test_own_loop(tmp_path):
+    save = ["--width", "256", "--batches", "10", "--save", "loop.pt"]
+    out = run("own_loop", tmp_path, "--epochs", "6", *save)
+    assert near(sparsities(out), [80, 80, 40, 40, 0, 0])
+    losses = [float(x) for x in re.findall(r"held-out loss ([\d.]+)", out)]
+    assert losses[-1] < losses[0]
+    assert run("own_loop", tmp_path, "--epochs", "6", *save) == ""  # resumed, and finished already
+
+
+def test_own_loop_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
+    main = runpy.run_path(str(EXAMPLES["own_loop"]))["main"]
+    arguments = ["--epochs", "6", "--width", "256", "--batches", "10"]
+    main(arguments)
+    whole = capsys.readouterr().out.splitlines()
+    saved = [*arguments, "--save", str(tmp_path / "loop.pt")]
+
+    def stop_before_epoch_3(self, epoch, optimizer):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return step(self, epoch, optimizer)
+
+    step = sniper.Sniper.step
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sniper.Sniper, "step", stop_before_epoch_3)
+        main(saved)
+    main(saved)
+    halves = capsys.readouterr().out.splitlines()
+    seconds = re.compile(r", [\d.]+ s$")
+    assert [seconds.sub("", line) for line in halves] == [seconds.sub("", line) for line in whole]
+
+
+def test_own_model(tmp_path):
+    sizes = ["--width", "128", "--layers", "1", "--batches", "6", "--length", "32"]
+    out = run("own_model", tmp_path, "--epochs", "3", *sizes)
+    assert re.search(r"encoder\.layers\.0\.linear1 .* block-sparse, 64", out)
+    assert re.search(r"head .* excluded", out)
+    assert re.search(r"encoder\.layers\.0\.linear1 +0\.\d+ +(cpu|dense)", out)  # explain's table
+    assert near(sparsities(out), [80, 40, 0])
+    assert out.endswith("the weights load into the plain model\n")
+
+
+def test_digits(tmp_path):
+    out = run("digits", tmp_path, "--epochs", "10")
+    assert near(sparsities(out), [80, 80, 40, 40, 20, 20, 10, 10, 0, 0])
+    assert float(re.findall(r"held-out digits ([\d.]+)%", out)[-1]) > 90
+
+
+def test_huggingface_trainer(tmp_path):
+    sizes = ["--hidden", "128", "--utterances", "8", "--output", "run"]
+    out = run("huggingface_trainer", tmp_path, "--epochs", "3", *sizes)
+    assert sparsities(out) == [80, 40, 0]
+    assert re.search(r"training loss \d+\.\d+, \d+ parameters were masked", out)
+    assert (tmp_path / "run/checkpoint-3/sniper.pt").is_file()
+
+
+def test_lightning_callback(tmp_path):
+    out = run("lightning_callback", tmp_path, "--epochs", "3", "--width", "128")
+    assert sparsities(out) == [80, 40, 0]
+    losses = [float(x) for x in re.findall(r"loss ([\d.]+)", out)]
+    assert losses[-1] < losses[0]
