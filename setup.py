@@ -136,7 +136,10 @@ class CMakeBuild(build_ext):
                 if cuda_choice() == "on":
                     sys.exit(f"SNIPER_CUDA=on, but the CUDA sources cannot be built:\n{error}")
                 why = first_complaint(str(error))
-                print(f"sniper: CUDA left out of the build, it goes on for the CPU alone: {why}", flush=True)
+                print(
+                    f"sniper: CUDA left out of the build, it goes on for the CPU alone: {why}",
+                    flush=True,
+                )
         for command in self.commands(ext, None):
             self.spawn(command)
 

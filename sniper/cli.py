@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The console command: `sniper-tts COMMAND ...`, the same as `python -m sniper.COMMAND ...`.
 
-A command's module is imported when it is asked for, so that `sniper-tts --help` needs nothing and
-answers at once, and a missing extra is reported by the command that wants it.
+A command's module is imported when it is asked for, so that `sniper-tts --help` needs no extra, and
+one that is missing is reported by the command that wants it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COMMANDS = {
     "prepare": "turn recordings and their alignments into features for training",
     "synthesize": "speak a text with a trained model",
     "export": "write a trained model as ONNX or a torch.export program",
-    "compare": "train dense, constantly sparse and with SNIPER side by side, and report",
+    "compare": "train dense, sparse and with SNIPER side by side, and report",
     "doctor": "say what this machine runs, and why",
 }
 
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         meant = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
         print(f"error: {name!r} is not a command of sniper-tts: {meant}", file=sys.stderr)
         return 2
-    return import_module(f"{_module(name)}").main(rest)
+    return import_module(_module(name)).main(rest)
 
 
 def _module(name: str) -> str:
