@@ -141,7 +141,7 @@ class CMakeBuild(build_ext):
                     flush=True,
                 )
         for command in self.commands(ext, None):
-            self.spawn(command)
+            self.spawn([*command])
 
     def commands(self, ext: Extension, nvcc: str | None) -> list[list[str]]:
         """To configure and to build, with CUDA where there is an nvcc.

@@ -229,7 +229,7 @@ def parse_layer(name: str) -> Layer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 0.6, 0.4, 0.2])
     parser.add_argument("--block", type=int, default=64)

@@ -193,7 +193,7 @@ BENCHES = {"change": bench_change, "elements": bench_elements, "score": bench_sc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("which", nargs="*", choices=[*BENCHES, []], help="all without any")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=15)

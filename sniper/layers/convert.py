@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -17,6 +18,7 @@ from sniper.layers.dropout import Dropout
 from sniper.layers.linear import BlockSparseLinear
 from sniper.layers.masked import check_block_size
 
+Model = TypeVar("Model", bound=nn.Module)
 _SPARSE = {nn.Linear: BlockSparseLinear, nn.Conv1d: BlockSparseConv1d}
 _PLAIN = {sparse: plain for plain, sparse in _SPARSE.items()}
 
@@ -187,7 +189,7 @@ def sparsify(
     return report
 
 
-def densify(model: nn.Module) -> nn.Module:
+def densify(model: Model) -> Model:
     """Turns every block-sparse layer back into its plain class, in place; pruned weights stay zero.
 
     Returns:
