@@ -2,28 +2,50 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format sanitize mutate clean
+.PHONY: demo test lint format bench wheel wheels constraints sanitize mutate clean
 
 demo: .venv/.demo
 	$(BIN)/python -m sniper.train
 
-test: .venv/.test
+test: .venv/.dev
 	$(BIN)/python -m pytest -q
 
 NATIVE = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' '*.inc')
 
-lint: .venv/.test
+# What .pre-commit-config.yaml runs on a commit, on everything.
+lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+	$(BIN)/pyright
 
-format: .venv/.test
+format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)
 
+# Microbenchmarks, about two minutes; bench/README.md says how to compare two runs.
+bench: .venv/.dev
+	$(BIN)/python -m pytest bench --benchmark-only
+
+# An sdist and, built from it, a wheel for this machine, into dist/.
+wheel: .venv/.dev
+	$(BIN)/python -m build --outdir dist
+
+# Wheels for every supported Python, as they are published; needs Docker.
+wheels: .venv/.dev
+	$(BIN)/python -m pip install --quiet cibuildwheel
+	$(BIN)/cibuildwheel --platform linux --output-dir dist
+
+# Writes the pins of constraints.txt anew from what is installed here, below its comments.
+constraints: .venv/.dev
+	$(BIN)/python -m pip freeze --exclude-editable | grep -vi '^sniper-tts' \
+	  | sed -E 's/\+[a-z0-9.]+$$//; s/^triton==/triton<=/' > .venv/pins
+	sed -n '/^#/p' constraints.txt | cat - .venv/pins > .venv/constraints.txt
+	cp .venv/constraints.txt constraints.txt
+
 # Optional, some minutes: the CPU kernels' tests on a build with AddressSanitizer and UBSan.
-sanitize: .venv/.test
+sanitize: .venv/.dev
 	$(BIN)/python -m pip install --quiet pybind11 cmake ninja
 	$(BIN)/cmake -G Ninja -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DSNIPER_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
@@ -38,10 +60,10 @@ sanitize: .venv/.test
 	  $(BIN)/python -P -m pytest -q tests/ops/backends/test_cpu.py tests/ops/test_attention.py
 
 # Optional, a quarter of an hour: breaks the CUDA sources in one place at a time; the tests must find each.
-mutate: .venv/.test
+mutate: .venv/.dev
 	$(BIN)/python tests/cuda_shim/mutate.py
 
-SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
+SOURCES := pyproject.toml constraints.txt setup.py CMakeLists.txt $(shell find csrc -type f)
 
 .venv/.pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed, found " + sys.version)'
@@ -50,11 +72,11 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc -type f)
 	touch $@
 
 .venv/.demo: .venv/.pip $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
-.venv/.test: .venv/.pip $(SOURCES)
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+.venv/.dev: .venv/.pip $(SOURCES)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 clean:

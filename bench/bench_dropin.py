@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Callable
+from typing import Any, cast
 
 import common
 import torch
@@ -23,6 +25,8 @@ from transformers import FastSpeech2ConformerConfig, FastSpeech2ConformerModel
 
 from sniper import densify, sparsify
 from sniper.layers import Dropout
+from sniper.layers.convert import SparsifyReport
+from sniper.layers.masked import BlockMaskedLayer
 from sniper.ops import dispatch
 
 UTTERANCES, TOKENS, FRAMES_A_TOKEN = 8, 90, 6
@@ -58,7 +62,9 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def sparse_copy(model: nn.Module, sparsity: float, block: int) -> tuple[nn.Module, object]:
+def sparse_copy(
+    model: FastSpeech2ConformerModel, sparsity: float, block: int
+) -> tuple[FastSpeech2ConformerModel, SparsifyReport]:
     """A copy whose feed-forward and attention layers have random masks of this sparsity, and the
     report.
     """
@@ -66,14 +72,14 @@ def sparse_copy(model: nn.Module, sparsity: float, block: int) -> tuple[nn.Modul
     report = sparsify(model, block, include=INCLUDE)
     generator = torch.Generator().manual_seed(0)
     for name in report.taken:
-        layer = model.get_submodule(name)
+        layer = cast(BlockMaskedLayer, model.get_submodule(name))
         scores = torch.rand(layer.block_mask_shape, generator=generator)
         cut = scores.flatten().kthvalue(max(1, round(sparsity * scores.numel()))).values
         layer.set_block_mask(scores > cut if sparsity else scores >= 0)
     return model, report
 
 
-def with_fast_dropout(model: nn.Module) -> nn.Module:
+def with_fast_dropout(model: FastSpeech2ConformerModel) -> FastSpeech2ConformerModel:
     """The dense model with our dropout, to tell its share of the gain from that of the layers."""
     for module in model.modules():
         if type(module) is nn.Dropout:
@@ -81,7 +87,9 @@ def with_fast_dropout(model: nn.Module) -> nn.Module:
     return model
 
 
-def check(sparse: nn.Module, dense: nn.Module, batch: dict[str, Tensor]) -> None:
+def check(
+    sparse: FastSpeech2ConformerModel, dense: FastSpeech2ConformerModel, batch: dict[str, Tensor]
+) -> None:
     """The dense model with the same zeros must give the same loss and input gradients; dropout is
     off, since torch draws it in memory order.
     """
@@ -92,7 +100,8 @@ def check(sparse: nn.Module, dense: nn.Module, batch: dict[str, Tensor]) -> None
     for side in (sparse, dense):
         loss = side.train()(**batch).loss
         loss.backward()
-        found.append((loss.detach(), side.encoder.embed.weight.grad.clone()))
+        grad = cast(Tensor, cast(nn.Embedding, side.encoder.embed).weight.grad)
+        found.append((loss.detach(), grad.clone()))
         side.zero_grad()
     for m, p in rates:
         m.p = p
@@ -113,7 +122,7 @@ class Inside:
     def __exit__(self, *exception: object) -> None:
         dispatch.run = self._run
 
-    def _timed(self, *args: object) -> object:
+    def _timed(self, *args: Any) -> Any:
         start = time.perf_counter()
         try:
             return self._run(*args)
@@ -121,7 +130,7 @@ class Inside:
             self.milliseconds += 1e3 * (time.perf_counter() - start)
 
 
-def profile(step: Step) -> None:
+def profile(step: Callable[[], None]) -> None:
     """Prints where one step spends its time."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p:
         step()
@@ -129,7 +138,7 @@ def profile(step: Step) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=["cpu"])
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8])
     parser.add_argument("--block", type=int, default=64)
@@ -160,7 +169,10 @@ class Timed:
 
 
 def measure(
-    model: nn.Module, batch: dict[str, Tensor], sparsity: float, args: argparse.Namespace
+    model: FastSpeech2ConformerModel,
+    batch: dict[str, Tensor],
+    sparsity: float,
+    args: argparse.Namespace,
 ) -> list[common.Row]:
     """Rows of the dense and the sparse steps, timed in turn, and of what the latter spend outside
     their sparse layers.

@@ -12,15 +12,18 @@ machine slows it for minutes, and would otherwise meet some layers and not other
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import math
 from collections.abc import Callable
+from typing import cast
 
 import common
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from sniper import BlockSparseConv1d, BlockSparseLinear, densify
 from sniper.ops import keep_freed_memory
 from sniper.ops.backends import CPU
 from sniper.ops.geometry import Geometry
@@ -32,27 +35,43 @@ BATCH, LENGTH = 8, 540
 PASSES = ("fwd", "dgrad", "wgrad")
 SECONDS, MOST_ROUNDS = 1.5, 60  # of timing a pass, where `--repeats` asks for no more
 
+Layer = tuple[int, int, int]
 Calls = dict[str, Callable[[], Tensor]]
 Times = dict[str, dict[str, list[float]]]
 
 
 class Case:
-    """One layer at one density: the same numbers in every provider's memory format."""
+    """One layer at one density: the same numbers in every provider's memory format.
 
-    def __init__(self, layer: tuple[int, int, int], block: int, density: float, dtype: torch.dtype):
+    Args:
+        layer: inputs, outputs, taps.
+        tokens: batch and length.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        block: int,
+        density: float,
+        dtype: torch.dtype,
+        tokens: tuple[int, int] = (BATCH, LENGTH),
+    ):
         c, n, taps = layer
+        self.block, (batch, self.length) = block, tokens
         generator = torch.Generator().manual_seed(0)
         scores = torch.rand(n // block, taps, c // block, generator=generator)
         active = max(1, round(density * scores.numel()))
         mask = torch.zeros(scores.numel(), dtype=torch.bool)
         mask[scores.flatten().topk(active).indices] = True
-        self.layout = BlockLayout(mask.view(scores.shape), block)
+        self.mask = mask.view(scores.shape)
+        self.layout = BlockLayout(self.mask, block)
         self.geometry = Geometry(taps, 1, taps // 2, taps // 2)
 
         def random(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator).to(dtype)
 
-        self.x, self.dy, self.bias = random(BATCH, LENGTH, c), random(BATCH, LENGTH, n), random(n)
+        self.x, self.dy = random(batch, self.length, c), random(batch, self.length, n)
+        self.bias = random(n)
         self.weight = (random(n, taps, c) * self.layout.element_mask()).view(n, taps * c)
         self.tolerance = 1e-5 if dtype == torch.float32 else 2e-2
 
@@ -61,7 +80,7 @@ class Case:
         x, dy, w, layout, geometry = self.x, self.dy, self.weight, self.layout, self.geometry
         return {
             "fwd": lambda: CPU.fwd(x, w, self.bias, layout, geometry),
-            "dgrad": lambda: CPU.dgrad(dy, w, layout, geometry, LENGTH),
+            "dgrad": lambda: CPU.dgrad(dy, w, layout, geometry, self.length),
             "wgrad": lambda: CPU.wgrad(dy, x, layout, geometry, with_bias=True)[0],
         }
 
@@ -97,9 +116,50 @@ class Case:
             "wgrad": lambda: backward(False, True, True)[1],
         }
 
+    def providers(self) -> dict[str, Calls]:
+        """By name; torch's come first."""
+        dense = {"linear": self.linear()} if self.geometry.taps == 1 else {}
+        return {"conv1d": self.conv1d(), **dense, "sparse": self.sparse()}
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Layers as a user has them, `dense` with zeros where `sparse` has masked blocks."""
+        taps = self.geometry.taps
+        w = self.weight.view(len(self.weight), taps, -1)
+        sparse: BlockSparseLinear | BlockSparseConv1d
+        if taps == 1:
+            sparse = BlockSparseLinear(w.shape[2], len(w), block_size=self.block)
+        else:
+            shape = (w.shape[2], len(w), taps)
+            sparse = BlockSparseConv1d(*shape, padding=taps // 2, block_size=self.block)
+        sparse.to(self.weight.dtype)
+        with torch.no_grad():
+            sparse.weight.copy_(w.squeeze(1) if taps == 1 else w.permute(0, 2, 1))
+            cast(Tensor, sparse.bias).copy_(self.bias)
+        sparse.set_block_mask(self.mask if taps > 1 else self.mask.squeeze(1))
+        return {"dense": densify(copy.deepcopy(sparse)), "sparse": sparse}
+
+    def step(self, module: nn.Module) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Forward and backward of one of `modules()`, through autograd and the choice of executors;
+        gives the result and the gradient of the input.
+        """
+        conv = self.geometry.taps > 1
+        # A conv takes [B, C, T]; these views of [B, T, C] are what models hand it.
+        x, dy = (t.transpose(1, 2) if conv else t for t in (self.x, self.dy))
+        x = x.detach().requires_grad_()
+
+        def call() -> tuple[Tensor, Tensor]:
+            x.grad = None
+            module.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                y = module(x)
+            y.backward(dy)
+            return y.detach(), cast(Tensor, x.grad)
+
+        return call
+
     def check(self, providers: dict[str, Calls]) -> None:
         """Holds every provider against the first, which is torch's."""
-        wanted = {"fwd": None, "dgrad": None, "wgrad": None}
+        wanted: dict[str, Tensor] = {}
         mask = self.layout.element_mask()
         for name, calls in providers.items():
             for which, call in calls.items():
@@ -110,17 +170,14 @@ class Case:
                     got = got.reshape(mask.shape) * mask
                 elif name == "conv1d":
                     got = got.transpose(1, 2)
-                if wanted[which] is None:
-                    wanted[which] = got
-                common.check_close(f"{name} {which}", got, wanted[which], self.tolerance)
+                reference = wanted.setdefault(which, got)
+                common.check_close(f"{name} {which}", got, reference, self.tolerance)
 
 
-def measure(layer: tuple[int, int, int], args: argparse.Namespace, density: float) -> Times:
+def measure(layer: Layer, args: argparse.Namespace, density: float) -> Times:
     """Milliseconds of every call, by pass and provider."""
     case = Case(layer, args.block, density, getattr(torch, args.dtype))
-    providers = {"conv1d": case.conv1d(), "sparse": case.sparse()}
-    if layer[2] == 1:
-        providers["linear"] = case.linear()
+    providers = case.providers()
     case.check(providers)
     result = {}
     for which in PASSES:
@@ -134,7 +191,7 @@ def measure(layer: tuple[int, int, int], args: argparse.Namespace, density: floa
 
 
 def rows_of(
-    layer: tuple[int, int, int], args: argparse.Namespace, density: float, sweeps: list[Times]
+    layer: Layer, args: argparse.Namespace, density: float, sweeps: list[Times]
 ) -> list[common.Row]:
     """Rows of every provider and pass, over all sweeps."""
     rows = []
@@ -149,7 +206,7 @@ def rows_of(
     return rows
 
 
-def summarise(layer: tuple[int, int, int], density: float, rows: list[common.Row]) -> float:
+def summarise(layer: Layer, density: float, rows: list[common.Row]) -> float:
     """Prints one line; returns dense time over sparse time, all passes."""
     c, n, taps = layer
     sparse = {r.pass_: r for r in rows if r.provider == "sparse"}
@@ -165,8 +222,14 @@ def summarise(layer: tuple[int, int, int], density: float, rows: list[common.Row
     return dense / ours
 
 
+def parse_layer(name: str) -> Layer:
+    """`384-1536-3` as inputs, outputs, taps."""
+    c, n, taps = (int(v) for v in name.split("-"))
+    return c, n, taps
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--densities", type=float, nargs="+", default=[1.0, 0.6, 0.4, 0.2])
     parser.add_argument("--block", type=int, default=64)
@@ -177,9 +240,9 @@ def main() -> None:
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--tune", action="store_true", help="cuda: time all tile sizes first")
     args = parser.parse_args()
-    layers = LAYERS
+    layers: tuple[Layer, ...] = LAYERS
     if args.layers:
-        layers = tuple(tuple(int(v) for v in name.split("-")) for name in args.layers)
+        layers = tuple(parse_layer(name) for name in args.layers)
     if args.device == "cuda":
         import layers_cuda
 

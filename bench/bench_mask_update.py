@@ -31,7 +31,9 @@ RESTORED = NewWeights(restore_init=True, prime_moments=0.0)
 
 
 class Changes:
-    """A model at 80 % sparsity, and what it takes to bring it to 40 %, again and again."""
+    """A model at 80 % sparsity, and what it takes to bring it to 40 %, again and again: each of
+    `providers()` is called after a `reset()`.
+    """
 
     def __init__(self, device: torch.device):
         torch.manual_seed(0)
@@ -54,6 +56,28 @@ class Changes:
             Change(layer.layout, layer.weight, masks[n], counts[n], self.init[n])
             for n, layer in self.layers.items()
         ]
+
+    def providers(self) -> dict[str, Callable[[], None]]:
+        """What brings about the change, and the copy that bounds it."""
+        return {
+            "Sniper.step": self.step,
+            "extension": self.extension,
+            "torch": self.reference,
+            "copy floor": self.floor,
+        }
+
+    def check(self) -> None:
+        """Sniper.step, extension and reference must leave the same weights and index arrays."""
+        states = []
+        for name, call in self.providers().items():
+            if name != "copy floor":
+                self.reset()
+                call()
+                states.append(self.state())
+        first, *others = states
+        same = all(torch.equal(a, b) for x in others for a, b in zip(first, x, strict=True))
+        if not same:
+            raise SystemExit("change: extension and reference differ, not timed")
 
     def reset(self) -> None:
         """Back to 80 %."""
@@ -91,19 +115,8 @@ def timed(call: Callable[[], object], synchronize: Callable[[], None]) -> float:
 
 def bench_change(device: torch.device, repeats: int) -> list[common.Row]:
     changes = Changes(device)
-    providers = {
-        "Sniper.step": changes.step,
-        "extension": changes.extension,
-        "torch": changes.reference,
-        "copy floor": changes.floor,
-    }
-    states = []
-    for name in ("Sniper.step", "extension", "torch"):
-        changes.reset()
-        providers[name]()
-        states.append(changes.state())
-    if not all(torch.equal(a, t) and torch.equal(b, t) for a, b, t in zip(*states, strict=True)):
-        raise SystemExit("change: extension and reference differ, not timed")
+    providers = changes.providers()
+    changes.check()
     times: dict[str, list[float]] = {name: [] for name in providers}
     for _ in range(repeats):
         for name, call in providers.items():
@@ -115,15 +128,21 @@ def bench_change(device: torch.device, repeats: int) -> list[common.Row]:
     return rows("mask_update", shape, BLOCK, 1 - LOW, "80->40", times, "torch", device)
 
 
-def bench_elements(device: torch.device, repeats: int) -> list[common.Row]:
-    values = torch.randn(WEIGHTS, device=device).mul_(torch.randn(WEIGHTS, device=device)).abs_()
-    k = int(HIGH * WEIGHTS)
-    providers = {
+def element_providers(weights: int, device: torch.device) -> dict[str, Callable[[], Tensor]]:
+    """Masks of single weights: the largest of `weights` values; checked against each other."""
+    values = torch.randn(weights, device=device).mul_(torch.randn(weights, device=device)).abs_()
+    k = int(HIGH * weights)
+    providers: dict[str, Callable[[], Tensor]] = {
         "extension": lambda: nested_masks({"w": values}, [HIGH], Fixed(1.0)).masks[HIGH]["w"],
         "torch": lambda: values > torch.kthvalue(values, k).values,
     }
     if not torch.equal(*(call() for call in providers.values())):
         raise SystemExit("elements: extension and kthvalue differ, not timed")
+    return providers
+
+
+def bench_elements(device: torch.device, repeats: int) -> list[common.Row]:
+    providers = element_providers(WEIGHTS, device)
     times = common.time_side_by_side(providers, repeats, synchronizer(device))
     shape = f"{WEIGHTS} values"
     return rows("element_mask", shape, 1, 1 - HIGH, "select", times, "torch", device)
@@ -207,7 +226,7 @@ BENCHES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("which", nargs="*", choices=[*BENCHES, []], help="all without any")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=15)

@@ -10,9 +10,10 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Row:
 
 
 def time_side_by_side(
-    providers: dict[str, Callable[[], object]], repeats: int, synchronize: Callable[[], None]
+    providers: Mapping[str, Callable[[], object]], repeats: int, synchronize: Callable[[], None]
 ) -> dict[str, list[float]]:
     """Milliseconds of every call: one call of each provider in turn, `repeats` rounds, so that what
     else the machine does meets all of them alike. The first round warms up and is not counted.
@@ -72,7 +73,7 @@ def rows(
     dense_ms: float,
     device: torch.device,
     suffix: str = "",
-    **what: object,
+    **what: Any,
 ) -> list[Row]:
     """One row a provider.
 
@@ -104,7 +105,7 @@ def describe_layer(
     tokens: tuple[int, int],
     density: float,
     args: argparse.Namespace,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What the rows of a layer (in, out, taps) on `tokens` (batch, length) have in common."""
     c, n, taps = layer
     return {

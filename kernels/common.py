@@ -38,7 +38,7 @@ def random_words(seed, m, n0, columns, B: tl.constexpr):
     Philox-4x32-10. A row is cut into groups of 64 columns; group g of row m takes the 16 counters
     `16 * (m * groups + g) + lane`, whose word w decides column `64 * g + 16 * w + lane`.
     """
-    GROUPS: tl.constexpr = max(B // 64, 1)
+    GROUPS: tl.constexpr = max(B // 64, 1)  # pyright: ignore[reportAssignmentType]
     i = tl.arange(0, 16 * GROUPS)
     group = m.to(tl.int64) * tl.cdiv(columns, 64) + n0 // 64
     counter = 16 * (group[:, None] + (i // 16)[None, :]) + (i % 16)[None, :]

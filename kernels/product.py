@@ -55,7 +55,7 @@ def product_tma(
     for p in range(start, end):
         following = tl.load(col + (p + 1) // PIECES, mask=p + 1 < end, other=0)
         tap, k = block // inner_blocks, block % inner_blocks
-        piece = p % PIECES * BK
+        piece = p % PIECES * BK  # pyright: ignore[reportOperatorIssue]
         x = src.load([batch, t0 + shift + tap * step, k * B + piece]).reshape(BT, BK)
         if TRANSPOSED:
             w = weight.load([k * B + piece, (tap * rows + row) * B]).T
@@ -107,8 +107,8 @@ def product_pointer(
     row = tl.load(order + rank)
     batch = (tile // length_tiles).to(tl.int64)
     t0 = tile % length_tiles * BT
-    PIECES: tl.constexpr = max(B // BK, 1)
-    BLOCKS: tl.constexpr = max(BK // B, 1)
+    PIECES: tl.constexpr = max(B // BK, 1)  # pyright: ignore[reportAssignmentType]
+    BLOCKS: tl.constexpr = max(BK // B, 1)  # pyright: ignore[reportAssignmentType]
     start, end = tl.load(crow + row) * PIECES, tl.load(crow + row + 1) * PIECES
     i, j, turn = tl.arange(0, BT), tl.arange(0, B), tl.arange(0, BK)
     # 64 bits for where a tile begins, 32 within it.
@@ -135,9 +135,9 @@ def product_pointer(
         x_offsets = outer_sum(i * src_stride_t, tap * step * src_stride_t + c, FIRST)
         x = tl.load(src + x_offsets, mask=present, other=0.0)
         if TRANSPOSED:
-            w_offsets = outer_sum(j, c * weight_stride + tap * rows * B, not FIRST)
+            w_offsets = outer_sum(j, c * weight_stride + tap * rows * B, not FIRST)  # pyright: ignore[reportArgumentType]
         else:
-            w_offsets = outer_sum(j * weight_stride, tap * inner_blocks * B + c, not FIRST)
+            w_offsets = outer_sum(j * weight_stride, tap * inner_blocks * B + c, not FIRST)  # pyright: ignore[reportArgumentType]
         whole = inside[None, :] if FIRST else inside[:, None]
         w = tl.load(weight + w_offsets, mask=whole, other=0.0)
         if FIRST:

@@ -53,7 +53,7 @@ def wgrad_tma(
         taps = ()
         columns = ()
         accs = ()
-        for g in tl.static_range(G):
+        for g in tl.static_range(G):  # pyright: ignore[reportGeneralTypeIssues]
             # Past the row's end the last block is computed again, and not stored.
             block = tl.load(col + min(entry + g, end - 1))
             taps = taps + (shift + block // inner_blocks * step,)
@@ -64,13 +64,13 @@ def wgrad_tma(
             batch, t = tile // length_tiles, tile % length_tiles * BT
             a = dy.load([batch, t, row * B]).reshape(BT, B).T
             new = ()
-            for g in tl.static_range(G):
+            for g in tl.static_range(G):  # pyright: ignore[reportGeneralTypeIssues]
                 b = x.load([batch, t + taps[g], columns[g]]).reshape(BT, B)
                 new = new + (tl.dot(a, b, accs[g], input_precision=PRECISION),)
             accs = new
         i = tl.arange(0, B)
         partial += (split.to(tl.int64) * entries + entry) * B * B
-        for g in tl.static_range(G):
+        for g in tl.static_range(G):  # pyright: ignore[reportGeneralTypeIssues]
             if entry + g < end:
                 tl.store(partial + g * B * B + i[:, None] * B + i[None, :], accs[g])
 
@@ -127,7 +127,7 @@ def wgrad_pointer(
             # Read as the product takes them: a transposition would undo asynchronous copies.
             a_present = t0 + i < out_length
             a = tl.load(
-                a_tile + outer_sum(i * dy_stride_t, n, not FIRST),
+                a_tile + outer_sum(i * dy_stride_t, n, not FIRST),  # pyright: ignore[reportArgumentType]
                 mask=a_present[:, None] if FIRST else a_present[None, :],
                 other=0.0,
             )

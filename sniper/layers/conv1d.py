@@ -77,11 +77,11 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
 
     def _padding(self) -> tuple[int, int]:
         """Rows before and after; 'same' puts the odd one after, as torch does."""
-        if self.padding == "valid":
-            return 0, 0
         if self.padding == "same":
             total = self.dilation[0] * (self.kernel_size[0] - 1)
             return total // 2, total - total // 2
+        if isinstance(self.padding, str):  # "valid"
+            return 0, 0
         return self.padding[0], self.padding[0]
 
     def extra_repr(self) -> str:

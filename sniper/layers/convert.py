@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -25,6 +26,7 @@ from sniper.layers.selection import (
     kind_left_out,
 )
 
+Model = TypeVar("Model", bound=nn.Module)
 _SPARSE = {nn.Linear: BlockSparseLinear, nn.Conv1d: BlockSparseConv1d}
 _PLAIN = {sparse: plain for plain, sparse in _SPARSE.items()}
 
@@ -219,7 +221,7 @@ def sparsify(
     return report
 
 
-def densify(model: nn.Module) -> nn.Module:
+def densify(model: Model) -> Model:
     """Turns every block-sparse layer back into its plain class, in place; pruned weights stay zero.
 
     Args:
