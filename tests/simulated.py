@@ -8,17 +8,53 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sniper.layers import layout_versions
 from sniper.ops import dispatch
 
 Values = dict[str, Tensor]
 
+# What makes the host wait for a GPU, for a value or for the size of a result.
+WAITING = {
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::_unique2",
+    "aten::unique_consecutive",
+    "aten::equal",
+    "aten::is_nonzero",
+}
+
+
+class Launches(TorchDispatchMode):
+    """Lists what runs, with shapes, strides and dtypes, and refuses what would wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        if name in WAITING or (name == "aten::index" and _by_mask(args)):
+            raise AssertionError(f"{name} waits for the device inside a recording")
+        tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs or {}))]
+        meta = [(a.shape, a.stride(), a.dtype) for a in tensors if isinstance(a, Tensor)]
+        self.seen.append((name, tuple(meta)))
+        return func(*args, **(kwargs or {}))
+
+
+def _by_mask(args: tuple) -> bool:
+    return any(i is not None and i.dtype == torch.bool for i in args[1])
+
 
 class SimulatedRecorder:
-    """Replays by running the work again, and refuses where a graph would compute nonsense: when
-    masks, or what runs them, are others than at recording, or when a weight, a buffer or a gradient
-    lies elsewhere than it did.
+    """Replays by running the work again, and refuses where a graph would compute nonsense.
+
+    That is: masks, or what runs them, are others than at recording; a weight, a buffer or a
+    gradient lies elsewhere than it did; something inside waits for the device; what is launched,
+    or a shape, stride or dtype of its arguments, differs from what was recorded. Values of graphs
+    that were cleared turn to NaN, as their memory would hold something else.
 
     Args:
         model: whose step is recorded; may be set later.
@@ -26,27 +62,48 @@ class SimulatedRecorder:
     Attributes:
         warm_ups: how often work ran apart.
         recordings, replays: how often work was recorded, and recorded work ran.
+        clears: how often all graphs were dropped.
     """
 
     device = torch.device("cpu")
 
     def __init__(self, model: nn.Module | None = None):
         self.model = model
-        self.warm_ups = self.recordings = self.replays = 0
+        self.warm_ups = self.recordings = self.replays = self.clears = 0
+        self._written: list[Values] = []
 
     def warm_up(self, work: Callable[[], Any]) -> None:
         work()
         self.warm_ups += 1
 
+    def clear(self) -> None:
+        self.clears += 1
+        for values in self._written:
+            for value in values.values():
+                value.fill_(float("nan"))
+        self._written = []
+
     def record(self, work: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
         self.recordings += 1
-        recorded, values = self._state(), {}
+        recorded, values, generation = self._state(), {}, self.clears
+        launches: list[tuple] = []
+        self._written.append(values)
 
         def replay() -> None:
             if self._state() != recorded:
                 raise AssertionError("a graph was replayed that is out of date")
+            if self.clears != generation:
+                raise AssertionError("a graph was replayed after its memory was given up")
             self.replays += 1
-            for name, value in work().items():
+            with Launches() as seen:
+                results = work()
+            if launches and launches != seen.seen:
+                at = next(
+                    i for i, (a, b) in enumerate(zip(launches, seen.seen, strict=False)) if a != b
+                )
+                raise AssertionError(f"recorded {launches[at]}, replayed {seen.seen[at]}")
+            launches[:] = seen.seen
+            for name, value in results.items():
                 if name in values:
                     values[name].copy_(value)  # a graph writes to the same place each time
                 else:

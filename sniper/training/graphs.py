@@ -3,7 +3,7 @@
 
 At FastSpeech2's size a step is thousands of short kernels, and launching them one by one takes
 longer than running them. Graphs are recorded anew when what they launch is out of date: the layout
-of a sparse layer, or the choice of what runs it.
+of a sparse layer, the choice of what runs it, or the place of a parameter, a gradient or a buffer.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sniper.ops import timings
 from sniper.tts.corpus.batch import Batch
 
-# The first run chooses executors and compiles kernels, the second finds workspaces in place.
+# The first run chooses backends and compiles kernels, the second finds workspaces in place.
 WARM_UP = 2
 
 Values = dict[str, Tensor]
@@ -38,6 +39,10 @@ class Recorder(Protocol):
 
     def record(self, work: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
         """Records `work` without running it; returns what replays it, and what it writes to."""
+        ...
+
+    def clear(self) -> None:
+        """What was recorded so far is not replayed any more."""
 
 
 class CudaRecorder:
@@ -45,8 +50,13 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self.clear()
         self._stream = torch.cuda.Stream(device)
+
+    def clear(self) -> None:
+        # A caller may still hold values of a graph that is gone. Torch counts them as users of the
+        # pool and refuses to record into it again, so each generation of graphs has its own.
+        self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Callable[[], Any]) -> None:
         current = torch.cuda.current_stream(self.device)
@@ -115,10 +125,7 @@ class StepGraphs:
         Raises:
             NotRecorded: recording failed; gradients, buffers and generators are as before.
         """
-        version = self._version()
-        if version != self._of_version:
-            self._recorded.clear()
-            self._of_version = version
+        self._forget_what_is_out_of_date()
         shape = (*batch.tokens.shape, *batch.mel.shape[1:])
         if shape not in self._recorded:
             self._recorded[shape] = self._record(batch, share)
@@ -129,6 +136,13 @@ class StepGraphs:
         recorded.share.fill_(share)
         recorded.replay()
         return recorded.values
+
+    def _forget_what_is_out_of_date(self) -> None:
+        version = self._version()
+        if version != self._of_version:
+            self._recorded.clear()
+            self._recorder.clear()
+            self._of_version = version
 
     def _record(self, batch: Batch, share: float) -> _Recorded:
         device = self._recorder.device
@@ -143,16 +157,23 @@ class StepGraphs:
             for _ in range(WARM_UP):
                 self._recorder.warm_up(work)
 
-        self._apart(warm_up)
-        try:
-            replay, values = self._recorder.record(work)
-        except RuntimeError as error:
-            raise NotRecorded(
-                f"a training step of shape {list(batch.mel.shape)} cannot be recorded as a CUDA "
-                f"graph; train.cuda_graphs=off trains without: {error}"
-            ) from error
+        # Backends are chosen by the time that they take on the device: replays launch nothing.
+        with timings.device_time():
+            self._apart(warm_up)
+            # Tuning, or a buffer that had to grow for a longer sequence, has outdated older graphs.
+            self._forget_what_is_out_of_date()
+            try:
+                replay, values = self._recorder.record(work)
+            except RuntimeError as error:
+                raise self._not_recorded(batch, error) from error
         self.recordings += 1
         return _Recorded(replay, static, static_share, values)
+
+    def _not_recorded(self, batch: Batch, error: RuntimeError) -> NotRecorded:
+        return NotRecorded(
+            f"a training step of shape {list(batch.mel.shape)} cannot be recorded as a CUDA "
+            f"graph; train.cuda_graphs=off trains without: {error}"
+        )
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:

@@ -137,7 +137,14 @@ class TrainingStep:
         return {"total": total.detach(), **terms}
 
     def _version(self) -> object:
-        return self._stage(), layout_versions(self.model), dispatch.forced(), timings.generation()
+        # A graph reads and writes memory, whatever has become of the tensors that lay there: a
+        # gradient that was set to None, a buffer that has grown, a model that was moved.
+        parameters = list(self.model.parameters())
+        gradients = [p.grad for p in parameters]
+        tensors = [*parameters, *gradients, *self.model.buffers()]
+        places = tuple(0 if t is None else t.data_ptr() for t in tensors)
+        masks = self._stage(), layout_versions(self.model)
+        return masks, dispatch.forced(), timings.generation(), places
 
     def _apart(self, run: Callable[[], None]) -> None:
         """Runs something and puts back the gradients, buffers and generators."""

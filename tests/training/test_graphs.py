@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sniper.ops import timings
 from sniper.training.graphs import WARM_UP, CudaRecorder, NotRecorded, StepGraphs
 from sniper.tts.corpus.batch import Batch
 
@@ -24,6 +25,9 @@ class Recorder:
     def warm_up(self, work: Callable) -> None:
         self.log.append("warm up")
         work()
+
+    def clear(self) -> None:
+        pass
 
     def record(self, work: Callable) -> tuple[Callable[[], None], dict[str, Tensor]]:
         self.log.append("record")
@@ -101,6 +105,33 @@ def test_all_is_recorded_anew_when_the_version_changes():
     assert case.happened() == 2 * FIRST
     case.graphs(make_batch(2, 4), 1.0)
     assert case.happened() == ["replay"]
+
+
+def test_what_a_warm_up_outdates_is_recorded_anew_and_the_new_graph_stays():
+    """Tile sizes that are tuned, or a buffer that grows, change what older graphs launch."""
+    case = Case()
+    case.graphs(make_batch(2, 4), 1.0)
+    case.happened()
+    before = case.recorder.warm_up
+
+    def tuning(work: Callable) -> None:
+        before(work)
+        case.version = 1
+
+    case.recorder.warm_up = tuning
+    case.graphs(make_batch(2, 5), 1.0)
+    case.graphs(make_batch(2, 5), 1.0)
+    assert case.happened() == [*FIRST, "replay"]
+    case.graphs(make_batch(2, 4), 1.0)
+    assert case.happened() == FIRST
+
+
+def test_choices_of_a_recorded_step_are_by_device_time():
+    case, seen = Case(), []
+    inner = case.work
+    case.graphs._work = lambda *args: seen.append(timings._device_time) or inner(*args)
+    case.graphs(make_batch(2, 4), 1.0)
+    assert seen[:WARM_UP] == [True] * WARM_UP and not timings._device_time
 
 
 def test_the_callers_batch_is_only_read():

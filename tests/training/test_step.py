@@ -156,6 +156,56 @@ def test_other_executors_and_masks_of_ones_own_are_recorded_anew():
     assert [train(), train()] == [1, 0]
 
 
+def test_what_has_moved_is_recorded_anew():
+    """A buffer that had to grow, gradients set to None, weights that lie elsewhere."""
+    run, plain = Run(True), Run(False)
+    for each in (run, plain):
+        each.sniper.step(0, each.optimizer)
+    stack = next(m for m in run.model.modules() if hasattr(m, "encoding"))
+
+    def train(batch: Batch) -> int:
+        before = run.recorder.recordings
+        torch.manual_seed(2)
+        got = float(run.step.backward(batch, 1.0)["total"])
+        torch.manual_seed(2)
+        assert got == float(plain.step.backward(batch, 1.0)["total"])
+        return run.recorder.recordings - before
+
+    for each in (run, plain):
+        for m in each.model.modules():
+            if hasattr(m, "encoding"):  # as if it had been made for short sequences
+                m.encoding = m.encoding[: BATCHES[0].mel.shape[1]].clone()
+    assert [train(BATCHES[0]), train(BATCHES[0])] == [1, 0]
+    frames = stack.encoding.shape[0]
+    longer = make_batch(9, 2, 8, 3 * frames)
+    assert [train(longer), train(longer)] == [1, 0]  # outgrows the encoding while it is recorded
+    assert [train(BATCHES[0]), train(BATCHES[0])] == [1, 0]
+    run.optimizer.zero_grad(set_to_none=True)
+    assert [train(BATCHES[0]), train(BATCHES[0])] == [1, 0]
+    kept = [p.data for p in run.model.parameters()]  # its memory stays taken
+    for p in run.model.parameters():
+        p.data = p.data.clone(memory_format=torch.preserve_format)
+    assert [train(BATCHES[0]), train(BATCHES[0])] == [1, 0] and kept
+
+
+def test_values_of_a_graph_that_is_gone_are_not_to_be_read():
+    run = Run(True)
+    run.sniper.step(0, run.optimizer)
+    values = run.step.backward(BATCHES[0], 1.0)
+    timings.outdate()
+    run.step.backward(BATCHES[0], 1.0)
+    assert values["total"].isnan()
+
+
+def test_waiting_inside_a_recording_is_refused():
+    run = Run(True)
+    run.sniper.step(0, run.optimizer)
+    layer = next(m for m in run.model.modules() if isinstance(m, BlockSparseLinear))
+    layer.register_forward_hook(lambda module, args, y: print(float(y.detach().sum())))
+    with pytest.raises(AssertionError, match="waits for the device inside a recording"):
+        run.step.backward(BATCHES[0], 1.0)
+
+
 def test_recording_leaves_no_trace():
     """Gradients of an earlier micro-batch, BatchNorm's statistics and the generator stay."""
     run = Run(True)
