@@ -3,15 +3,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from sniper.sparsity.masking import Fixed
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from sniper.sparsity.sniper import Sniper
+from sniper.sparsity.masking import Cap, Fixed
+from sniper.sparsity.schedule import SparsitySchedule
 
 
-def one_line(snip: Sniper) -> str:
+class Described(Protocol):
+    """As much of a `Sniper` as is told here."""
+
+    model: nn.Module
+    schedule: SparsitySchedule
+    block_size: int | None
+    cap: Cap
+    sparsity: float | None
+    detached: bool
+
+    @property
+    def scored(self) -> bool: ...
+    @property
+    def reached(self) -> float: ...
+    def densities(self) -> dict[str, float]: ...
+    def lr_scales(self) -> dict[str, float]: ...
+    def masks(self) -> dict[str, Tensor]: ...
+
+
+def one_line(snip: Described) -> str:
     """What `repr` shows."""
     return (
         f"Sniper({type(snip.model).__name__}, {snip.schedule}, block_size={snip.block_size}, "
@@ -19,7 +38,7 @@ def one_line(snip: Sniper) -> str:
     )
 
 
-def summary(snip: Sniper) -> str:
+def summary(snip: Described) -> str:
     """A headline, the schedule, and a row for each masked parameter."""
     densities, factors = snip.densities(), snip.lr_scales()
     sizes = {name: p.shape for name, p in snip.model.named_parameters() if name in densities}
@@ -39,7 +58,7 @@ def summary(snip: Sniper) -> str:
     return "\n".join(lines)
 
 
-def stage(snip: Sniper) -> str:
+def stage(snip: Described) -> str:
     """Where in the schedule it is, with the sparsity that was asked for and the one reached."""
     if snip.detached:
         return "detached"
@@ -52,7 +71,7 @@ def stage(snip: Sniper) -> str:
     return f"stage {number} of {len(stages)}, sparsity {asked}, {reached}"
 
 
-def why_not_reached(snip: Sniper) -> str:
+def why_not_reached(snip: Described) -> str:
     """Why the sparsity is not what the schedule asks for, and what to do."""
     if snip.reached > (snip.sparsity or 0):
         return (
@@ -71,5 +90,5 @@ def why_not_reached(snip: Sniper) -> str:
     )
 
 
-def _unit(snip: Sniper) -> str:
+def _unit(snip: Described) -> str:
     return "single weights" if snip.block_size is None else f"blocks of {snip.block_size}"
