@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu.elementwise import dropout
 from sniper.ops.backends.cpu.softmax import softmax_dropout_, softmax_dropout_backward_
 from sniper.ops.dropout import draw_seed
+from sniper.ops.sdpa import scaled_dot_product
 from sniper.ops.transforms import transformed
 
 
@@ -50,7 +50,7 @@ def attention(
         return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+    y = scaled_dot_product(q, k, v, mask, dropout_p)
     return y.transpose(1, 2).flatten(2)
 
 

@@ -87,7 +87,7 @@ class Choice:
         return names <= {*self.seconds, *self.failed} and bool(names & set(self.seconds))
 
 
-def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
+def fastest(key: str, candidates: dict[str, Callable[[], Any]], quiet: bool = False) -> str:
     """The name of the candidate to run for `key`, measured now if it is not known.
 
     Args:
@@ -95,6 +95,7 @@ def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
         candidates: functions by name, the preferred one first; all compute the same. The last is
             trusted: another one that raises, or differs from it by more than rounding, is left out
             with a warning.
+        quiet: without the warning, where it is usual that not all of them can run.
 
     Raises:
         Exception: whatever the last candidate raises.
@@ -106,10 +107,10 @@ def fastest(key: str, candidates: dict[str, Callable[[], Any]]) -> str:
             raise RuntimeError(f"nothing was measured before this step was recorded: {key}")
         if before is not None:
             outdate()
-        choices[key] = _measure(candidates)
+        choices[key] = _measure(candidates, quiet)
         _store()
     elif not before.sure and key not in _looked_again and not _capturing():
-        again = _measure(candidates)
+        again = _measure(candidates, quiet)
         # An unsure second look overturns nothing: bits of a run change for a reason only.
         if again.sure:
             if _pick(again, candidates) != _pick(before, candidates):
@@ -226,9 +227,9 @@ def _pick(choice: Choice, candidates: dict[str, Any]) -> str:
     return next(name for name, t in times.items() if t <= limit)
 
 
-def _measure(candidates: dict[str, Callable[[], Any]]) -> Choice:
+def _measure(candidates: dict[str, Callable[[], Any]], quiet: bool) -> Choice:
     """Samples in turns until they decide; what is far behind is not run again."""
-    every, candidates = list(candidates), _that_agree(candidates)
+    every, candidates = list(candidates), _that_agree(candidates, quiet)
     failed = tuple(name for name in every if name not in candidates)
     samples = {name: [_sample(run)] for name, run in candidates.items()}
     for taken in range(1, MOST_SAMPLES):
@@ -266,7 +267,9 @@ def _middle(samples: list[float]) -> tuple[float, float]:
     return ordered[cut], ordered[len(ordered) - 1 - cut]
 
 
-def _that_agree(candidates: dict[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+def _that_agree(
+    candidates: dict[str, Callable[[], Any]], quiet: bool
+) -> dict[str, Callable[[], Any]]:
     """Runs each once, which also warms it up, and leaves out what fails or computes otherwise."""
     *others, trusted = candidates
     wanted = _tensors(candidates[trusted]())
@@ -278,10 +281,10 @@ def _that_agree(candidates: dict[str, Callable[[], Any]]) -> dict[str, Callable[
             raise
         except Exception as error:
             wrong = f"it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        if wrong:
-            warnings.warn(f"{name} is not used, {trusted} runs instead: {wrong}", stacklevel=2)
-        else:
+        if not wrong:
             good[name] = candidates[name]
+        elif not quiet:
+            warnings.warn(f"{name} is not used, {trusted} runs instead: {wrong}", stacklevel=2)
     return {**good, trusted: candidates[trusted]}
 
 
