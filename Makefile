@@ -8,7 +8,7 @@ demo: .venv/.demo
 	$(BIN)/python -m sniper.train
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 NATIVE = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' '*.inc')
 

@@ -343,7 +343,7 @@ class TestBadInput:
             ({"geometry": Geometry(5, 1, 2, 2)}, "layout: expected the geometry's 5 taps, got 3"),
             ({"geometry": Geometry(3, 40, 1, 1)}, "x: expected at least 78 rows"),
             ({"geometry": Geometry(3, 0, 1, 1)}, "geometry: expected .*dilation"),
-            ({"dropout_p": 1.0}, "dropout: expected p in"),
+            ({"epilogue": Epilogue(False, 1.0)}, "dropout: expected p in"),
         ],
     )
     def test_fwd(self, changes, words):
@@ -412,13 +412,13 @@ def test_shares_torchs_threads():
     code = """
 import os, torch
 from sniper import _C
-from sniper.ops import cpu
+from sniper.ops.backends.cpu import elementwise
 torch.set_num_threads(3)
 a = torch.randn(512, 512)
 a @ a; a + a
 before = len(os.listdir("/proc/self/task"))
 for seed in range(3):
-    cpu.dropout(a, 0.5, seed)
+    elementwise.dropout(a, 0.5, seed)
 print(len(os.listdir("/proc/self/task")) - before, _C.cpu.thread_source())
 """
     assert run_python(code).stdout.split() == ["0", "openmp"]

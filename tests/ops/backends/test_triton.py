@@ -24,16 +24,17 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def forget():
-    for cached in (launch.usable, launch.arch, launch.interpreted):
+    for cached in (launch.why_not, launch.arch, launch.interpreted):
         cached.cache_clear()
     yield
-    for cached in (launch.usable, launch.arch, launch.interpreted):
+    for cached in (launch.why_not, launch.arch, launch.interpreted):
         cached.cache_clear()
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: "Some GPU")
+    monkeypatch.setenv("SNIPER_SELF_CHECK", "skip")  # tests/ops/test_selfcheck.py has it
 
 
 def tensor(dtype: torch.dtype, device: torch.device) -> SimpleNamespace:
@@ -96,7 +97,7 @@ def test_import_loads_no_triton():
 @pytest.mark.filterwarnings("ignore:block-sparse layers run dense")
 def test_dense_is_the_other_candidate(monkeypatch, capability, block, candidates):
     pretend(monkeypatch, capability)
-    chosen = dispatch.candidates(layout(block), tensor(torch.bfloat16, CUDA))
+    chosen = dispatch.candidates("fwd", layout(block), tensor(torch.bfloat16, CUDA))
     assert [backend.name for backend in chosen] == candidates
 
 
