@@ -193,6 +193,8 @@ class Sniper:
 
         Raises:
             ValueError: masks are in force already, or as `sniper.saliency` says.
+
+        Warns of layers whose weight the model reads without calling them; they are left dense.
         """
         self._check_attached("score")
         if self.sparsity is not None:
@@ -207,9 +209,15 @@ class Sniper:
             )
         params = self._targets.parameters
         with (
+            self._targets.watch_calls() as uncalled,
             summed_gradients(self.model, batches, loss_fn, params, over_ranks=True) as gradients,
             torch.no_grad(),
         ):
+            # The model reads these weights itself: a layer that is not called cannot skip anything.
+            read = [name for name in uncalled() if gradients[name].any()]
+            if read:
+                self._leave_dense(read)
+                params = self._targets.parameters
             if self.block_size is None:
                 scores = {n: (gradients[n] * p).abs_() for n, p in params.items()}
             else:
@@ -220,6 +228,14 @@ class Sniper:
         if self.new_weights.restore_init:
             self._init = {n: p.detach().clone() for n, p in params.items()}
         return scores
+
+    def _leave_dense(self, names: list[str]) -> None:
+        self._targets.leave_dense(names)
+        warnings.warn(
+            f"Sniper: {', '.join(names)} {'is' if len(names) == 1 else 'are'} left dense: the "
+            "model uses the weight without calling the layer",
+            stacklevel=3,
+        )
 
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """Groups for an optimizer: what is masked, and the rest; both at `lr`.

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from sniper.layers import BlockSparseConv1d, BlockSparseLinear
+from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify
 from sniper.ops.rebuild import Change, rebuild
 from sniper.sparsity.blocks import expand_blocks
 
@@ -38,6 +39,36 @@ class BlockTargets:
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         return {name: layer.weight for name, layer in self.layers.items()}
+
+    @contextlib.contextmanager
+    def watch_calls(self) -> Iterator[Callable[[], list[str]]]:
+        """Gives a function that names the layers which were not called so far; none where no layer
+        was, as in a model that was compiled before.
+        """
+        called: set[str] = set()
+        hooks = [
+            layer.register_forward_pre_hook(lambda module, args, name=name: called.add(name))
+            for name, layer in self.layers.items()
+        ]
+        try:
+            yield lambda: [name for name in self.layers if called and name not in called]
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def leave_dense(self, names: list[str]) -> None:
+        """Layers that are not to be masked after all are plain ones again.
+
+        Raises:
+            ValueError: no layer would be left.
+        """
+        if set(names) == set(self.layers):
+            raise ValueError(
+                "model: expected at least one layer that is called, got a model that reads the "
+                f"weights of {', '.join(names)} itself"
+            )
+        for name in names:
+            densify(self.layers.pop(name))
 
     def has_mask(self, name: str) -> bool:
         return self.layers[name].layout is not None
@@ -129,6 +160,11 @@ class ElementTargets:
         for hook in self._hooks:
             hook.remove()
         self._masks, self._active = {}, {}
+
+    @contextlib.contextmanager
+    def watch_calls(self) -> Iterator[Callable[[], list[str]]]:
+        """Single weights are masked whoever reads them."""
+        yield lambda: []
 
     def has_mask(self, name: str) -> bool:
         return name in self._masks

@@ -166,3 +166,35 @@ def test_initial_values_take_the_weights_memory_order_once():
     pointer = sniper._init["0.weight"].data_ptr()
     sniper.step(1)
     assert sniper._init["0.weight"].data_ptr() == pointer
+
+
+class ReadsItsWeight(nn.Module):
+    """As attention functions do that take projection weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.called, self.read = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x):
+        return nn.functional.linear(self.called(x), self.read.weight)
+
+
+def test_a_weight_that_is_read_without_a_call_is_left_dense():
+    model = ReadsItsWeight()
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=16)
+    with pytest.warns(UserWarning, match="read.weight is left dense: the model uses the weight"):
+        scores = sniper.score([torch.randn(4, 32)], lambda m, x: m(x).square().sum())
+    assert set(scores) == {"called.weight"} and type(model.read) is nn.Linear
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sniper.step(0, optimizer)
+    model(torch.randn(4, 32)).sum().backward()
+    optimizer.step()
+    assert sniper.densities() == {"called.weight": 0.5} and model.read.weight.all()
+
+
+def test_a_layer_that_no_batch_reaches_keeps_its_mask():
+    model = ReadsItsWeight()
+    model.forward = lambda x: model.called(x)
+    sniper = Sniper(model, {0: 0.5}, block_size=16)
+    sniper.score([torch.randn(4, 32)], lambda m, x: m(x).square().sum())
+    assert set(sniper.densities()) == {"called.weight", "read.weight"}
