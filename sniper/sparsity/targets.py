@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify
+from sniper.layers.zeros import keep_zeros
 from sniper.ops.rebuild import Change, rebuild
 from sniper.sparsity.blocks import expand_blocks
 
@@ -148,6 +149,7 @@ class ElementTargets:
         self._mask_gradients = mask_gradients
         if mask_gradients:
             self._hooks = [p.register_hook(self._gradient_hook(n)) for n, p in params.items()]
+            keep_zeros(self)
         else:
             self._hooks = [model.register_forward_pre_hook(self._before_forward)]
 
@@ -245,8 +247,15 @@ class ElementTargets:
         p = self.parameters[name]
         p.data.masked_fill_(~self._mask_on(name, p.device), 0)
 
-    def zero_pruned(self) -> None:
-        """Zeroes what the masks prune, which an update may have moved."""
-        for name in self._masks:
-            if not self._is_full(name):
+    def masked_parameters(self) -> list[nn.Parameter]:
+        """The parameters of which something is pruned now."""
+        return [p for name, p in self.parameters.items() if self._prunes(name)]
+
+    def zero_pruned(self, parameter: nn.Parameter | None = None) -> None:
+        """Zeroes what the masks prune, of one parameter or of all; an update may have moved it."""
+        for name, p in self.parameters.items():
+            if self._prunes(name) and (parameter is None or p is parameter):
                 self._zero(name)
+
+    def _prunes(self, name: str) -> bool:
+        return name in self._masks and not self._is_full(name)

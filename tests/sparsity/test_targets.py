@@ -198,3 +198,24 @@ def test_a_layer_that_no_batch_reaches_keeps_its_mask():
     sniper = Sniper(model, {0: 0.5}, block_size=16)
     sniper.score([torch.randn(4, 32)], lambda m, x: m(x).square().sum())
     assert set(sniper.densities()) == {"called.weight", "read.weight"}
+
+
+@pytest.mark.parametrize("block_size", [None, 16])
+@pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "Muon"])
+def test_pruned_weights_are_zero_after_a_step_of_any_optimizer(name, block_size):
+    model = nn.Sequential(nn.Linear(32, 32, bias=False), nn.ReLU(), nn.Linear(32, 32, bias=False))
+    sniper = Sniper(model, {0: 0.5, 2: 0.0}, block_size=block_size)
+    sniper.score([torch.randn(4, 32)], lambda m, x: m(x).square().sum())
+    optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1)
+    sniper.step(0, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(4, 32)).square().sum().backward()
+        for p in model.parameters():
+            p.grad.add_(torch.randn_like(p))  # noise, as for differential privacy
+        optimizer.step()
+        zeros = [float((p == 0).float().mean()) for p in model.parameters()]
+        assert sum(zeros) / 2 == pytest.approx(0.5, abs=0.13)
+    sniper.step(2, optimizer)
+    optimizer.step()
+    assert all(p.detach().any() for p in model.parameters())
