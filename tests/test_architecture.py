@@ -1,38 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house: imports point down, `import sniper` is light, files are signed and short."""
+"""The house: imports point down, no circle, `import sniper` is light, files are signed, and the
+ways through it are as short as `docs/how-it-works.md` says.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sniper"
-# Floors from the ground up; a module may import its own floor and those below it.
-LIBRARY = {
-    "_C": 0,
-    "kernels": 0,
-    "ops": 1,
-    "layers": 2,
-    "sparsity": 3,
-    "tts": 3,
-    "integrations": 4,
-}
-COMMANDS = ("train", "synthesize", "prepare", "compare", "export")
+# Floors from the ground up. A room may import its own floor's rooms only where that is the same
+# room; the longest name that fits a module is its room.
+FLOORS = (
+    ("sniper", "sniper._C", "sniper.kernels"),
+    ("sniper.ops.geometry", "sniper.ops.layout", "sniper.ops.extension", "sniper.ops.transforms"),
+    (
+        "sniper.ops.backend",
+        "sniper.ops.bits",
+        "sniper.ops.memory",
+        "sniper.ops.pruned",
+        "sniper.ops.rebuild",
+        "sniper.ops.timings",
+    ),
+    ("sniper.ops.selfcheck",),
+    ("sniper.ops.backends", "sniper.ops.sdpa"),
+    ("sniper.ops.dispatch", "sniper.ops.selfcheck_cases"),
+    ("sniper.ops",),
+    ("sniper.layers",),
+    ("sniper.sparsity", "sniper.tts.errors", "sniper.tts.processes"),
+    ("sniper.tts.text", "sniper.tts.audio"),
+    ("sniper.tts.corpus",),
+    ("sniper.tts.model",),
+    ("sniper.tts",),
+    ("sniper.training", "sniper.integrations"),
+    (
+        "sniper.cli",
+        "sniper.__main__",
+        "sniper.command",
+        "sniper.train",
+        "sniper.prepare",
+        "sniper.synthesize",
+        "sniper.export",
+        "sniper.doctor",
+    ),
+    ("sniper.compare",),
+)
+HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+# Commands take their exit status from `command`, `python -m sniper` is the console command, and all
+# of speech has one family of errors; nobody else of a floor knows its neighbours.
+NEIGHBOURS = {"sniper.command", "sniper.cli", "sniper.tts.errors"}
 SOURCES = [
     path
-    for folder in ("sniper", "kernels", "csrc", "bench", "tests")
+    for folder in ("sniper", "kernels", "csrc", "bench", "tests", "examples")
     for path in sorted((ROOT / folder).rglob("*"))
-    if path.suffix in (".py", ".h", ".cpp", ".cu", ".inc")
+    if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh", ".inc")
 ] + [ROOT / "setup.py", ROOT / "CMakeLists.txt"]
-LONGEST = {"tests": 550}  # a test file mirrors its module, however much there is to say
-LONGEST_CODE = 360  # about 300
 
 
 def modules() -> dict[str, Path]:
@@ -45,86 +77,81 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def executed(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those for type checkers only."""
-    for node in ast.iter_child_nodes(tree):
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            yield node
-            yield from executed(node)
+MODULES = modules()
 
 
-def imports(name: str, path: Path) -> set[str]:
-    """What a module imports from the package, as far as the names of its modules reach."""
-    known, result = modules(), set()
-    for node in executed(ast.parse(path.read_text())):
+def imports(name: str, everywhere: bool = True) -> set[str]:
+    """The package's modules that a module names in an import, also for type checkers alone.
+
+    Args:
+        everywhere: also what functions import when they run.
+    """
+    found = set()
+    tree = ast.parse(MODULES[name].read_text())
+    for node in ast.walk(tree) if everywhere else at_import(tree):
         if isinstance(node, ast.Import):
             wanted = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            package = name.split(".")[: -node.level] if path.name != "__init__.py" else []
-            base = ".".join([*(package if node.level else []), *filter(None, [node.module])])
-            assert base, f"{name}: a relative import that is not understood here"
+            above = name.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
             wanted = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
         for dotted in wanted:
-            if dotted.split(".")[0] != "sniper":
-                continue
-            if dotted not in known and dotted not in ("sniper._C", "sniper"):
-                dotted = dotted.rpartition(".")[0]
-            result.add(dotted)
-    return result
+            if dotted.split(".")[0] == "sniper":
+                known = dotted in MODULES or dotted == "sniper._C"
+                found.add(dotted if known else dotted.rpartition(".")[0])
+    return found - {name}
 
 
-def floor(name: str) -> str:
-    """The floor of a module: a folder of the library, or its own name among the top modules."""
+def at_import(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those inside functions."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+            yield from at_import(node)
+
+
+def room(name: str) -> str:
+    """The longest name in `FLOORS` that a module's name begins with."""
     parts = name.split(".")
-    return parts[1] if len(parts) > 1 else ""
+    names = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+    return next(n for n in names if n in HEIGHT)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in modules() if floor(n) in LIBRARY))
-def test_the_library_imports_downwards(name):
-    here = floor(name)
-    for other in imports(name, modules()[name]):
-        there = floor(other)
-        assert there in LIBRARY, f"{name} imports {other}, which is above the library"
-        assert there == here or LIBRARY[there] < LIBRARY[here], f"{name} imports {other}"
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_down(name):
+    here = room(name)
+    if name == "sniper":
+        return  # loads its rooms when they are asked for
+    for other in imports(name):
+        there = room(other)
+        down = HEIGHT[there] < HEIGHT[here] or there == here or there in NEIGHBOURS
+        # The console command loads whatever was asked for.
+        assert down or name == "sniper.cli", f"{name} imports {other}"
 
 
 def test_speech_and_sparsity_do_not_know_each_other():
-    for name, path in modules().items():
-        others = {floor(other) for other in imports(name, path)}
-        assert not (floor(name) == "sparsity" and "tts" in others)
-        assert not (floor(name) == "tts" and "sparsity" in others)
+    for name in MODULES:
+        others = imports(name)
+        assert not (name.startswith("sniper.sparsity") and any("sniper.tts" in o for o in others))
+        assert not (name.startswith("sniper.tts") and any("sniper.sparsity" in o for o in others))
+        if name.startswith("sniper.integrations"):
+            assert not any("sniper.tts" in o or "sniper.training" in o for o in others)
 
 
-def test_integrations_know_no_speech_and_nobody_below_knows_them():
-    for name, path in modules().items():
-        others = {floor(other) for other in imports(name, path)}
-        assert not (floor(name) == "integrations" and "tts" in others)
-        assert floor(name) == "integrations" or "integrations" not in others
-
-
-def test_only_commands_import_commands():
-    for name, path in modules().items():
-        wanted = {other for other in imports(name, path) if floor(other) in COMMANDS}
-        assert not wanted or floor(name) in COMMANDS, f"{name} imports {wanted}"
-
-
-def test_no_circles_among_the_top_modules():
-    graph = {
-        name: {o for o in imports(name, path) if floor(o) not in LIBRARY and o != "sniper"}
-        for name, path in modules().items()
-        if floor(name) not in LIBRARY and name != "sniper"
-    }
-    order: list[str] = []
+def test_no_circles():
+    graph = {n: imports(n, everywhere=False) & set(MODULES) for n in MODULES}
+    # A package's own module stands for the names that it hands on, which its rooms may not use.
+    order: set[str] = set()
     while len(order) < len(graph):
-        free = [n for n, needs in graph.items() if n not in order and needs <= {*order, n}]
-        assert free, f"a circle among {sorted(set(graph) - set(order))}"
-        order += free
+        free = {n for n, needs in graph.items() if n not in order and needs <= order}
+        assert free, f"a circle among {sorted(set(graph) - order)}"
+        order |= free
 
 
 def test_import_sniper_is_light():
-    """Nothing beyond what torch and numpy bring themselves."""
+    """Nothing beyond what torch and numpy bring themselves, and no room that is not asked for."""
     program = (
         "import json, sys, torch, numpy, {}\n"
         "print(json.dumps([m for m in sys.modules if '.' not in m]))"
@@ -134,13 +161,14 @@ def test_import_sniper_is_light():
         command = [sys.executable, "-c", program.format(extra)]
         return set(json.loads(subprocess.run(command, capture_output=True, check=True).stdout))
 
-    more = loaded("sniper") - loaded("sys") - set(sys.stdlib_module_names)
+    more = loaded("sniper; sniper.Sniper, sniper.sparsify") - loaded("sys")
+    more -= set(sys.stdlib_module_names)
     assert {name for name in more if not name.startswith("__editable__")} == {"sniper"}
 
 
 def test_import_sniper_loads_neither_speech_nor_integrations():
     program = (
-        "import sys, sniper\n"
+        "import sys, sniper; sniper.Sniper\n"
         "print([m for m in sys.modules if m.startswith(('sniper.tts', 'sniper.integrations'))])"
     )
     out = subprocess.run(
@@ -150,7 +178,73 @@ def test_import_sniper_loads_neither_speech_nor_integrations():
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_licence_line_and_length(path):
+def test_licence_line(path):
     lines = path.read_text().splitlines()
     assert any("SPDX-License-Identifier: Apache-2.0" in line for line in lines[:2])
-    assert len(lines) <= LONGEST.get(path.relative_to(ROOT).parts[0], LONGEST_CODE)
+
+
+def ways() -> list[list[str]]:
+    """The two lists of modules in `docs/how-it-works.md`."""
+    text = (ROOT / "docs/how-it-works.md").read_text()
+    text = text[text.index("## Two ways through the house") :]
+    blocks = re.findall(r"```text\n(.*?)```", text, flags=re.S)[:2]
+    return [block.split() for block in blocks]
+
+
+def stack_of_package() -> list[str]:
+    """The package's modules on the call stack, outermost first, each once."""
+    found: list[str] = []
+    for frame in traceback.extract_stack():
+        path = Path(frame.filename)
+        if PACKAGE in path.parents:
+            parts = path.relative_to(PACKAGE).with_suffix("").parts
+            name = ".".join(p for p in parts if p != "__init__")
+            if name not in found:
+                found.append(name)
+    return found
+
+
+def test_a_batch_goes_to_a_kernel_as_the_documentation_says(monkeypatch, demo_corpus, tmp_path):
+    from speech import fit, tiny
+
+    from sniper.ops import use_backend
+    from sniper.ops.backends.cpu.products import CpuBackend
+
+    stacks = []
+    inner = CpuBackend.fwd
+
+    def fwd(self, *args):
+        stacks.append([*stack_of_package(), "ops.backends.cpu.products"])
+        return inner(self, *args)
+
+    monkeypatch.setattr(CpuBackend, "fwd", fwd)
+    with use_backend("cpu"):
+        fit(tiny(demo_corpus, tmp_path, train={"epochs": 1}))
+    way = ways()[0]
+    assert len(way) <= 9 and way[-1] == "_C"
+    assert way[:-1] in stacks
+    # Others on the way are helpers of the same layers, never a floor more.
+    for stack in stacks:
+        assert len(stack) <= len(way) + 1, stack
+
+
+def test_a_change_of_sparsity_reaches_the_extension_as_the_documentation_says(monkeypatch):
+    from sniper import Sniper
+    from sniper.ops import extension
+
+    stacks = []
+    inner = extension.call
+
+    def call(name, *args):
+        if name == "update_layers":
+            stacks.append([*stack_of_package(), "ops.extension"])
+        return inner(name, *args)
+
+    monkeypatch.setattr(extension, "call", call)
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=16, lr_scale=None)
+    sniper.score([torch.randn(4, 32)], lambda m, x: m(x).square().sum())
+    sniper.step(0)
+    way = ways()[1]
+    assert len(way) <= 5 and way[-1] == "_C"
+    assert stacks == [way[:-1]]

@@ -141,9 +141,12 @@ class FastSpeech2(nn.Module):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and terms: `fastspeech2_loss` of `forward(batch)`, as the config sets it."""
-        config = self.config
+        config, predicted = self.config, vars(self(batch))
         return fastspeech2_loss(
-            self(batch), batch, config.empty_token_loss, masking=config.loss_masking
+            batch,
+            **predicted,
+            empty_token_loss=config.empty_token_loss,
+            masking=config.loss_masking,
         )
 
     @torch.no_grad()
