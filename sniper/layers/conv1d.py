@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sniper import ops
-from sniper.layers.masked import BlockMaskedLayer
+from sniper.layers.masked import BlockMaskedLayer, check_sizes
 
 
 class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
@@ -34,11 +34,14 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int],
         *args: Any,
         block_size: int = 64,
         **kwargs: Any,
     ):
+        # torch takes (3,) for 3.
+        taps = kernel_size[0] if isinstance(kernel_size, tuple) and kernel_size else kernel_size
+        check_sizes(in_channels=in_channels, out_channels=out_channels, kernel_size=taps)
         super().__init__(in_channels, out_channels, kernel_size, *args, **kwargs)
         self._init_blocks(block_size)
 
@@ -56,6 +59,8 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
         if self._layout is None:
             y = super().forward(input)
             return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
+        if not isinstance(input, Tensor):
+            raise ValueError(f"input: expected [B, {self.in_channels}, T], got {input!r:.80}")
         x = input.unsqueeze(0) if input.dim() == 2 else input
         if x.dim() != 3:
             raise ValueError(f"input: expected [B, {self.in_channels}, T], got {list(input.shape)}")

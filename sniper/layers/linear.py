@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sniper import ops
-from sniper.layers.masked import BlockMaskedLayer
+from sniper.layers.masked import BlockMaskedLayer, check_sizes
 
 
 class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
@@ -34,6 +34,7 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
         block_size: int = 64,
         **kwargs: Any,
     ):
+        check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(in_features, out_features, bias, **kwargs)
         self._init_blocks(block_size)
 
@@ -42,6 +43,10 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
         if self._layout is None:
             y = super().forward(input)
             return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
+        if not isinstance(input, Tensor) or not input.dim():
+            raise ValueError(
+                f"input: expected a tensor [..., {self.in_features}], got {input!r:.80}"
+            )
         rows = input.reshape(1, -1, input.shape[-1])
         y = ops.block_matmul(rows, self.weight, self.bias, self._layout, relu_dropout=relu_dropout)
         return y.view(*input.shape[:-1], self.out_features)

@@ -19,10 +19,33 @@ def check_block_size(block_size: object) -> int:
 
 
 def layout_versions(model: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Handle and version of every layout in a model: equal until some mask changes."""
+    """What changes when a mask does.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Handle and version of the layout of every block-sparse layer; zeros for one without a mask.
+
+    Raises:
+        ValueError: `model` is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: expected a module, got {model!r:.80}")
     layers = (m for m in model.modules() if isinstance(m, BlockMaskedLayer))
     layouts = (layer.layout for layer in layers)
     return tuple((0, 0) if each is None else (each.handle, each.version) for each in layouts)
+
+
+def check_sizes(**sizes: object) -> None:
+    """Refuses sizes of a layer that are no whole numbers >= 1.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name}: expected a whole number >= 1, got {size!r}")
 
 
 class BlockMaskedLayer(nn.Module):

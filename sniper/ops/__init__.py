@@ -17,7 +17,6 @@ __all__ = [
     "autotune",
     "block_matmul",
     "dropout",
-    "executor",
     "explain",
     "keep_freed_memory",
     "relu_dropout",

@@ -17,6 +17,7 @@ from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu.elementwise import dropout
 from sniper.ops.backends.cpu.softmax import softmax_dropout_, softmax_dropout_backward_
 from sniper.ops.dropout import draw_seed
+from sniper.ops.geometry import check_share, check_tensor
 from sniper.ops.sdpa import scaled_dot_product
 from sniper.ops.transforms import transformed
 
@@ -57,18 +58,24 @@ def attention(
 def _check(
     q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None, dropout_p: float
 ) -> None:
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, value)
+    if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
+        kinds = ", ".join(f"{t.dtype} on {t.device}" for t in (q, k, v))
+        raise ValueError(f"attention: expected q, k, v of one dtype and device, got {kinds}")
     if q.dim() != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2]:
         shapes = ", ".join(str(list(t.shape)) for t in (q, k, v))
         raise ValueError(f"attention: expected q, k, v [B, T, C] that fit together, got {shapes}")
-    if heads < 1 or q.shape[2] % heads:
-        raise ValueError(f"heads: expected a divisor of {q.shape[2]}, got {heads}")
+    if not isinstance(heads, int) or heads < 1 or q.shape[2] % heads:
+        raise ValueError(f"heads: expected a divisor of {q.shape[2]}, got {heads!r}")
+    if key_mask is not None:
+        check_tensor("key_mask", key_mask)
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != k.shape[:2]):
         raise ValueError(
             f"key_mask: expected bool {list(k.shape[:2])}, "
             f"got {key_mask.dtype} {list(key_mask.shape)}"
         )
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p: expected [0, 1), got {dropout_p}")
+    check_share("dropout_p", dropout_p, below_one=True)
 
 
 @torch.library.custom_op("sniper::attention", mutates_args=())

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
+from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry, check_geometry
 from sniper.ops.layout import BlockLayout
 
 
@@ -90,10 +90,7 @@ def out_length(geometry: Geometry, length: int) -> int:
     Raises:
         ValueError: a geometry that is no convolution, or fewer rows than its taps span.
     """
-    if min(geometry.pad_left, geometry.pad_right) < 0 or min(geometry.taps, geometry.dilation) < 1:
-        raise ValueError(
-            f"geometry: expected taps and dilation >= 1 and padding >= 0, got {geometry}"
-        )
+    check_geometry(geometry)
     out = geometry.out_length(length)
     if out < 0 or length < 0:
         raise ValueError(

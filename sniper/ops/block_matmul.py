@@ -13,7 +13,16 @@ from sniper.ops import dispatch
 from sniper.ops.backends import TRITON, elementwise
 from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_dropout_grad_bias
 from sniper.ops.dropout import relu_dropout as relu_then_dropout
-from sniper.ops.geometry import LINEAR, Epilogue, Geometry, as_matrix, as_weight
+from sniper.ops.geometry import (
+    LINEAR,
+    Epilogue,
+    Geometry,
+    as_matrix,
+    as_weight,
+    check_geometry,
+    check_share,
+    check_tensor,
+)
 from sniper.ops.layout import BlockLayout, find_layout
 from sniper.ops.transforms import transformed
 
@@ -47,6 +56,7 @@ def block_matmul(
     Raises:
         ValueError: ranks, shapes, dtypes or devices that do not fit together, p outside [0, 1].
     """
+    _check_kinds(x, weight, bias, layout, geometry, relu_dropout)
     # Autocast leaves doubles alone, and knows no meta device.
     plain = x.dtype == torch.float64 or x.device.type == "meta"
     if not plain and torch.is_autocast_enabled(x.device.type):
@@ -64,6 +74,29 @@ def block_matmul(
         return _fwd(x, weight, bias, layout.handle, *padding, True, p, seed)
     y = _fwd(x, weight, bias, layout.handle, *padding, False, 0.0, None)
     return y if p is None else relu_then_dropout(y, p)
+
+
+def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
+    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
+        if value is not None or name != "bias":
+            check_tensor(name, value)
+    if not isinstance(layout, BlockLayout):
+        raise ValueError(f"layout: expected a BlockLayout, got {layout!r}")
+    check_geometry(geometry)
+    if relu_dropout is not None:
+        check_share("relu_dropout", relu_dropout)
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating-point values, got {x.dtype}")
+    out_blocks, taps, in_blocks = layout.shape
+    size = layout.block_size
+    wanted = (out_blocks * size, in_blocks * size, *[taps] * (weight.dim() == 3))
+    if tuple(weight.shape) != wanted or geometry.taps != taps:
+        raise ValueError(
+            f"weight: expected {list(wanted)} for {layout!r} and {taps} taps, "
+            f"got {list(weight.shape)} and {geometry}"
+        )
+    if bias is not None and tuple(bias.shape) != wanted[:1]:
+        raise ValueError(f"bias: expected [{wanted[0]}], got {list(bias.shape)}")
 
 
 def _by_torch(

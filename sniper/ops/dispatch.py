@@ -40,7 +40,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: `name` is none of them.
     """
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     global _forced
     before, _forced = _forced, BACKENDS[name]
@@ -54,7 +54,15 @@ def autotune(enabled: bool) -> None:
     """Whether, on a GPU, each new combination of pass, shape, dtype and density times all tile
     sizes of our kernels at its first use. The times are kept on disk. Off by default: then a
     built-in table chooses, unless the disk knows better.
+
+    Args:
+        enabled: from now on, in this process.
+
+    Raises:
+        ValueError: no bool.
     """
+    if not isinstance(enabled, bool):
+        raise ValueError(f"autotune: expected True or False, got {enabled!r}")
     global _autotune
     _autotune = enabled
 

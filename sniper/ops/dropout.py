@@ -14,6 +14,7 @@ from torch import Tensor
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import elementwise as cpu
 from sniper.ops.backends.triton import elementwise as triton
+from sniper.ops.geometry import check_share, check_tensor
 from sniper.ops.transforms import transformed
 
 
@@ -25,10 +26,13 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         p: share that is zeroed, in [0, 1].
         training: False returns x.
 
+    Returns:
+        A tensor of x's shape.
+
     Raises:
-        ValueError: p outside [0, 1].
+        ValueError: x is no tensor, or p outside [0, 1].
     """
-    _check(p)
+    _check(x, p)
     if not training or p == 0:
         return x
     if p == 1 or not elementwise.takes_on_cpu(x) or transformed():
@@ -37,8 +41,20 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
 
 
 def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """`dropout(relu(x), p)` in one pass, and one in backward; arguments as in `dropout`."""
-    _check(p)
+    """`dropout(relu(x), p)` in one pass, and one in backward.
+
+    Args:
+        x: any shape.
+        p: share that is zeroed, in [0, 1].
+        training: False drops nothing.
+
+    Returns:
+        A tensor of x's shape.
+
+    Raises:
+        ValueError: x is no tensor, or p outside [0, 1].
+    """
+    _check(x, p)
     p = p if training else 0.0
     if p == 1 or not elementwise.takes(x) or transformed():
         return F.dropout(F.relu(x), p)
@@ -46,9 +62,9 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     return _relu_dropout(x, p, seed)
 
 
-def _check(p: float) -> None:
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout: expected p in [0, 1], got {p}")
+def _check(x: Tensor, p: float) -> None:
+    check_tensor("x", x)
+    check_share("dropout", p)
 
 
 def draw_seed(device: torch.device | str = "cpu") -> Tensor:

@@ -21,7 +21,12 @@ def explain(model: nn.Module) -> str:
 
     Returns:
         The table.
+
+    Raises:
+        ValueError: `model` is no module.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"explain: expected a module, got {model!r:.80}")
     rows = [("layer", "density", *PASSES)]
     for name, module in model.named_modules():
         layout = getattr(module, "layout", None)

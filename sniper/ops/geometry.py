@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 class Geometry(NamedTuple):
-    """A stride-1 convolution over `[B, T, C]`; the defaults are a linear layer.
+    """A stride-1 convolution over `[B, T, C]`; the defaults are a linear layer. Whoever takes one
+    refuses values that are no convolution.
 
     Args:
         taps: kernel size.
@@ -23,7 +24,14 @@ class Geometry(NamedTuple):
     pad_right: int = 0
 
     def out_length(self, t: int) -> int:
-        """Rows of y for `t` rows of x; below 0 where x is shorter than the taps span."""
+        """Rows of y for `t` rows of x.
+
+        Args:
+            t: rows of one sequence.
+
+        Returns:
+            A number below 0 where x is shorter than the taps span.
+        """
         return t + self.pad_left + self.pad_right - self.dilation * (self.taps - 1)
 
     @property
@@ -65,3 +73,38 @@ def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
         return matrix
     n, c, taps = weight.shape
     return matrix.view(n, taps, c).permute(0, 2, 1)
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuses what is no tensor.
+
+    Raises:
+        ValueError: names expected and got.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected a tensor, got {value!r:.80}")
+
+
+def check_share(name: str, value: object, below_one: bool = False) -> None:
+    """Refuses what is no number in [0, 1], or [0, 1).
+
+    Raises:
+        ValueError: names expected and got.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1 or (below_one and value == 1):
+        raise ValueError(f"{name}: expected p in [0, 1{')' if below_one else ']'}, got {value!r}")
+
+
+def check_geometry(geometry: object) -> None:
+    """Refuses what is no convolution.
+
+    Raises:
+        ValueError: names expected and got.
+    """
+    if isinstance(geometry, Geometry) and all(isinstance(n, int) for n in geometry):
+        if min(geometry[:2]) >= 1 and min(geometry[2:]) >= 0:
+            return
+    raise ValueError(
+        f"geometry: expected taps and dilation >= 1 and padding >= 0, got {geometry!r}"
+    )

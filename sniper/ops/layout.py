@@ -54,6 +54,10 @@ class BlockLayout:
             that are averaged into the copy may be active where this mask is not, so that nothing
             may be skipped.
         handle: what custom ops take for this layout.
+
+    Raises:
+        ValueError: a mask that is no bool tensor of two or three dimensions, or a block size that
+            is no whole number >= 1.
     """
 
     _TENSORS = (
@@ -70,6 +74,9 @@ class BlockLayout:
 
     def __init__(self, block_mask: Tensor, block_size: int):
         mask = _as_3d(block_mask)
+        whole = isinstance(block_size, int) and not isinstance(block_size, bool)
+        if not whole or block_size < 1:
+            raise ValueError(f"block_size: expected a whole number >= 1, got {block_size!r}")
         self._allocate(tuple(mask.shape), block_size, mask.device)
         self.update(mask)
 
@@ -77,7 +84,16 @@ class BlockLayout:
     def unwritten(
         cls, shape: tuple[int, int, int], block_size: int, device: torch.device
     ) -> BlockLayout:
-        """A layout without active blocks, for someone else to write; `version` is 0."""
+        """A layout without active blocks, for someone else to write; `version` is 0.
+
+        Args:
+            shape: `(out_blocks, taps, in_blocks)`.
+            block_size: edge of a block in weights.
+            device: where its tensors lie.
+
+        Returns:
+            The layout.
+        """
         layout = object.__new__(cls)
         layout._allocate(shape, block_size, device)
         return layout
@@ -124,14 +140,24 @@ class BlockLayout:
         return self.nnz == self.block_mask.numel()
 
     def mark_zeros(self, weight: Tensor) -> None:
-        """Whoever has zeroed the pruned blocks of `weight` says so."""
+        """Whoever has zeroed the pruned blocks of `weight` says so.
+
+        Args:
+            weight: the parameter, which the layout does not keep alive.
+        """
         self._zeros = (weakref.ref(weight), weight.data_ptr(), weight._version)
 
     def zeros_known(self, matrix: Tensor) -> bool:
-        """Whether `matrix`, a view of the weight that was marked, has not been written to since.
+        """Whether a view of the weight that was marked has not been written to since.
 
         A write through `.data` is not noticed. On a CPU none need be: there the answer is always
         no, and whoever asks looks at the values.
+
+        Args:
+            matrix: `[N, taps * C]`.
+
+        Returns:
+            True only where its pruned blocks hold zeros for certain.
         """
         if self._zeros is None or matrix.device.type == "cpu":
             return False
@@ -141,7 +167,14 @@ class BlockLayout:
         return matrix.data_ptr() == address and matrix._version == version
 
     def update(self, block_mask: Tensor) -> None:
-        """Takes a new mask of the same shape, in place; `version` goes up by one."""
+        """Takes a new mask of the same shape, in place; `version` goes up by one.
+
+        Args:
+            block_mask: bool, as the constructor takes it.
+
+        Raises:
+            ValueError: no bool tensor, or another shape.
+        """
         mask = _as_3d(block_mask).to(self.block_mask.device)
         if mask.shape != self.block_mask.shape:
             raise ValueError(
@@ -160,8 +193,11 @@ class BlockLayout:
         self.rewritten(nnz)
 
     def rewritten(self, nnz: int) -> None:
-        """Whoever has written the tensors says so: caches, executor choices and captured graphs
+        """Whoever has written the tensors says so: caches, choices of backends and recorded graphs
         of this layout are out of date.
+
+        Args:
+            nnz: active blocks by now.
         """
         self.nnz = nnz
         self.version += 1
@@ -173,7 +209,14 @@ class BlockLayout:
         self._changes[0] += 1
 
     def to(self, device: torch.device | str) -> BlockLayout:
-        """The same layout on `device`; itself when it is there already."""
+        """The same layout elsewhere.
+
+        Args:
+            device: where to.
+
+        Returns:
+            Itself when it is there already, else a copy.
+        """
         device = torch.device(device)
         if self.block_mask.device == device:
             return self
@@ -236,6 +279,9 @@ def _register(layout: BlockLayout) -> int:
 
 def _as_3d(mask: Tensor) -> Tensor:
     """`[out, in]` becomes `[out, 1, in]`."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() not in (2, 3):
+        got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+        raise ValueError(f"block_mask: expected a bool tensor of 2 or 3 dimensions, got {got:.80}")
     return mask.unsqueeze(1) if mask.dim() == 2 else mask
 
 

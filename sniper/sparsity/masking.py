@@ -33,7 +33,7 @@ class Fixed:
     choice keeps `numel - int(cap * numel)` of them. What a capped parameter keeps is not pruned
     elsewhere, so a model may end up less sparse than asked.
 
-    Attributes:
+    Args:
         max_param_sparsity: a fraction in [0, 1]; with 1 one threshold decides everything.
 
     Raises:
@@ -49,7 +49,18 @@ class Fixed:
         object.__setattr__(self, "max_param_sparsity", value)
 
     def of(self, sparsity: float) -> float:
-        """Most that a parameter may be pruned at a stage of this sparsity."""
+        """Most that a parameter may be pruned at a stage.
+
+        Args:
+            sparsity: of the stage, in [0, 1].
+
+        Returns:
+            A fraction in [0, 1].
+
+        Raises:
+            ValueError: a number outside [0, 1].
+        """
+        check_sparsity(sparsity, "sparsity")
         return self.max_param_sparsity
 
 
@@ -63,7 +74,7 @@ class Following:
     sparser than another. One threshold alone prunes whole layers whose saliencies are small at
     initialisation and leaves others dense; under a fixed cap those layers come back all at once.
 
-    Attributes:
+    Args:
         spread: a fraction in [0, 1]. 0: every parameter is equally sparse. 1: one threshold
             decides, whatever it does to a parameter.
 
@@ -79,7 +90,18 @@ class Following:
         object.__setattr__(self, "spread", check_sparsity(self.spread, "spread"))
 
     def of(self, sparsity: float) -> float:
-        """Most that a parameter may be pruned at a stage of this sparsity."""
+        """Most that a parameter may be pruned at a stage.
+
+        Args:
+            sparsity: of the stage, in [0, 1].
+
+        Returns:
+            A fraction in [0, 1].
+
+        Raises:
+            ValueError: a number outside [0, 1].
+        """
+        sparsity = check_sparsity(sparsity, "sparsity")
         return sparsity + self.spread * (1 - sparsity)
 
 

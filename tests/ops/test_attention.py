@@ -105,7 +105,7 @@ def test_opcheck():
     ("change", "message"),
     [
         ({"heads": 3}, "heads: expected a divisor of 8, got 3"),
-        ({"dropout_p": 1.0}, r"dropout_p: expected \[0, 1\), got 1.0"),
+        ({"dropout_p": 1.0}, r"dropout_p: expected p in \[0, 1\), got 1.0"),
         ({"key_mask": torch.ones(2, 5, dtype=torch.bool)}, "key_mask: expected bool"),
         ({"key_mask": torch.ones(2, 6)}, "key_mask: expected bool"),
         ({"k": torch.randn(2, 6, 4)}, "expected q, k, v"),
