@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from sniper.tts.audio.spectrogram import FeatureConfig
+    from sniper.tts.audio.config import FeatureConfig
 
     parser = argparse.ArgumentParser(
         prog="python -m sniper.prepare",
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None) -> int:
-    from sniper.tts.audio.spectrogram import FeatureConfig
+    from sniper.tts.audio.config import FeatureConfig
     from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
     from sniper.tts.errors import NothingUsable, SpeechError
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sniper.tts.audio.spectrogram import FeatureConfig, mel_matrix
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.spectrogram import mel_matrix
 from sniper.tts.errors import require
 
 

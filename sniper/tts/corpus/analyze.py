@@ -10,7 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import torch
 
-from sniper.tts.audio.spectrogram import FeatureConfig, read_audio
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.reading import read_audio
 from sniper.tts.corpus.alignment import Alignment, read_textgrid
 from sniper.tts.corpus.corpus import Utterance
 from sniper.tts.corpus.features import extract

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.analyze import analyze_all, pause_share
 from sniper.tts.corpus.corpus import Corpus
 from sniper.tts.corpus.dataset import SPLITS, CorpusInfo

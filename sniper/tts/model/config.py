@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from sniper.tts.model.loss import MASKINGS
 from sniper.tts.model.transformer import StackConfig
 from sniper.tts.model.variance import PredictorConfig
 
+# What the mean of a loss term is over: see fastspeech2_loss.
+MASKINGS = ("entries", "utterances", "none")
 _PREDICTORS = ("duration_predictor", "pitch_predictor", "energy_predictor")
 
 

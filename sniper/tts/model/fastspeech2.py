@@ -143,7 +143,10 @@ class FastSpeech2(nn.Module):
         """Total and terms: `fastspeech2_loss` of `forward(batch)`, as the config sets it."""
         config = self.config
         return fastspeech2_loss(
-            self(batch), batch, config.empty_token_loss, masking=config.loss_masking
+            batch,
+            **vars(self(batch)),
+            empty_token_loss=config.empty_token_loss,
+            masking=config.loss_masking,
         )
 
     @torch.no_grad()

@@ -6,30 +6,32 @@ Source: FastSpeech 2 (arXiv 2006.04558) section 2.3, weights and masking as in E
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from sniper.tts.corpus.batch import Batch, length_mask
-
-if TYPE_CHECKING:
-    from sniper.tts.model.fastspeech2 import FastSpeech2Output
-
-MASKINGS = ("entries", "utterances", "none")
+from sniper.tts.model.config import MASKINGS
 
 
 def fastspeech2_loss(
-    output: FastSpeech2Output,
     batch: Batch,
+    *,
+    mel_before: Tensor,
+    mel_after: Tensor | None,
+    log_durations: Tensor,
+    pitch: Tensor,
+    energy: Tensor,
     empty_token_loss: bool = False,
     masking: str = "entries",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the loss terms, each of weight 1, in float32.
 
     Args:
-        output: of `FastSpeech2.forward(batch)`.
         batch: the targets.
+        mel_before, mel_after: `[B, T, n_mels]` predicted frames before and after the postnet; None
+            where there is none.
+        log_durations: `[B, L]`, log(frames + 1).
+        pitch, energy: `[B, L]`, normalised as the targets are.
         empty_token_loss: whether tokens of zero duration (the end of sentence above all) count in
             the pitch and energy terms. They have no frames to average over, so by default they do
             not; ESPnet counts them.
@@ -57,13 +59,13 @@ def fastspeech2_loss(
     def mse(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
         return ((predicted.float() - target).square() * weights).sum()
 
-    terms = {"mel_before": l1(output.mel_before)}
-    if output.mel_after is not None:
-        terms["mel_after"] = l1(output.mel_after)
-    log_durations = torch.log(batch.durations.float() + 1.0)
-    terms["duration"] = mse(output.log_durations, log_durations, token_weights)
-    terms["pitch"] = mse(output.pitch, batch.pitch, pitch_weights)
-    terms["energy"] = mse(output.energy, batch.energy, pitch_weights)
+    terms = {"mel_before": l1(mel_before)}
+    if mel_after is not None:
+        terms["mel_after"] = l1(mel_after)
+    target = torch.log(batch.durations.float() + 1.0)
+    terms["duration"] = mse(log_durations, target, token_weights)
+    terms["pitch"] = mse(pitch, batch.pitch, pitch_weights)
+    terms["energy"] = mse(energy, batch.energy, pitch_weights)
     total = torch.stack(list(terms.values())).sum()
     return total, {name: term.detach() for name, term in terms.items()}
 

@@ -6,7 +6,8 @@ import pytest
 import soundfile
 import torch
 
-from sniper.tts.audio.spectrogram import FeatureConfig, log_mel, spectrum
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.spectrogram import log_mel, spectrum
 from sniper.tts.audio.vocoder import mel_to_amplitude, mel_to_audio, save_wav
 from sniper.tts.text.espeak import espeak
 

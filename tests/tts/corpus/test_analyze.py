@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.alignment import Alignment
 from sniper.tts.corpus.analyze import analyze, analyze_all, pause_share
 from sniper.tts.corpus.corpus import Utterance

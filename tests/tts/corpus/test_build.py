@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.build import Plan, find_finished, refuse_other_settings
 from sniper.tts.errors import SpeechError
 
