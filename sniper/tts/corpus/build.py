@@ -6,12 +6,12 @@ last, `corpus.json`; while work goes on, `prepare.work`.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.analyze import analyze_all, pause_share
-from sniper.tts.corpus.corpus import Corpus
+from sniper.tts.corpus.corpus import Corpus, fingerprint
 from sniper.tts.corpus.dataset import SPLITS, CorpusInfo
 from sniper.tts.corpus.features import compute_statistics
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
@@ -177,8 +177,8 @@ def build(
         if corpus.utterances:
             # Before the long part, although utterances may yet drop out.
             split_sizes(len(corpus.utterances), plan.valid, plan.test)
-        _analyze_rest(corpus, plan.features, work, workers, progress)
-        prepared = _finish(corpus, plan, out, work, frontend, lexicon, speech)
+        positions = _analyze_rest(corpus, plan.features, work, workers, progress)
+        prepared = _finish(corpus, plan, out, work, positions, frontend, lexicon, speech)
     except NothingUsable:
         # What was wrong will be mended before the next run, which must look again.
         work.path.unlink()
@@ -191,13 +191,21 @@ def build(
 
 def _analyze_rest(
     corpus: Corpus, config: FeatureConfig, work: WorkFile, workers: int, progress: bool
-) -> None:
-    rest = corpus.utterances[len(work) :]
+) -> list[int]:
+    """Positions in `work` of the corpus' utterances, in its order, after all are analysed.
+
+    Work counts by id and fingerprint, never by place: files may come, go or change in between.
+    """
+    # Taken before the analysis: a file that changes meanwhile is looked at again.
+    keys = {u.id: fingerprint(u) for u in corpus.utterances}
+    held = {(record.id, record.fingerprint): index for index, record in enumerate(work)}
+    rest = [u for u in corpus.utterances if (u.id, keys[u.id]) not in held]
     records = analyze_all(rest, config, workers)
     total = len(corpus.utterances)
-    bar = progress_bar(records, "analysing", total, len(work), show=progress)
-    for record in bar:
-        work.append(record)
+    for record in progress_bar(records, "analysing", total, total - len(rest), show=progress):
+        held[record.id, keys[record.id]] = len(work)
+        work.append(replace(record, fingerprint=keys[record.id]))
+    return [held[u.id, keys[u.id]] for u in corpus.utterances]
 
 
 def _finish(
@@ -205,6 +213,7 @@ def _finish(
     plan: Plan,
     out: Path,
     work: WorkFile,
+    positions: list[int],
     frontend: Frontend | None,
     lexicon: dict[str, str],
     speech: str,
@@ -212,7 +221,8 @@ def _finish(
     problems = list(corpus.problems)
     usable: list[Entry] = []
     pronunciations: list[tuple[str, str]] = []
-    for position, record in enumerate(work):
+    for position in positions:
+        record = work.read(position)
         if record.problem:
             problems.append((record.id, record.problem))
             continue
@@ -232,8 +242,8 @@ def _finish(
         pauses = pause_share([entry.phones for entry in usable], PAUSE)
         frontend = LexiconFrontend({**harvest(pronunciations), **known}, *pauses)
     sizes = split_sizes(len(usable), plan.valid, plan.test)
-    positions = split([entry.id for entry in usable], sizes, plan.seed)
-    parts = {name: [usable[i] for i in members] for name, members in positions.items()}
+    members_of = split([entry.id for entry in usable], sizes, plan.seed)
+    parts = {name: [usable[i] for i in members] for name, members in members_of.items()}
     statistics = compute_statistics(
         record.features for record in read_entries(work, parts["train"])
     )

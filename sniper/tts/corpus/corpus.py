@@ -6,6 +6,7 @@ ROOT/wavs/ID.wav
 ROOT/TextGrid/ID.TextGrid (also in one folder deeper), or ROOT/alignments.jsonl
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,29 @@ class Utterance:
     text: str
     wav: Path
     alignment: Alignment | Path
+
+
+def fingerprint(utterance: Utterance) -> str:
+    """What changes when the text, the wav or the alignment of an utterance does.
+
+    Files count by size and time of change: reading a whole corpus would take as long as a good part
+    of the work that it is to save.
+    """
+    alignment = utterance.alignment
+    if isinstance(alignment, Alignment):
+        where = [repr(alignment.phones).encode(), alignment.boundaries.tobytes()]
+    else:
+        where = [_file_state(alignment)]
+    parts = [utterance.text.encode(), _file_state(utterance.wav), *where]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _file_state(path: Path) -> bytes:
+    try:
+        found = path.stat()
+    except OSError:
+        return b"missing"
+    return f"{path} {found.st_size} {found.st_mtime_ns}".encode()
 
 
 @dataclass(frozen=True)
