@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.analyze import analyze_all, pause_share
 from sniper.tts.corpus.corpus import Corpus, fingerprint
@@ -35,6 +37,7 @@ class Prepared:
         seconds: of audio in all splits.
         problems: (id or line, reason) of what was left out.
         fresh: False where everything was there already.
+        health: what is unusual in the utterances that were taken, a line each.
     """
 
     folder: Path
@@ -42,6 +45,7 @@ class Prepared:
     seconds: float
     problems: list[tuple[str, str]]
     fresh: bool
+    health: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None
         found = json.loads(path.read_text(encoding="utf-8"))
         refuse_other_settings(out, found["settings"], plan.settings())
         problems = [(where, reason) for where, reason in found["problems"]]
-        prepared = Prepared(out, found["counts"], found["seconds"], problems, fresh=False)
+        health = tuple(map(str, found.get("health", ())))
+        prepared = Prepared(out, found["counts"], found["seconds"], problems, False, health)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpeechError(f"{path} is damaged; --force makes everything anew") from error
     if any(not (out / f"{split}.safetensors").is_file() for split in prepared.counts):
@@ -208,6 +213,17 @@ def _analyze_rest(
     return [held[u.id, keys[u.id]] for u in corpus.utterances]
 
 
+def _health(voiceless: list[str], usable: int, features: FeatureConfig) -> list[str]:
+    if not voiceless:
+        return []
+    more = f" and {len(voiceless) - 10} more" if len(voiceless) > 10 else ""
+    return [
+        f"no voiced frame between {features.f0_min:g} and {features.f0_max:g} Hz in "
+        f"{len(voiceless)} of {usable} utterances ({', '.join(voiceless[:10])}{more}): set "
+        "--f0-min and --f0-max to the voice's range"
+    ]
+
+
 def _finish(
     corpus: Corpus,
     plan: Plan,
@@ -220,12 +236,15 @@ def _finish(
 ) -> Prepared:
     problems = list(corpus.problems)
     usable: list[Entry] = []
+    voiceless: list[str] = []
     pronunciations: list[tuple[str, str]] = []
     for position in positions:
         record = work.read(position)
         if record.problem:
             problems.append((record.id, record.problem))
             continue
+        if np.isnan(record.features.pitch).all():
+            voiceless.append(record.id)
         pronunciations += record.pronunciations
         usable.append(Entry(position, record.id, record.text, record.phones, record.n_frames))
     if not usable:
@@ -253,6 +272,13 @@ def _finish(
     frames = sum(entry.n_frames for entry in usable)
     counts = {name: len(entries) for name, entries in parts.items()}
     seconds = frames * plan.features.hop_length / plan.features.sample_rate
-    content = {"counts": counts, "seconds": seconds, "problems": problems, **info.to_json()}
+    health = _health(voiceless, len(usable), plan.features)
+    content = {
+        "counts": counts,
+        "seconds": seconds,
+        "problems": problems,
+        "health": health,
+        **info.to_json(),
+    }
     write_json(out / _CORPUS, {"settings": plan.settings(), **content})
-    return Prepared(out, counts, seconds, problems, fresh=True)
+    return Prepared(out, counts, seconds, problems, True, tuple(health))
