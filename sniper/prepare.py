@@ -37,7 +37,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from sniper.tts.audio.spectrogram import FeatureConfig
+    from sniper.tts.audio.config import FeatureConfig
 
     parser = argparse.ArgumentParser(
         prog="python -m sniper.prepare",
@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--seed", type=int, default=0, help="of split and sentences (default: 0)")
     shared.add_argument("--workers", type=_positive, help="processes (default: one per CPU)")
     shared.add_argument("--force", action="store_true", help="make everything in --out anew")
+    shared.add_argument(
+        "--strict", action="store_true", help="exit status 2 where anything is left out or unusual"
+    )
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
     settings = shared.add_argument_group("features (a vocoder must agree with them)")
     for field in dataclasses.fields(FeatureConfig):
@@ -118,6 +121,16 @@ def _report(prepared: Prepared) -> None:
         print("When they are mended, --force makes everything anew.")
 
 
+def _report_health(prepared: Prepared, strict: bool) -> int:
+    """Print what is unusual; the exit status."""
+    for line in prepared.health:
+        print(f"health: {line}", file=sys.stderr)
+    unusual = bool(prepared.health or prepared.problems)
+    if strict and unusual:
+        print("error: --strict, and the corpus is not as it should be", file=sys.stderr)
+    return 2 if strict and unusual else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     try:
@@ -128,24 +141,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None) -> int:
-    from sniper.tts.audio.spectrogram import FeatureConfig
+    from sniper.tts.audio.config import FeatureConfig
     from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
     from sniper.tts.errors import NothingUsable, SpeechError
 
     options = vars(_parser().parse_args(argv))
     command, quiet = options.pop("command"), options.pop("quiet")
+    strict = options.pop("strict")
     try:
         names = [field.name for field in dataclasses.fields(FeatureConfig)]
         features = FeatureConfig(**{name: options.pop(name) for name in names})
         run = prepare_demo if command == "demo" else prepare_ljspeech
-        _report(run(**options, features=features, progress=not quiet))
+        prepared = run(**options, features=features, progress=not quiet)
+        _report(prepared)
+        return _report_health(prepared, strict)
     except NothingUsable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (SpeechError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

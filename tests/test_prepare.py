@@ -194,6 +194,13 @@ def test_other_settings_are_refused_with_the_difference(corpus, tmp_path, capsys
     assert "corpus.metadata_sha256" in capsys.readouterr().err
 
 
+def test_strict_fails_where_the_limits_find_no_voice(corpus, tmp_path, capsys):
+    base = ["ljspeech", "--root", str(corpus), "--quiet", "--workers", "1", "--strict"]
+    limits = ["--f0-min", "3000", "--f0-max", "4000"]
+    assert main([*base, "--out", str(tmp_path / "high"), *limits]) == 2
+    assert "health: no voiced frame between 3000 and 4000 Hz" in capsys.readouterr().err
+
+
 def test_unfinished_work_with_other_settings_is_refused_too(corpus, tmp_path):
     from sniper.tts.corpus.workfile import WorkFile
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 
 COEFFICIENTS = 24
 RANGE_DB = 60.0

@@ -24,7 +24,7 @@ from sniper.ops.bits import pack_bits, unpack_bits
 from sniper.sparsity.state import mask_shape
 from sniper.synthesize import load_speaker
 from sniper.training import checkpoint
-from sniper.tts.audio.spectrogram import read_audio
+from sniper.tts.audio.reading import read_audio
 from sniper.tts.audio.vocoder import mel_to_audio
 from sniper.tts.corpus.dataset import FeatureDataset, Item, collate
 from sniper.tts.errors import UtteranceError

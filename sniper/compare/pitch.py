@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 
 PERIODS = 6  # of the lowest F0 in a window
 VOICED = 0.5

@@ -35,7 +35,7 @@ from sniper.training.validation import (
     show,
     validate,
 )
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.model.config import FastSpeech2Config
 
 

@@ -19,7 +19,7 @@ from sniper.training.config import Config
 from sniper.training.run import FREE
 from sniper.training.settings import PRESETS
 from sniper.training.validation import kinds, limits_of, section
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.model.config import FastSpeech2Config
 from sniper.tts.model.variance import PredictorConfig
 

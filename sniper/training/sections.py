@@ -17,7 +17,7 @@ from sniper.training.validation import (
     show,
     sizes_of,
 )
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.model.config import FastSpeech2Config
 
 MOST_WORKERS, MOST_THREADS = 256, 1024

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sniper.tts.audio.vocoder import mel_to_audio
+from sniper.tts.audio.vocoder import limit_peak, mel_to_audio
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
@@ -85,11 +85,10 @@ class Speaker:
         silence = np.zeros(round(PAUSE_SECONDS * features.sample_rate), dtype=np.float32)
         audio: list[np.ndarray] = []
         for mel, _ in spoken if vocode else []:
-            audio += (
-                [silence, mel_to_audio(mel, features)] if audio else [mel_to_audio(mel, features)]
-            )
+            audio += [silence] if audio else []
+            audio.append(mel_to_audio(mel, features, limit=False))
         return Speech(
-            audio=np.concatenate(audio) if audio else np.zeros(0, dtype=np.float32),
+            audio=limit_peak(np.concatenate(audio)) if audio else np.zeros(0, dtype=np.float32),
             mel=np.concatenate([mel for mel, _ in spoken]),
             phones=phones,
             durations=[durations for _, durations in spoken],

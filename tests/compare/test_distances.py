@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sniper.compare.distances import align, cepstra, f0_errors, mel_cepstral_distortion
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 
 TEN, E = FeatureConfig(), FeatureConfig(log_base="e")
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sniper.compare.pitch import f0
-from sniper.tts.audio.spectrogram import FeatureConfig, log_mel, spectrum
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.spectrogram import log_mel, spectrum
 from sniper.tts.audio.vocoder import mel_to_audio
 
 CONFIG = FeatureConfig()

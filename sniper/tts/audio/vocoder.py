@@ -6,12 +6,14 @@ settings does better.
 """
 
 import functools
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from sniper.tts.audio.spectrogram import FeatureConfig, mel_matrix
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.spectrogram import mel_matrix
 from sniper.tts.errors import require
 
 
@@ -40,6 +42,7 @@ def mel_to_audio(
     n_iter: int = 60,
     momentum: float = 0.99,
     seed: int = 0,
+    limit: bool = True,
 ) -> np.ndarray:
     """Audio whose log-mel comes near the given one, by fast Griffin-Lim.
 
@@ -48,9 +51,11 @@ def mel_to_audio(
         n_iter: each costs one STFT and its inverse.
         momentum: in [0, 1).
         seed: of the first phase; equal input gives equal samples.
+        limit: whether audio with a peak above 1 is scaled down to it. Pieces of one recording are
+            to be scaled together, by `limit_peak`.
 
     Returns:
-        `[T * hop_length]` float32 at `config.sample_rate`, within [-1, 1].
+        `[T * hop_length]` float32 at `config.sample_rate`, within [-1, 1] where limited.
 
     Raises:
         ValueError: a wrong shape, or values that are not finite.
@@ -73,8 +78,14 @@ def mel_to_audio(
     amplitude = torch.cat([amplitude, last], dim=1)
     audio = _griffin_lim(amplitude, config, n_iter, momentum, seed)[:samples]
     audio = audio * _fades(samples, config, audio.device)
-    peak = float(audio.abs().max())
-    return (audio / max(1.0, peak)).cpu().numpy()
+    samples_out = audio.cpu().numpy()
+    return limit_peak(samples_out) if limit else samples_out
+
+
+def limit_peak(audio: np.ndarray) -> np.ndarray:
+    """Scale `[n]` samples by one gain such that none lies outside [-1, 1]."""
+    peak = float(np.abs(audio).max(initial=0.0))
+    return audio / np.float32(max(1.0, peak))
 
 
 def _griffin_lim(
@@ -107,5 +118,10 @@ def _fades(samples: int, config: FeatureConfig, device: torch.device) -> torch.T
 
 def save_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
     """Write mono audio `[n]` as 16-bit PCM; values beyond [-1, 1] are limited, not wrapped."""
+    peak = float(np.abs(audio).max(initial=0.0))
+    if peak > 1.0:
+        warnings.warn(
+            f"{path}: samples up to {peak:.3g} are clipped to 1; scale them first", stacklevel=2
+        )
     samples = np.clip(np.asarray(audio, dtype=np.float32), -1.0, 1.0)
     require("soundfile").write(str(path), samples, sample_rate, subtype="PCM_16", format="WAV")

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Recordings and their alignments to prepared feature files, and those to batches."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from sniper.tts.errors import UtteranceError, require
 from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
+from sniper.tts.text.words import word_key
 
 _PAUSE_LABELS = {"", "sil", "sp", "<eps>", "silence"}
 
@@ -48,12 +49,14 @@ def read_textgrid(path: Path) -> Alignment:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UtteranceError(f"{path} cannot be read as a TextGrid: {reason}") from error
     intervals = _tier(grid, "phones")
+    if intervals is None and _is_empty(grid, "phones"):
+        raise UtteranceError(f"{path}: its phones tier is empty")
     if intervals is None:
         names = ", ".join(grid.tierNames) or "none"
         raise UtteranceError(f"{path} has no interval tier named phones (its tiers: {names})")
     phones, starts = [], []
     for start, _, label in intervals:
-        phone = PAUSE if label.lower() in _PAUSE_LABELS else label
+        phone = _token(label)
         if not (phone == PAUSE and phones and phones[-1] == PAUSE):
             phones.append(phone)
             starts.append(start)
@@ -86,6 +89,20 @@ def read_alignments(path: Path) -> dict[str, Alignment]:
     return found
 
 
+def _token(label: str) -> str:
+    """The token for an aligner's label: some write SIL and SPN in capitals."""
+    if label.lower() in _PAUSE_LABELS:
+        return PAUSE
+    return SPOKEN_NOISE if label.lower() == SPOKEN_NOISE else label
+
+
+def _is_empty(grid, name: str) -> bool:
+    return any(
+        tier.lower().split(" ")[-1] == name and not grid.getTier(tier).entries
+        for tier in grid.tierNames
+    )
+
+
 def _tier(grid, name: str) -> list[tuple[float, float, str]] | None:
     """Intervals of the tier called `name`, or whose last word is `name`."""
     for tier_name in grid.tierNames:
@@ -106,11 +123,11 @@ def _pronunciations(
         inside = []
         while index < len(phones) and (phones[index][0] + phones[index][1]) / 2 < end:
             if (phones[index][0] + phones[index][1]) / 2 >= start:
-                inside.append(phones[index][2])
+                inside.append(_token(phones[index][2]))
             index += 1
-        clean = [phone for phone in inside if phone.lower() not in _PAUSE_LABELS]
+        clean = [phone for phone in inside if phone != PAUSE]
         if word.lower() in _PAUSE_LABELS or word.startswith("<") or SPOKEN_NOISE in clean:
             continue
         if clean:
-            found.append((word.lower(), " ".join(clean)))
+            found.append((word_key(word), " ".join(clean)))
     return tuple(found)

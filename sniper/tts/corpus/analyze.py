@@ -10,7 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import torch
 
-from sniper.tts.audio.spectrogram import FeatureConfig, read_audio
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.reading import read_audio
 from sniper.tts.corpus.alignment import Alignment, read_textgrid
 from sniper.tts.corpus.corpus import Utterance
 from sniper.tts.corpus.features import extract
@@ -21,6 +22,8 @@ from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
 
 # An aligner's clock and the file's may disagree a little; beyond this they are not the same audio.
 MAX_MISMATCH_FRAMES = 4
+# No one speaks a phoneme that long; an aligner that lost its place does.
+MAX_PHONE_SECONDS = 5.0
 
 
 def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
@@ -39,9 +42,17 @@ def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
             )
         if not any(map(_is_phoneme, alignment.phones)):
             raise UtteranceError("its alignment holds no known phoneme")
+        if not samples.any():
+            raise UtteranceError(f"{utterance.wav} is silent: all of its samples are zero")
+        _refuse_long_phones(alignment)
         features = extract(samples, boundaries, config)
     except (UtteranceError, OSError) as error:
         return Record(utterance.id, utterance.text, problem=" ".join(str(error).split()))
+    # Whatever else one file causes must name that file, and not end the work on all others.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = f"unexpected error in {utterance.wav}: {reason}"
+        return Record(utterance.id, utterance.text, problem=problem)
     return Record(
         utterance.id,
         utterance.text,
@@ -49,6 +60,16 @@ def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
         pronunciations=alignment.pronunciations,
         features=features,
     )
+
+
+def _refuse_long_phones(alignment: Alignment) -> None:
+    lengths = np.diff(alignment.boundaries)
+    for phone, seconds in zip(alignment.phones, lengths, strict=True):
+        if seconds > MAX_PHONE_SECONDS and _is_phoneme(phone):
+            raise UtteranceError(
+                f"its alignment gives the phoneme {phone} {seconds:.1f} s, at most "
+                f"{MAX_PHONE_SECONDS:g} are believed: align it anew"
+            )
 
 
 def _is_phoneme(phone: str) -> bool:

@@ -6,12 +6,14 @@ last, `corpus.json`; while work goes on, `prepare.work`.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+import numpy as np
+
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.analyze import analyze_all, pause_share
-from sniper.tts.corpus.corpus import Corpus
+from sniper.tts.corpus.corpus import Corpus, fingerprint
 from sniper.tts.corpus.dataset import SPLITS, CorpusInfo
 from sniper.tts.corpus.features import compute_statistics
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
@@ -35,6 +37,7 @@ class Prepared:
         seconds: of audio in all splits.
         problems: (id or line, reason) of what was left out.
         fresh: False where everything was there already.
+        health: what is unusual in the utterances that were taken, a line each.
     """
 
     folder: Path
@@ -42,6 +45,7 @@ class Prepared:
     seconds: float
     problems: list[tuple[str, str]]
     fresh: bool
+    health: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None
         found = json.loads(path.read_text(encoding="utf-8"))
         refuse_other_settings(out, found["settings"], plan.settings())
         problems = [(where, reason) for where, reason in found["problems"]]
-        prepared = Prepared(out, found["counts"], found["seconds"], problems, fresh=False)
+        health = tuple(map(str, found.get("health", ())))
+        prepared = Prepared(out, found["counts"], found["seconds"], problems, False, health)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpeechError(f"{path} is damaged; --force makes everything anew") from error
     if any(not (out / f"{split}.safetensors").is_file() for split in prepared.counts):
@@ -177,8 +182,8 @@ def build(
         if corpus.utterances:
             # Before the long part, although utterances may yet drop out.
             split_sizes(len(corpus.utterances), plan.valid, plan.test)
-        _analyze_rest(corpus, plan.features, work, workers, progress)
-        prepared = _finish(corpus, plan, out, work, frontend, lexicon, speech)
+        positions = _analyze_rest(corpus, plan.features, work, workers, progress)
+        prepared = _finish(corpus, plan, out, work, positions, frontend, lexicon, speech)
     except NothingUsable:
         # What was wrong will be mended before the next run, which must look again.
         work.path.unlink()
@@ -191,13 +196,32 @@ def build(
 
 def _analyze_rest(
     corpus: Corpus, config: FeatureConfig, work: WorkFile, workers: int, progress: bool
-) -> None:
-    rest = corpus.utterances[len(work) :]
+) -> list[int]:
+    """Positions in `work` of the corpus' utterances, in its order, after all are analysed.
+
+    Work counts by id and fingerprint, never by place: files may come, go or change in between.
+    """
+    # Taken before the analysis: a file that changes meanwhile is looked at again.
+    keys = {u.id: fingerprint(u) for u in corpus.utterances}
+    held = {(record.id, record.fingerprint): index for index, record in enumerate(work)}
+    rest = [u for u in corpus.utterances if (u.id, keys[u.id]) not in held]
     records = analyze_all(rest, config, workers)
     total = len(corpus.utterances)
-    bar = progress_bar(records, "analysing", total, len(work), show=progress)
-    for record in bar:
-        work.append(record)
+    for record in progress_bar(records, "analysing", total, total - len(rest), show=progress):
+        held[record.id, keys[record.id]] = len(work)
+        work.append(replace(record, fingerprint=keys[record.id]))
+    return [held[u.id, keys[u.id]] for u in corpus.utterances]
+
+
+def _health(voiceless: list[str], usable: int, features: FeatureConfig) -> list[str]:
+    if not voiceless:
+        return []
+    more = f" and {len(voiceless) - 10} more" if len(voiceless) > 10 else ""
+    return [
+        f"no voiced frame between {features.f0_min:g} and {features.f0_max:g} Hz in "
+        f"{len(voiceless)} of {usable} utterances ({', '.join(voiceless[:10])}{more}): set "
+        "--f0-min and --f0-max to the voice's range"
+    ]
 
 
 def _finish(
@@ -205,17 +229,22 @@ def _finish(
     plan: Plan,
     out: Path,
     work: WorkFile,
+    positions: list[int],
     frontend: Frontend | None,
     lexicon: dict[str, str],
     speech: str,
 ) -> Prepared:
     problems = list(corpus.problems)
     usable: list[Entry] = []
+    voiceless: list[str] = []
     pronunciations: list[tuple[str, str]] = []
-    for position, record in enumerate(work):
+    for position in positions:
+        record = work.read(position)
         if record.problem:
             problems.append((record.id, record.problem))
             continue
+        if np.isnan(record.features.pitch).all():
+            voiceless.append(record.id)
         pronunciations += record.pronunciations
         usable.append(Entry(position, record.id, record.text, record.phones, record.n_frames))
     if not usable:
@@ -232,8 +261,8 @@ def _finish(
         pauses = pause_share([entry.phones for entry in usable], PAUSE)
         frontend = LexiconFrontend({**harvest(pronunciations), **known}, *pauses)
     sizes = split_sizes(len(usable), plan.valid, plan.test)
-    positions = split([entry.id for entry in usable], sizes, plan.seed)
-    parts = {name: [usable[i] for i in members] for name, members in positions.items()}
+    members_of = split([entry.id for entry in usable], sizes, plan.seed)
+    parts = {name: [usable[i] for i in members] for name, members in members_of.items()}
     statistics = compute_statistics(
         record.features for record in read_entries(work, parts["train"])
     )
@@ -243,6 +272,13 @@ def _finish(
     frames = sum(entry.n_frames for entry in usable)
     counts = {name: len(entries) for name, entries in parts.items()}
     seconds = frames * plan.features.hop_length / plan.features.sample_rate
-    content = {"counts": counts, "seconds": seconds, "problems": problems, **info.to_json()}
+    health = _health(voiceless, len(usable), plan.features)
+    content = {
+        "counts": counts,
+        "seconds": seconds,
+        "problems": problems,
+        "health": health,
+        **info.to_json(),
+    }
     write_json(out / _CORPUS, {"settings": plan.settings(), **content})
-    return Prepared(out, counts, seconds, problems, fresh=True)
+    return Prepared(out, counts, seconds, problems, True, tuple(health))

@@ -6,6 +6,7 @@ ROOT/wavs/ID.wav
 ROOT/TextGrid/ID.TextGrid (also in one folder deeper), or ROOT/alignments.jsonl
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,29 @@ class Utterance:
     text: str
     wav: Path
     alignment: Alignment | Path
+
+
+def fingerprint(utterance: Utterance) -> str:
+    """What changes when the text, the wav or the alignment of an utterance does.
+
+    Files count by size and time of change: reading a whole corpus would take as long as a good part
+    of the work that it is to save.
+    """
+    alignment = utterance.alignment
+    if isinstance(alignment, Alignment):
+        where = [repr(alignment.phones).encode(), alignment.boundaries.tobytes()]
+    else:
+        where = [_file_state(alignment)]
+    parts = [utterance.text.encode(), _file_state(utterance.wav), *where]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _file_state(path: Path) -> bytes:
+    try:
+        found = path.stat()
+    except OSError:
+        return b"missing"
+    return f"{path} {found.st_size} {found.st_mtime_ns}".encode()
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,8 @@ def _metadata_line(line: bytes) -> tuple[str, str]:
     if len(fields) not in (2, 3):
         raise UtteranceError(f"expected id|text or id|text|normalized, got {len(fields)} fields")
     name, text = fields[0], fields[-1] or fields[1]
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise UtteranceError(f"the id {name!r} is a path that leaves the corpus")
     if not name:
         raise UtteranceError("the id is empty")
     if not text:
@@ -114,6 +140,7 @@ def read_corpus(root: Path, textgrids: Path | None = None) -> Corpus:
         raise SpeechError(f"no folder {wavs}: the corpus needs its audio there as ID.wav")
     folder = _textgrid_folder(root, textgrids)
     aligned: dict[str, Alignment] | dict[str, Path]
+    same_name: dict[str, list[Path]] = {}
     if folder is None:
         aligned = read_alignments(root / ALIGNMENTS)
         missing = f"it has no usable line in {ALIGNMENTS}"
@@ -121,10 +148,15 @@ def read_corpus(root: Path, textgrids: Path | None = None) -> Corpus:
         # One speaker folder deep is how MFA writes a corpus with speakers.
         paths = sorted([*folder.glob("*/*.TextGrid"), *folder.glob("*.TextGrid")])
         aligned = {path.name.removesuffix(".TextGrid"): path for path in paths}
+        for path in paths:
+            same_name.setdefault(path.name.removesuffix(".TextGrid"), []).append(path)
         missing = f"no TextGrid for it in {folder}"
     utterances = []
     for name, text in entries:
-        if name in aligned:
+        if len(same_name.get(name, ())) > 1:
+            found = " and ".join(map(str, same_name[name]))
+            problems.append((name, f"ambiguous, several TextGrids have its name: {found}"))
+        elif name in aligned:
             utterances.append(Utterance(name, text, wavs / f"{name}.wav", aligned[name]))
         else:
             problems.append((name, missing))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.features import Statistics
 from sniper.tts.corpus.store import map_tensors

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sniper.tts.audio import spectrogram as analysis
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts import audio as analysis
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.errors import UtteranceError
 
 

@@ -32,6 +32,7 @@ class Record:
         pronunciations: (word, phonemes) pairs heard in it.
         problem: why it cannot be used, or "".
         features: None where there is a problem.
+        fingerprint: of the files it was made from; "" in work of earlier versions.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Record:
     pronunciations: tuple[tuple[str, str], ...] = ()
     problem: str = ""
     features: Features | None = None
+    fingerprint: str = ""
 
     @property
     def n_frames(self) -> int:
@@ -88,6 +90,7 @@ class WorkFile:
     def append(self, record: Record) -> None:
         """Add an utterance; it is in the kernel's hands when this returns."""
         data = {name: getattr(record, name) for name in ("id", "text", "phones", "problem")}
+        data["fingerprint"] = record.fingerprint
         data["pronunciations"] = record.pronunciations
         body = b""
         if record.features is not None:
@@ -165,4 +168,5 @@ def _record(header: dict, body: bytes) -> Record:
         pronunciations=tuple((word, phones) for word, phones in header["pronunciations"]),
         problem=header["problem"],
         features=features,
+        fingerprint=header.get("fingerprint", ""),
     )

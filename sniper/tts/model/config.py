@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sniper.tts.model.transformer import StackConfig
 from sniper.tts.model.variance import PredictorConfig
 
-# What the mean of a loss term is taken over; see `fastspeech2_loss`.
+# What the mean of a loss term is over: see fastspeech2_loss.
 MASKINGS = ("entries", "utterances", "none")
 _PREDICTORS = ("duration_predictor", "pitch_predictor", "energy_predictor")
 

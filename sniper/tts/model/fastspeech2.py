@@ -141,10 +141,10 @@ class FastSpeech2(nn.Module):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and terms: `fastspeech2_loss` of `forward(batch)`, as the config sets it."""
-        config, predicted = self.config, vars(self(batch))
+        config = self.config
         return fastspeech2_loss(
             batch,
-            **predicted,
+            **vars(self(batch)),
             empty_token_loss=config.empty_token_loss,
             masking=config.loss_masking,
         )

@@ -28,9 +28,10 @@ def fastspeech2_loss(
 
     Args:
         batch: the targets.
-        mel_before, mel_after: `[B, T, n_mels]`, predicted before and after the postnet, if any.
-        log_durations: `[B, L]`, predicted log(frames + 1).
-        pitch, energy: `[B, L]`, predicted.
+        mel_before, mel_after: `[B, T, n_mels]` predicted frames before and after the postnet; None
+            where there is none.
+        log_durations: `[B, L]`, log(frames + 1).
+        pitch, energy: `[B, L]`, normalised as the targets are.
         empty_token_loss: whether tokens of zero duration (the end of sentence above all) count in
             the pitch and energy terms. They have no frames to average over, so by default they do
             not; ESPnet counts them.
@@ -61,8 +62,8 @@ def fastspeech2_loss(
     terms = {"mel_before": l1(mel_before)}
     if mel_after is not None:
         terms["mel_after"] = l1(mel_after)
-    wanted = torch.log(batch.durations.float() + 1.0)
-    terms["duration"] = mse(log_durations, wanted, token_weights)
+    target = torch.log(batch.durations.float() + 1.0)
+    terms["duration"] = mse(log_durations, target, token_weights)
     terms["pitch"] = mse(pitch, batch.pitch, pitch_weights)
     terms["energy"] = mse(energy, batch.energy, pitch_weights)
     total = torch.stack(list(terms.values())).sum()

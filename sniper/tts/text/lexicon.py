@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sniper.tts.errors import SpeechError
+from sniper.tts.text.words import word_key
 
 
 def harvest(pronunciations: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -46,7 +47,7 @@ def read_dictionary(path: Path) -> dict[str, str]:
             raise SpeechError(f"{path}:{number}: {word!r} has no phonemes")
         # CMU marks further pronunciations as WORD(2).
         base = word.split("(")[0] if word.endswith(")") and not word.startswith("(") else word
-        found.setdefault(base.lower(), " ".join(rest))
+        found.setdefault(word_key(base), " ".join(rest))
     return found
 
 

@@ -3,21 +3,9 @@
 
 import re
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "- - twenty thirty forty fifty sixty seventy eighty ninety".split()
-_SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"))
-_ORDINALS = {
-    "one": "first",
-    "two": "second",
-    "three": "third",
-    "five": "fifth",
-    "eight": "eighth",
-    "nine": "ninth",
-    "twelve": "twelfth",
-}
+from num2words import num2words
+
+_DIGITS = "zero one two three four five six seven eight nine".split()
 _CURRENCIES = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
 _ABBREVIATIONS = {
     "mr": "mister",
@@ -39,6 +27,28 @@ _ABBREVIATIONS = {
     "no": "number",
 }
 
+_SIGNS = {"+": "plus", "=": "equals", "×": "times", "°": "degrees", "#": "number", "@": "at"}
+_UNITS = {
+    "km": "kilometers",
+    "cm": "centimeters",
+    "mm": "millimeters",
+    "kg": "kilograms",
+    "ml": "milliliters",
+    "kHz": "kilohertz",
+    "Hz": "hertz",
+    "mph": "miles per hour",
+}
+_VERSION = re.compile(r"(?<![\d.])\d+(?:\.\d+){2,}(?!\.?\d)")
+_TIME = re.compile(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])")
+_FRACTION = re.compile(r"(?<![\d/.,])(\d+)/(\d+)(?![\d/]|[.,]\d)")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)")
+_BARE_DECIMAL = re.compile(r"(?<![\w.])\.(\d+)")
+_RANGE = re.compile(r"(?<=\d)\s?–\s?(?=\d)")
+_MINUS = re.compile(r"(?<!\w)-(?=\d)|−\s?")
+_UNIT = re.compile(rf"(?<=\d)\s?({'|'.join(_UNITS)})\b")
+# Two letters with dots at least: a single one may end a sentence.
+_INITIALS = re.compile(r"\b(?:[A-Za-z]\.\s?){2,}(?!\w\.)")
+
 _ABBREVIATION = re.compile(
     r"\b(mr|mrs|ms|dr|prof|st|capt|col|gen|lt|rev|hon|jr|sr|etc|vs)\.|\b(no)\.(?=\s*\d)", re.I
 )
@@ -59,30 +69,14 @@ def number_words(value: int) -> str:
     """
     if value < 0:
         return "minus " + number_words(-value)
-    if value < 20:
-        return _ONES[value]
-    if value < 100:
-        return _TENS[value // 10] + (" " + _ONES[value % 10] if value % 10 else "")
-    if value < 1000:
-        rest = value % 100
-        return _ONES[value // 100] + " hundred" + (" " + number_words(rest) if rest else "")
     if value >= 10**15:
         return _digits(str(value))
-    scale, name = next((scale, name) for scale, name in _SCALES if value >= scale)
-    rest = value % scale
-    return f"{number_words(value // scale)} {name}" + (" " + number_words(rest) if rest else "")
+    return _plain(num2words(value))
 
 
 def ordinal_words(value: int) -> str:
     """A whole number as an English ordinal ("twenty first")."""
-    *before, last = number_words(value).split()
-    if last in _ORDINALS:
-        last = _ORDINALS[last]
-    elif last.endswith("y"):
-        last = last[:-1] + "ieth"
-    else:
-        last += "th"
-    return " ".join([*before, last])
+    return _plain(num2words(value, to="ordinal"))
 
 
 def year_words(value: int) -> str:
@@ -100,6 +94,7 @@ def normalize_english(text: str) -> str:
     text = text.replace("’", "'").replace("‘", "'")
     text = _ABBREVIATION.sub(lambda m: _ABBREVIATIONS[(m[1] or m[2]).lower()], text)
     text = _MONEY.sub(_money, text)
+    text = _signs(text)
     text = _ORDINAL.sub(lambda m: ordinal_words(_value(m[1])), text)
     text = _YEAR.sub(_year, text)
     text = _DECIMAL.sub(lambda m: f"{number_words(_value(m[1]))} point {_digits(m[2])}", text)
@@ -107,12 +102,58 @@ def normalize_english(text: str) -> str:
     return re.sub(r"\s*%", " percent", text).replace("&", " and ")
 
 
+def _plain(words: str) -> str:
+    """num2words' spelling without commas, hyphens and "and", as lexicons hold number words."""
+    return " ".join(words.replace("-", " ").replace(",", "").replace(" and ", " ").split())
+
+
+def _fraction(match: re.Match) -> str:
+    above, below = int(match[1]), int(match[2])
+    if (above, below) == (24, 7):
+        return "twenty four seven"
+    if not 0 < above < below <= 20 or below == 1:
+        return f"{number_words(above)} over {number_words(below)}"
+    name = {2: "half", 4: "quarter"}.get(below) or ordinal_words(below)
+    return f"{number_words(above)} {name}" + ("" if above == 1 else "s")
+
+
+def _time(match: re.Match) -> str:
+    hour, minute = int(match[1]), int(match[2])
+    if not minute:
+        return number_words(hour)
+    return f"{number_words(hour)} {'oh ' if minute < 10 else ''}{number_words(minute)}"
+
+
+def _version(match: re.Match) -> str:
+    return " point ".join(number_words(int(part)) for part in match[0].split("."))
+
+
+def _letters(match: re.Match) -> str:
+    return " ".join(match[0].replace(".", " ").split()) + " " * match[0].endswith(" ")
+
+
+def _signs(text: str) -> str:
+    """Write the constructs of digits and signs that must be read before single numbers are."""
+    text = _VERSION.sub(_version, text)
+    text = _TIME.sub(_time, text)
+    text = _FRACTION.sub(_fraction, text)
+    text = _SPACED_THOUSANDS.sub(lambda m: re.sub(r"\s", "", m[0]), text)
+    text = _BARE_DECIMAL.sub(lambda m: f"point {_digits(m[1])}", text)
+    text = _RANGE.sub(" to ", text)
+    text = _MINUS.sub("minus ", text)
+    text = _UNIT.sub(lambda m: f" {_UNITS[m[1]]}", text)
+    text = _INITIALS.sub(_letters, text)
+    for sign, word in _SIGNS.items():
+        text = text.replace(sign, f" {word} ")
+    return text
+
+
 def _value(digits: str) -> int:
     return int(digits.replace(",", ""))
 
 
 def _digits(digits: str) -> str:
-    return " ".join(_ONES[int(digit)] for digit in digits)
+    return " ".join(_DIGITS[int(digit)] for digit in digits)
 
 
 def _year(match: re.Match) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.normalize import normalize_english
+from sniper.tts.text.words import has_letter, pieces, word_key
 
 PAD, EOS, PAUSE = "<pad>", "<eos>", "sil"
 # The aligner's label for what it could not recognise: a token, but no phoneme.
@@ -122,17 +123,23 @@ class LexiconFrontend:
     trailing_pause: bool = True
     kind: str = field(default="lexicon", init=False)
 
+    def __post_init__(self) -> None:
+        # Corpora prepared before words had one form hold them as their files did.
+        keys: dict[str, str] = {}
+        for word, phones in self.lexicon.items():
+            keys.setdefault(word_key(word), phones)
+        object.__setattr__(self, "lexicon", keys)
+
     def phones(self, text: str) -> list[str]:
         """Tokens of a text.
 
         Raises:
             SpeechError: words that the lexicon does not hold (all of them are named), or no word.
         """
-        plain = normalize_english(text).lower()
         found: list[str] = []
         unknown: dict[str, None] = {}
-        for piece in re.findall(r"[\w'\-]+|[,;:.!?…—()]", plain):
-            if re.search(r"\w", piece):
+        for piece in pieces(normalize_english(text)):
+            if has_letter(piece):
                 for word in self._known_parts(piece):
                     if word not in self.lexicon:
                         unknown[word] = None
@@ -217,7 +224,7 @@ def split_sentences(text: str, max_chars: int = 300) -> list[str]:
         begin = match.end()
     sentences.append(text[begin:])
     parts = [part for sentence in sentences for part in _shorten(sentence, max_chars)]
-    return [part for part in parts if re.search(r"\w", part)]
+    return [part for part in parts if has_letter(part)]
 
 
 def _shorten(sentence: str, max_chars: int) -> list[str]:

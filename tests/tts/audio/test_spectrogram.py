@@ -6,15 +6,10 @@ import pytest
 import soundfile
 import torch
 
-from sniper.tts.audio.spectrogram import (
-    FeatureConfig,
-    energy,
-    log_f0,
-    log_mel,
-    mel_matrix,
-    read_audio,
-    spectrum,
-)
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.f0 import log_f0
+from sniper.tts.audio.reading import read_audio
+from sniper.tts.audio.spectrogram import energy, log_mel, mel_matrix, spectrum
 from sniper.tts.errors import UtteranceError
 
 CONFIG = FeatureConfig()

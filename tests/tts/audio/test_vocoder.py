@@ -6,8 +6,9 @@ import pytest
 import soundfile
 import torch
 
-from sniper.tts.audio.spectrogram import FeatureConfig, log_mel, spectrum
-from sniper.tts.audio.vocoder import mel_to_amplitude, mel_to_audio, save_wav
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.spectrogram import log_mel, spectrum
+from sniper.tts.audio.vocoder import limit_peak, mel_to_amplitude, mel_to_audio, save_wav
 from sniper.tts.text.espeak import espeak
 
 CONFIG = FeatureConfig()
@@ -90,3 +91,22 @@ def test_save_wav(tmp_path):
     audio, rate = soundfile.read(tmp_path / "a.wav")
     assert rate == 22050
     np.testing.assert_allclose(audio, [0, 0.5, -1, 1], atol=1e-4)
+
+
+def test_pieces_of_one_recording_have_one_gain():
+    rng = np.random.default_rng(0)
+    config = FeatureConfig()
+    soft = rng.normal(-2.0, 0.1, (20, 80)).astype(np.float32)
+    pieces = [mel_to_audio(mel, config, n_iter=2, limit=False) for mel in (soft, soft + 3)]
+    assert np.abs(pieces[1]).max() > 1
+    whole = limit_peak(np.concatenate(pieces))
+    assert np.abs(whole).max() == pytest.approx(1)
+    ratio = np.abs(whole[len(pieces[0]) :]).max() / np.abs(whole[: len(pieces[0])]).max()
+    assert ratio == pytest.approx(1000, rel=1e-3), "loud stays as much louder as it was"
+    again = mel_to_audio(soft + 3, config, n_iter=2)
+    assert np.abs(again).max() == pytest.approx(1)
+
+
+def test_clipping_is_said(tmp_path):
+    with pytest.warns(UserWarning, match="loud.wav: samples up to 2 are clipped"):
+        save_wav(tmp_path / "loud.wav", np.array([0.5, 2.0]), 22050)

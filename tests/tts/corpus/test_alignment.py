@@ -122,3 +122,15 @@ def test_alignments_leave_out_what_cannot_be_used(tmp_path):
     found = read_alignments(tmp_path / "alignments.jsonl")
     assert list(found) == ["a"]
     np.testing.assert_allclose(found["a"].boundaries, [0, 0.01, 0.02])
+
+
+def test_capital_spn_is_spn_and_an_empty_tier_says_so(tmp_path):
+    path = tmp_path / "a.TextGrid"
+    phones = [(start, end, label.upper()) for start, end, label in PHONES]
+    path.write_text(long_form({"words": WORDS, "phones": phones}))
+    found = read_textgrid(path)
+    assert found.phones == ("sil", "HH", "AH0", "sil", "spn", "OW1", "sil")
+    assert found.pronunciations == (("hello", "HH AH0"), ("oh", "OW1"))
+    path.write_text(long_form({"words": WORDS, "phones": []}))
+    with pytest.raises(UtteranceError, match="its phones tier is empty"):
+        read_textgrid(path)

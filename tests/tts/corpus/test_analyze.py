@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.alignment import Alignment
 from sniper.tts.corpus.analyze import analyze, analyze_all, pause_share
 from sniper.tts.corpus.corpus import Utterance
@@ -68,3 +68,18 @@ def test_pause_share():
     phones = [("sil", "a"), ("sil", "b", "sil"), ("c",)]
     assert pause_share(phones, "sil") == (True, False)
     assert pause_share([], "sil") == (False, False)
+
+
+def test_silence_long_phones_and_unexpected_errors_are_named(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "zero.wav", np.zeros(22050), 22050)
+    assert "is silent" in analyze(utterance(tmp_path, "zero"), CONFIG).problem
+    soundfile.write(tmp_path / "slow.wav", 0.1 * np.ones(22050 * 30), 22050)
+    slow = utterance(tmp_path, "slow", phones=("a",), times=(0, 30))
+    assert "the phoneme a 30.0 s" in analyze(slow, CONFIG).problem
+
+    def broken(*_):
+        raise ZeroDivisionError("no frames")
+
+    monkeypatch.setattr("sniper.tts.corpus.analyze.extract", broken)
+    problem = analyze(utterance(tmp_path, "a"), CONFIG).problem
+    assert "a.wav: ZeroDivisionError: no frames" in problem

@@ -2,11 +2,23 @@
 """When an earlier preparation counts; test_prepare runs whole ones."""
 
 import json
+import os
 
+import numpy as np
 import pytest
+import soundfile
 
-from sniper.tts.audio.spectrogram import FeatureConfig
-from sniper.tts.corpus.build import Plan, find_finished, refuse_other_settings
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.corpus.alignment import Alignment
+from sniper.tts.corpus.build import (
+    Plan,
+    _analyze_rest,
+    _health,
+    find_finished,
+    refuse_other_settings,
+)
+from sniper.tts.corpus.corpus import Corpus, Utterance
+from sniper.tts.corpus.workfile import WorkFile
 from sniper.tts.errors import SpeechError
 
 PLAN = Plan({"kind": "demo"}, FeatureConfig(), valid=2)
@@ -54,3 +66,30 @@ def test_all_differences_are_listed(tmp_path):
     refuse_other_settings(tmp_path, {"a": {"b": 1}}, {"a": {"b": 1}})
     with pytest.raises(SpeechError, match="a.b is 1 there, 2 now; c is None there, 3 now"):
         refuse_other_settings(tmp_path, {"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
+
+
+def test_work_counts_by_id_and_fingerprint(tmp_path):
+    alignment = Alignment(("a", "sil"), np.array([0, 0.5, 1.0]))
+    for name in "abc":
+        soundfile.write(tmp_path / f"{name}.wav", 0.3 * np.sin(np.arange(22050) / 20), 22050)
+    a, b, c = (Utterance(name, "x", tmp_path / f"{name}.wav", alignment) for name in "abc")
+    work = WorkFile(tmp_path / "w", {})
+
+    def analyzed(*utterances):
+        positions = _analyze_rest(Corpus([*utterances], [], True), FeatureConfig(), work, 1, False)
+        assert [work.read(position).id for position in positions] == [u.id for u in utterances]
+        return len(work)
+
+    assert analyzed(a, c) == 2
+    assert analyzed(a, b, c) == 3, "only the one that came back in the middle"
+    assert analyzed(c) == 3
+    os.utime(a.wav, ns=(1, 1))
+    assert analyzed(a, b, c) == 4, "only the one that changed"
+    work.close()
+
+
+def test_voices_outside_the_limits_are_said():
+    assert _health([], 6, FeatureConfig()) == []
+    (line,) = _health(list("abcdef"), 6, FeatureConfig())
+    assert "no voiced frame between 80 and 400 Hz in 6 of 6 utterances" in line
+    assert "--f0-min" in line

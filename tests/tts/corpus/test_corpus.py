@@ -80,3 +80,21 @@ def test_what_is_missing_is_said(tmp_path):
     (tmp_path / "wavs").mkdir()
     with pytest.raises(SpeechError, match="Montreal Forced Aligner"):
         read_corpus(tmp_path)
+
+
+def test_two_textgrids_of_one_name_are_ambiguous(tmp_path):
+    root = make(tmp_path, "TextGrid/ann")
+    (root / "TextGrid" / "bob").mkdir()
+    (root / "TextGrid" / "bob" / "a.TextGrid").touch()
+    corpus = read_corpus(root)
+    assert corpus.utterances == []
+    reason = dict(corpus.problems)["a"]
+    assert "ann/a.TextGrid" in reason and "bob/a.TextGrid" in reason
+
+
+@pytest.mark.parametrize("name", ["/etc/a", "../a", "x/../../a"])
+def test_ids_that_leave_the_corpus_are_refused(tmp_path, name):
+    path = tmp_path / "metadata.csv"
+    path.write_text(f"{name}|one\n")
+    entries, problems = read_metadata(path)
+    assert entries == [] and "leaves the corpus" in problems[0][1]

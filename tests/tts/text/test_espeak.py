@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from sniper.tts.audio.spectrogram import FeatureConfig
+from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.features import frame_durations
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.espeak import PAUSES, clean_text, espeak

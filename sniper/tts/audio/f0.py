@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fundamental frequency of a voice, frame by frame."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.errors import require
+
+
+def log_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray | None:
+    """Natural log of F0 by DIO + StoneMask, linearly interpolated over unvoiced frames.
+
+    Returns:
+        `[n // hop]` float64, or None where no frame is voiced.
+    """
+    pyworld = require("pyworld")
+    samples = np.ascontiguousarray(audio, dtype=np.float64)
+    period_ms = 1000.0 * config.hop_length / config.sample_rate
+    coarse, times = pyworld.dio(
+        samples,
+        config.sample_rate,
+        f0_floor=config.f0_min,
+        f0_ceil=config.f0_max,
+        frame_period=period_ms,
+    )
+    f0 = pyworld.stonemask(samples, coarse, times, config.sample_rate)
+    # WORLD's own count can differ from n // hop by one through rounding of the period.
+    frames = config.n_frames(len(samples))
+    f0 = np.pad(f0, (0, max(0, frames - len(f0))))[:frames]
+    voiced = np.flatnonzero(f0 > 0)
+    if len(voiced) == 0:
+        return None
+    return np.log(np.interp(np.arange(frames), voiced, f0[voiced]))
