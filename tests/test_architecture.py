@@ -34,7 +34,7 @@ FLOORS = (
     ),
     ("sniper.ops.selfcheck",),
     ("sniper.ops.backends", "sniper.ops.sdpa"),
-    ("sniper.ops.dispatch", "sniper.ops.selfcheck_cases"),
+    ("sniper.ops.dispatch", "sniper.ops.selfcheck_cases", "sniper.ops.selfcheck_child"),
     ("sniper.ops",),
     ("sniper.layers",),
     ("sniper.sparsity", "sniper.tts.errors", "sniper.tts.processes"),

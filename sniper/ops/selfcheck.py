@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A GPU's kernels are trusted after a check, which runs once a machine, in a process of its own.
 
-    python -m sniper.ops.selfcheck --device 0 --dtype bf16 --block-size 64
+    python -m sniper.ops.selfcheck_child --device 0 --dtype bf16 --block-size 64
 
 A kernel that crashes, accesses memory that is not its own or never ends costs the child, not the
 run: the parent waits for a limited time, takes note of the family that was at work, and goes on
@@ -10,8 +10,6 @@ behind it. Verdicts lie in the cache folder by GPU, driver, torch, Triton and ke
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import json
 import os
 import subprocess
@@ -33,7 +31,7 @@ FORMAT = 1
 # Seconds without news from the child: a family compiles up to a dozen kernels.
 PATIENCE = 120.0
 REPORT = "please report it with the output of `python -m sniper.doctor --json`"
-_CASES = "sniper.ops.selfcheck_cases"
+CASES = "sniper.ops.selfcheck_cases"
 ELEMENTWISE, RECORDED = "elementwise", "recorded step"
 
 
@@ -137,21 +135,24 @@ def run(
     device: int | str,
     dtype: str,
     block_size: int,
-    cases: str = _CASES,
+    cases: str = CASES,
     patience: float = PATIENCE,
+    hang: float | None = None,
 ) -> dict[str, Verdict]:
     """Checks every family in child processes, whatever is cached.
 
     Args:
         device: index of the GPU, or `cpu` for Triton's interpreter.
         cases: module with `families(dtype, block_size, device)`.
-        patience: seconds that a family may take.
+        patience: seconds that a family, or the start, may take.
+        hang: seconds that a family may take once it has begun; None: as many.
     """
     verdicts: dict[str, Verdict] = {}
     with tempfile.TemporaryDirectory(prefix="sniper-check-") as folder:
         while True:
             news = Path(folder) / f"{len(verdicts)}.jsonl"
-            ended = _run_child(news, device, dtype, block_size, cases, list(verdicts), patience)
+            waits = (patience, hang or patience)
+            ended = _run_child(news, device, dtype, block_size, cases, list(verdicts), waits)
             found, at_work = _read_news(news)
             verdicts.update(found)
             if ended is None:
@@ -168,10 +169,10 @@ def _run_child(
     block_size: int,
     cases: str,
     done: list[str],
-    patience: float,
+    patience: tuple[float, float],
 ) -> str | None:
     """None where the child came to its end, else why it did not."""
-    command = [sys.executable, "-m", "sniper.ops.selfcheck", "--device", str(device)]
+    command = [sys.executable, "-m", "sniper.ops.selfcheck_child", "--device", str(device)]
     command += ["--dtype", dtype, "--block-size", str(block_size), "--cases", cases]
     command += ["--news", str(news), "--done", json.dumps(done)]
     environment = {**os.environ, "SNIPER_SELF_CHECK": "skip"}
@@ -183,10 +184,11 @@ def _run_child(
             now = news.stat().st_size if news.exists() else 0
             if now != size:
                 heard, size = time.monotonic(), now
-            if time.monotonic() - heard > patience:
+            limit = patience[size > 0]
+            if time.monotonic() - heard > limit:
                 child.kill()
                 child.wait()
-                return f"it did not end within {patience:g} seconds"
+                return f"it did not end within {limit:g} seconds"
         if child.returncode == 0:
             return None
         log.seek(0)
@@ -213,43 +215,6 @@ def _read_news(news: Path) -> tuple[dict[str, Verdict], str | None]:
         if verdict is not None:
             found[entry["family"]], at_work = verdict, None
     return found, at_work
-
-
-def _child(options: argparse.Namespace) -> None:
-    """Checks family by family and tells each at once."""
-    device = torch.device("cpu" if options.device == "cpu" else f"cuda:{options.device}")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    cases = importlib.import_module(options.cases)
-    allow_tf32 = options.dtype == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = allow_tf32
-    done = set(json.loads(options.done))
-    checks = cases.families(options.dtype, options.block_size, device)
-    with open(options.news, "a", encoding="utf-8") if options.news else sys.stdout as out:
-
-        def tell(entry: dict[str, Any]) -> None:
-            print(json.dumps(entry), file=out, flush=True)
-
-        for family, run_check in checks.items():
-            if family in done:
-                continue
-            tell({"begins": family})
-            started = time.monotonic()
-            error, message = None, ""
-            try:
-                error = run_check()
-            except Exception as problem:
-                text = " ".join(str(problem).split())[:300]
-                message = text if isinstance(problem, ValueError) else _named(problem, text)
-            verdict = Verdict(not message, error, time.monotonic() - started, message)
-            tell({"family": family, "verdict": asdict(verdict)})
-            # After an illegal access every later call fails: the next family needs a new process.
-            if message and device.type == "cuda":
-                torch.cuda.synchronize()
-
-
-def _named(problem: Exception, text: str) -> str:
-    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
 
 
 @cache
@@ -306,19 +271,3 @@ def _write(key: str, verdicts: dict[str, Verdict]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError):
         pass  # a read-only home: checked again by the next process
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The child's side; without `--news` it prints what it finds."""
-    parser = argparse.ArgumentParser(prog="python -m sniper.ops.selfcheck", description=__doc__)
-    parser.add_argument("--device", default="0", help="index of the GPU, or cpu")
-    parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp16", "tf32", "fp32"])
-    parser.add_argument("--block-size", type=int, default=64)
-    parser.add_argument("--cases", default=_CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--news", help=argparse.SUPPRESS)
-    parser.add_argument("--done", default="[]", help=argparse.SUPPRESS)
-    _child(parser.parse_args(argv))
-
-
-if __name__ == "__main__":
-    main()

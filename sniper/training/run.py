@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from sniper import _C
+from sniper.ops.backends.triton import launch
 from sniper.training import checkpoint
 from sniper.training.config import Config, differences, dump, with_defaults_of
 from sniper.training.device import pick_device, set_up_torch, why_no_cuda
@@ -171,6 +173,7 @@ def _announce(trainer: Trainer, train: FeatureDataset, resumed: bool) -> None:
     hours = hours / train.info.features.sample_rate / 3600
     print(f"{config.name}: FastSpeech2, {count:,} parameters, on {_place(trainer)}")
     print(f"{len(train)} utterances, {hours:.2f} h of {train.info.speech}")
+    print(_what_runs(trainer))
     kind = (
         "weights" if config.sparsity.block_size is None else f"{config.sparsity.block_size}-blocks"
     )
@@ -185,6 +188,19 @@ def _announce(trainer: Trainer, train: FeatureDataset, resumed: bool) -> None:
         )
     elif resumed:
         print(f"resumed at epoch {progress.epoch + 1}, batch {progress.batch + 1}")
+
+
+def _what_runs(trainer: Trainer) -> str:
+    """Which kernels, and how the step is launched; `sniper.doctor` says more."""
+    if trainer.sniper is None or trainer.sniper.block_size is None:
+        return "products by torch: no blocks are pruned"
+    if trainer.device.type == "cpu":
+        return f"products by our {_C.cpu.instruction_set()} kernels or torch, whichever is faster"
+    why_not = launch.why_not(trainer.device.index)
+    if why_not is not None:
+        return f"products by torch: {why_not}"
+    steps = "recorded as CUDA graphs" if trainer.step.graphs is not None else "launched one by one"
+    return f"products by Triton kernels that passed their check, or torch; steps {steps}"
 
 
 def _place(trainer: Trainer) -> str:
