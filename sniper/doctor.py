@@ -18,7 +18,7 @@ import platform
 import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 from sniper.command import exit_with
 
@@ -137,7 +137,7 @@ def layers(name: str, overrides: list[str]) -> dict[str, Any]:
         result["why"] = "no blocks are pruned: every layer is torch's own"
         return result
     batch = _batch(features.n_mels, min(config.train.max_frames, 4000)).to(device)
-    snip.score([batch], lambda m, b: m.loss(b)[0])
+    snip.score([batch], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
     snip.step(0, torch.optim.SGD(model.parameters(), lr=0.0))
     bf16 = config.train.precision == "bf16"
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

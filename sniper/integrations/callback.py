@@ -38,7 +38,8 @@ class SniperSettings:
         **options: Any,
     ):
         super().__init__()
-        self.schedule = SparsitySchedule(schedule)
+        ready = isinstance(schedule, SparsitySchedule)
+        self.schedule = schedule if ready else SparsitySchedule(schedule)
         whole = isinstance(score_batches, int) and not isinstance(score_batches, bool)
         if not whole or score_batches < 1:
             raise ValueError(f"score_batches: expected a whole number >= 1, got {score_batches!r}")
@@ -57,6 +58,17 @@ class SniperSettings:
         self.sniper = Sniper(model, self.schedule, **self.options)
         return True
 
+    @property
+    def attached(self) -> Sniper:
+        """The `Sniper` of the model in training.
+
+        Raises:
+            ValueError: training has not begun.
+        """
+        if self.sniper is None:
+            raise ValueError("SniperCallback: expected a training that has begun, got none yet")
+        return self.sniper
+
     def check_start(self, epoch: int) -> None:
         """Refuses a training that begins where the schedule is sparser than the model.
 
@@ -66,7 +78,7 @@ class SniperSettings:
         Raises:
             ValueError: an earlier training went further in the schedule.
         """
-        sparsity, asked = self.sniper.sparsity, self.schedule.sparsity_at(epoch)
+        sparsity, asked = self.attached.sparsity, self.schedule.sparsity_at(epoch)
         if sparsity is not None and asked > sparsity:
             raise ValueError(
                 f"SniperCallback: expected a model at the start of its schedule (sparsity "

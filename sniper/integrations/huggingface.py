@@ -67,31 +67,35 @@ class SniperCallback(SniperSettings, TrainerCallback):
                 f"SniperCallback: expected one process a GPU (torchrun), got DataParallel over "
                 f"{args.n_gpu}, which copies the model at every step"
             )
+        if model is None or train_dataloader is None:
+            raise ValueError(
+                "SniperCallback: expected a model and its data, got none from the Trainer"
+            )
         new = self.attach_to(model)
         self._epoch = _first_epoch(args, state, train_dataloader)
         if state.global_step > 0:
-            self.sniper.load_state_dict(self._saved(args, state))
+            self.attached.load_state_dict(self._saved(args, state))
         elif new:
             model.train()  # as the Trainer does before each step
             batches = _batches(train_dataloader, args.device)
-            self.sniper.score(islice(batches, self.score_batches), self.loss_fn or _models_loss)
+            self.attached.score(islice(batches, self.score_batches), self.loss_fn or _models_loss)
         self.check_start(self._epoch)
 
     def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
-        self.sniper.step(self._epoch, optimizer)
+        self.attached.step(self._epoch, optimizer)
 
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
         # What the Trainer counts rules, whatever the data loader says of its length.
         epoch = math.ceil(state.epoch - 1e-6) - 1
         if epoch > self._epoch:
             self._epoch = epoch
-            self.sniper.step(epoch, optimizer)
+            self.attached.step(epoch, optimizer)
         if control.should_save:
-            self.sniper.zero_pruned()
+            self.attached.zero_pruned()
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self._epoch += 1
-        self.sniper.zero_pruned()
+        self.attached.zero_pruned()
 
     def on_train_end(self, args, state, control, **kwargs):
         self.warn_at_end()
@@ -101,7 +105,7 @@ class SniperCallback(SniperSettings, TrainerCallback):
             path = _folder(args, state) / STATE_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".tmp")
-            torch.save(self.sniper.state_dict(), temporary)
+            torch.save(self.attached.state_dict(), temporary)
             os.replace(temporary, path)
 
     def _saved(self, args: Any, state: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ __all__ = ["SniperCallback"]
 _SHARDED = ("FSDP", "DeepSpeed", "ModelParallel")
 
 
-class SniperCallback(SniperSettings, Callback):
+class SniperCallback(SniperSettings, Callback):  # pyright: ignore[reportGeneralTypeIssues]
     """Scores before training, puts the scheduled masks on at every epoch, resumes.
 
         Trainer(callbacks=[SniperCallback({0: 0.8, 5: 0.0})]).fit(module, loader)
@@ -65,26 +65,26 @@ class SniperCallback(SniperSettings, Callback):
             )
         self.attach_to(pl_module)
         if self._restored is not None:
-            self.sniper.load_state_dict(self._restored)
+            self.attached.load_state_dict(self._restored)
             self._restored = None
-        elif trainer.ckpt_path is not None and not self.sniper.scored:
+        elif trainer.ckpt_path is not None and not self.attached.scored:
             raise ValueError(
                 f"SniperCallback: expected a checkpoint that was written with it, got "
                 f"{trainer.ckpt_path}, which has no masks"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.sniper.scored:
-            loss_fn = self.loss_fn or _Scoring(trainer)
+        if not self.attached.scored:
+            loss_fn = self.loss_fn or cast(Any, _Scoring(trainer))
             with _silent(pl_module):
                 batches = islice(_batches(trainer), self.score_batches)
-                self.sniper.score(batches, loss_fn)
+                self.attached.score(batches, loss_fn)
         self.check_start(trainer.current_epoch)
         # A run that is resumed in the middle of an epoch has no start of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.sniper.step(trainer.current_epoch, trainer.optimizers)
+        self.attached.step(trainer.current_epoch, trainer.optimizers)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.warn_at_end()
@@ -93,10 +93,10 @@ class SniperCallback(SniperSettings, Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.sniper is not None:
-            self.sniper.zero_pruned()  # the checkpoint holds the same memory
+            self.attached.zero_pruned()  # the checkpoint holds the same memory
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self.sniper is None else self.sniper.state_dict()
+        return {} if self.sniper is None else self.attached.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict or None

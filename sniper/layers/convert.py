@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 from sniper.layers.conv1d import BlockSparseConv1d
 from sniper.layers.dropout import Dropout
 from sniper.layers.linear import BlockSparseLinear
-from sniper.layers.masked import check_block_size
+from sniper.layers.masked import BlockMaskedLayer, check_block_size
 from sniper.layers.selection import (
     check_matched,
     check_module,
@@ -117,7 +117,7 @@ class SparsifyReport:
         return sum(m.flops for m in self.modules)
 
     def __str__(self) -> str:
-        rows = [("module", "class", "weight", "parameters", "FLOPs", "")]
+        rows: list[tuple[str, ...]] = [("module", "class", "weight", "parameters", "FLOPs", "")]
         for m in self.modules:
             shares = (m.numel / max(self.total, 1), m.flops / max(self._flops, 1))
             note = m.reason or f"block-sparse, {self.block_size}"
@@ -216,7 +216,7 @@ def sparsify(
         module._init_blocks(block_size)
     for module in dropouts:
         module.__class__ = Dropout
-        module._was_plain = True
+        module.__dict__["_was_plain"] = True
     _turn_off_fused_inference(model)
     return report
 
@@ -234,13 +234,13 @@ def densify(model: Model) -> Model:
         ValueError: `model` is no module.
     """
     for module in check_module(model).modules():
-        if type(module) in _PLAIN:
+        if isinstance(module, BlockMaskedLayer) and type(module) in _PLAIN:
             module.set_block_mask(None)
             del module.block_size
             module.__dict__.pop("_layout", None)
             module.__class__ = _PLAIN[type(module)]
         elif type(module) is Dropout and module.__dict__.pop("_was_plain", False):
-            module.__class__ = nn.Dropout
+            module.__class__ = nn.Dropout  # pyright: ignore[reportAttributeAccessIssue]
         for name, value in module.__dict__.pop("_before_sparsify", {}).items():
             setattr(module, name, value)
     return model
@@ -312,12 +312,13 @@ _OWN_WAYS = "class {} has its own ways with the weight"
 def _matrices(module: nn.Module) -> list[Tensor]:
     """The weights of two or more dimensions that a module holds itself."""
     if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _is_transposed_linear(module):
-        return [module.weight]  # also where it is computed
+        return [cast(Tensor, module.weight)]  # also where it is computed
     if isinstance(module, parametrize.ParametrizationList):
         return []  # counted as what its owner computes of it
     held = [p for p in module._parameters.values() if p is not None]
     if parametrize.is_parametrized(module):
-        held += [getattr(module, name) for name in module.parametrizations]
+        computed = cast(nn.ModuleDict, module.parametrizations)
+        held += [getattr(module, name) for name in computed]
     return [p for p in held if p.dim() >= 2]
 
 

@@ -117,6 +117,7 @@ class BlockMaskedLayer(nn.Module):
                 f"block mask: expected shape {self.block_mask_shape}, got {tuple(mask.shape)}"
             )
         self._ensure_layout()
+        assert self._layout is not None
         self._layout.update(mask)
         self.zero_pruned()
 
@@ -154,7 +155,7 @@ class BlockMaskedLayer(nn.Module):
         return [] if kept else [self.weight]
 
     def zero_pruned(self, parameter: Tensor | None = None) -> None:
-        """Zeroes what the mask prunes."""
+        """Zeroes what the mask prunes; the weight is its only parameter that has any."""
         if self._layout is not None:
             zero_pruned_(self.weight, self._layout)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -20,11 +21,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 class MaskedWeights(Protocol):
     """Somebody whose pruned weights must stay zero."""
 
-    def masked_parameters(self) -> list[nn.Parameter]:
+    def masked_parameters(self) -> Sequence[Tensor]:
         """The parameters of which something is pruned now."""
         ...
 
-    def zero_pruned(self, parameter: nn.Parameter) -> None:
+    def zero_pruned(self, parameter: Any) -> None:
         """Zeroes what is pruned of one of them."""
         ...
 

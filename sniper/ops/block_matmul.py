@@ -149,9 +149,9 @@ def _fwd(
     seed: Tensor | None,
 ) -> Tensor:
     geometry = _geometry(weight, dilation, pad_left, pad_right)
-    if seed is None or not seed.is_cuda:  # a GPU's seed stays there: reading it would wait
-        seed = 0 if seed is None else int(seed)
-    epilogue = Epilogue(relu, p, seed)
+    # A GPU's seed stays there: reading it would wait.
+    number = 0 if seed is None else seed if seed.is_cuda else int(seed)
+    epilogue = Epilogue(relu, p, number)
     args = (x, as_matrix(weight), bias, epilogue)
     return dispatch.run("fwd", find_layout(layout), geometry, *args)
 

@@ -27,7 +27,7 @@ def explain(model: nn.Module) -> str:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"explain: expected a module, got {model!r:.80}")
-    rows = [("layer", "density", *PASSES)]
+    rows: list[tuple[str, ...]] = [("layer", "density", *PASSES)]
     for name, module in model.named_modules():
         layout = getattr(module, "layout", None)
         if isinstance(layout, BlockLayout):

@@ -91,9 +91,10 @@ def check_share(name: str, value: object, below_one: bool = False) -> None:
     Raises:
         ValueError: names expected and got.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value <= 1 or (below_one and value == 1):
-        raise ValueError(f"{name}: expected p in [0, 1{')' if below_one else ']'}, got {value!r}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if 0 <= value < 1 or (value == 1 and not below_one):
+            return
+    raise ValueError(f"{name}: expected p in [0, 1{')' if below_one else ']'}, got {value!r}")
 
 
 def check_geometry(geometry: object) -> None:

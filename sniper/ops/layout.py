@@ -77,7 +77,8 @@ class BlockLayout:
         whole = isinstance(block_size, int) and not isinstance(block_size, bool)
         if not whole or block_size < 1:
             raise ValueError(f"block_size: expected a whole number >= 1, got {block_size!r}")
-        self._allocate(tuple(mask.shape), block_size, mask.device)
+        out_blocks, taps, in_blocks = mask.shape
+        self._allocate((out_blocks, taps, in_blocks), block_size, mask.device)
         self.update(mask)
 
     @classmethod
@@ -122,7 +123,8 @@ class BlockLayout:
     @property
     def shape(self) -> tuple[int, int, int]:
         """`(out_blocks, taps, in_blocks)`."""
-        return tuple(self.block_mask.shape)
+        out_blocks, taps, in_blocks = self.block_mask.shape
+        return out_blocks, taps, in_blocks
 
     @property
     def outgrown(self) -> bool:

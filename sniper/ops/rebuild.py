@@ -142,10 +142,11 @@ def _row(change: Change, first_block: int, kept: list[Tensor]) -> tuple[int, ...
         "weight": weight.data_ptr(),
         "init": 0 if init is None else init.data_ptr(),
     }
-    if fields.keys() != set(LAYER_UPDATE.names):
-        wrong = sorted(fields.keys() ^ set(LAYER_UPDATE.names))
+    names = LAYER_UPDATE.names or ()
+    if fields.keys() != set(names):
+        wrong = sorted(fields.keys() ^ set(names))
         raise RuntimeError(f"the extension and this package differ in {wrong}: build it anew")
-    return tuple(fields[name] for name in LAYER_UPDATE.names)
+    return tuple(fields[name] for name in names)
 
 
 def _check(change: Change) -> None:

@@ -123,8 +123,8 @@ class _Case:
     def _run(self, which: str, tiling: tuning.Tiling) -> Tensor:
         if which == "fwd":
             end = Epilogue(True, _DROPOUT, _SEED)
-            operands = (*self._operands(which), self.layout, self.geometry, end)
-            return TRITON.fwd(*operands, tiling=tiling)
+            x, weight, bias = self._operands(which)
+            return TRITON.fwd(x, weight, bias, self.layout, self.geometry, end, tiling)
         return TRITON.run_with(tiling, which, self.layout, self.geometry, *self._operands(which))
 
     def _wanted(self, which: str) -> Tensor:
@@ -134,13 +134,15 @@ class _Case:
             self.geometry,
         )
         if which == "fwd":
-            y = REFERENCE.fwd(*operands, layout, geometry).relu()
+            x, weight, bias = operands
+            y = REFERENCE.fwd(x, weight, bias, layout, geometry).relu()
             keep = _keep(y.shape)
             return y * keep / (1 - _DROPOUT)
         if which == "dgrad":
             dy, weight, length = operands
             return REFERENCE.dgrad(dy, weight, layout, geometry, length)
-        return REFERENCE.wgrad(*operands, layout, geometry)[0]
+        dy, x = operands
+        return REFERENCE.wgrad(dy, x, layout, geometry)[0]
 
 
 def _keep(shape: torch.Size) -> Tensor:

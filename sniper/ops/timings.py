@@ -370,7 +370,8 @@ def _read() -> dict[str, Choice]:
         data = json.loads(text)
     except (ValueError, RecursionError):
         data = None
-    entries = data.get("choices") if isinstance(data, dict) else None
+    data = data if isinstance(data, dict) else {}
+    entries = data.get("choices")
     if not isinstance(entries, dict) or data.get("format") != FORMAT:
         _set_aside(f"expected format {FORMAT} with choices, got something else")
         return {}

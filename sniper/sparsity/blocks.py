@@ -94,4 +94,5 @@ def expand_blocks(block_mask: Tensor, block_size: int, shape: torch.Size) -> Ten
 
 def _strided(weight: Tensor) -> tuple[int, int, int, int]:
     """Address, and strides of row, channel and tap."""
-    return (weight.data_ptr(), *weight.stride(), *[0] * (3 - weight.dim()))
+    row, channel, tap = (*weight.stride(), 0)[:3]
+    return weight.data_ptr(), row, channel, tap

@@ -226,6 +226,7 @@ def _run(
     if not extension.uses_cuda(device):
         found = (masks.data_ptr(), counts.data_ptr())
         suspects = extension.call(name, device, scores, wanted, *found)
+        assert isinstance(suspects, int)
         return masks, counts[:-1], suspects
     more: tuple[int, ...] = ()
     if isinstance(cap, Fixed):

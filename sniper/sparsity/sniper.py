@@ -102,7 +102,8 @@ class Sniper:
         lr_scale: LearningRateScale | None = LearningRateScale(),  # noqa: B008
         paper_exact: bool = False,
     ):
-        self.schedule = SparsitySchedule(schedule)
+        ready = isinstance(schedule, SparsitySchedule)
+        self.schedule = schedule if ready else SparsitySchedule(schedule)
         self.block_size = None if block_size is None else check_block_size(block_size)
         _check_kind("cap", cap, (Fixed, Following))
         _check_kind("new_weights", new_weights, (NewWeights,))
@@ -421,6 +422,7 @@ class Sniper:
 
     @torch.no_grad()
     def _apply(self, sparsity: float, optimizers: list[Optimizer]) -> None:
+        assert self._scheduled is not None
         targets, masks = self._targets, self._scheduled.masks[sparsity]
         first = [name for name in targets.parameters if not targets.has_mask(name)]
         before = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class BlockTargets:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        return {name: layer.weight for name, layer in self.layers.items()}
+        """The weights that are masked, by name."""
+        return {name: cast(nn.Parameter, layer.weight) for name, layer in self.layers.items()}
 
     @contextlib.contextmanager
     def watch_calls(self) -> Iterator[Callable[[], list[str]]]:
@@ -47,15 +49,21 @@ class BlockTargets:
         was, as in a model that was compiled before.
         """
         called: set[str] = set()
-        hooks = [
-            layer.register_forward_pre_hook(lambda module, args, name=name: called.add(name))
-            for name, layer in self.layers.items()
-        ]
+
+        def notes(name: str) -> Callable[[nn.Module, Any], None]:
+            return lambda module, args: called.add(name)
+
+        hooks = [layer.register_forward_pre_hook(notes(n)) for n, layer in self.layers.items()]
         try:
             yield lambda: [name for name in self.layers if called and name not in called]
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def zero_pruned(self) -> None:
+        """Zeroes what the masks prune."""
+        for layer in self.layers.values():
+            layer.zero_pruned()
 
     def leave_dense(self, names: list[str]) -> None:
         """Layers that are not to be masked after all are plain ones again.
@@ -103,6 +111,7 @@ class BlockTargets:
         for name, layer in self.layers.items():
             mask = masks[name].to(layer.weight.device)
             layer._ensure_layout()
+            assert layer.layout is not None
             changes.append(Change(layer.layout, layer.weight, mask, counts[name], init.get(name)))
         try:
             rebuild(changes)
@@ -168,6 +177,11 @@ class ElementTargets:
         """Single weights are masked whoever reads them."""
         yield lambda: []
 
+    def leave_dense(self, names: list[str]) -> None:
+        """Lets single parameters be as they are."""
+        for name in names:
+            del self.parameters[name]
+
     def has_mask(self, name: str) -> bool:
         return name in self._masks
 
@@ -204,7 +218,7 @@ class ElementTargets:
             self.set_mask(name, masks[name], counts[name])
             if before is None or name not in init:
                 continue
-            mask = self.get_mask(name)
+            mask = self._present_mask(name, p.device)
             # The authors' code restores whatever is exactly zero and active.
             newly = mask & ~before if self._mask_gradients else (p == 0) & mask
             p.data.copy_(torch.where(newly, init[name].to(p.device), p.data))
@@ -232,7 +246,7 @@ class ElementTargets:
                 return None
             # masked_fill, not a product: an infinite gradient of a pruned weight must not become
             # NaN.
-            return grad.masked_fill(~self._mask_on(name, grad.device), 0)
+            return grad.masked_fill(~self._present_mask(name, grad.device), 0)
 
         return hook
 
@@ -242,10 +256,15 @@ class ElementTargets:
             mask = self._masks[name] = mask.to(device)
         return mask
 
+    def _present_mask(self, name: str, device: torch.device) -> Tensor:
+        mask = self._mask_on(name, device)
+        assert mask is not None, name
+        return mask
+
     @torch.no_grad()
     def _zero(self, name: str) -> None:
         p = self.parameters[name]
-        p.data.masked_fill_(~self._mask_on(name, p.device), 0)
+        p.data.masked_fill_(~self._present_mask(name, p.device), 0)
 
     def masked_parameters(self) -> list[nn.Parameter]:
         """The parameters of which something is pruned now."""

@@ -51,12 +51,14 @@ class Terminal(Observer):
         )
 
     def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
+        assert self._bar is not None  # an epoch has begun
         self._bar.update(progress.batch - self._bar.n)
         rate = progress.frames / max(progress.seconds, 1e-9)
         self._bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
 
     def epoch_ended(self, end: EpochEnd) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
         if not self._header:
             tqdm.write(_COLUMNS)
             self._header = True

@@ -185,7 +185,7 @@ class Trainer:
         sparsity = 0.0
         if self.sniper is not None:
             self.sniper.step(progress.epoch, self.optimizer)
-            sparsity = self.sniper.sparsity  # as scheduled; the density says what is reached
+            sparsity = self.sniper.sparsity or 0.0  # as scheduled; the density says what is reached
         progress.change_seconds += time.perf_counter() - started
         self._batches.seek(progress.epoch, progress.batch)
         self.observer.epoch_begins(progress, len(self._batches), sparsity)

@@ -100,13 +100,13 @@ def rows_of(t: Tensor) -> tuple[int, int, int]:
 
 
 def index_of(layout: BlockLayout) -> tuple[int, int, int]:
-    tensors = (layout.crow_indices, layout.col_indices, layout.row_order)
-    return tuple(t.data_ptr() for t in tensors)
+    crow, col, order = layout.crow_indices, layout.col_indices, layout.row_order
+    return crow.data_ptr(), col.data_ptr(), order.data_ptr()
 
 
 def transposed_index_of(layout: BlockLayout) -> tuple[int, int, int]:
-    tensors = (layout.crow_indices_t, layout.col_indices_t, layout.row_order_t)
-    return tuple(t.data_ptr() for t in tensors)
+    crow, col, order = layout.crow_indices_t, layout.col_indices_t, layout.row_order_t
+    return crow.data_ptr(), col.data_ptr(), order.data_ptr()
 
 
 def dropout_words(p: float, seed: int) -> tuple[int, int, float]:

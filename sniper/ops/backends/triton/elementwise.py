@@ -23,10 +23,10 @@ def dropout(x: Tensor, p: float, seed: int | Tensor, relu: bool = False) -> Tens
     check("x", x, x, None)
     x = x.contiguous()
     y = torch.empty_like(x)
-    seed, threshold, scale = dropout_args(p, seed, x.device)
+    seed_there, threshold, scale = dropout_args(p, seed, x.device)
     if x.numel():
         tokens, columns = matrix_shape(x)
-        args = (x, y, seed, tokens, columns, threshold, scale)
+        args = (x, y, seed_there, tokens, columns, threshold, scale)
         with on(x.device):
             kernels().dropout[_grid(tokens, columns, TILE["BM"])](*args, **TILE, RELU=relu)
     return y
@@ -47,6 +47,7 @@ def relu_dropout_backward_bias(
     """`relu_dropout_backward`, and its sum over all rows, dL/db `[N]`, in one pass over dy."""
     tokens, _ = matrix_shape(dy)
     dz, sums = _relu_backward(dy, y, dropout_p, _chunk(tokens))
+    assert sums is not None  # it was given a chunk
     return dz, _sum_rows(sums, len(sums) or 1, dy.dtype)[0]
 
 

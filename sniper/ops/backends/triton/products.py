@@ -126,11 +126,13 @@ class TritonBackend:
     ) -> Tensor:
         """A pass by its name, launched as `tiling` says; `args` as `tune` takes them."""
         if which == "fwd":
-            return self.fwd(*args, layout, geometry, tiling=tiling)
+            x, weight, bias = args
+            return self.fwd(x, weight, bias, layout, geometry, tiling=tiling)
         if which == "dgrad":
             dy, weight, length = args
             return self.dgrad(dy, weight, layout, geometry, length, tiling=tiling)
-        return self.wgrad(*args, layout, geometry, tiling=tiling)[0]
+        dy, x = args
+        return self.wgrad(dy, x, layout, geometry, tiling=tiling)[0]
 
 
 TRITON = TritonBackend()
