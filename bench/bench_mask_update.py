@@ -14,6 +14,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
+from typing import cast
 
 import common
 import torch
@@ -21,8 +22,16 @@ from bench_train_step import VOCABULARY, make_batch
 from torch import Tensor
 
 from sniper import NewWeights, Sniper
+from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import Change, rebuild, rebuild_reference
-from sniper.sparsity.masking import Fixed, Following, nested_masks, nested_masks_reference
+from sniper.sparsity.masking import (
+    Fixed,
+    Following,
+    MaskStages,
+    nested_masks,
+    nested_masks_reference,
+)
+from sniper.sparsity.targets import BlockTargets
 from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
 BLOCK, HIGH, LOW = 64, 0.8, 0.4
@@ -41,10 +50,11 @@ class Changes:
         schedule = {0: HIGH, 1: LOW, 2: 0.0}
         self.sniper = Sniper(model, schedule, block_size=BLOCK, new_weights=RESTORED)
         # The loss makes every weight's saliency its square: as good as any other here.
-        loss = lambda m, b: sum(p.square().sum() for p in m.parameters())  # noqa: E731
+        loss = lambda m, b: torch.stack([p.square().sum() for p in m.parameters()]).sum()  # noqa: E731
         self.sniper.score([None], loss)
         self.sniper.step(0)
-        self.layers, self.plan = self.sniper._targets.layers, self.sniper._scheduled
+        self.layers = cast(BlockTargets, self.sniper._targets).layers
+        self.plan = cast(MaskStages, self.sniper._scheduled)
         self.init = self.sniper._init
         new = sum(self.plan.counts[LOW].values()) - sum(self.plan.counts[HIGH].values())
         self.source = torch.rand(new * BLOCK * BLOCK, device=device)
@@ -53,7 +63,7 @@ class Changes:
     def _to(self, sparsity: float) -> list[Change]:
         masks, counts = self.plan.masks[sparsity], self.plan.counts[sparsity]
         return [
-            Change(layer.layout, layer.weight, masks[n], counts[n], self.init[n])
+            Change(cast(BlockLayout, layer.layout), layer.weight, masks[n], counts[n], self.init[n])
             for n, layer in self.layers.items()
         ]
 
@@ -101,7 +111,11 @@ class Changes:
     def state(self) -> list[Tensor]:
         """Weights and index arrays after a change."""
         layers = self.layers.values()
-        return [t.clone() for x in layers for t in (x.weight.detach(), *x.layout.written())]
+        return [
+            t.clone()
+            for x in layers
+            for t in (x.weight.detach(), *cast(BlockLayout, x.layout).written())
+        ]
 
 
 def timed(call: Callable[[], object], synchronize: Callable[[], None]) -> float:
@@ -185,7 +199,9 @@ def bench_score(device: torch.device, repeats: int, batches: int = 2) -> list[co
             model.zero_grad(set_to_none=True)
 
     providers = {
-        "score": lambda: sniper.score([batch] * batches, lambda m, b: m.loss(b)[0]),
+        "score": lambda: sniper.score(
+            [batch] * batches, lambda m, b: cast(FastSpeech2, m).loss(b)[0]
+        ),
         "forward+backward": backward,
     }
     times = common.time_side_by_side(providers, repeats, synchronizer(device))

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
@@ -110,7 +111,7 @@ def facts() -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--minutes", type=float, default=7.7)
     parser.add_argument("--skip-build", action="store_true")
@@ -166,7 +167,7 @@ def train(device: str = "cuda") -> None:
     model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device).train()
     schedule = {0: 0.8, 1: 0.4, 2: 0.0}
     sniper = Sniper(model, schedule, block_size=64, lr_scale=LearningRateScale(max=10.0))
-    sniper.score([batch.to(device)], lambda m, b: m.loss(b)[0])
+    sniper.score([batch.to(device)], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
     step = Step(model, batch, "bf16", sniper)
     for epoch, sparsity in schedule.items():
         sniper.step(epoch, step.optimizer)
@@ -177,7 +178,7 @@ def train(device: str = "cuda") -> None:
                 started = time.perf_counter()
             losses.append(step().clone())
         synchronize(device)
-        rate = (STEPS - WARM_UP) * batch.n_frames / (time.perf_counter() - started)
+        rate = (STEPS - WARM_UP) * int(batch.mel_lengths.sum()) / (time.perf_counter() - started)
         first, last = float(losses[0]), float(losses[-1])
         print(
             f"sparsity {sparsity:.0%}: loss {first:.4f} -> {last:.4f}, {rate:,.0f} frames/s "

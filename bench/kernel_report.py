@@ -97,7 +97,8 @@ def compile_case(case: Case) -> Row:
     options = {"num_warps": case.warps, "num_stages": case.stages}
     kernel = triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
     usage, code = _disassemble(kernel.asm["cubin"])
-    registers, stack, local = (int(re.search(rf"{n}:(\d+)", usage)[1]) for n in _USAGE)
+    found = {n: re.search(rf"{n}:(\d+)", usage) for n in _USAGE}
+    registers, stack, local = (int(m[1]) if m else 0 for m in found.values())
     mma, mma_count = _most_frequent(code, r"\b(HGMMA|UTC\w*MMA|HMMA|FFMA2?)\b")
     shape = re.search(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)", kernel.asm["ptx"])
     copies, copy_count = _most_frequent(code, r"\b(UTMALDG|LDGSTS)\b")
@@ -201,13 +202,14 @@ def read_report() -> dict[Case, Row]:
 
 
 def _typed(line: dict[str, str]) -> Row:
-    return Row(
-        **{f.name: int(line[f.name]) if f.type == "int" else line[f.name] for f in fields(Row)}
-    )
+    typed: dict[str, Any] = {
+        f.name: int(line[f.name]) if f.type == "int" else line[f.name] for f in fields(Row)
+    }
+    return Row(**typed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()

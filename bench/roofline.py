@@ -115,7 +115,7 @@ def predict(
         "memory": moved / chip.memory_tbs / 1e6,
         "L2": executed / intensity / (chip.l2_tbs * filled) / 1e6,
     }
-    limit = max(limits, key=limits.get)
+    limit = max(limits, key=limits.__getitem__)
     time = limits[limit] + launches * chip.launch_us
     dense_bytes = activations + VALUE * n * c * taps
     dense = max(flops / chip.cublas_tflops, dense_bytes / chip.memory_tbs) / 1e6 + chip.launch_us
@@ -153,7 +153,7 @@ def report() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--check", action="store_true", help="only compare with the file")
     args = parser.parse_args()
     if args.check:

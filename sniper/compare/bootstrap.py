@@ -49,7 +49,7 @@ def summarize(
     mean = float(means.mean()) if len(means) else float("nan")
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
     common = [seed for seed in values if reference is not None and seed in reference]
-    if not common:
+    if reference is None or not common:
         return Summary(mean, sd, len(means))
     pairs = np.stack([np.subtract(values[s], reference[s], dtype=np.float64) for s in common])
     low, high = interval(pairs)

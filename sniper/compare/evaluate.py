@@ -92,9 +92,11 @@ def _read_f0(path: Path, dataset: FeatureDataset, count: int) -> list[np.ndarray
     saved = files.read_arrays(path)
     if "ids" not in saved or saved["ids"].tolist() != dataset.ids[:count]:
         return None
-    found = [saved.get(f"f0-{index}") for index in range(count)]
+    names = [f"f0-{index}" for index in range(count)]
+    found = [saved[name] for name in names if name in saved]
     lengths = dataset.mel_lengths[:count].tolist()
-    if any(f is None or f.shape != (n,) for f, n in zip(found, lengths, strict=True)):
+    whole = len(found) == count
+    if not whole or any(f.shape != (n,) for f, n in zip(found, lengths, strict=True)):
         return None
     return found
 
@@ -174,7 +176,7 @@ def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
     item, features = truth.dataset[index], speaker.info.features
     device = next(speaker.model.parameters()).device
     total, terms = speaker.model.loss(collate([item]).to(device))
-    result = dict.fromkeys(METRICS, math.nan)
+    result: dict[str, float] = {metric: math.nan for metric in METRICS}
     result["loss"] = float(total)
     result["mel_l1"] = float(terms.get("mel_after", terms["mel_before"]))
     spoken = _infer(speaker, item)

@@ -35,7 +35,12 @@ def _pyplot(size: float, **style: Any) -> Iterator[Any]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    look = {"font.size": size, "axes.spines.top": False, "axes.spines.right": False, **style}
+    look: dict[Any, Any] = {
+        "font.size": size,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **style,
+    }
     with pyplot.rc_context(look):
         yield pyplot
 

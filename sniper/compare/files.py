@@ -7,7 +7,7 @@ import io
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def write_mp3(path: Path, audio: np.ndarray, sample_rate: int) -> None:
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Named arrays, for `read_arrays`."""
     packed = io.BytesIO()
-    np.savez(packed, **arrays)
+    np.savez(packed, **cast(dict[str, Any], arrays))
     _replace(path, packed.getvalue())
 
 

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -247,7 +247,7 @@ class _Clock:
         self._left[str(run)] = 0
         self._show()
 
-    def update(self, running: Sequence[Run]) -> None:
+    def update(self, running: Iterable[Run]) -> None:
         """Takes note of the epochs that are done."""
         for run in running:
             self._left[str(run)] = max(0, run.config.train.epochs - run.epochs_done())

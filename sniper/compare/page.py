@@ -97,8 +97,8 @@ def stages(arm: dict[str, Any], reference: dict[str, Any]) -> list[dict[str, Any
     for stage, rate in zip(arm["stages"], rates.stage_rates(arm), strict=True):
         ratio: Any = cells.NOTHING
         if len(theirs) == 1:  # with several, there is no one rate to divide by
-            spreads = [rate.spread, theirs[0].spread]
-            judged = rates.Judgement(None if None in spreads else max(spreads), together)
+            spreads = [s for s in (rate.spread, theirs[0].spread) if s is not None]
+            judged = rates.Judgement(max(spreads) if len(spreads) == 2 else None, together)
             ratio = cells.ratio(rate.p50 / theirs[0].p50, judged)
         result.append({**stage, "rate": rate, "ratio": ratio})
     return result

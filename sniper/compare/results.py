@@ -235,7 +235,8 @@ def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    return statistics.fmean(values) if values and None not in values else None
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def _machines(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -142,8 +142,8 @@ def accounts(history: Sequence[Row], score_seconds: float) -> dict[str, float | 
     """
 
     def total(key: str) -> float | None:
-        values = [row.get(key) for row in history]
-        return None if None in values else float(sum(values))
+        values = [row[key] for row in history if row.get(key) is not None]
+        return float(sum(values)) if len(values) == len(history) else None
 
     return {
         "training": total("seconds"),

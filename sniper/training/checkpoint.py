@@ -118,6 +118,12 @@ def _own(folder: Path) -> list[Path]:
     return [p for p in paths if p.is_dir() and not p.is_symlink()]
 
 
+def _number(folder: Path) -> tuple[int, ...]:
+    """Update and repetition in a checkpoint's name, for sorting."""
+    found = _NAME.fullmatch(folder.name)
+    return tuple(int(n or 0) for n in found.groups()) if found else ()
+
+
 def _remove(folder: Path) -> None:
     """Removes our files, and the folder if that leaves it empty."""
     with contextlib.suppress(OSError):
@@ -314,7 +320,7 @@ def _found(folder: Path) -> dict[str, str]:
         CheckpointError: there are checkpoints, and not one is complete.
     """
     there = [p for p in _own(folder) if not p.name.startswith(_WRITING)]
-    there.sort(key=lambda p: tuple(int(n or 0) for n in _NAME.fullmatch(p.name).groups()))
+    there.sort(key=_number)
     complete = [p for p in there if all((p / name).is_file() for name in _FILES)]
     if not complete:
         if there:

@@ -45,7 +45,8 @@ class Config(Settings):
     name: Text = Field("run", description="Of the run.")
     output: PathText = Field("runs/run", description="Folder of the run.")
     sample_text: Text | None = Field(None, description="Spoken at the end of training.")
-    data: DataConfig = DataConfig()
+    # Type checkers do not see the defaults that `Field` takes by position.
+    data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     features: FeatureSection = Field(
         default_factory=dict,
         description="Settings of `FeatureConfig` that differ from its defaults.",
@@ -54,8 +55,10 @@ class Config(Settings):
         default_factory=dict,
         description="Settings of `FastSpeech2Config` that differ from its defaults.",
     )
-    sparsity: SparsityConfig = Field(default_factory=SparsityConfig)
-    train: TrainConfig = TrainConfig()
+    sparsity: SparsityConfig = Field(
+        default_factory=SparsityConfig  # pyright: ignore[reportArgumentType]
+    )
+    train: TrainConfig = TrainConfig()  # pyright: ignore[reportCallIssue]
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:

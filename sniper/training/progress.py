@@ -74,3 +74,6 @@ class Observer:
     def updated(self, progress: Progress, values: dict[str, Tensor]) -> None: ...
 
     def epoch_ended(self, end: EpochEnd) -> None: ...
+
+    def close(self) -> None:
+        """The run is over, however it ended."""

@@ -257,7 +257,9 @@ def plot_history(history: list[dict[str, Any]]):
     axis.plot(epochs, [row["train"].get("total", np.nan) for row in history], label="training loss")
     axis.plot(epochs, [row["valid"]["total"] for row in history], label="validation loss")
     axis.set(xlabel="epoch", ylabel="loss")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(loc="upper center")
     other = axis.twinx()
     sparsity = [100 * row["sparsity"] for row in history]

@@ -65,7 +65,7 @@ def saved_progress(saved: Checkpoint) -> Progress:
     Raises:
         CheckpointError: a value is not there, or is none that a run can have.
     """
-    data, known = section(saved, "progress"), {f.name: f.type for f in fields(Progress)}
+    data, known = section(saved, "progress"), {f.name: str(f.type) for f in fields(Progress)}
     for name in ("epoch", "batch", "update", "best_loss", "history", *data):
         value = data.get(name)
         good = {
@@ -86,7 +86,9 @@ def saved_progress(saved: Checkpoint) -> Progress:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and not math.isnan(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return not math.isnan(value)
 
 
 def _are_numbers(value: object) -> bool:

@@ -81,6 +81,7 @@ class _Loader(yaml.SafeLoader):
             raise ConfigError(f"line {line}: expected settings at most {DEEPEST} levels deep")
         self._depth += 1
         node = super().compose_node(parent, index)
+        assert node is not None  # the event before it said that there is one
         self._depth -= 1
         if not alias:
             self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))

@@ -87,6 +87,7 @@ class Trainer:
         workers = settings.workers if settings.workers is not None else (4 if cuda else 1)
         # A graph is of one shape, so a few shapes have to do for all batches.
         shapes = None if recorder is None else static_shapes(train, self._batches)
+        self._train = train
         self._loader = make_loader(train, self._batches, workers, pin_memory=cuda, shapes=shapes)
         # Validation is short; a second set of workers would only hold memory.
         held_out = valid_batches(valid, settings.max_frames)
@@ -145,7 +146,7 @@ class Trainer:
         started = time.monotonic()
         self._batches.seek(0)
         few = list(itertools.islice(self._batches, self.config.sparsity.score_batches))
-        loader = make_loader(self._loader.dataset, few, 0, pin_memory=False)
+        loader = make_loader(self._train, few, 0, pin_memory=False)
         self.model.train()
 
         def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
@@ -288,7 +289,7 @@ class Trainer:
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0) + value.double()
                     mean[name] = mean.get(name, 0) + value / len(group)
-                progress.frames += batch.n_frames
+                progress.frames += batch.n_frames or 0
                 progress.padded_frames += batch.mel.shape[0] * batch.mel.shape[1]
                 progress.batch += 1
             self._update([name for batch in group for name in batch.ids])

@@ -42,13 +42,13 @@ def end_with_parent() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     parent = multiprocessing.parent_process()
 
-    def watch() -> None:
+    def watch(sentinel: int) -> None:
         # A killed parent cannot end its workers, and they would wait for work for ever.
-        multiprocessing.connection.wait([parent.sentinel])
+        multiprocessing.connection.wait([sentinel])
         os._exit(1)
 
     if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, args=[parent.sentinel], daemon=True).start()
 
 
 def run_in_fresh_process(function: Callable[..., None], *args) -> None:

@@ -18,7 +18,7 @@ from sniper.tts.corpus.dataset import SPLITS, CorpusInfo
 from sniper.tts.corpus.features import compute_statistics
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
 from sniper.tts.corpus.store import write_json
-from sniper.tts.corpus.workfile import WorkFile
+from sniper.tts.corpus.workfile import WorkFile, features_of
 from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
 from sniper.tts.text.lexicon import harvest
 from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, Vocabulary
@@ -243,6 +243,7 @@ def _finish(
         if record.problem:
             problems.append((record.id, record.problem))
             continue
+        assert record.features is not None  # or there would be a problem
         if np.isnan(record.features.pitch).all():
             voiceless.append(record.id)
         pronunciations += record.pronunciations
@@ -264,7 +265,7 @@ def _finish(
     members_of = split([entry.id for entry in usable], sizes, plan.seed)
     parts = {name: [usable[i] for i in members] for name, members in members_of.items()}
     statistics = compute_statistics(
-        record.features for record in read_entries(work, parts["train"])
+        features_of(record) for record in read_entries(work, parts["train"])
     )
     info = CorpusInfo(vocabulary, plan.features, statistics, frontend, speech)
     for name, entries in parts.items():

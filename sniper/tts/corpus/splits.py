@@ -11,7 +11,7 @@ import numpy as np
 
 from sniper.tts.corpus.dataset import SPLITS
 from sniper.tts.corpus.store import TensorStream, write_tensors
-from sniper.tts.corpus.workfile import Record, WorkFile
+from sniper.tts.corpus.workfile import Record, WorkFile, features_of
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.text import Vocabulary
 
@@ -70,21 +70,20 @@ def write_split(
     tokens = np.cumsum([0, *(len(entry.phones) for entry in entries)])
     # One pass for the small arrays, one for the mel: only the mel is large.
     small = [
-        (r.features.durations, r.features.pitch, r.features.energy)
-        for r in read_entries(work, entries)
+        (f.durations, f.pitch, f.energy) for f in map(features_of, read_entries(work, entries))
     ]
     durations, pitch, energy = zip(*small, strict=True) if small else ((), (), ())
     ids = (vocabulary.ids(entry.phones) for entry in entries)
-    mel = (record.features.mel for record in read_entries(work, entries))
+    mel = (features_of(record).mel for record in read_entries(work, entries))
     per_token, offsets = (int(tokens[-1]),), (len(entries) + 1,)
     tensors = {
-        "mel_offsets": TensorStream(np.int64, offsets, [frames]),
-        "token_offsets": TensorStream(np.int64, offsets, [tokens]),
-        "mel": TensorStream(np.float32, (int(frames[-1]), n_mels), mel),
-        "pitch": TensorStream(np.float32, per_token, pitch),
-        "energy": TensorStream(np.float32, per_token, energy),
-        "tokens": TensorStream(np.int32, per_token, ids),
-        "durations": TensorStream(np.int32, per_token, durations),
+        "mel_offsets": TensorStream(np.dtype(np.int64), offsets, [frames]),
+        "token_offsets": TensorStream(np.dtype(np.int64), offsets, [tokens]),
+        "mel": TensorStream(np.dtype(np.float32), (int(frames[-1]), n_mels), mel),
+        "pitch": TensorStream(np.dtype(np.float32), per_token, pitch),
+        "energy": TensorStream(np.dtype(np.float32), per_token, energy),
+        "tokens": TensorStream(np.dtype(np.int32), per_token, ids),
+        "durations": TensorStream(np.dtype(np.int32), per_token, durations),
     }
     metadata = {
         "ids": json.dumps([entry.id for entry in entries], ensure_ascii=False),

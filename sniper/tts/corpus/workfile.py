@@ -49,6 +49,12 @@ class Record:
         return 0 if self.features is None else len(self.features.mel)
 
 
+def features_of(record: Record) -> Features:
+    """The features of an utterance that has no problem."""
+    assert record.features is not None, record.id
+    return record.features
+
+
 class WorkFile:
     """Records in the order in which they were appended.
 
@@ -108,8 +114,10 @@ class WorkFile:
     def read(self, index: int) -> Record:
         """Read one utterance by its position."""
         self._file.seek(self._offsets[index + 1])
-        header, body = self._next()
-        return _record(header, body)
+        found = self._next()
+        if found is None:
+            raise SpeechError(f"{self.path} has changed while it was read: prepare again")
+        return _record(*found)
 
     def close(self) -> None:
         """Close the file; it stays on the disk."""

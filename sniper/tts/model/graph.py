@@ -28,6 +28,9 @@ class SpeechGraph(nn.Module):
         statistics: of the corpus; the mel leaves as its features have it, not normalised.
     """
 
+    mel_mean: Tensor
+    mel_std: Tensor
+
     def __init__(self, model: FastSpeech2, statistics: Statistics):
         super().__init__()
         self.model = densify(copy.deepcopy(model)).float().cpu().eval()

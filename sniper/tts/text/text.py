@@ -74,7 +74,8 @@ class Vocabulary:
         unknown = sorted({phone for phone, to in zip(phones, known, strict=True) if to is None})
         if unknown:
             raise SpeechError(f"the model was not trained with these phonemes: {' '.join(unknown)}")
-        return np.array([*(self._ids[phone] for phone in known), self.eos], dtype=np.int64)
+        ids = [self._ids[phone] for phone in known if phone is not None]
+        return np.array([*ids, self.eos], dtype=np.int64)
 
     def _variant(self, phone: str) -> str | None:
         bare = phone.strip(_STRESS)
