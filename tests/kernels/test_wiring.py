@@ -102,7 +102,7 @@ def test_autotune(device, monkeypatch, tmp_path):
     """A layer whose passes were tuned on the way computes the same."""
     monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(timings, "_choices", None)
-    monkeypatch.setattr(TritonBackend, "serves", lambda self, x: True)
+    monkeypatch.setattr(TritonBackend, "takes", lambda self, which, x, layout: True)
     layer, plain = pair(device, conv=False)
     x = torch.randn(1, 9, 32, device=device)
     autotune(True)
