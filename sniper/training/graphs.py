@@ -22,23 +22,23 @@ from sniper.tts.corpus.batch import Batch
 WARM_UP = 2
 
 Values = dict[str, Tensor]
-Work = Callable[[Batch, Tensor], Values]
+Compute = Callable[[Batch, Tensor], Values]
 
 
 class NotRecorded(RuntimeError):
-    """Work that cannot be recorded; the text is the whole message."""
+    """A step that cannot be recorded; the text is the whole message."""
 
 
 class Recorder(Protocol):
-    """How work is recorded; tests put another one in the place of `CudaRecorder`."""
+    """How a step is recorded; tests put another one in the place of `CudaRecorder`."""
 
     device: torch.device
 
-    def warm_up(self, work: Callable[[], Any]) -> None:
-        """Runs `work` once, where recording will happen."""
+    def warm_up(self, step: Callable[[], Any]) -> None:
+        """Runs `step` once, where recording will happen."""
 
-    def record(self, work: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
-        """Records `work` without running it; returns what replays it, and what it writes to."""
+    def record(self, step: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
+        """Records `step` without running it; returns what replays it, and what it writes to."""
         ...
 
     def clear(self) -> None:
@@ -58,19 +58,19 @@ class CudaRecorder:
         # pool and refuses to record into it again, so each generation of graphs has its own.
         self._pool = torch.cuda.graph_pool_handle()
 
-    def warm_up(self, work: Callable[[], Any]) -> None:
+    def warm_up(self, step: Callable[[], Any]) -> None:
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            work()
+            step()
         current.wait_stream(self._stream)
 
-    def record(self, work: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
+    def record(self, step: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
         graph = torch.cuda.CUDAGraph()
         # Other threads pin memory for the next batches meanwhile.
         mode = "thread_local"
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
-            values = work()
+            values = step()
         return graph.replay, values
 
 
@@ -88,10 +88,10 @@ class StepGraphs:
     """Forward and backward of each batch shape, recorded at its first use.
 
     Args:
-        work: `(batch, share) -> values`; adds the gradients of `share` (a scalar tensor) times the
+        compute: `(batch, share) -> values`; adds the gradients of `share` (a scalar tensor) times the
             batch's loss to `.grad` tensors that stay where they are, and returns the loss and its
             terms. It must not wait for the device.
-        apart: runs a function and undoes what it did to gradients, buffers and generators.
+        undone: runs a function and undoes what it did to gradients, buffers and generators.
         version: changes whenever recorded graphs are out of date.
         recorder: `CudaRecorder(device)` on a GPU.
 
@@ -101,12 +101,12 @@ class StepGraphs:
 
     def __init__(
         self,
-        work: Work,
-        apart: Callable[[Callable[[], None]], None],
+        compute: Compute,
+        undone: Callable[[Callable[[], None]], None],
         version: Callable[[], object],
         recorder: Recorder,
     ):
-        self._work, self._apart, self._version = work, apart, version
+        self._compute, self._undone, self._version = compute, undone, version
         self._recorder = recorder
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
         self._of_version: object = None
@@ -150,20 +150,20 @@ class StepGraphs:
         own = {n: t.to(device, copy=True) for n, t in _tensors(batch).items()}
         static, static_share = replace(batch, **own), torch.full((), share, device=device)
 
-        def work() -> Values:
-            return self._work(static, static_share)
+        def step() -> Values:
+            return self._compute(static, static_share)
 
         def warm_up() -> None:
             for _ in range(WARM_UP):
-                self._recorder.warm_up(work)
+                self._recorder.warm_up(step)
 
         # Backends are chosen by the time that they take on the device: replays launch nothing.
         with timings.device_time():
-            self._apart(warm_up)
+            self._undone(warm_up)
             # Tuning, or a buffer that had to grow for a longer sequence, has outdated older graphs.
             self._forget_what_is_out_of_date()
             try:
-                replay, values = self._recorder.record(work)
+                replay, values = self._recorder.record(step)
             except RuntimeError as error:
                 raise self._not_recorded(batch, error) from error
         self.recordings += 1

@@ -90,7 +90,7 @@ class TrainingStep:
         self._must_record = must_record
         self.graphs: StepGraphs | None = None
         if recorder is not None:
-            self.graphs = StepGraphs(self._gradients, self._apart, self._version, recorder)
+            self.graphs = StepGraphs(self._gradients, self._undone, self._version, recorder)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Values]:
         """Total and terms of a batch wherever it lies, in the run's precision."""
@@ -146,7 +146,7 @@ class TrainingStep:
         masks = self._stage(), layout_versions(self.model)
         return masks, dispatch.forced(), timings.generation(), places
 
-    def _apart(self, run: Callable[[], None]) -> None:
+    def _undone(self, run: Callable[[], None]) -> None:
         """Runs something and puts back the gradients, buffers and generators."""
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         tensors = [*grads, *self.model.buffers()]

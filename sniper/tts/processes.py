@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes that do not outlive their parent."""
+"""What `concurrent.futures` leaves to its users: workers that do not outlive a killed parent, do not
+run the caller's script again, and leave Ctrl-C to it.
+"""
 
 import contextlib
 import multiprocessing

@@ -129,7 +129,7 @@ def test_what_a_warm_up_outdates_is_recorded_anew_and_the_new_graph_stays():
 def test_choices_of_a_recorded_step_are_by_device_time():
     case, seen = Case(), []
     inner = case.work
-    case.graphs._work = lambda *args: seen.append(timings._device_time) or inner(*args)
+    case.graphs._compute = lambda *args: seen.append(timings._device_time) or inner(*args)
     case.graphs(make_batch(2, 4), 1.0)
     assert seen[:WARM_UP] == [True] * WARM_UP and not timings._device_time
 

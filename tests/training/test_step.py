@@ -214,7 +214,7 @@ def test_recording_leaves_no_trace():
     grads = [p.grad.clone() for p in run.model.parameters()]
     buffers = [b.clone() for b in run.model.buffers()]
     generator = torch.get_rng_state()
-    run.step._apart(lambda: run.step._gradients(BATCHES[1], 0.5))
+    run.step._undone(lambda: run.step._gradients(BATCHES[1], 0.5))
     assert all(map(torch.equal, grads, (p.grad for p in run.model.parameters())))
     assert all(map(torch.equal, buffers, run.model.buffers()))
     assert torch.equal(generator, torch.get_rng_state())

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that holds a preparation's finished utterances until all are there.
+"""The file that holds a preparation's finished utterances until all are there: an SQLite database.
 
-Append-only: each record carries its length and a checksum, so whatever a crash leaves behind its
-last complete record is recognised and cut off, and the work goes on from there.
+Each utterance is a transaction of its own, so whatever a crash interrupts is as if it had not
+begun, and the work goes on from there.
 """
 
-import fcntl
 import json
-import struct
+import sqlite3
+import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +18,16 @@ import numpy as np
 from sniper.tts.corpus.features import Features
 from sniper.tts.errors import SpeechError
 
-_HEADER = struct.Struct("<IQI")  # bytes of JSON, bytes of arrays, CRC-32 of both
 _FIELDS = ("mel", "durations", "pitch", "energy")
+# Nothing waits for the disk: a killed process loses nothing, and after a power cut the work is
+# done anew, which costs only time. No write-ahead log: a kill would leave it beside the file.
+_SETTINGS = "PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;"
+_TABLES = """
+    CREATE TABLE IF NOT EXISTS settings (value TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS utterances (
+        position INTEGER PRIMARY KEY, header TEXT NOT NULL, body BLOB NOT NULL, checksum INTEGER
+    );
+"""
 
 
 @dataclass(frozen=True)
@@ -59,42 +67,60 @@ class WorkFile:
     """Records in the order in which they were appended.
 
     Args:
-        path: created where it does not exist.
-        settings: kept in the first record; `settings` gives back what the file was begun with.
+        path: created where it does not exist. A file of an earlier version, or one that is
+            damaged, is begun anew with a warning.
+        settings: kept in it; `settings` gives back what the file was begun with.
 
     Raises:
-        SpeechError: another process is writing to it.
+        SpeechError: another process is writing to it, or the disk is full.
     """
 
     def __init__(self, path: Path, settings: dict) -> None:
         self.path = path
-        self._offsets: list[int] = []
-        path.touch()
-        self._file = path.open("r+b")
         try:
-            # The kernel frees it with the process, however that ends.
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
-            raise SpeechError(f"another process is preparing {path.parent} right now") from error
-        end = 0
-        for offset, header, _ in self._scan():
-            if not self._offsets:
-                settings = header
-            self._offsets.append(offset)
-            end = self._file.tell()
-        self._file.truncate(end)
-        self._file.seek(end)
-        self.settings = settings
-        if not self._offsets:
-            self._write(settings, b"")
+            self.settings = self._open(settings)
+        except sqlite3.OperationalError as error:
+            raise self._refused(error) from error
+        except (sqlite3.DatabaseError, ValueError):
+            self._database.close()
+            warnings.warn(
+                f"{path} is damaged or of an earlier version: its utterances are analysed again",
+                stacklevel=2,
+            )
+            path.unlink()
+            self.settings = self._open(settings)
+
+    def _open(self, settings: dict) -> dict:
+        self._database = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+        self._database.executescript(_SETTINGS)
+        # The lock is held from here until the process ends, however that happens.
+        self._database.execute("BEGIN EXCLUSIVE")
+        for statement in _TABLES.split(";"):
+            self._database.execute(statement)
+        begun = self._database.execute("SELECT value FROM settings").fetchone()
+        if begun is None:
+            self._database.execute("INSERT INTO settings VALUES (?)", (json.dumps(settings),))
+        self._database.execute("COMMIT")
+        whole = self._database.execute("PRAGMA quick_check").fetchone()
+        if whole != ("ok",):
+            raise sqlite3.DatabaseError(str(whole))
+        return settings if begun is None else json.loads(begun[0])
+
+    def _refused(self, error: sqlite3.OperationalError) -> SpeechError:
+        if "locked" in str(error):
+            return SpeechError(f"another process is preparing {self.path.parent} right now")
+        return SpeechError(f"{self.path} cannot be written: {error}")
 
     def __len__(self) -> int:
         """Number of utterances in it."""
-        return len(self._offsets) - 1
+        return self._database.execute("SELECT COUNT(*) FROM utterances").fetchone()[0]
 
     def append(self, record: Record) -> None:
-        """Add an utterance; it is in the kernel's hands when this returns."""
+        """Add an utterance; it is in the kernel's hands when this returns.
+
+        Raises:
+            SpeechError: the disk is full; names the file.
+        """
         data = {name: getattr(record, name) for name in ("id", "text", "phones", "problem")}
         data["fingerprint"] = record.fingerprint
         data["pronunciations"] = record.pronunciations
@@ -103,60 +129,37 @@ class WorkFile:
             arrays = [getattr(record.features, name) for name in _FIELDS]
             data["shapes"] = [array.shape for array in arrays]
             body = b"".join(array.tobytes() for array in arrays)
-        self._write(data, body)
+        header = json.dumps(data, ensure_ascii=False)
+        row = (len(self), header, body, _checksum(header, body))
+        try:
+            self._database.execute("INSERT INTO utterances VALUES (?, ?, ?, ?)", row)
+        except sqlite3.OperationalError as error:
+            raise self._refused(error) from error
 
     def __iter__(self) -> Iterator[Record]:
         """Read all utterances, one in memory at a time."""
-        for index, (_, header, body) in enumerate(self._scan()):
-            if index:
-                yield _record(header, body)
+        for position in range(len(self)):
+            yield self.read(position)
 
     def read(self, index: int) -> Record:
-        """Read one utterance by its position."""
-        self._file.seek(self._offsets[index + 1])
-        found = self._next()
-        if found is None:
-            raise SpeechError(f"{self.path} has changed while it was read: prepare again")
-        return _record(*found)
+        """Read one utterance by its position.
+
+        Raises:
+            SpeechError: what is on the disk is not what was written.
+        """
+        query = "SELECT header, body, checksum FROM utterances WHERE position = ?"
+        header, body, checksum = self._database.execute(query, (index,)).fetchone()
+        if _checksum(header, body) != checksum:
+            raise SpeechError(f"{self.path} is damaged: delete it and prepare again")
+        return _record(json.loads(header), body)
 
     def close(self) -> None:
         """Close the file; it stays on the disk."""
-        self._file.close()
+        self._database.close()
 
-    def _write(self, header: dict, body: bytes) -> None:
-        text = json.dumps(header, ensure_ascii=False).encode()
-        checksum = zlib.crc32(body, zlib.crc32(text))
-        self._file.seek(0, 2)
-        self._offsets.append(self._file.tell())
-        self._file.write(_HEADER.pack(len(text), len(body), checksum) + text + body)
-        self._file.flush()
 
-    def _scan(self) -> Iterator[tuple[int, dict, bytes]]:
-        self._file.seek(0)
-        while True:
-            offset = self._file.tell()
-            found = self._next()
-            if found is None:
-                return
-            position = self._file.tell()
-            yield offset, *found
-            # The caller may have read elsewhere meanwhile.
-            self._file.seek(position)
-
-    def _next(self) -> tuple[dict, bytes] | None:
-        fixed = self._file.read(_HEADER.size)
-        if len(fixed) < _HEADER.size:
-            return None
-        text_length, body_length, checksum = _HEADER.unpack(fixed)
-        # A length from a torn write may be huge: compare before reading.
-        if text_length + body_length > self.path.stat().st_size:
-            return None
-        text, body = self._file.read(text_length), self._file.read(body_length)
-        if len(text) + len(body) < text_length + body_length:
-            return None
-        if zlib.crc32(body, zlib.crc32(text)) != checksum:
-            return None
-        return json.loads(text), body
+def _checksum(header: str, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(header.encode()))
 
 
 def _record(header: dict, body: bytes) -> Record:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The work file survives being cut off anywhere."""
+"""The work file survives a kill at any moment, and damage is noticed."""
 
 import dataclasses
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,37 +49,55 @@ def test_records_come_back(tmp_path):
     assert all(same(a, b) for a, b in zip(again, records, strict=True))
 
 
-def test_cut_off_anywhere_it_keeps_the_complete_records(tmp_path):
+def test_a_killed_process_leaves_the_complete_records(tmp_path):
     path = tmp_path / "w"
-    work = WorkFile(path, {})
-    ends = []
-    for number in range(3):
-        work.append(record(number))
-        ends.append(path.stat().st_size)
+    program = (
+        "import os, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from test_workfile import WorkFile, record\n"
+        "work = WorkFile(Path(sys.argv[1]), {'a': 1})\n"
+        "for number in range(3): work.append(record(number))\n"
+        "work._database.execute('BEGIN')\n"
+        "work.append(record(3))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    here = str(Path(__file__).parent)
+    done = subprocess.run([sys.executable, "-c", program, str(path), here])
+    assert done.returncode == -9
+    work = WorkFile(path, {"a": 2})
+    assert work.settings == {"a": 1} and len(work) == 3
+    assert all(same(a, record(n)) for n, a in enumerate(work))
+    work.append(record(3))
+    assert len(work) == 4 and same(work.read(3), record(3))
     work.close()
-    data = path.read_bytes()
-    for size in range(0, len(data), 7):
-        path.write_bytes(data[:size])
-        work = WorkFile(path, {})
-        complete = sum(end <= size for end in ends)
-        assert len(work) == complete
-        for number in range(complete, 3):
-            work.append(record(number))
-        work.close()
-        assert path.read_bytes() == data
+    assert [p.name for p in tmp_path.iterdir()] == ["w"]
 
 
-def test_a_torn_write_is_found_by_its_checksum(tmp_path):
+OLD_FORMAT = b"\x10\x00\x00\x00" + bytes(60)
+
+
+@pytest.mark.parametrize("data", [b"", OLD_FORMAT, b"SQLite format 3\0" + b"x" * 5000])
+def test_what_is_no_work_file_is_begun_anew(tmp_path, data):
+    path = tmp_path / "w"
+    path.write_bytes(data)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        work = WorkFile(path, {"a": 1})
+    assert len(work) == 0 and bool(said) == bool(data)
+    work.append(record(0))
+    assert same(work.read(0), record(0))
+
+
+def test_damage_is_noticed(tmp_path):
     path = tmp_path / "w"
     work = WorkFile(path, {})
-    work.append(record(0))
     work.append(record(1))
     work.close()
     data = bytearray(path.read_bytes())
-    data[-5] ^= 1
+    data[data.rindex(np.float32(2).tobytes())] ^= 1  # the last value of its energy
     path.write_bytes(data)
-    work = WorkFile(path, {})
-    assert len(work) == 1
+    with pytest.raises(SpeechError, match="is damaged: delete it and prepare again"):
+        WorkFile(path, {}).read(0)
 
 
 def test_two_writers_are_refused(tmp_path):
