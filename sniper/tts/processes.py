@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `concurrent.futures` leaves to its users: workers that do not outlive a killed parent, do not
-run the caller's script again, and leave Ctrl-C to it.
+"""What `concurrent.futures` leaves to its users: workers that do not outlive a killed parent, do
+not run the caller's script again, and leave Ctrl-C to it.
 """
 
 import contextlib
