@@ -89,8 +89,8 @@ class StepGraphs:
 
     Args:
         compute: `(batch, share) -> values`; adds the gradients of `share` (a scalar tensor) times
-            the batch's loss to `.grad` tensors that stay where they are, and returns the loss and its
-            terms. It must not wait for the device.
+            the batch's loss to `.grad` tensors that stay where they are, and returns the loss and
+            its terms. It must not wait for the device.
         undone: runs a function and undoes what it did to gradients, buffers and generators.
         version: changes whenever recorded graphs are out of date.
         recorder: `CudaRecorder(device)` on a GPU.
