@@ -7,6 +7,7 @@ import argparse
 import csv
 import dataclasses
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -133,7 +134,11 @@ def versions() -> str:
 
 @cache
 def commit() -> str:
-    """Short hash of the code, with `+` when files other than results differ from it."""
+    """Short hash of the code, with `+` when files other than results differ from it; `unknown`
+    where there is no git, or no repository.
+    """
+    if shutil.which("git") is None:
+        return "unknown"
     git = ["git", "-C", str(RESULTS.parent)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run(

@@ -86,8 +86,10 @@ def arch_of(capability: tuple[int, int]) -> int:
 
 
 def has_tma(arch: int) -> bool:
-    """Whether the TMA path pays: a copy engine, and tensor cores that read shared memory."""
-    return arch // 10 in (9, 10)
+    """Whether the TMA path pays: a copy engine, and tensor cores that read shared memory. NVIDIA's
+    alone: an AMD gfx942 calls itself (9, 4).
+    """
+    return arch in (90, 100, 103)
 
 
 def candidates(op: str, path: str, block: int, kind: str, arch: int) -> list[Config]:
