@@ -119,13 +119,14 @@ def layers(name: str, overrides: list[str]) -> dict[str, Any]:
     """
     import torch
 
-    from sniper.ops import dispatch
+    from sniper.ops import dispatch, timings
     from sniper.ops.layout import BlockLayout
     from sniper.training.config import load
     from sniper.training.device import pick_device, set_up_torch
     from sniper.training.trainer import make_sniper
     from sniper.tts.model.fastspeech2 import FastSpeech2
 
+    timings.look_again()
     config = load(name, overrides)
     device = pick_device(config.train.device)
     set_up_torch(config.train)

@@ -5,8 +5,9 @@ The file lies in $SNIPER_CACHE_DIR (default ~/.cache/sniper). Since choices are 
 that is stopped and resumed, or run twice, computes with the same kernels and gets the same bits.
 
 A choice rests on several samples of each candidate, taken in turns, so that a disturbance meets all
-of them. Where the samples do not separate two candidates it is marked as unsure, and the next
-process that needs it takes some more.
+of them. Where the samples do not separate two candidates it is marked as unsure. A run keeps it all
+the same, or it would not get the same bits twice; `look_again`, which `python -m sniper.doctor`
+calls, has such choices made anew.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ _WAIT_CYCLES = 6_000_000
 _LAUNCHES_BEHIND_ONE_WAIT = 4
 
 _choices: dict[str, Choice] | None = None
+_look_again = False
 _looked_again: set[str] = set()
 _generation = 0
 _device_time = False
@@ -108,17 +110,24 @@ def fastest(key: str, candidates: dict[str, Callable[[], Any]], quiet: bool = Fa
         if before is not None:
             outdate()
         choices[key] = _measure(candidates, quiet)
+        _looked_again.add(key)
         _store()
-    elif not before.sure and key not in _looked_again and not _capturing():
+    elif _look_again and not before.sure and key not in _looked_again and not _capturing():
         again = _measure(candidates, quiet)
-        # An unsure second look overturns nothing: bits of a run change for a reason only.
+        _looked_again.add(key)
+        # An unsure second look overturns nothing: bits of later runs change for a reason only.
         if again.sure:
             if _pick(again, candidates) != _pick(before, candidates):
                 outdate()
             choices[key] = again
             _store(measured=key)
-    _looked_again.add(key)
     return _pick(choices[key], candidates)
+
+
+def look_again() -> None:
+    """From now on this process measures unsure choices once more, at their first use."""
+    global _look_again
+    _look_again = True
 
 
 def known(key: str) -> dict[str, float] | None:
