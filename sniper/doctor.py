@@ -23,6 +23,10 @@ from typing import Any, cast
 from sniper.command import exit_with
 
 
+class Unusable(ValueError):
+    """What a config asks for and this machine does not have; the text is the whole message."""
+
+
 def versions() -> dict[str, str]:
     """What is installed, as far as results depend on it."""
     import torch
@@ -128,7 +132,10 @@ def layers(name: str, overrides: list[str]) -> dict[str, Any]:
 
     timings.look_again()
     config = load(name, overrides)
-    device = pick_device(config.train.device)
+    try:
+        device = pick_device(config.train.device)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
     set_up_torch(config.train)
     features = config.feature_config()
     model = FastSpeech2(config.fastspeech2_config(64, features.n_mels)).to(device)
@@ -258,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except ValueError as error:  # settings; their text is the whole message
         print(f"error: {error}", file=sys.stderr)
-        return 1 if "device" in str(error) else 2
+        return 1 if isinstance(error, Unusable) else 2
     found["problems"] = problems
     print(json.dumps(found, indent=2) if options.json else "\n".join(render(found)))
     return 1 if problems else 0

@@ -52,6 +52,7 @@ def test_a_dense_config_says_so(capsys):
     [
         (["--config", "dmeo"], 2, "expected a preset"),
         (["--config", "demo", "train.epochs=none"], 2, "train.epochs"),
+        (["--config", "demo", "train.device=foo"], 2, "train.device"),
         (["--config", "demo", "train.device=cuda:7"], 1, "device"),
     ],
 )

@@ -33,6 +33,8 @@ PATIENCE = 120.0
 REPORT = "please report it with the output of `python -m sniper.doctor --json`"
 CASES = "sniper.ops.selfcheck_cases"
 ELEMENTWISE, RECORDED = "elementwise", "recorded step"
+# Not a family: why the rest could not be checked.
+START = "start"
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def check(device: torch.device, dtype: str, block_size: int) -> dict[str, Verdic
         known = _read().get(key)
         if known is None:
             known = run(index, dtype, block_size)
-            _write(key, known)
+            if START not in known:  # a GPU that is full or busy now may not be so next time
+                _write(key, known)
         _verdicts[key] = known
         _warn(known, f"{dtype} in blocks of {block_size} on {torch.cuda.get_device_name(index)}")
     return _verdicts[key]
@@ -157,9 +160,11 @@ def run(
             verdicts.update(found)
             if ended is None:
                 return verdicts
-            if at_work is None:  # it did not come to begin a family
-                return verdicts or {"start": Verdict(False, message=ended)}
-            verdicts[at_work] = Verdict(False, message=ended)
+            if at_work is not None:
+                verdicts[at_work] = Verdict(False, message=ended)
+            elif not found:  # it did not come to begin a family, and nor would the next
+                return {**verdicts, START: Verdict(False, message=ended)}
+            # Else it died between two families, as after an illegal access, whose fault is told.
 
 
 def _run_child(

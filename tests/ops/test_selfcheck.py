@@ -59,9 +59,7 @@ def test_the_kernels_pass_in_the_interpreter(monkeypatch, dtype, block):
     assert all(v.ok and v.error < 1e-3 and v.seconds > 0 for v in found.values()), found
 
 
-def test_a_fault_costs_its_family_and_nothing_else(monkeypatch):
-    here = str(Path(__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+def test_a_fault_costs_its_family_and_nothing_else(faulty):
     # Two seconds: a child that has begun a family has loaded torch already.
     found = selfcheck.run("cpu", "bf16", 64, cases="faulty_cases", patience=20.0, hang=2.0)
     assert {name: v.ok for name, v in found.items()} == {
@@ -78,6 +76,46 @@ def test_a_fault_costs_its_family_and_nothing_else(monkeypatch):
     assert said["raises"] == "RuntimeError: PassManager::run failed at line 3"
     assert said["hangs"] == "it did not end within 2 seconds"
     assert "killed by signal 6" in said["crashes"] and "status 3" in said["leaves"]
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """Children find `faulty_cases`."""
+    here = str(Path(__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+
+
+def test_families_behind_a_death_between_two_are_checked_too(faulty):
+    found = selfcheck.run("cpu", "fp32", 64, cases="faulty_cases")
+    assert {name: v.ok for name, v in found.items()} == {
+        "good": True,
+        "wrong": False,
+        "good too": True,
+        "good at last": True,
+    }
+
+
+def test_a_start_that_fails_later_is_a_verdict_of_its_own(faulty, monkeypatch):
+    inner, calls = selfcheck._run_child, []
+
+    def child(*args):
+        calls.append(args)
+        return inner(*args) if len(calls) == 1 else "no memory is left on the GPU"
+
+    monkeypatch.setattr(selfcheck, "_run_child", child)
+    found = selfcheck.run("cpu", "fp32", 64, cases="faulty_cases")
+    assert list(found) == ["good", "wrong", "start"] and len(calls) == 2
+    assert found["start"].message == "no memory is left on the GPU"
+
+
+def test_a_failed_start_is_tried_again_by_the_next_process(a_gpu, monkeypatch, tmp_path):
+    runs = a_gpu(start=False)
+    with pytest.warns(UserWarning, match="leaves out its start"):
+        assert not selfcheck.trusted(X, 64, "pointer product")
+    monkeypatch.setattr(selfcheck, "_verdicts", {})
+    with pytest.warns(UserWarning):
+        assert not selfcheck.trusted(X, 64, "pointer product")
+    assert len(runs) == 2 and not (tmp_path / "self-check-1.json").exists()
 
 
 def test_a_child_that_cannot_start_is_one_verdict():
