@@ -30,6 +30,7 @@ FLOORS = (
         "sniper.ops.memory",
         "sniper.ops.pruned",
         "sniper.ops.rebuild",
+        "sniper.ops.rounding",
         "sniper.ops.timings",
     ),
     ("sniper.ops.selfcheck",),

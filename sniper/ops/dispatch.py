@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sniper import _C
-from sniper.ops import timings
+from sniper.ops import rounding, timings
 from sniper.ops.backend import Backend
 from sniper.ops.backends import CPU, DENSE, REFERENCE, TRITON
 from sniper.ops.backends.triton import launch, tuning
@@ -91,7 +91,10 @@ def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
         chosen = backends[0]
     else:
         calls = {b.name: _call(b, which, layout, geometry, args) for b in backends}
-        chosen = BACKENDS[timings.fastest(key, calls)]
+        p = args[3].p if which == "fwd" else 0.0
+        tf32 = args[0].is_cuda and launch.kind(args[0]) == "tf32"
+        noise = rounding.noise(which, args[0], args[1], geometry, tf32, p)
+        chosen = BACKENDS[timings.fastest(key, calls, noise=noise)]
     _last.setdefault(layout, {})[which] = (chosen.name, key)
     return _call(chosen, which, layout, geometry, args)()
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from sniper import _C, kernels
 
-FORMAT = 2
+FORMAT = 3
 # A kernel within this share of the best is preferred in the order of the candidates: a near tie
 # must not be decided by noise, which would change the bits of a run.
 TIE = 0.03
@@ -45,6 +45,14 @@ CLEAR = 1.5
 # waiting for the host, as none does in a recorded step.
 _WAIT_CYCLES = 6_000_000
 _LAUNCHES_BEHIND_ONE_WAIT = 4
+
+Noise = Callable[[], list[float]]
+
+
+def no_noise() -> list[float]:
+    """Results differ by a share of their largest entry, and no more."""
+    return []
+
 
 _choices: dict[str, Choice] | None = None
 _look_again = False
@@ -89,7 +97,12 @@ class Choice:
         return names <= {*self.seconds, *self.failed} and bool(names & set(self.seconds))
 
 
-def fastest(key: str, candidates: dict[str, Callable[[], Any]], quiet: bool = False) -> str:
+def fastest(
+    key: str,
+    candidates: dict[str, Callable[[], Any]],
+    quiet: bool = False,
+    noise: Noise = no_noise,
+) -> str:
     """The name of the candidate to run for `key`, measured now if it is not known.
 
     Args:
@@ -98,6 +111,8 @@ def fastest(key: str, candidates: dict[str, Callable[[], Any]], quiet: bool = Fa
             trusted: another one that raises, or differs from it by more than rounding, is left out
             with a warning.
         quiet: without the warning, where it is usual that not all of them can run.
+        noise: for each result, by how much right candidates may differ beyond a share of its
+            largest entry (`sniper.ops.rounding.noise`); called where times are taken.
 
     Raises:
         Exception: whatever the last candidate raises.
@@ -109,11 +124,11 @@ def fastest(key: str, candidates: dict[str, Callable[[], Any]], quiet: bool = Fa
             raise RuntimeError(f"nothing was measured before this step was recorded: {key}")
         if before is not None:
             outdate()
-        choices[key] = _measure(candidates, quiet)
+        choices[key] = _measure(candidates, quiet, noise)
         _looked_again.add(key)
         _store()
     elif _look_again and not before.sure and key not in _looked_again and not _capturing():
-        again = _measure(candidates, quiet)
+        again = _measure(candidates, quiet, noise)
         _looked_again.add(key)
         # An unsure second look overturns nothing: bits of later runs change for a reason only.
         if again.sure:
@@ -236,9 +251,9 @@ def _pick(choice: Choice, candidates: dict[str, Any]) -> str:
     return next(name for name, t in times.items() if t <= limit)
 
 
-def _measure(candidates: dict[str, Callable[[], Any]], quiet: bool) -> Choice:
+def _measure(candidates: dict[str, Callable[[], Any]], quiet: bool, noise: Noise) -> Choice:
     """Samples in turns until they decide; what is far behind is not run again."""
-    every, candidates = list(candidates), _that_agree(candidates, quiet)
+    every, candidates = list(candidates), _that_agree(candidates, quiet, noise)
     failed = tuple(name for name in every if name not in candidates)
     samples = {name: [_sample(run)] for name, run in candidates.items()}
     for taken in range(1, MOST_SAMPLES):
@@ -277,7 +292,7 @@ def _middle(samples: list[float]) -> tuple[float, float]:
 
 
 def _that_agree(
-    candidates: dict[str, Callable[[], Any]], quiet: bool
+    candidates: dict[str, Callable[[], Any]], quiet: bool, noise: Noise
 ) -> dict[str, Callable[[], Any]]:
     """Runs each once, which also warms it up, and leaves out what fails or computes otherwise."""
     *others, trusted = candidates
@@ -285,7 +300,7 @@ def _that_agree(
     good = {}
     for name in others:
         try:
-            wrong = _difference(_tensors(candidates[name]()), wanted)
+            wrong = _difference(_tensors(candidates[name]()), wanted, noise())
         except (MemoryError, torch.cuda.OutOfMemoryError):
             raise
         except Exception as error:
@@ -297,17 +312,18 @@ def _that_agree(
     return {**good, trusted: candidates[trusted]}
 
 
-def _difference(got: list[Tensor], wanted: list[Tensor]) -> str:
+def _difference(got: list[Tensor], wanted: list[Tensor], noise: list[float]) -> str:
     """What is wrong with a result beyond its dtype's rounding; empty if nothing."""
     # Of the largest entry: sums of thousands of products, in float32 perhaps as tf32.
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 4e-3}
-    for g, w in zip(got, wanted, strict=True):
+    noise = [*noise, *[1e-30] * len(wanted)]
+    for g, w, slack in zip(got, wanted, noise, strict=False):
         if g.shape != w.shape or g.dtype != w.dtype:
             return f"expected {w.dtype} {list(w.shape)}, got {g.dtype} {list(g.shape)}"
         if not w.numel():
             continue
         largest, off = float(w.abs().max()), float((g - w).abs().max())
-        if math.isfinite(largest) and not off <= tolerance.get(w.dtype, 1e-8) * largest + 1e-30:
+        if math.isfinite(largest) and not off <= tolerance.get(w.dtype, 1e-8) * largest + slack:
             return f"an entry of its result is off by {off:.1e}, the largest is {largest:.1e}"
     return ""
 

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+
 import pytest
 import torch
 
 from sniper import BlockSparseConv1d, BlockSparseLinear, ops
 from sniper.ops import dispatch, timings
+from sniper.ops.backends.cpu.products import CpuBackend
 from sniper.ops.backends.reference import ReferenceBackend
 from sniper.ops.backends.triton import tuning
 
@@ -105,3 +108,41 @@ def test_autotune_tunes_each_pass_once_and_chooses_anew(monkeypatch, tmp_path):
         assert timings.generation() == generation + 3  # nothing that was in use has changed
     finally:
         ops.autotune(False)
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_what_cancels_to_rounding_noise_does_not_count_as_wrong(
+    conv, monkeypatch, tmp_path, recwarn
+):
+    """As gradients of attention's key biases do, which are zero but for the order of sums."""
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(timings, "_choices", None)
+    layer = BlockSparseConv1d(32, 64, 3, padding=1, block_size=16) if conv else None
+    layer = layer or BlockSparseLinear(32, 64, block_size=16)
+    layer.set_block_mask(torch.ones(layer.block_mask_shape, dtype=torch.bool))
+    x = torch.ones(4, 32, 500) if conv else torch.ones(4, 500, 32)  # so dL/dW is noise as well
+    x.requires_grad_()
+    dy = torch.randn(4, 64, 500) if conv else torch.randn(4, 500, 64)
+    dy = dy - dy.mean((0, 2) if conv else (0, 1), keepdim=True)
+    layer(x).backward(1e-6 * dy)
+    assert layer.bias.grad.abs().max() < 1e-10  # noise indeed
+    assert not [w for w in recwarn if "is not used" in str(w.message)]
+    choices = json.loads(timings._path().read_text())["choices"].values()
+    assert len(choices) == 3 and not any(c["failed"] for c in choices)
+
+
+def test_a_kernel_that_is_wrong_in_one_entry_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(timings, "_choices", None)
+    inner = CpuBackend.wgrad
+
+    def wrong(self, *args):
+        dw, db = inner(self, *args)
+        dw.view(-1)[dw.abs().argmax()] *= 0.5
+        return dw, db
+
+    monkeypatch.setattr(CpuBackend, "wgrad", wrong)
+    layer = BlockSparseLinear(32, 64, block_size=16)
+    layer.set_block_mask(torch.ones(layer.block_mask_shape, dtype=torch.bool))
+    with pytest.warns(UserWarning, match="cpu is not used, dense runs instead"):
+        layer(torch.randn(500, 32)).sum().backward()

@@ -45,12 +45,12 @@ def played(monkeypatch, **samples: list[float]):
 
 
 def saved(folder) -> dict:
-    return json.loads((folder / "backend-times-2.json").read_text())["choices"]
+    return json.loads((folder / "backend-times-3.json").read_text())["choices"]
 
 
 def save(folder, **choices) -> None:
-    data = {"format": 2, "choices": choices}
-    (folder / "backend-times-2.json").write_text(json.dumps(data))
+    data = {"format": 3, "choices": choices}
+    (folder / "backend-times-3.json").write_text(json.dumps(data))
 
 
 def choice(sure: bool = True, **seconds: float) -> dict:
@@ -145,19 +145,19 @@ def test_what_the_last_candidate_raises_is_the_callers():
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "null", '{"format": 1, "choices": {}}', '{"format": 2, "choices": []}']
+    "text", ["{", "[]", "null", '{"format": 2, "choices": {}}', '{"format": 3, "choices": []}']
 )
 def test_a_file_of_another_kind_is_set_aside(own_cache, text):
-    path = own_cache / "backend-times-2.json"
+    path = own_cache / "backend-times-3.json"
     path.write_text(text)
     with pytest.warns(UserWarning, match="cannot be used .*; it is kept as .*damaged"):
         assert timings.fastest("key", {"only": taking(0, [])}) == "only"
-    assert (own_cache / "backend-times-2.damaged").read_text() == text
+    assert (own_cache / "backend-times-3.damaged").read_text() == text
     assert timings.known("key") is not None and timings.known("other") is None
 
 
 def test_bytes_that_are_no_text_are_set_aside(own_cache):
-    (own_cache / "backend-times-2.json").write_bytes(b"\xff\xfe\x00")
+    (own_cache / "backend-times-3.json").write_bytes(b"\xff\xfe\x00")
     with pytest.warns(UserWarning, match="it is no text"):
         assert timings.fastest("key", {"only": taking(0, [])}) == "only"
 
@@ -202,7 +202,7 @@ def test_what_another_process_chose_meanwhile_wins(own_cache):
 def test_forget_drops_memory_and_file(own_cache):
     timings.fastest("key", {"only": taking(0, [])})
     timings.forget()
-    assert timings.known("key") is None and not (own_cache / "backend-times-2.json").exists()
+    assert timings.known("key") is None and not (own_cache / "backend-times-3.json").exists()
 
 
 def test_pairs_are_timed_too():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sniper.kernels import configs
-from sniper.ops import selfcheck, timings
+from sniper.ops import rounding, selfcheck, timings
 from sniper.ops.backends.triton import launch
 from sniper.ops.geometry import Geometry
 from sniper.ops.layout import BlockLayout
@@ -118,7 +118,9 @@ def tune(
     if not tuned(which, layout, geometry, operands[0]):
         timings.outdate()  # until now the table's tiling ran
     calls = {str(t): (lambda t=t: run(t)) for t in tilings(which, layout, *operands)}
-    return timings.fastest(tuning_key(which, layout, geometry, operands[0]), calls)
+    tf32 = launch.kind(operands[0]) == "tf32"
+    noise = rounding.noise(which, *operands, geometry, tf32)
+    return timings.fastest(tuning_key(which, layout, geometry, operands[0]), calls, noise=noise)
 
 
 def tuned(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -> bool:
