@@ -171,7 +171,7 @@ def test_damage_is_one_line_that_names_the_checkpoint(name: str, damage: str, tm
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("meta", ["[]", "{}", '{"format": 3}', '"text"'])
+@pytest.mark.parametrize("meta", ["[]", "{}", '{"format": 2}', '"text"'])
 def test_another_format_is_named(meta: str, tmp_path: Path):
     path = _save(tmp_path, 1)
     (path / "meta.json").write_text(meta)
