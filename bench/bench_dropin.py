@@ -116,18 +116,23 @@ class Inside:
 
     def __enter__(self) -> Inside:
         self.milliseconds = 0.0
-        self._run, dispatch.run = dispatch.run, self._timed
+        self._choose, dispatch.choose = dispatch.choose, self._timed
         return self
 
     def __exit__(self, *exception: object) -> None:
-        dispatch.run = self._run
+        dispatch.choose = self._choose
 
-    def _timed(self, *args: Any) -> Any:
+    def _timed(self, *args: Any) -> Callable[[], Any]:
         start = time.perf_counter()
-        try:
-            return self._run(*args)
-        finally:
-            self.milliseconds += 1e3 * (time.perf_counter() - start)
+        product = self._choose(*args)
+
+        def timed() -> Any:
+            try:
+                return product()
+            finally:
+                self.milliseconds += 1e3 * (time.perf_counter() - start)
+
+        return timed
 
 
 def profile(step: Callable[[], None]) -> None:

@@ -58,14 +58,16 @@ def _main(argv: list[str] | None) -> int:
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import load
     from sniper.training.progress import Interrupted, NotFinite
-    from sniper.training.run import interrupt, run, signals
+    from sniper.training.run import interrupt, open_run, signals
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
 
     again = "the same command" + (" without --fresh" if options.fresh else "")
     try:
         with signals(interrupt):
-            run(load(options.config, options.overrides), options.fresh)
+            config = load(options.config, options.overrides)
+            with open_run(config, options.fresh) as trainer:
+                trainer.fit()
     except (NotFinite, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -65,14 +65,15 @@ def _work(options: argparse.Namespace) -> int:
     from sniper.training.config import load
     from sniper.training.device import set_up_torch
     from sniper.training.progress import NotFinite
-    from sniper.training.run import prepare_data, run
+    from sniper.training.run import open_run, prepare_data
     from sniper.tts.corpus.dataset import FeatureDataset
 
     folder, config = options.run, load(str(options.run / "run.yaml"))
     if not options.no_training and status(folder) != "trained":
         started = time.time()
         try:
-            run(config)
+            with open_run(config) as trainer:
+                trainer.fit()
         except NotFinite as error:
             print(f"diverged: {error}", file=sys.stderr)
             _record(folder, "diverged", str(error), started)

@@ -153,7 +153,7 @@ def _fwd(
     number = 0 if seed is None else seed if seed.is_cuda else int(seed)
     epilogue = Epilogue(relu, p, number)
     args = (x, as_matrix(weight), bias, epilogue)
-    return dispatch.run("fwd", find_layout(layout), geometry, *args)
+    return dispatch.choose("fwd", find_layout(layout), geometry, *args)()
 
 
 @_fwd.register_fake
@@ -173,7 +173,8 @@ def _dgrad(
     length: int,
 ) -> Tensor:
     geometry = _geometry(weight, dilation, pad_left, pad_right)
-    return dispatch.run("dgrad", find_layout(layout), geometry, dy, as_matrix(weight), length)
+    args = (dy, as_matrix(weight), length)
+    return dispatch.choose("dgrad", find_layout(layout), geometry, *args)()
 
 
 @_dgrad.register_fake
@@ -194,7 +195,7 @@ def _wgrad(
 ) -> tuple[Tensor, Tensor]:
     """dL/dW and dL/db, which is empty unless `bias`."""
     geometry = Geometry(taps, dilation, pad_left, pad_right)
-    dw, db = dispatch.run("wgrad", find_layout(layout), geometry, dy, x, bias)
+    dw, db = dispatch.choose("wgrad", find_layout(layout), geometry, dy, x, bias)()
     return dw, dy.new_empty(0) if db is None else db
 
 

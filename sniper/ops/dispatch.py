@@ -72,8 +72,8 @@ def forced() -> str | None:
     return None if _forced is None else _forced.name
 
 
-def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
-    """Runs pass `which` (`fwd`, `dgrad` or `wgrad`) on the backend in force.
+def choose(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Callable[[], Any]:
+    """Pass `which` (`fwd`, `dgrad` or `wgrad`) on the backend in force, ready to be called.
 
     Args:
         args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`;
@@ -96,7 +96,7 @@ def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
         noise = rounding.noise(which, args[0], args[1], geometry, tf32, p)
         chosen = BACKENDS[timings.fastest(key, calls, noise=noise)]
     _last.setdefault(layout, {})[which] = (chosen.name, key)
-    return _call(chosen, which, layout, geometry, args)()
+    return _call(chosen, which, layout, geometry, args)
 
 
 def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:

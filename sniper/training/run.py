@@ -48,8 +48,13 @@ FREE = {
 }
 
 
-def run(config: Config, fresh: bool = False) -> Trainer:
-    """Trains what `config` describes, to the end.
+@contextlib.contextmanager
+def open_run(config: Config, fresh: bool = False) -> Iterator[Trainer]:
+    """What `config` describes, made ready: `with open_run(config) as trainer: trainer.fit()`.
+
+    Prepares the data, takes up what the output folder holds, and writes the results when the block
+    ends without an error. Whoever trains calls the trainer itself, so that a traceback shows the
+    way from the command to the fault and nothing else.
 
     Args:
         fresh: delete what the output folder holds of an earlier run.
@@ -65,12 +70,14 @@ def run(config: Config, fresh: bool = False) -> Trainer:
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder):
-        return _run(config, folder, fresh)
+        trainer, valid = _take_up(config, folder, fresh)
+        with _observed(trainer, valid), signals(lambda: _stop_soon(trainer)):
+            yield trainer
+        _finish(trainer, valid)
 
 
-def _run(config: Config, folder: Path, fresh: bool) -> Trainer:
-    from sniper.training.report import Observers, TensorBoard, Terminal  # who measures needs none
-
+def _take_up(config: Config, folder: Path, fresh: bool) -> tuple[Trainer, FeatureDataset]:
+    """The trainer where the run stands, and the held-out utterances."""
     if not fresh:
         config = _as_begun(config, folder)
     data = prepare_data(config)
@@ -82,20 +89,24 @@ def _run(config: Config, folder: Path, fresh: bool) -> Trainer:
     resumed = trainer.resume()
     write_file(folder / "config.yaml", dump(config).encode())
     _announce(trainer, train, resumed)
-    settings = config.train
-    observer = trainer.observer = Observers(
-        Terminal(settings.epochs),
-        TensorBoard(
-            folder, trainer.progress.update, settings.log_every, settings.sample_every, valid
-        ),
+    return trainer, valid
+
+
+@contextlib.contextmanager
+def _observed(trainer: Trainer, valid: FeatureDataset) -> Iterator[None]:
+    """Shows the run in the terminal and in TensorBoard, whatever becomes of it."""
+    from sniper.training.report import Observers, TensorBoard, Terminal  # who measures needs none
+
+    settings = trainer.config.train
+    terminal = Terminal(settings.epochs)
+    board = TensorBoard(
+        trainer.run, trainer.progress.update, settings.log_every, settings.sample_every, valid
     )
+    observer = trainer.observer = Observers(terminal, board)
     try:
-        with signals(lambda: _stop_soon(trainer)):
-            trainer.fit()
+        yield
     finally:
         observer.close()
-    _finish(trainer, valid)
-    return trainer
 
 
 def prepare_data(config: Config) -> Path:

@@ -16,7 +16,8 @@ from sniper.training import checkpoint
 from sniper.training.config import Config, from_dict
 from sniper.training.files import only_run
 from sniper.training.restore import saved_progress
-from sniper.training.run import ends_sparse, run
+from sniper.training.run import ends_sparse, open_run
+from sniper.training.trainer import Trainer
 from sniper.training.settings import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,6 +48,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_a_schedule_that_ends_sparse_is_said(sparsity: dict, said: str | None):
     config = from_dict({"train": {"epochs": 10}, "sparsity": sparsity})
     assert ends_sparse(config) == said
+
+
+def run(config: Config, fresh: bool = False) -> Trainer:
+    """Trains to the end, as the command does."""
+    with open_run(config, fresh) as trainer:
+        trainer.fit()
+    return trainer
 
 
 def test_it_is_said_at_the_start(demo_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
