@@ -17,8 +17,8 @@ from sniper.training.config import Config, from_dict
 from sniper.training.files import only_run
 from sniper.training.restore import saved_progress
 from sniper.training.run import ends_sparse, open_run
-from sniper.training.trainer import Trainer
 from sniper.training.settings import ConfigError
+from sniper.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
