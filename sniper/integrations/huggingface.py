@@ -106,6 +106,7 @@ class SniperCallback(SniperSettings, TrainerCallback):
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".tmp")
             torch.save(self.attached.state_dict(), temporary)
+            # A kill in the middle leaves the former file or the new one, never half of one.
             os.replace(temporary, path)
 
     def _saved(self, args: Any, state: Any) -> dict[str, Any]:
@@ -142,6 +143,7 @@ def _batches(loader: DataLoader, device: torch.device) -> Iterator[Any]:
     """The Trainer's batches by a loader of our own: one of Accelerate's that is left before its end
     still counts as being in use.
     """
+    # The Trainer's own sampler, so that scoring sees batches of the size that training will see.
     how: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
     if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
         how = {"batch_size": loader.batch_size}  # a stream has no order to sample

@@ -56,6 +56,7 @@ class SniperCallback(SniperSettings, Callback):  # pyright: ignore[reportGeneral
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Here the weights of a checkpoint are loaded, and those of the optimizers not yet.
         strategy = type(trainer.strategy).__name__
+        # By name: importing those strategies would pull in libraries that few have installed.
         if any(word in strategy for word in _SHARDED):
             raise refuse(strategy)
         if self.loss_fn is None and not pl_module.automatic_optimization:
@@ -112,7 +113,9 @@ class _Scoring:
         step, index = module.training_step, self._count
         self._count += 1
         taken = inspect.signature(step).parameters.values()  # a step may take the batch alone
+        # Lightning itself decides so whether to pass the index.
         takes_index = len(taken) > 1 or any(p.kind is p.VAR_POSITIONAL for p in taken)
+        # Scores of a bf16 run come from bf16 gradients, those that training will see.
         with self._trainer.precision_plugin.train_step_context():
             output = step(batch, index) if takes_index else step(batch)
         loss = output.get("loss") if isinstance(output, dict) else output

@@ -61,10 +61,13 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
             return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
         if not isinstance(input, Tensor):
             raise ValueError(f"input: expected [B, {self.in_channels}, T], got {input!r:.80}")
+        # nn.Conv1d takes [C, T] too.
         x = input.unsqueeze(0) if input.dim() == 2 else input
         if x.dim() != 3:
             raise ValueError(f"input: expected [B, {self.in_channels}, T], got {list(input.shape)}")
         left, right = self._padding()
+        # Kernels pad with zeros by not reading; other paddings have values, so they are laid down
+        # first.
         if self.padding_mode != "zeros" and (left or right):
             x = F.pad(x, (left, right), mode=self.padding_mode)
             left = right = 0

@@ -183,6 +183,7 @@ def sparsify(
     if include != ("*",):
         check_matched("include", model, include)
     check_matched("exclude", model, exclude)
+    # _parameters, not parameters(): the latter names a tied weight once and hides the second use.
     uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
     reports, swap = [], []
     for name, module in model.named_modules():
@@ -202,6 +203,7 @@ def sparsify(
         reports.append(ModuleReport(name, kind, shapes, reason, multiplied))
         if not reason:
             swap.append(module)
+    # The exact class: a subclass may override what dropout does.
     dropouts = [m for m in model.modules() if type(m) is nn.Dropout] if fast_dropout else []
     total = sum(p.numel() for p in model.parameters())
     report = SparsifyReport(tuple(reports), block_size, total, len(dropouts))
@@ -211,6 +213,8 @@ def sparsify(
             "sparsify: expected at least one eligible Linear or Conv1d, got none:\n"
             + (reasons or "  (no such layer)")
         )
+    # Only after everything was looked at: a refusal leaves every module as it was. The class is
+    # swapped and the object stays, so that hooks, references and optimizers keep what they hold.
     for module in swap:
         module.__class__ = _SPARSE[type(module)]
         module._init_blocks(block_size)
@@ -241,6 +245,8 @@ def densify(model: Model) -> Model:
             module.__class__ = _PLAIN[type(module)]
         elif type(module) is Dropout and module.__dict__.pop("_was_plain", False):
             module.__class__ = nn.Dropout  # pyright: ignore[reportAttributeAccessIssue]
+        # Also on modules that hold no layer themselves: torch's encoders remember here how they
+        # ran.
         for name, value in module.__dict__.pop("_before_sparsify", {}).items():
             setattr(module, name, value)
     return model
@@ -280,6 +286,7 @@ def _why_not(
         return f"excluded by {pattern!r}"
     if _is_transposed_linear(module):
         return "its weight is transposed, [in, out]"
+    # Its functional reads in_proj_weight itself; out_proj is read the same way and never called.
     if isinstance(module, nn.MultiheadAttention):
         return "its projections are no Linear modules"
     if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
@@ -287,6 +294,7 @@ def _why_not(
         return f"class {kind} is not supported" if ours else _OWN_WAYS.format(kind)
     if "weight" not in module._parameters:
         return "its weight is computed (weight norm or another parametrization)"
+    # A wrapper (offloading, a profiler) put its own function there and would never reach ours.
     if "forward" in module.__dict__:
         return "its forward is replaced"
     if isinstance(module, nn.modules.conv._ConvNd) and not isinstance(module, nn.Conv1d):
@@ -315,6 +323,7 @@ def _matrices(module: nn.Module) -> list[Tensor]:
         return [cast(Tensor, module.weight)]  # also where it is computed
     if isinstance(module, parametrize.ParametrizationList):
         return []  # counted as what its owner computes of it
+    # A parametrized weight is no parameter any more but is multiplied with all the same.
     held = [p for p in module._parameters.values() if p is not None]
     if parametrize.is_parametrized(module):
         computed = cast(nn.ModuleDict, module.parametrizations)

@@ -47,6 +47,7 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
             raise ValueError(
                 f"input: expected a tensor [..., {self.in_features}], got {input!r:.80}"
             )
+        # One long sequence: a linear layer treats every row alike, and one launch serves them all.
         rows = input.reshape(1, -1, input.shape[-1])
         y = ops.block_matmul(rows, self.weight, self.bias, self._layout, relu_dropout=relu_dropout)
         return y.view(*input.shape[:-1], self.out_features)

@@ -13,6 +13,7 @@ from sniper.ops.pruned import zero_pruned_
 
 def check_block_size(block_size: object) -> int:
     """`block_size` as an int >= 1, or a ValueError."""
+    # True is an int in Python, and would cut blocks of one weight.
     if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
         raise ValueError(f"block_size: expected a whole number >= 1, got {block_size!r}")
     return block_size
@@ -106,6 +107,8 @@ class BlockMaskedLayer(nn.Module):
         """
         if mask is None:
             if self._layout is not None:
+                # Graphs that are still to run backward hold this layout; from now on it stands for
+                # a weight that is dense.
                 self._layout.retire()
             self._layout = None
             return
@@ -126,6 +129,7 @@ class BlockMaskedLayer(nn.Module):
         """Prepares for a mask: memory that kernels can walk, and a layout that is still to be
         written if there is none. Returns whether there was one.
         """
+        # Memory first: what is written into a layout is about the order in which kernels will walk.
         had_mask = self._layout is not None
         self._use_kernel_memory_order()
         if not had_mask:
@@ -151,6 +155,7 @@ class BlockMaskedLayer(nn.Module):
     def masked_parameters(self) -> list[Tensor]:
         """Its weight, while something of it is pruned."""
         layout = self._layout
+        # A full mask prunes nothing, so a dense stage pays for no zeroing after its steps.
         kept = layout is None or layout.is_full or layout.outgrown
         return [] if kept else [self.weight]
 

@@ -31,6 +31,8 @@ def pool(weight: Tensor, gradient: Tensor, block_size: int) -> Tensor:
         raise ValueError(
             f"gradient: expected shape {tuple(weight.shape)}, got {tuple(gradient.shape)}"
         )
+    # The extension knows float32 alone. Half precision is rare here, because scoring happens once
+    # and on the parameters themselves, so a second kernel would not pay.
     alike = weight.device == gradient.device and weight.dtype == gradient.dtype == torch.float32
     if not alike or weight.dim() not in (2, 3):
         return pool_reference(weight, gradient, block_size)
@@ -39,6 +41,7 @@ def pool(weight: Tensor, gradient: Tensor, block_size: int) -> Tensor:
         raise ValueError(f"block_size: expected a divisor of {(n, c)}, got {b}")
     home = extension.home(weight.device)
     w, g = weight.detach().to(home), gradient.detach().to(home)
+    # The layout's order, taps in the middle: the kernels visit the blocks of a row tap by tap.
     scores = torch.empty((n // b, *taps, c // b), dtype=torch.float32, device=home)
     shape = (n // b, taps[0] if taps else 1, c // b, b)
     extension.call("pool_saliency", home, _strided(w), _strided(g), shape, scores.data_ptr())
@@ -52,6 +55,7 @@ def pool_reference(weight: Tensor, gradient: Tensor, block_size: int) -> Tensor:
 
 def is_eligible(shape: torch.Size, block_size: int) -> bool:
     """Whether a weight of this shape can be cut into blocks: 2-D or 3-D, both dims divisible."""
+    # A bias is one-dimensional: cutting it into blocks would save nothing and lose whole outputs.
     if len(shape) not in (2, 3) or 0 in shape:
         return False
     return shape[0] % block_size == 0 and shape[1] % block_size == 0
@@ -71,6 +75,7 @@ def pool_blocks(saliency: dict[str, Tensor], block_size: int) -> dict[str, Tenso
     for name, s in saliency.items():
         if not is_eligible(s.shape, b):
             continue
+        # A linear layer is a convolution of one tap, so that both are summed by the same lines.
         taps_last = s.unsqueeze(2) if s.dim() == 2 else s
         rows = taps_last.permute(0, 2, 1).unflatten(2, (-1, b)).sum(3)  # [N, taps, C/b]
         blocks = rows.unflatten(0, (-1, b)).sum(1)
@@ -89,6 +94,7 @@ def expand_blocks(block_mask: Tensor, block_size: int, shape: torch.Size) -> Ten
     b = block_size
     if len(shape) == 2:
         return block_mask.repeat_interleave(b, 0).repeat_interleave(b, 1)
+    # A view on memory [N, taps, C], the order in which a masked convolution's weight lies.
     return block_mask.repeat_interleave(b, 0).repeat_interleave(b, 2).permute(0, 2, 1)
 
 

@@ -50,6 +50,7 @@ def new_names(settings: dict[str, Any], known: list[str], stacklevel: int = 3) -
     """
     for name in settings:
         if name not in known and name not in _OLD:
+            # Without **kwargs in the signature Python would have said it; here it is ours to say.
             near = difflib.get_close_matches(name, [*known, *_OLD], n=1)
             hint = f": did you mean {near[0]}?" if near else ""
             raise TypeError(
@@ -59,6 +60,7 @@ def new_names(settings: dict[str, Any], known: list[str], stacklevel: int = 3) -
     if not old:
         return settings
     result = {name: value for name, value in settings.items() if name not in _OLD}
+    # Two values for one thing: guessing which was meant would train something else.
     doubled = [name for name in old if _OLD[name] in result]
     if doubled:
         raise TypeError(
@@ -77,6 +79,7 @@ def new_names(settings: dict[str, Any], known: list[str], stacklevel: int = 3) -
 def _translated(old: dict[str, Any]) -> dict[str, Any]:
     """The new settings that old ones mean. What an old call left out has the new default."""
     made: dict[str, Any] = {}
+    # In the old calls a spread won over a cap, and None meant that there was none.
     if old.get("spread") is not None:
         made["cap"] = Following(old["spread"])
     elif "max_param_sparsity" in old or "spread" in old:

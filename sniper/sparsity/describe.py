@@ -46,6 +46,7 @@ def summary(snip: Described) -> str:
     total = sum(p.numel() for p in snip.model.parameters())
     rows = [("parameter", "shape", "density", "learning rate")]
     for name, density in densities.items():
+        # A scalar parameter has no dimensions.
         shape = "x".join(map(str, sizes[name])) or "1"
         rows.append((name, shape, f"{density:.3f}", f"x {factors[name]:.2f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -73,6 +74,7 @@ def stage(snip: Described) -> str:
 
 def why_not_reached(snip: Described) -> str:
     """Why the sparsity is not what the schedule asks for, and what to do."""
+    # Sparser than asked happens in one way only, by ties at the threshold.
     if snip.reached > (snip.sparsity or 0):
         return (
             "many saliencies are equal (0 where no scoring batch uses a weight) and fall together: "

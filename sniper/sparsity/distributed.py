@@ -28,6 +28,8 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         tensors: on one device, of the same shapes in the same order on every rank.
     """
     for bucket in _buckets(tensors):
+        # A sum over many ranks in half precision would lose the small gradients, which decide near
+        # the threshold.
         wide = torch.promote_types(bucket[0].dtype, torch.float32)
         flat = torch.cat([t.reshape(-1).to(wide) for t in bucket])
         dist.all_reduce(flat)
@@ -39,11 +41,13 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
 def checksum(named: Mapping[str, Iterable[Tensor]]) -> int:
     """63 bits of a hash over names, dtypes, shapes and values, whatever the order of names."""
     digest = hashlib.blake2b(digest_size=8)
+    # Sorted, because ranks may have built their dictionaries in another order.
     for name, tensors in sorted(named.items()):
         digest.update(name.encode())
         for t in tensors:
             digest.update(f"{t.dtype}{tuple(t.shape)}".encode())
             digest.update(t.detach().cpu().contiguous().numpy().tobytes())
+    # One bit less: collectives carry signed 64-bit integers.
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
@@ -70,6 +74,7 @@ def smallest(value: int, device: torch.device) -> int:
 
 
 def _gather(value: int, device: torch.device) -> list[int]:
+    # NCCL moves tensors on GPUs alone, gloo works best on the host.
     where = device if "nccl" in str(dist.get_backend()) else torch.device("cpu")
     mine = torch.tensor([value], dtype=torch.int64, device=where)
     all_ = [torch.empty_like(mine) for _ in range(dist.get_world_size())]

@@ -46,6 +46,7 @@ class Fixed:
 
     def __post_init__(self) -> None:
         value = check_sparsity(self.max_param_sparsity, "max_param_sparsity")
+        # The dataclass is frozen; this is how its own constructor may still turn 1 into 1.0.
         object.__setattr__(self, "max_param_sparsity", value)
 
     def of(self, sparsity: float) -> float:
@@ -155,6 +156,7 @@ def masks(
     sparsity, cap = check_sparsity(sparsity, "sparsity"), Fixed(max_param_sparsity)
     check_saliency(saliency)
     scores = saliency if block_size is None else pool_blocks(saliency, block_size)
+    # One stage has nothing to nest in, so this is the authors' mask to the bit.
     return nested_masks(scores, [sparsity], cap).masks[sparsity]
 
 
@@ -182,12 +184,16 @@ def nested_masks(
     stages = _checked_stages(sparsities)
     check_present(scores)
     n = sum(s.numel() for s in scores.values())
+    # Ranks of values are counted in 32 bits on a GPU; a model that is larger would wrap around.
     if n > extension.MOST_VALUES:
         raise ValueError(f"saliency: expected fewer than 2^31 values, got {n:,}")
+    # In half precision many saliencies are equal and in double none of the extension's sorting
+    # applies; torch orders both as it orders them everywhere.
     if any(s.dtype != torch.float32 for s in scores.values()):
         return nested_masks_reference(scores, stages, cap, nested)
     device = next(iter(scores.values())).device
     home = extension.home(device)
+    # One long row, because the threshold is over all parameters together.
     flat = [s.detach().reshape(-1) for s in scores.values()]
     values = (flat[0].contiguous() if len(flat) == 1 else torch.cat(flat)).to(home)
     sizes = [f.numel() for f in flat]
@@ -198,6 +204,8 @@ def nested_masks(
     for sparsity, row in zip(stages, rows.to(device), strict=True):
         pairs = zip(scores.items(), row.split(sizes), strict=True)
         found[sparsity] = {name: mask.view(s.shape) for (name, s), mask in pairs}
+    # The host learns the counts here, once for all stages: a change of sparsity then sizes its
+    # index arrays without waiting for the device.
     named = [dict(zip(scores, row, strict=True)) for row in counts.tolist()]
     return MaskStages(found, dict(zip(stages, named, strict=True)))
 
@@ -230,6 +238,8 @@ def _run(
         return masks, counts[:-1], suspects
     more: tuple[int, ...] = ()
     if isinstance(cap, Fixed):
+        # Products of fractions are rounded in Python's doubles for both devices, so that a GPU
+        # cannot round one value differently and move a threshold.
         own = torch.tensor([_own_threshold(share, size) for size in sizes]).to(device)
         choices = _fixed_choices(sizes, share).to(device)
         more = (own.data_ptr(), choices.data_ptr())
@@ -247,6 +257,7 @@ def _fixed_choices(sizes: list[int], cap: float) -> Tensor:
     """`fixed_choice` for every parameter, one after the other; empty where the cap is 1."""
     if cap == 1:
         return torch.empty(0, dtype=torch.bool)
+    # The shuffle starts from seed 0 each time, so layers of one size share one choice.
     by_size = {n: fixed_choice(n, int(cap * n)) for n in set(sizes)}
     return torch.cat([by_size[n] for n in sizes])
 
@@ -272,6 +283,7 @@ def nested_masks_reference(
     flat = torch.cat([s.reshape(-1) for s in scores.values()])
     for sparsity in stages:
         k = int(sparsity * flat.numel())
+        # With k = 0 nothing goes. kthvalue counts from 1, and the smallest value would go with it.
         threshold = flat.kthvalue(k).values if k else None
         result[sparsity] = {}
         for name, s in scores.items():
@@ -308,6 +320,7 @@ def _own_threshold(cap: float, numel: int) -> int:
 def _following_reference(
     scores: dict[str, Tensor], stages: list[float], cap: Following
 ) -> MaskStages:
+    # Stable, so that of equal values the first ones go, on every device alike.
     ordered = {name: s.detach().reshape(-1).sort(stable=True) for name, s in scores.items()}
     result: dict[float, dict[str, Tensor]] = {}
     pruned = {name: s.numel() for name, s in scores.items()}
@@ -344,6 +357,8 @@ def _share(candidates: dict[str, Tensor], wanted: int) -> dict[str, int]:
         return dict.fromkeys(candidates, 0)
     threshold = values.kthvalue(wanted).values
     pruned = {name: int((c < threshold).sum()) for name, c in candidates.items()}
+    # What equals the threshold is shared out in the order of the parameters until the number is
+    # right: taking all of it, or none, could miss the asked sparsity by a whole layer.
     left = wanted - sum(pruned.values())
     for name, c in candidates.items():
         equal = min(left, int((c == threshold).sum()))

@@ -101,6 +101,7 @@ class RateFactors:
 
     def set(self, factors: dict[nn.Parameter, float]) -> None:
         """Replaces all factors; parameters not named have 1."""
+        # Factors of 1 are left out, so that a dense stage splits nothing and costs nothing.
         self._factors = {p: f for p, f in factors.items() if f != 1.0}
 
     def attach(self, optimizer: Optimizer) -> None:
@@ -119,6 +120,7 @@ class RateFactors:
         self._hooks.clear()
 
     def _split(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        # Groups must be whole before they are split, or factors would multiply.
         self._join(optimizer, args, kwargs)  # a step that raised has left its groups split
         if not self._factors:
             return
@@ -128,6 +130,8 @@ class RateFactors:
         ]
 
     def _by_factor(self, group: dict) -> list[dict]:
+        # Fused and foreach optimizers want few large groups: as many as there are factors, not as
+        # many as parameters.
         by_factor: dict[float, list] = {}
         for p in group["params"]:
             by_factor.setdefault(self._factors.get(p, 1.0), []).append(p)
@@ -145,6 +149,7 @@ class RateFactors:
         for piece in optimizer.param_groups:
             group = piece.get("_unsplit")
             if group is not None:  # an optimizer may count steps in its groups
+                # All pieces of a group count alike, so whichever comes last is right.
                 changed = {k: v for k, v in piece.items() if k not in ("params", "lr", "_unsplit")}
                 group.update(changed)
         optimizer.param_groups = unsplit
@@ -160,6 +165,7 @@ def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer
     if optimizer is None:
         return []
     several: list[Any] = [optimizer]
+    # An optimizer may define __iter__, and a string is the commonest mistake: both are one thing.
     one = hasattr(optimizer, "param_groups") or isinstance(optimizer, (str, bytes))
     if not one and isinstance(optimizer, Iterable):
         several = list(optimizer)
@@ -201,6 +207,7 @@ def check_optimizers(
                 f"optimizer: expected one of the model's parameters, got {name} with none of them: "
                 "make it of snip.param_groups(lr), and after the model was moved or copied"
             )
+        # By name, for subclasses and for copies of it in other libraries.
         if not any(kind.__name__ == "LBFGS" for kind in type(optimizer).__mro__):
             continue
         if permuted:
@@ -217,6 +224,7 @@ def check_optimizers(
 
 def gradient_and_moments(optimizers: list[Optimizer], p: nn.Parameter) -> list[Tensor]:
     """The gradient and the moments of `p`, which would move weights that are pruned now."""
+    # By shape, not by name: every optimizer calls its moments something else.
     states = [v for o in optimizers for v in o.state.get(p, {}).values()]
     moments = [v for v in states if isinstance(v, Tensor) and v.shape == p.shape]
     return moments if p.grad is None else [p.grad, *moments]
@@ -248,6 +256,8 @@ def prime(
         for name in _SECOND_MOMENTS:
             value = state.get(name)
             if isinstance(value, Tensor) and value.shape == p.shape:
+                # Over active weights alone; pruned ones have 0, and would pull the mean towards
+                # steps that are too long.
                 mean = times * (value * active).sum() / active.sum().clamp(min=1)
                 value.copy_(torch.where(newly, mean.to(value.dtype), value))
 
@@ -259,5 +269,7 @@ def match_memory_order(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> 
         for key, value in state.items():
             if not isinstance(value, Tensor) or value.shape != p.shape:
                 continue
+            # Moments that were made before the first mask, or loaded from a checkpoint of a dense
+            # run.
             if value.stride() != p.stride():
                 state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)

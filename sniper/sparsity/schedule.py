@@ -20,6 +20,7 @@ def check_sparsity(value: object, where: str) -> float:
     if not is_number(value) or math.isnan(value):
         raise ValueError(f"{where}: expected a fraction in [0, 1], got {value!r}")
     if value > 1:
+        # Percent is how people say it, so that is the mistake to expect.
         hint = f": write {value / 100:g} for {value:g} %" if value <= 100 else ""
         raise ValueError(f"{where}: expected a fraction in [0, 1], got {value:g}{hint}")
     if value < 0:
@@ -44,11 +45,13 @@ class SparsitySchedule:
     steps: Mapping[int, float]
 
     def __post_init__(self) -> None:
+        # A schedule of a schedule is the same schedule: configs hand both around.
         steps = self.steps.steps if isinstance(self.steps, SparsitySchedule) else self.steps
         if not isinstance(steps, Mapping) or not steps:
             raise ValueError(f"schedule: expected a mapping {{epoch: sparsity}}, got {steps!r}")
         checked = {}
         for epoch, sparsity in steps.items():
+            # YAML and JSON may bring 5.0 for 5, and NaN passes every comparison but this one.
             whole = is_number(epoch) and math.isfinite(epoch) and epoch == int(epoch)
             if not whole or epoch < 0:
                 hint = "; for fractions of training use SparsitySchedule.from_fractions"
@@ -94,6 +97,7 @@ class SparsitySchedule:
                 raise ValueError(
                     f"schedule: expected fractions of training in [0, 1), got {fraction!r}"
                 )
+        # In ascending order: where a short run rounds two entries to one epoch, the later one wins.
         by_epoch = {round(f * epochs): sparsity for f, sparsity in sorted(steps.items())}
         return cls(by_epoch)
 

@@ -41,6 +41,7 @@ def prunable_parameters(
     check_module(model)
     patterns = check_patterns("exclude", exclude)
     check_matched("exclude", model, patterns)
+    # By identity: a tied embedding is left out under each of its names.
     by_type = left_out_by_type(model)
     params = {
         name: p
@@ -54,6 +55,7 @@ def prunable_parameters(
             "model: expected parameters to prune, got none: no trainable parameter is left to "
             f"prune with exclude={patterns} and without normalisation layers and embeddings"
         )
+    # One threshold compares all saliencies, so they have to lie in one place.
     devices = sorted({str(p.device) for p in params.values()})
     if len(devices) > 1:
         raise ValueError(
@@ -95,6 +97,8 @@ def saliency(
         2211.07283.
     """
     params = prunable_parameters(model, exclude)
+    # The sum is signed: batches that pull a weight in opposite directions say that it matters
+    # little.
     with summed_gradients(model, batches, loss_fn, params) as gradients, torch.no_grad():
         scores = {name: (gradients[name] * p).abs_() for name, p in params.items()}
     check_saliency(scores)
@@ -118,6 +122,7 @@ def summed_gradients(
     Raises:
         ValueError: no batches (on any rank), a loss that is no scalar or has no graph.
     """
+    # A string is iterable too, letter by letter, and would fail deep inside the user's model.
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes)):
         got = type(batches).__name__
         raise ValueError(f"batches: expected an iterable of batches, got {got}")
@@ -128,9 +133,13 @@ def summed_gradients(
     with _left_as_it_was(model, device):
         count = 0
         for batch in batches:
+            # Whoever calls from a validation hook is inside no_grad, where no loss would have a
+            # graph.
             with torch.enable_grad():
                 loss = loss_fn(model, batch)
             _check_loss(loss)
+            # Gradients add up in .grad by themselves, batch by batch, which keeps one batch in
+            # memory.
             loss.backward()
             count += 1
         # Every rank must learn of it, or the others would wait for this one's gradients.
@@ -141,6 +150,8 @@ def summed_gradients(
             n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in params.items()
         }
         if over_ranks:
+            # Before the sum: ranks whose models differ would add up gradients of different layers,
+            # or wait for each other for ever.
             shapes = {name: [torch.tensor(p.shape)] for name, p in params.items()}
             distributed.check_same("parameters to score", distributed.checksum(shapes), device)
             distributed.sum_over_ranks(list(gradients.values()))
@@ -152,6 +163,7 @@ def check_saliency(scores: dict[str, Tensor]) -> None:
     devices.
     """
     check_present(scores)
+    # NaN compares false with every threshold: its weights would be pruned without a word.
     bad = [name for name, s in scores.items() if s.numel() and not bool(torch.isfinite(s).all())]
     if bad:
         raise ValueError(
@@ -195,6 +207,7 @@ def _check_loss(loss: Any) -> None:
 @contextlib.contextmanager
 def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Puts gradients, buffers, modes and generators back, whatever happens inside."""
+    # The tensors themselves are kept, not copies: an optimizer or a graph may hold them by address.
     grads = [(p, p.grad) for p in model.parameters()]
     buffers = [
         (m, name, b, b.detach().clone())
@@ -203,6 +216,7 @@ def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
         if b is not None
     ]
     modes = [(m, m.training) for m in model.modules()]
+    # Data augmentation draws from all three; a run must go on as if nobody had scored.
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
     try:

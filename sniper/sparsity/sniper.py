@@ -114,6 +114,7 @@ class Sniper:
                 f"paper_exact masks single weights: expected block_size=None, got {block_size}"
             )
         params = prunable_parameters(model, exclude)
+        # Before anything of the model is changed: a refusal leaves it as it came.
         _check_free(params)
         self.model = model
         self.exclude = tuple(exclude)
@@ -127,6 +128,7 @@ class Sniper:
             sparsify(model, self.block_size, exclude=exclude)
             self._targets = BlockTargets(model, params)
         for p in self._targets.parameters.values():
+            # Weak: a Sniper that nobody holds any more must not block the model for ever.
             _masked_by[p] = weakref.ref(self._targets)
         self._scheduled: MaskStages | None = None  # the masks of every stage
         self._init: dict[str, Tensor] = {}
@@ -227,6 +229,8 @@ class Sniper:
             scores, self.schedule.sparsities, self.cap, nested=not self.paper_exact
         )
         if self.new_weights.restore_init:
+            # A copy of every masked weight, which is why it is kept only where values are to come
+            # back.
             self._init = {n: p.detach().clone() for n, p in params.items()}
         return scores
 
@@ -282,6 +286,7 @@ class Sniper:
         self._check_attached("step")
         optimizers = as_list(optimizer)
         params = self._targets.parameters
+        # Masked convolutions lie in memory as [N, taps, C], whatever their shape says.
         permuted = self.block_size is not None and any(p.dim() == 3 for p in params.values())
         check_optimizers(optimizers, self.model, self.lr_scale is not None, permuted)
         sparsity = self.schedule.sparsity_at(epoch)
@@ -321,6 +326,7 @@ class Sniper:
                 f"{describe.why_not_reached(self)}",
                 stacklevel=3,
             )
+        # A dense stage has nothing to scale, so nothing is said of it.
         scaled = any(factor != 1 for factor in self.lr_scales().values())
         if scaled and not self._rates.attached and "rates" not in self._warned:
             self._warned.add("rates")
@@ -339,6 +345,7 @@ class Sniper:
     def reached(self) -> float:
         """The sparsity of all masked parameters together at this moment, in [0, 1]."""
         params = self._targets.parameters
+        # From densities that the host knows; counting masks would wait for a GPU at every call.
         active = sum(d * params[name].numel() for name, d in self.densities().items())
         return 1 - active / max(sum(p.numel() for p in params.values()), 1)
 
@@ -424,10 +431,13 @@ class Sniper:
     def _apply(self, sparsity: float, optimizers: list[Optimizer]) -> None:
         assert self._scheduled is not None
         targets, masks = self._targets, self._scheduled.masks[sparsity]
+        # On the first masks a weight changes its order in memory, and moments that an optimizer has
+        # already are cleared where pruned; later masks only add weights.
         first = [name for name in targets.parameters if not targets.has_mask(name)]
         before = {}
         times = self.new_weights.prime_moments
         if times and optimizers:
+            # Copies, since the layouts are about to be overwritten in place.
             before = {name: targets.get_mask(name) for name in targets.parameters}
         targets.change_masks(masks, self._scheduled.counts[sparsity], self._init)
         for name, mask in before.items():
@@ -452,6 +462,8 @@ class Sniper:
     def _compare_ranks(self, sparsity: float) -> None:
         """Stops where processes that train together would skip different weights."""
         targets = self._targets
+        # The index arrays that kernels read, not only the masks: a fault in writing them shows here
+        # too.
         value = distributed.checksum({name: targets.state(name) for name in targets.parameters})
         device = next(iter(targets.parameters.values())).device
         distributed.check_same(f"masks of sparsity {sparsity:g}", value, device)

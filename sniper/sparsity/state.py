@@ -49,6 +49,7 @@ def check_state(
     if state["masks"] is None:
         return
     position = state["sparsity"]
+    # A stage that is behind us is not needed any more, and the dense one needs no mask.
     needed = [s for s in schedule.sparsities if s > 0 and (position is None or s <= position)]
     missing = [s for s in needed if s not in state["masks"]]
     if missing or (position is not None and position not in state["masks"]):
@@ -83,8 +84,11 @@ def unpack(
                     mask_shape(shape, block_size), dtype=torch.bool, device=device
                 )
                 continue
+            # Checkpoints are read onto the CPU; bits travel at an eighth of the bytes of bools.
             mask = unpack_bits(stage[name].cpu(), mask_shape(shape, saved_size)).to(device)
             if saved_size != block_size:
+                # Through single weights, because blocks of 48 and 64 share no edges but those of
+                # weights.
                 per_weight = _per_weight(mask, saved_size, shape)
                 mask = _any_in_block(per_weight, block_size)
                 added[sparsity][name] = _per_weight(mask, block_size, shape) & ~per_weight
@@ -118,5 +122,6 @@ def _any_in_block(mask: Tensor, block_size: int | None) -> Tensor:
     if block_size is None:
         return mask
     b = block_size
+    # Any, not all or most: a weight that was trained must not be lost by a change of blocks.
     blocks = mask.unflatten(1, (-1, b)).any(2).unflatten(0, (-1, b)).any(1)
     return blocks if blocks.dim() == 2 else blocks.permute(0, 2, 1).contiguous()

@@ -27,6 +27,7 @@ class BlockTargets:
     """
 
     def __init__(self, model: nn.Module, params: dict[str, nn.Parameter]):
+        # By identity: a layer knows its weight and not what the model calls it.
         names = {id(p): name for name, p in params.items()}
         self.layers: dict[str, BlockSparseLinear | BlockSparseConv1d] = {
             names[id(m.weight)]: m
@@ -71,6 +72,7 @@ class BlockTargets:
         Raises:
             ValueError: no layer would be left.
         """
+        # All at once: a refusal must leave the model as it was.
         if set(names) == set(self.layers):
             raise ValueError(
                 "model: expected at least one layer that is called, got a model that reads the "
@@ -106,6 +108,7 @@ class BlockTargets:
             counts: how many entries of each are True.
             init: initial values by name, of the parameters' shapes.
         """
+        # Remembered, so that a failure half way takes back what this call has begun.
         new = [layer for layer in self.layers.values() if layer.layout is None]
         changes = []
         for name, layer in self.layers.items():
@@ -195,6 +198,7 @@ class ElementTargets:
 
     def set_mask(self, name: str, mask: Tensor, count: int | None = None) -> None:
         """Puts the mask on and zeroes what it prunes; `count` is how many entries are True."""
+        # The mask itself is kept, no copy: all stages are in memory already.
         self._masks[name] = mask.to(self.parameters[name].device)
         self._active[name] = int(mask.sum()) if count is None else count
         if not self._is_full(name):
@@ -213,6 +217,8 @@ class ElementTargets:
         """
         for name, p in self.parameters.items():
             before = self.get_mask(name)
+            # The authors' code finds newly active weights by their value, 0; an update has moved
+            # pruned ones since the last forward, so they are zeroed first.
             if before is not None and not self._mask_gradients:
                 self._zero(name)
             self.set_mask(name, masks[name], counts[name])
