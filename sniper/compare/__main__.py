@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Looked for at the start, since some are needed only when all has been trained.
 _PACKAGES = ("yaml", "tqdm", "safetensors", "soundfile", "matplotlib", "jinja2")
+# One line for whatever is missing, so that nobody installs package after package.
 _INSTALL = "pip install 'sniper-tts[demo]'"
 
 
@@ -83,6 +84,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("jobs", "sentences", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")
+    # find_spec looks without importing: the check costs nothing, and a matrix may take hours before
+    # the report needs the last of them.
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         print(f"error: not installed: {', '.join(missing)}: {_INSTALL}", file=sys.stderr)
@@ -114,7 +117,9 @@ def _main(options: argparse.Namespace, command: str) -> int:
         out = options.output or Path("runs") / f"compare-{matrix.name}"
         threads = options.threads or max(1, default_workers() // options.jobs)
         runs = plan(matrix, out, threads)
+        # Two comparisons in one folder would start the same runs twice.
         with folder_lock(out, wait=False):
+            # Measuring and reporting change no run, so they also serve folders of older settings.
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
             return _run(options, command, matrix, runs, out)
@@ -170,6 +175,7 @@ def _prepare(runs: Sequence[Run]) -> None:
     """Makes the prepared features once, before several processes want to."""
     from sniper.training.run import prepare_data
 
+    # Settings are no dictionary keys, and a matrix has few corpora.
     seen = []
     for run in runs:
         speech = (run.config.data, run.config.features)

@@ -135,6 +135,7 @@ def load_matrix(
         seeds=_seeds(data.get("seeds", [0]) if seeds is None else list(seeds), path),
         reference=reference,
     )
+    # A setting that is refused must show now, not after the arms before it have trained.
     for arm in kept:
         matrix.config(arm, matrix.seeds[0], Path("unused"), 1)
     return matrix
@@ -152,6 +153,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     if not isinstance(data, dict) or "arms" not in data:
         raise ConfigError(f"{path}: expected a mapping with `config` and `arms`")
     known = {"title", "config", "settings", "seeds", "reference", "arms"}
+    # x- keys hold YAML anchors that several arms share, as in Compose files.
     unknown = sorted(k for k in data if k not in known and not str(k).startswith("x-"))
     if unknown:
         raise ConfigError(f"{path}: unknown {unknown[0]!r}: known are {', '.join(sorted(known))}")
@@ -178,6 +180,7 @@ def _arm(
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ConfigError(f"{path}: expected an arm with a name, got {entry!r}")
     name = entry["name"]
+    # The name becomes a folder: no slash, and not .. alone.
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise ConfigError(f"{path}: expected an arm's name of letters, digits, . _ -, got {name!r}")
     rest = {k: v for k, v in entry.items() if k not in ("name", "label", "note", "config")}
@@ -209,6 +212,7 @@ def _as_overrides(sections: Any, where: str) -> tuple[str, ...]:
             settings = {"schedule_fractions": None, **settings}
         for key, value in settings.items():
             _refuse_own(f"{section}.{key}", where)
+            # On one line, because an override is one word of a command line.
             text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
             result.append(f"{section}.{key}={text.removesuffix('...').strip()}")
     return tuple(result)

@@ -45,6 +45,8 @@ def summarize(
         reference: the same of the reference arm, same sentences; None for itself.
     """
     means = np.array([_mean(v) for v in values.values()])
+    # A seed that has no value (a run that is not measured) must not turn the mean of the others to
+    # NaN.
     means = means[~np.isnan(means)]
     mean = float(means.mean()) if len(means) else float("nan")
     sd = float(means.std(ddof=1)) if len(means) > 1 else float("nan")
@@ -62,10 +64,13 @@ def interval(pairs: np.ndarray, seed: int = 0) -> tuple[float, float]:
     NaN entries are left out; NaN if nothing else is there.
     """
     S, U = pairs.shape
+    # Seeded, so that the same runs give the same report.
     rng = np.random.default_rng(seed)
     rows = rng.multinomial(S, np.full(S, 1 / S), REPLICATES).astype(np.float64)  # [R, S]
     columns = rng.multinomial(U, np.full(U, 1 / U), REPLICATES).astype(np.float64)  # [R, U]
     there = ~np.isnan(pairs)
+    # How often each row and column was drawn is its weight, so all replicates are one product and
+    # no index arrays of [R, S, U] are made.
     total = np.einsum("rs,su,ru->r", rows, np.where(there, pairs, 0.0), columns, optimize=True)
     count = np.einsum("rs,su,ru->r", rows, there.astype(np.float64), columns, optimize=True)
     drawn = total[count > 0] / count[count > 0]

@@ -25,6 +25,7 @@ def number(value: float | None, digits: int = 0, scale: float = 1) -> str:
 
     def write(value: float) -> str:
         text = f"{value * scale:,.{digits}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+        # Minus zero says something that the digits do not.
         return text.lstrip("-") if float(f"{value * scale:.{digits}f}") == 0 else text
 
     return _shown(value, write)
@@ -66,6 +67,8 @@ def verdict(cell: dict[str, Any], digits: int, scale: float = 1) -> str:
     low, high = cell["low"], cell["high"]
     if low is None or high is None:
         return ""
+    # Judged after rounding, so that no row is coloured for a difference that its digits do not
+    # show.
     if round(high * scale, digits) < 0:
         return "good"
     return "bad" if round(low * scale, digits) > 0 else ""
@@ -84,6 +87,7 @@ def early(mean: float | None, sd: float | None) -> Markup | str:
     """A difference of early losses; it is good or bad where it is more than the seeds' spread."""
     if mean is None:
         return NOTHING
+    # With one seed there is no spread to be beyond, and no colour.
     clear = sd is not None and abs(mean) > sd and round(mean, 3) != 0
     spread = "" if sd is None else f" ± {sd:.3f}"
     return colored(("good" if mean < 0 else "bad") if clear else "", signed(mean, 3)) + spread

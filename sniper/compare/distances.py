@@ -29,6 +29,7 @@ def cepstra(log_mel: np.ndarray, features: FeatureConfig, loudest: float) -> np.
     Returns:
         `[T, 24]` float64, natural logarithms.
     """
+    # Without a floor the silence between words, where logarithms vary most, would decide the mean.
     a = np.maximum(log_amplitude(log_mel, features), loudest - RANGE_DB * math.log(10) / 20)
     n = a.shape[1]
     m = np.arange(1, COEFFICIENTS + 1)
@@ -61,6 +62,8 @@ def align(distance: np.ndarray) -> np.ndarray:
     total = np.full((n + 1, m + 1), np.inf)
     total[0, 0] = 0.0
     for k in range(n + m - 1):
+        # Cells of one anti-diagonal depend on the two before it alone, so numpy computes each at
+        # once.
         i = np.arange(max(0, k - m + 1), min(n, k + 1))
         j = k - i
         before = np.minimum(total[i, j], np.minimum(total[i, j + 1], total[i + 1, j]))
@@ -93,6 +96,7 @@ def mel_cepstral_distortion(
     """
     loudest = float(log_amplitude(truth, features).max())
     x, y = (cepstra(mel, features, loudest) for mel in (truth, predicted))
+    # All pairs by one product; rounding may leave tiny negative squares, hence the maximum below.
     square = (x * x).sum(1)[:, None] + (y * y).sum(1)[None, :] - 2 * x @ y.T
     distance = np.sqrt(np.maximum(square, 0.0))
     path = align(distance)
@@ -111,6 +115,8 @@ def f0_errors(truth: np.ndarray, predicted: np.ndarray, path: np.ndarray) -> tup
         The first over pairs that are voiced in both (NaN if none is), the second over all pairs.
     """
     a, b = truth[path[:, 0]], predicted[path[:, 1]]
+    # Where only one side is voiced there is no F0 to compare; the second figure counts those
+    # frames.
     both = (a > 0) & (b > 0)
     difference = np.log(a[both]) - np.log(b[both])
     rmse = math.sqrt(np.square(difference).mean()) if both.any() else math.nan

@@ -73,6 +73,7 @@ def load_truth(folder: Path, dataset: FeatureDataset, sentences: int) -> Truth:
         if not spoken.exists():
             audio = mel_to_audio(truth.mel(index), features)
             files.write_mp3(spoken, audio, features.sample_rate)
+        # A corpus that was prepared elsewhere has no recordings here; then there is one clip less.
         if not recorded.exists() and (audio := _recording(dataset, index)) is not None:
             files.write_mp3(recorded, audio, features.sample_rate)
     if known is not None:
@@ -90,6 +91,7 @@ def load_truth(folder: Path, dataset: FeatureDataset, sentences: int) -> Truth:
 def _read_f0(path: Path, dataset: FeatureDataset, count: int) -> list[np.ndarray] | None:
     """F0 of the first `count` sentences as it was kept; None: not there, damaged, or of others."""
     saved = files.read_arrays(path)
+    # The corpus may have been prepared anew, with other sentences held out.
     if "ids" not in saved or saved["ids"].tolist() != dataset.ids[:count]:
         return None
     names = [f"f0-{index}" for index in range(count)]
@@ -133,6 +135,7 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
     checkpoints: dict[str, Any] = {}
     for name, which in (("final", "last"), ("best", "best")):
         path = checkpoint.find(run, which)
+        # Often the last is the best, and measuring takes longer than an epoch of the demo.
         same = [c for c in checkpoints.values() if c["step"] == path.name]
         if same:
             checkpoints[name] = same[0]

@@ -32,6 +32,7 @@ def _pyplot(size: float, **style: Any) -> Iterator[Any]:
     """pyplot without a screen, in the report's style; `size` is of the letters, in points."""
     import matplotlib
 
+    # The default would look for a display, and a server has none.
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -97,6 +98,7 @@ def mean_curve(runs: list[dict[str, Any]], x: str, y: str) -> np.ndarray:
     has anything.
     """
     there = [run for run in runs if run[y]]
+    # Past the shortest seed a mean would be over fewer runs, and jump where one ends.
     length = min((len(run[y]) for run in there), default=0)
     xs, ys = (np.array([run[k][:length] for run in there], dtype=float) for k in (x, y))
     if not length:
@@ -200,6 +202,7 @@ def picture(blocks: list[int], bits: str) -> np.ndarray:
     """
     out, taps, width = blocks
     flat = np.unpackbits(np.frombuffer(bytes.fromhex(bits), dtype=np.uint8), bitorder="little")
+    # Bits come in whole bytes, so the last few may stand for nothing.
     mask = flat[: out * taps * width].reshape(out, taps, width).astype(np.float64)
     gap = np.full((out, taps, 1), np.nan)
     return np.concatenate([mask, gap], axis=2).reshape(out, -1)[:, :-1]

@@ -29,6 +29,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def dumps(data: Any) -> str:
     """Strict JSON, without spaces."""
+    # NaN is no JSON: browsers and other languages refuse a file that has one.
     return json.dumps(_finite(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -57,6 +58,7 @@ def write_mp3(path: Path, audio: np.ndarray, sample_rate: int) -> None:
     peak = float(np.abs(audio).max())
     samples = np.asarray(audio, dtype=np.float32) * (LOUDEST / peak if peak > 0 else 1.0)
     soundfile = require("soundfile")
+    # Into memory first, since soundfile writes in place and a kill would leave half a clip.
     encoded = io.BytesIO()
     with soundfile.SoundFile(
         encoded,

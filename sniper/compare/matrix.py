@@ -107,6 +107,7 @@ def refuse_changes(runs: Sequence[Run]) -> None:
         if changed:
             lines += [f"{run}:", *(f"  {line}" for line in changed)]
     if lines:
+        # From OUT/runs/ARM/seed-0 back to OUT.
         out = runs[0].folder.parent.parent.parent
         raise ConfigError(
             "\n".join([f"{out} holds runs with other settings:", *lines])
@@ -158,6 +159,8 @@ def execute(
                 running[_start(run, truth, train, sentences)] = run
                 clock.begins(run)
                 say(f"{run}: {'is measured' if run.trained() else 'begins'}")
+            # Looking, not waiting for one process: several run, and progress is read from their
+            # checkpoints.
             time.sleep(_POLL_SECONDS)
             for process in [p for p in running if p.poll() is not None]:
                 run = running.pop(process)
@@ -225,6 +228,7 @@ class _Clock:
         self._left = {str(r): r.config.train.epochs for r in runs if r not in done}
         for run in runs:
             if run not in done:
+                # A run may have more epochs than are asked for now.
                 self._left[str(run)] -= min(self._left[str(run)], run.epochs_done())
         self._todo = sum(self._left.values())
         self._began = self._told = time.monotonic()
@@ -261,6 +265,7 @@ class _Clock:
             return "no epoch left"
         if not done:
             return "time left unknown"
+        # By this session's epochs alone: what was done before may have run on another machine.
         seconds = (time.monotonic() - self._began) / done * left
         return f"about {seconds / 60:.0f} min left"
 

@@ -43,6 +43,7 @@ def write_page(
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
+        # A misspelt name in the template is an error, not an empty cell.
         undefined=StrictUndefined,
         trim_blocks=True,
     )
@@ -168,6 +169,7 @@ def find_voices(data: dict[str, Any], runs: Sequence[Run], truth: Path) -> list[
     Args:
         truth: folder of the held-out sentences.
     """
+    # One seed is enough to hear by, and all of them would be megabytes.
     first = {run.arm.name: run.folder for run in runs if run.seed == data["seeds"][0]}
     voices = []
     for index, sentence in enumerate(data["spoken"]):

@@ -37,12 +37,14 @@ def f0(audio: np.ndarray, features: FeatureConfig) -> np.ndarray:
     count = len(audio) // hop
     padded = np.pad(np.asarray(audio, dtype=np.float64), (size // 2, size // 2))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop][:count]
+    # An offset correlates with itself at every lag and would make silence look voiced.
     frames = frames - frames.mean(1, keepdims=True)
     loudness = np.abs(frames).max(1)
     window = np.hanning(size)
     shortest = int(np.ceil(FINE * rate / features.f0_max))
     longest = min(int(np.ceil(FINE * rate / features.f0_min)), FINE * size // 2)
     lags = np.arange(shortest, longest + 1)
+    # The window's own falls with the lag; dividing by it keeps low voices from looking unvoiced.
     value = _autocorrelation(frames * window, longest) / _autocorrelation(window[None], longest)
     value = value[:, shortest:]
     # A multiple of the period fits nearly as well; the shorter one is meant.
@@ -58,5 +60,6 @@ def _autocorrelation(frames: np.ndarray, longest: int) -> np.ndarray:
     """
     size = 1 << (2 * frames.shape[1] - 1).bit_length()
     power = np.abs(np.fft.rfft(frames, size)) ** 2
+    # A longer inverse transform interpolates between the lags.
     result = np.fft.irfft(power, FINE * size)[:, : longest + 1]
     return result / np.maximum(result[:, :1], 1e-20)

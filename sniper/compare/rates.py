@@ -75,6 +75,7 @@ def stage_rates(arm: dict[str, Any]) -> list[Rate]:
     for stage in arm["stages"]:
         epochs = slice(stage["first"], stage["first"] + stage["epochs"])
         by_run = [np.array(run["frames_per_second"][epochs], dtype=float) for run in runs]
+        # Files hold seconds from the start of training; an epoch's own are the differences.
         seconds = [np.diff(run["seconds"], prepend=0.0)[epochs] for run in runs]
         result.append(_rate(np.concatenate(by_run), np.concatenate(seconds)))
     return result
@@ -106,6 +107,7 @@ def _side_by_side(arm: dict[str, Any], reference: dict[str, Any]) -> bool | None
         for run in arm["runs"]
         if run["status"] == "trained" and run["seed"] in theirs
     ]
+    # Results of earlier versions do not say when they ran: unknown is neither yes nor no.
     if not pairs or not all(one and other for one, other in pairs):
         return None
     return all(overlap(one, other) >= OVERLAP for one, other in pairs)
@@ -118,5 +120,6 @@ def overlap(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) ->
         one, other: beginnings and ends of each run's sessions, in seconds.
     """
     common = sum(max(0.0, min(b, d) - max(a, c)) for a, b in one for c, d in other)
+    # Of the shorter one: a sparse run that ends early ran beside the dense one for all of its time.
     shorter = min(sum(b - a for a, b in spans) for spans in (one, other))
     return common / max(shorter, 1e-9)

@@ -68,6 +68,7 @@ def read_run(run: Run) -> dict[str, Any]:
         progress = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
     history = progress.get("history", [])
     how = status(run.folder) or "not begun"
+    # It came to its end once, and more epochs are asked for now.
     if how == "trained" and not run.trained():
         how = "stopped"
     return {
@@ -93,6 +94,7 @@ def _arm(
     own = _by_seed(runs)
     is_reference = arm.name == matrix.reference
     pairs = [(own[seed], reference[seed]) for seed in own if seed in reference]
+    # Masks differ by seed, and the pictures show one of them.
     evaluated = next((r["evaluation"] for r in runs if r["evaluation"]), None)
     return {
         "name": arm.name,
@@ -152,6 +154,7 @@ def _stages(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Stages of the schedule with frames/s as mean and standard deviation over seeds."""
     by_run = [timing.stages(run["history"]) for run in runs]
     result = []
+    # As far as every seed went.
     for same in zip(*by_run, strict=False):
         rates = [stage["frames_per_second"] for stage in same]
         mean, sd = mean_sd(rates)
@@ -244,6 +247,7 @@ def _machines(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
     joined = ("commit", "date")
     for machine in [run["machine"] for runs in found.values() for run in runs if run["machine"]]:
+        # A matrix may run for days: two dates are not two machines.
         own = {k: v for k, v in machine.items() if k not in joined}
         same = next((m for m in result if {k: m[k] for k in own} == own), None)
         if same is None:
@@ -260,6 +264,7 @@ def _drawn(arms: Sequence[dict[str, Any]]) -> list[str]:
     most, over the stages together, to one that is pruned least.
     """
     blocky = [a for a in arms if any("masks" in layer for layer in a["layers"].values())]
+    # Stable: of the arms whose masks change the first stays first.
     blocky.sort(key=lambda a: len(a["stages"]) < 2)
     if not blocky:
         return []

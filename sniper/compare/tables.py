@@ -61,10 +61,12 @@ def _line(run: dict[str, Any]) -> dict[str, Any]:
 def _short(value: Any) -> Any:
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
+    # An empty cell is what spreadsheets and pandas read as missing.
     return "" if value is None else value
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
+    # Runs that have not been measured lack columns that others have.
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

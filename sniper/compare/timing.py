@@ -71,10 +71,13 @@ def time_to_loss(
     """
     reference_losses, reference_clock = losses(reference), seconds(reference)
     arm_losses, arm_clock = losses(history), seconds(history)
+    # Rows of earlier versions have none.
     extra = score_seconds + np.cumsum([row.get("change_seconds") or 0.0 for row in history])
     result = []
     for fraction in FRACTIONS:
         last = max(1, round(fraction * len(reference_losses)))
+        # The lowest, not the last: a reference that was overtrained would be easy to beat at its
+        # end.
         first = int(np.argmin(reference_losses[:last]))
         below = np.flatnonzero(arm_losses <= reference_losses[first])
         at = int(below[0]) if len(below) else None
@@ -105,6 +108,7 @@ def early_losses(history: Sequence[Row], reference: Sequence[Row]) -> list[dict[
         epoch = max(1, round(fraction * len(reference_losses))) - 1
         then = reference_clock[epoch]
         by_epoch = arm_losses[epoch] - reference_losses[epoch] if epoch < len(arm_losses) else None
+        # np.interp would hold the ends on to infinity, and invent a loss there.
         inside = arm_clock[0] <= then <= arm_clock[-1]
         arm_loss = np.interp(then, arm_clock, arm_losses) if inside else None
         by_seconds = None if arm_loss is None else arm_loss - reference_losses[epoch]

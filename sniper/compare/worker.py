@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-training", action="store_true")
     parser.add_argument("--sentences", type=int, default=20)
     options = parser.parse_args(argv)
+    # Before the slow imports: the matrix may be killed while they run.
     threading.Thread(target=_stop_with_parent, daemon=True).start()
 
     from sniper.training.checkpoint import CheckpointError
@@ -84,6 +85,7 @@ def _work(options: argparse.Namespace) -> int:
         _record(folder, "trained", "", started)
     set_up_torch(config.train)
     valid = FeatureDataset(prepare_data(config) / "valid.safetensors")
+    # The first run finds out what all share; the others wait for it instead of doing it again.
     with folder_lock(options.truth):
         truth = load_truth(options.truth, valid, options.sentences)
     if read_evaluation(folder, len(truth.f0)) is None:
@@ -180,6 +182,7 @@ def folder_lock(folder: Path, wait: bool = True) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
+            # The holder has written its number; it may not have come to that yet.
             lock.seek(0)
             who = f"process {found}" if (found := lock.read(20).strip()) else "another process"
             raise BlockingIOError(
