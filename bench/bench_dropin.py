@@ -190,7 +190,7 @@ def measure(
     dense_fast = Step(with_fast_dropout(copy.deepcopy(model)), batch)
     sides = {"sparse": Timed(Step(masked, batch)), "sparse, fast dropout": Timed(Step(fast, batch))}
     for step in (dense, dense_fast, *sides.values()):
-        step()  # optimizer state, and the choice of executors
+        step()  # optimizer state, and the choice of backends
     if args.profile:
         for step in (dense, *sides.values()):
             profile(step)

@@ -139,7 +139,7 @@ class Case:
         return {"dense": densify(copy.deepcopy(sparse)), "sparse": sparse}
 
     def step(self, module: nn.Module) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Forward and backward of one of `modules()`, through autograd and the choice of executors;
+        """Forward and backward of one of `modules()`, through autograd and the choice of backends;
         gives the result and the gradient of the input.
         """
         conv = self.geometry.taps > 1

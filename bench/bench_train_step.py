@@ -218,7 +218,7 @@ def measure(
     """Rows of the dense and the sparse step, timed in turn."""
     compared = steps(model, batch, sparsity, args)
     for step in compared.values():
-        for _ in range(3):  # optimizer state, the choice of executors, graphs
+        for _ in range(3):  # optimizer state, the choice of backends, graphs
             loss = step()
         if not loss.isfinite():
             raise SystemExit(f"the loss is {float(loss)}: nothing is timed that is wrong")

@@ -173,7 +173,7 @@ def train(device: str = "cuda") -> None:
         sniper.step(epoch, step.optimizer)
         losses = []
         for number in range(STEPS):
-            if number == WARM_UP:  # compiled, executors chosen, graphs recorded
+            if number == WARM_UP:  # compiled, backends chosen, graphs recorded
                 synchronize(device)
                 started = time.perf_counter()
             losses.append(step().clone())

@@ -30,6 +30,7 @@ class MaskedWeights(Protocol):
         ...
 
 
+# Weak: a model that is gone needs no zeros.
 _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -41,12 +42,14 @@ def keep_zeros(owner: MaskedWeights) -> None:
 
 @functools.cache
 def _install() -> None:
+    # Behind all optimizers at once: the layers do not know which one the user will make, or when.
     register_optimizer_step_post_hook(_after_step)
 
 
 def _after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     if not _owners:
         return
+    # Only what this optimizer owns: a second one (a discriminator's, say) must not cost a visit.
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for owner in list(_owners):
         for p in owner.masked_parameters():

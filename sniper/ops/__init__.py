@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block-sparse products and the choice of what runs them."""
 
+import warnings
+from typing import Any
+
 from sniper.ops.attention import attention
 from sniper.ops.block_matmul import block_matmul
 from sniper.ops.dispatch import autotune, use_backend
@@ -23,4 +26,13 @@ __all__ = [
     "use_backend",
 ]
 
-executor = use_backend  # its former name
+
+def __getattr__(name: str) -> Any:
+    if name == "executor":
+        warnings.warn(
+            "sniper.ops.executor: old name; write sniper.ops.use_backend",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return use_backend
+    raise AttributeError(f"module 'sniper.ops' has no attribute {name!r}")

@@ -46,6 +46,7 @@ def attention(
     """
     _check(q, k, v, heads, key_mask, dropout_p)
     ours = q.dtype == torch.float32 and elementwise.takes_on_cpu(q) and not transformed()
+    # Without dropout torch's fused kernel is as fast, and it has second derivatives.
     if dropout_p and ours and not torch.is_autocast_enabled("cpu"):
         q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]
@@ -84,6 +85,7 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     """The result, and the softmax `[heads, B, T, T]` for backward."""
     batch, length, channels = q.shape
+    # Heads outermost, so that a head's scores are one contiguous batch for bmm.
     probabilities = q.new_empty(heads, batch, length, k.shape[1])
     q_heads, k_heads, v_heads = (_split(t, heads) for t in (q, k, v))
     for q_head, k_head, scores in zip(q_heads, k_heads, probabilities, strict=True):
@@ -109,6 +111,7 @@ def _attention_grad(
     heads = probabilities.shape[0]
     dq, dk, dv = (torch.empty(t.shape) for t in (q, k, v))
     dys, qs, ks, vs, dqs, dks, dvs = (_split(t, heads) for t in (dy, q, k, v, dq, dk, dv))
+    # Drawn again from the seed instead of being kept from forward: half the memory of attention.
     weights = dropout(probabilities, p, int(seed))
     for dy_head, weight, dv_head in zip(dys, weights, dvs, strict=True):
         torch.bmm(weight.transpose(1, 2), dy_head, out=dv_head)

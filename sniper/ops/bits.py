@@ -26,6 +26,7 @@ def pack_bits(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         raise ValueError(f"mask: expected bool, got {mask.dtype}")
     home = _home("pack_bits", mask.device)
+    # A view with gaps would be packed with what lies between.
     values = mask.to(home).contiguous()
     bits = torch.empty((values.numel() + 7) // 8, dtype=torch.uint8, device=home)
     extension.call("pack_bits", home, values.data_ptr(), values.numel(), bits.data_ptr())

@@ -35,6 +35,7 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
     _check(x, p)
     if not training or p == 0:
         return x
+    # p = 1 has no finite scale; torch defines the result as zeros.
     if p == 1 or not elementwise.takes_on_cpu(x) or transformed():
         return F.dropout(x, p)
     return _dropout(x, p, draw_seed())

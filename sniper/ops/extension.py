@@ -72,5 +72,6 @@ def _on_stream(device: torch.device) -> Iterator[int]:
 
 def upload(values: Tensor, device: torch.device) -> Tensor:
     """A small CPU tensor on `device`, without waiting for what is queued there."""
+    # From pageable memory a copy would wait for the stream.
     pinned = values.pin_memory() if device.type == "cuda" else values
     return pinned.to(device, non_blocking=True)

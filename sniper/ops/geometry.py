@@ -64,6 +64,7 @@ def as_matrix(weight: Tensor) -> Tensor:
     """`[N, K]` as it is; `[N, C, taps]` as `[N, taps * C]`, a view when its memory is `[N, taps,
     C]`.
     """
+    # reshape, not view: a weight that nobody has masked yet still lies as torch made it.
     return weight if weight.dim() == 2 else weight.permute(0, 2, 1).reshape(weight.shape[0], -1)
 
 
@@ -91,6 +92,7 @@ def check_share(name: str, value: object, below_one: bool = False) -> None:
     Raises:
         ValueError: names expected and got.
     """
+    # True would pass as a share of 1.
     if isinstance(value, int | float) and not isinstance(value, bool):
         if 0 <= value < 1 or (value == 1 and not below_one):
             return

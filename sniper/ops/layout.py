@@ -104,6 +104,8 @@ class BlockLayout:
         size = out_blocks * taps * in_blocks
         new = partial(torch.zeros, dtype=torch.int32, device=device)
         self.block_size = block_size
+        # Of the size that a full mask needs, once and for all: the sparsity falls to 0 anyway, and
+        # kernels, compiled graphs and recordings keep the addresses that they have seen.
         self.block_mask = new(shape, dtype=torch.bool)
         self.crow_indices = new(out_blocks + 1)
         self.col_indices = new(size)
@@ -147,6 +149,8 @@ class BlockLayout:
         Args:
             weight: the parameter, which the layout does not keep alive.
         """
+        # Address and version both: a new tensor may lie where a freed one lay, and an old one may
+        # have been written to.
         self._zeros = (weakref.ref(weight), weight.data_ptr(), weight._version)
 
     def zeros_known(self, matrix: Tensor) -> bool:
@@ -190,6 +194,7 @@ class BlockLayout:
         nnz = _compress(rows, self.crow_indices, self.col_indices, self.row_order)
         _compress(rows_t, self.crow_indices_t, self.col_indices_t, self.row_order_t)
         self.row_indices[:nnz] = rows.nonzero()[:, 0].to(torch.int32)
+        # The running count of active blocks is each one's place in col_indices.
         entries = (mask.reshape(-1).cumsum(0) - 1).view(mask.shape).permute(2, 1, 0)
         self.permutation_t[:nnz] = entries.reshape(in_blocks, -1)[rows_t].to(torch.int32)
         self.rewritten(nnz)
@@ -204,6 +209,8 @@ class BlockLayout:
         self.nnz = nnz
         self.version += 1
         self._changes[0] += 1
+        # A copy that takes a mask of its own is no copy any more, and nobody has vouched for zeros
+        # yet.
         self._copied = self._zeros = None
 
     def retire(self) -> None:
@@ -222,6 +229,7 @@ class BlockLayout:
         device = torch.device(device)
         if self.block_mask.device == device:
             return self
+        # Without the constructor, which would write everything anew from the mask.
         moved = object.__new__(BlockLayout)
         moved.__dict__.update(self.__getstate__())
         for name in self._TENSORS:
@@ -240,6 +248,8 @@ class BlockLayout:
     def __deepcopy__(self, memo: dict) -> BlockLayout:
         copied = memo[id(self)] = object.__new__(BlockLayout)
         state = {k: v for k, v in self.__getstate__().items() if k != "_copied"}
+        # A copy of an outgrown copy is outgrown from the start: it takes over what its original is
+        # compared with.
         source = self._copied if self.outgrown else (self._changes, self._changes[0])
         copied.__setstate__({**copy.deepcopy(state, memo), "_copied": source})
         return copied
@@ -295,5 +305,7 @@ def _compress(rows: Tensor, crow: Tensor, col: Tensor, order: Tensor) -> int:
     crow[1:] = counts.cumsum(0).to(torch.int32)
     columns = rows.nonzero()[:, 1].to(torch.int32)
     col[: columns.numel()] = columns
+    # Longest first, so that the last rows to be handed out are short and no thread or
+    # multiprocessor is left alone with a long one.
     order.copy_(torch.argsort(counts, descending=True, stable=True))
     return columns.numel()

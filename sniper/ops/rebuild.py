@@ -73,6 +73,7 @@ def rebuild(changes: Sequence[Change]) -> None:
     for change in changes:
         _check(change)
     devices = {c.weight.device for c in changes}
+    # One call serves one device, and a GPU without an image for it writes by torch.
     if len(devices) != 1 or extension.home(device := devices.pop()) != device:
         return rebuild_reference(changes)
     table = np.zeros(len(changes), LAYER_UPDATE)
@@ -80,6 +81,7 @@ def rebuild(changes: Sequence[Change]) -> None:
     blocks = 0
     for i, change in enumerate(changes):
         table[i] = _row(change, blocks, kept)
+        # Each layer needs its own stretch of the workspace in which positions are counted.
         blocks += change.mask.numel()
     rows = extension.upload(torch.from_numpy(table.view(np.int64)), device)
     args = (rows.data_ptr(), len(changes), LAYER_UPDATE.itemsize)
@@ -88,6 +90,8 @@ def rebuild(changes: Sequence[Change]) -> None:
         extension.call("update_layers", device, args, blocks, positions.data_ptr())
     else:
         extension.call("update_layers", device, args)
+    # The extension writes behind torch's back; a graph that saved the weight must refuse to run
+    # backward instead of using the new values.
     torch.autograd.graph.increment_version([c.weight for c in changes])
     for change in changes:
         change.layout.rewritten(change.count)
@@ -143,6 +147,7 @@ def _row(change: Change, first_block: int, kept: list[Tensor]) -> tuple[int, ...
         "init": 0 if init is None else init.data_ptr(),
     }
     names = LAYER_UPDATE.names or ()
+    # An extension of another version would read other fields; a refusal beats a wild write.
     if fields.keys() != set(names):
         wrong = sorted(fields.keys() ^ set(names))
         raise RuntimeError(f"the extension and this package differ in {wrong}: build it anew")

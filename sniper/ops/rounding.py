@@ -38,6 +38,7 @@ def noise(
         if not left.numel() or not right.numel():
             return [0.0, 0.0]
         largest, other = float(left.abs().max()), float(right.abs().max())
+        # A weight gradient adds over rows; the other two passes add over channels and taps.
         tokens = left.shape[0] * left.shape[1]
         terms = tokens if which == "wgrad" else left.shape[-1] * geometry.taps
         eps = 2.0**-10 if tf32 else torch.finfo(left.dtype).eps

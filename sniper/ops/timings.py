@@ -120,6 +120,8 @@ def fastest(
     choices = _load()
     before = choices.get(key)
     if before is None or not before.covers(candidates):
+        # Timing waits for the device, which would break the recording with an error about something
+        # else.
         if _capturing():
             raise RuntimeError(f"nothing was measured before this step was recorded: {key}")
         if before is not None:
@@ -228,6 +230,7 @@ def triton_version() -> str:
 @cache
 def kernel_revision() -> str:
     """Eight hex digits that change with the sources of the Triton kernels or the extension."""
+    # Contents, not a version number: nobody remembers to raise one while tuning a kernel.
     digest = hashlib.blake2b(digest_size=4)
     sources = sorted(Path(next(iter(kernels.__path__))).glob("*.py"))
     for path in [*sources, Path(_C.__file__)]:
@@ -247,12 +250,14 @@ def cache_folder() -> Path:
 
 def _pick(choice: Choice, candidates: dict[str, Any]) -> str:
     times = {name: choice.seconds[name] for name in candidates if name in choice.seconds}
+    # The first within a near tie, in the caller's order, not the fastest by a hair.
     limit = min(times.values()) * (1 + TIE)
     return next(name for name, t in times.items() if t <= limit)
 
 
 def _measure(candidates: dict[str, Callable[[], Any]], quiet: bool, noise: Noise) -> Choice:
     """Samples in turns until they decide; what is far behind is not run again."""
+    # Right before fast: what computes something else is never timed.
     every, candidates = list(candidates), _that_agree(candidates, quiet, noise)
     failed = tuple(name for name in every if name not in candidates)
     samples = {name: [_sample(run)] for name, run in candidates.items()}
@@ -323,6 +328,8 @@ def _difference(got: list[Tensor], wanted: list[Tensor], noise: list[float]) -> 
         if not w.numel():
             continue
         largest, off = float(w.abs().max()), float((g - w).abs().max())
+        # Written with not, so that a NaN difference counts as wrong. A trusted result that is
+        # infinite itself is the user's overflow and no fault of a candidate.
         if math.isfinite(largest) and not off <= tolerance.get(w.dtype, 1e-8) * largest + slack:
             return f"an entry of its result is off by {off:.1e}, the largest is {largest:.1e}"
     return ""
@@ -427,6 +434,7 @@ def _store(dropped: str | None = None, measured: str | None = None) -> None:
     try:
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own, for processes that write at the same time.
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(data, indent=0), encoding="utf-8")
         os.replace(temporary, path)

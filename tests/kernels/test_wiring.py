@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The custom ops on the Triton executor: layers, gradients, registrations, changing layouts."""
+"""The custom ops on the Triton backend: layers, gradients, registrations, changing layouts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.ops import autotune, executor, timings
+from sniper.ops import autotune, timings, use_backend
 from sniper.ops.backends.triton import elementwise as triton_elementwise
 from sniper.ops.backends.triton.products import TritonBackend
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
@@ -39,7 +39,7 @@ def test_a_layer_trains_as_masked_dense_does(conv, device):
         x = torch.randn((2, 32, 9) if conv else (2, 9, 32), device=device)
         ours, theirs = x.clone().requires_grad_(), x.cpu().clone().requires_grad_()
         layer.zero_grad(), plain.zero_grad()
-        with executor("triton"):
+        with use_backend("triton"):
             y = layer(ours)
             expected = plain(theirs)
             dy = torch.randn_like(y)
@@ -56,7 +56,7 @@ def test_relu_and_dropout_end_the_pass(device):
     layer, _ = pair(device, conv=False)
     x = torch.randn(2, 9, 32, device=device, requires_grad=True)
     torch.manual_seed(3)
-    with executor("triton"):
+    with use_backend("triton"):
         y = layer(x, relu_dropout=0.5)
         y.sum().backward()
         torch.manual_seed(3)
@@ -80,7 +80,7 @@ def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
         lambda *args: calls.append(1) or inner(*args),
     )
     x = torch.randn((2, 32, 9) if conv else (2, 9, 32), device=device)
-    with executor("triton"):
+    with use_backend("triton"):
         y = layer(x, relu_dropout=0.0)
         expected = plain(x.cpu()).relu()
         torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-4)
@@ -93,7 +93,7 @@ def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
     assert dw.any() and layer.bias.grad.any()
     layer.weight.requires_grad_(False)
     layer.bias.grad = None
-    with executor("triton"):
+    with use_backend("triton"):
         layer(x, relu_dropout=0.0).backward(dy)
     torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
 
@@ -122,7 +122,7 @@ def test_registrations(device):
     layer, _ = pair(device, conv=False)
     x = torch.randn(1, 5, 32, device=device, requires_grad=True)
     handle, geometry = layer.layout.handle, (1, 0, 0)
-    with executor("triton"):
+    with use_backend("triton"):
         args = (x, layer.weight, layer.bias, handle, *geometry, True, 0.0, None)
         torch.library.opcheck(_fwd, args)
         dy = torch.randn(1, 5, 48, device=device)
@@ -138,7 +138,7 @@ def test_a_convolutions_registrations(device):
     layer, _ = pair(device, conv=True)
     x = torch.randn(2, 9, 32, device=device, requires_grad=True)
     handle, geometry = layer.layout.handle, (1, 1, 1)
-    with executor("triton"):
+    with use_backend("triton"):
         args = (x, layer.weight, layer.bias, handle, *geometry, False, 0.0, None)
         torch.library.opcheck(_fwd, args)
         dy = torch.randn(2, 9, 48, device=device)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sniper import BlockSparseLinear, densify, sparsify
 from sniper.layers import layout_versions
-from sniper.ops import executor
+from sniper.ops import use_backend
 
 B = 8
 DATA_PARALLEL_DONE = 17  # neither success nor a way in which Python ends by itself
@@ -159,7 +159,7 @@ def test_an_average_follows_its_model_into_denser_masks(net, x):
         assert expected["first.weight"][~element_mask(average.module.first)].any()
         wanted = functional_call(densify(copy.deepcopy(net)), expected, (x,))
         torch.testing.assert_close(average(x), wanted)
-        with executor("reference"):  # which would read active blocks only
+        with use_backend("reference"):  # which would read active blocks only
             torch.testing.assert_close(average(x), wanted)
     saved = copy.deepcopy(average.state_dict())
     average.load_state_dict(saved)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The custom ops: every executor against the reference, gradients, registrations, bad arguments."""
+"""The custom ops: every backend against the reference, gradients, registrations, bad arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sniper.layers import BlockLayout
-from sniper.ops import Geometry, block_matmul, executor
+from sniper.ops import Geometry, block_matmul, use_backend
 from sniper.ops.backends.dense import mask_blocks_
 from sniper.ops.dispatch import BACKENDS
 
@@ -35,7 +35,7 @@ def setup(geometry: Geometry, density: float = 0.5, dtype=torch.float32):
 def run(name: str, x: Tensor, dy: Tensor, layout, weight, bias, geometry) -> list[Tensor]:
     """y, dx, dw, db."""
     x = x.detach().requires_grad_()
-    with executor(name):
+    with use_backend(name):
         y = block_matmul(x, weight, bias, layout, geometry)
         return [y, *torch.autograd.grad(y, (x, weight, bias), dy)]
 
@@ -44,7 +44,7 @@ def run(name: str, x: Tensor, dy: Tensor, layout, weight, bias, geometry) -> lis
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("density", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 11), (0, 5)])
-def test_executors_match_the_reference(name, geometry, density, shape):
+def test_backends_match_the_reference(name, geometry, density, shape):
     layout, weight, bias = setup(geometry, density)
     x = torch.randn(*shape, 2 * B)
     dy = torch.randn(shape[0], geometry.out_length(shape[1]), 3 * B)
@@ -133,17 +133,17 @@ def test_a_graph_keeps_its_layout_alive():
     torch.testing.assert_close(x.grad, wanted)
 
 
-def test_unknown_executor():
+def test_unknown_backend():
     with pytest.raises(ValueError, match="backend: expected one of .*dense.*got 'fast'"):
-        with executor("fast"):
+        with use_backend("fast"):
             raise AssertionError("not reached")
 
 
-def test_a_forced_executor_ends_with_its_block():
+def test_a_forced_backend_ends_with_its_block():
     layout, weight, bias = setup(Geometry())
     x = torch.randn(1, 3, 2 * B)
     with pytest.raises(KeyError):
-        with executor("reference"):
+        with use_backend("reference"):
             raise KeyError
     y = block_matmul(x, weight, bias, layout)
     torch.testing.assert_close(y, torch.nn.functional.linear(x, weight, bias))

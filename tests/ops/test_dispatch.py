@@ -20,14 +20,14 @@ def masked_layer() -> BlockSparseConv1d:
 def gradients(layer, x, name):
     x = x.clone().requires_grad_()
     layer.zero_grad()
-    with ops.executor(name):
+    with ops.use_backend(name):
         y = layer(x)
         y.square().sum().backward()
     return [y.detach(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()]
 
 
 @pytest.mark.parametrize("name", ["cpu", "dense"])
-def test_every_executor_agrees_with_the_reference(name):
+def test_every_backend_agrees_with_the_reference(name):
     layer, x = masked_layer(), torch.randn(2, 32, 9)
     for got, wanted in zip(
         gradients(layer, x, name), gradients(layer, x, "reference"), strict=True
@@ -35,15 +35,20 @@ def test_every_executor_agrees_with_the_reference(name):
         assert (got - wanted).norm() / wanted.norm() < 1e-5
 
 
-def test_an_unknown_executor_is_refused():
+def test_its_former_name():
+    with pytest.warns(DeprecationWarning, match=r"write sniper\.ops\.use_backend"):
+        assert ops.executor is ops.use_backend
+
+
+def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="backend: expected one of .*, got 'gpu'"):
-        with ops.executor("gpu"):
+        with ops.use_backend("gpu"):
             pass
 
 
 def test_forcing_ends_with_the_block_even_after_an_error():
     with pytest.raises(KeyError):
-        with ops.executor("reference"):
+        with ops.use_backend("reference"):
             assert dispatch.forced() == "reference"
             raise KeyError
     assert dispatch.forced() is None
@@ -55,7 +60,7 @@ def test_relu_and_dropout_follow_the_seed_alike(name):
     results = {}
     for which in (name, "reference"):
         torch.manual_seed(5)
-        with ops.executor(which):
+        with ops.use_backend(which):
             results[which] = layer(x, relu_dropout=0.5).detach()
     got, wanted = results[name], results["reference"]
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)

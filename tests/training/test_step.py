@@ -12,7 +12,7 @@ from torch import nn
 
 from sniper import Sniper
 from sniper.layers import BlockSparseLinear
-from sniper.ops import executor, timings
+from sniper.ops import timings, use_backend
 from sniper.training.graphs import CudaRecorder, NotRecorded, Values
 from sniper.training.settings import ConfigError
 from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
@@ -134,7 +134,7 @@ def test_recorded_trains_bit_for_bit_as_not_recorded(settings: dict, accumulatio
     assert recorded.step.graphs.recordings == recorded.recorder.recordings
 
 
-def test_other_executors_and_masks_of_ones_own_are_recorded_anew():
+def test_other_backends_and_masks_of_ones_own_are_recorded_anew():
     run = Run(True)
     run.sniper.step(0, run.optimizer)
 
@@ -144,7 +144,7 @@ def test_other_executors_and_masks_of_ones_own_are_recorded_anew():
         return run.recorder.recordings - before
 
     assert [train(), train()] == [1, 0]
-    with executor("dense"):
+    with use_backend("dense"):
         assert [train(), train()] == [1, 0]
     assert [train(), train()] == [1, 0]
     layer = next(m for m in run.model.modules() if isinstance(m, BlockSparseLinear))

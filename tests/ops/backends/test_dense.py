@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dense executor against the reference."""
+"""The dense backend against the reference."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Triton executor where it cannot run: fallbacks, refusals, what is chosen; for values see
+"""The Triton backend where it cannot run: fallbacks, refusals, what is chosen; for values see
 `tests/kernels`.
 """
 
