@@ -80,6 +80,7 @@ def save(
     name = _unused_name(folder, f"step-{step:08d}")
     try:
         _write(folder / f"{_WRITING}{name}", weights, state, meta)
+        # A rename within a file system happens whole or not at all.
         os.rename(folder / f"{_WRITING}{name}", folder / name)
         _flush(folder)
         index = {k: v for k, v in _read_index(folder).items() if (folder / v).is_dir()}
@@ -93,6 +94,8 @@ def save(
             f"checkpoint {folder / name} cannot be written: {_one_line(error)}; "
             "free the disk, then the same command goes on from the checkpoint before it"
         ) from error
+    # Last, when the index no longer names them: a kill before this leaves a folder too many, never
+    # one too few.
     for old in _own(folder):
         if old.name not in index.values():
             _remove(old)
@@ -115,6 +118,7 @@ def _own(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     paths = [p for p in folder.iterdir() if _NAME.fullmatch(p.name.removeprefix(_WRITING))]
+    # A link may lead to somebody's archive.
     return [p for p in paths if p.is_dir() and not p.is_symlink()]
 
 
@@ -152,6 +156,7 @@ def find(run_or_path: Path, which: str = "last") -> Path:
         CheckpointError: none there.
     """
     path = Path(run_or_path)
+    # A checkpoint that was copied out of its run has no index beside it.
     if (path / _WEIGHTS).exists():
         return path
     index = _read_index(path / "checkpoints")

@@ -116,6 +116,8 @@ def load(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) -> Conf
             raise ConfigError(f"override: expected key=value, got {show(override)}")
         keys = key.split(".")
         way, field = field_at(Config, keys)
+        # Text stays as it is written: YAML would turn a voice named no into False, and 1e3 into a
+        # number.
         if field is not None and way == keys and is_text(field.annotation):
             put(data, keys, plain_text(text, optional=kinds(field.annotation)[1]))
         else:
@@ -142,6 +144,7 @@ def _with_new_names(data: Any) -> tuple[Any, list[str]]:
     sparsity = data.get("sparsity") if isinstance(data, dict) else None
     if not isinstance(sparsity, dict) or not isinstance(sparsity.get("scale_lr"), bool):
         return data, []
+    # The caller's dictionary is not ours to change.
     sparsity = dict(sparsity)
     if not sparsity.pop("scale_lr"):
         sparsity["max_lr_scale"] = None

@@ -49,6 +49,8 @@ class EpochBatches(Sampler[list[int]]):
         return self.per_epoch - self._skip
 
     def __iter__(self) -> Iterator[list[int]]:
+        # Counted over the whole run, so that an epoch that is cut short or taken up in its middle
+        # sees the utterances that are due, whatever was done before.
         position = self._epoch * self.per_epoch + self._skip
         end = (self._epoch + 1) * self.per_epoch
         while position < end:
@@ -120,6 +122,7 @@ def make_loader(
         collate_fn=collate if shapes is None else functools.partial(_collate, shapes),
         num_workers=workers,
         pin_memory=pin_memory,
+        # Starting a worker imports torch again, which takes longer than an epoch of a small corpus.
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_to_parent,
         # A loader seeds its workers from a generator at each epoch. From the global one that would
@@ -140,6 +143,7 @@ def grouped(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Bat
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     for number, batch in enumerate(batches, 1):
         group.append(batch)
+        # An epoch's last update may have fewer micro-batches; dropping them would lose utterances.
         if len(group) == size or number == count:
             yield group
             group = []

@@ -53,4 +53,5 @@ def set_up_torch(settings: TrainConfig) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
+    # cuDNN has a switch of its own, and torch leaves it on.
     torch.backends.cudnn.allow_tf32 = settings.precision == "tf32"

@@ -51,6 +51,7 @@ class CudaRecorder:
     def __init__(self, device: torch.device):
         self.device = device
         self.clear()
+        # The default stream cannot be recorded.
         self._stream = torch.cuda.Stream(device)
 
     def clear(self) -> None:
@@ -63,6 +64,7 @@ class CudaRecorder:
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             step()
+        # What follows on the current stream may read what the warm-up has written.
         current.wait_stream(self._stream)
 
     def record(self, step: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
@@ -126,13 +128,18 @@ class StepGraphs:
             NotRecorded: recording failed; gradients, buffers and generators are as before.
         """
         self._forget_what_is_out_of_date()
+        # Batch size, tokens, frames and bands: a graph holds the sizes of everything that it
+        # launches.
         shape = (*batch.tokens.shape, *batch.mel.shape[1:])
         if shape not in self._recorded:
             self._recorded[shape] = self._record(batch, share)
         recorded = self._recorded[shape]
         source = _tensors(batch)
+        # A graph reads the addresses that it was recorded with, so the batch comes to them.
         for name, tensor in _tensors(recorded.batch).items():
             tensor.copy_(source[name], non_blocking=True)
+        # A tensor, not a number: a number would be fixed in the recording, and an epoch's last
+        # update may have fewer micro-batches.
         recorded.share.fill_(share)
         recorded.replay()
         return recorded.values

@@ -109,6 +109,7 @@ def refuse_other_speech(saved: Checkpoint, info: CorpusInfo, run: object) -> Non
         ConfigError: the vocabulary, the features or the statistics are others.
         CheckpointError: the checkpoint holds none.
     """
+    # Through JSON, which is how the saved one went: tuples are lists there.
     there, here = section(saved, "speech"), json.loads(json.dumps(info.to_json()))
     try:
         read_speech(there)
@@ -189,10 +190,12 @@ def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Adam, begun: boo
             for name in ("params", "lr", "initial_lr", "betas", "eps"):
                 if _plain(there[name]) != _plain(here[name]):
                     raise ValueError(f"{name} cannot be {there[name]!r:.60}")
+            # Settings that another version of torch knows and this one does not are no damage.
             for name in there.keys() & here.keys():
                 if type(there[name]) is not type(here[name]):
                     raise ValueError(f"{name} cannot be {there[name]!r:.60}")
         moments = state["state"]
+        # Moments exist from the first update on; a run may be stopped while it is scored.
         expected = set(range(len(params))) if begun else set()
         if not isinstance(moments, dict) or not _are_dicts(list(moments.values())):
             raise TypeError("expected the moments of each weight by its number")

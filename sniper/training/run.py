@@ -172,6 +172,7 @@ def _delete(folder: Path) -> None:
     checkpoint.delete(folder)
     board = folder / "tensorboard"
     for path in board.glob("events.out.tfevents.*"):
+        # Event files are TensorBoard's own, named by time and host; what else lies there stays.
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         board.rmdir()

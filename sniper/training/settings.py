@@ -26,6 +26,7 @@ def read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """
     presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
     expected = f"config: expected a preset ({presets}) or a file, got {name_or_path!r}"
+    # The system refuses such a path by an error that names neither.
     if "\0" in name_or_path:
         raise ConfigError(expected)
     path = PRESETS / f"{name_or_path}.yaml"
@@ -84,6 +85,8 @@ class _Loader(yaml.SafeLoader):
         assert node is not None  # the event before it said that there is one
         self._depth -= 1
         if not alias:
+            # An alias counts as what it stands for: nine lines of aliases of aliases can stand for
+            # a billion values.
             self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in _parts(node))
         if id(node) not in self._sizes:
             raise ConfigError(f"line {line}: expected settings, got an alias of what it is part of")
@@ -131,6 +134,7 @@ def plain_text(text: str, optional: bool) -> str | None:
     text = text.strip()
     if optional and text.lower() in ("", "~", "null"):
         return None
+    # Quotes are how a shell user says that a value is text, and not part of it.
     if text[:1] in ("'", '"'):
         try:
             value = _Loader(text).get_single_data()

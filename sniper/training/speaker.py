@@ -26,6 +26,7 @@ def load_speaker(checkpoint: str | Path, which: str = "best", device: str = "cpu
         ConfigError: a device that is not there.
     """
     where = pick_device(device)
+    # Speaking needs no optimizer, which is two thirds of a checkpoint.
     saved = store.load(Path(checkpoint), which, weights_only=True)
     try:
         info = read_speech(saved.meta["speech"])

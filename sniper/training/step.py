@@ -84,6 +84,7 @@ class TrainingStep:
     ):
         self.model, self.optimizer = model, optimizer
         self._bf16 = precision == "bf16"
+        # Clipping at infinity still gives the norm, which is checked for NaN.
         self._limit = grad_clip or float("inf")
         self.device = next(model.parameters()).device
         self._stage = stage
@@ -110,6 +111,8 @@ class TrainingStep:
         if self.graphs is None:
             return self._gradients(batch, share)
         for p in self.model.parameters():
+            # A graph adds to gradients where they lie, so they must lie somewhere before it is
+            # recorded.
             if p.grad is None and p.requires_grad:
                 p.grad = torch.zeros_like(p)
         try:
@@ -133,6 +136,8 @@ class TrainingStep:
 
     def _gradients(self, batch: Batch, share: float | Tensor) -> Values:
         total, terms = self.loss(batch)
+        # Scaled before backward, not after: gradients of several micro-batches then add up to their
+        # mean.
         (total * share).backward()
         return {"total": total.detach(), **terms}
 

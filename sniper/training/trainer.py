@@ -62,6 +62,7 @@ class Trainer:
         self.device = pick_device(settings.device)
         self.progress = Progress()
         self.stop = False  # set from a signal handler
+        # Before the model, so that runs of one seed start from the same weights.
         torch.manual_seed(settings.seed)
         model_config = config.fastspeech2_config(len(info.vocabulary), info.features.n_mels)
         self.model = FastSpeech2(model_config).to(self.device)
@@ -111,6 +112,8 @@ class Trainer:
             found = f"progress: batch {progress.batch} of {self._batches.per_epoch} in an epoch"
             raise checkpoint.damaged(saved.path, "meta.json", found)
         begun = progress.update > 0
+        # Weights before masks, which zero what they prune; masks before moments, whose order in
+        # memory follows the weights.
         restore.restore_weights(saved, self.model)
         if self.sniper is not None:
             restore.restore_sniper(saved, self.sniper, begun)
@@ -145,6 +148,7 @@ class Trainer:
             return
         started = time.monotonic()
         self._batches.seek(0)
+        # The batches that training begins with: scoring sees no utterance that training would not.
         few = list(itertools.islice(self._batches, self.config.sparsity.score_batches))
         loader = make_loader(self._train, few, 0, pin_memory=False)
         self.model.train()
@@ -242,6 +246,7 @@ class Trainer:
         for batch in self._valid_loader:
             total, terms = self.step.loss(batch)
             for name, value in {"total": total, **terms}.items():
+                # Weighted by frames, or a short batch would count as much as a long one.
                 sums[name] = sums.get(name, 0) + value.double() * batch.n_frames
             frames += batch.n_frames
             self._unchecked.append((batch.ids, total))
@@ -319,6 +324,7 @@ class Trainer:
         if not self._unchecked:
             return
         good = torch.stack([v for _, v in self._unchecked]).isfinite().tolist()
+        # By utterance, because that is what a user can look at and take out.
         bad = [ids for (ids, _), fine in zip(self._unchecked, good, strict=True) if not fine]
         self._unchecked.clear()
         if bad:
