@@ -29,6 +29,7 @@ from sniper.training.settings import parse
 
 MATRICES = Path(__file__).parent / "matrices"
 _SECTIONS = ("data", "features", "model", "sparsity", "train")
+_SINGLE = ("sample_text",)  # settings that stand in no section
 # A matrix gives these to each run itself.
 _OWN = ("name", "output", "train.seed", "train.threads")
 
@@ -204,18 +205,24 @@ def _as_overrides(sections: Any, where: str) -> tuple[str, ...]:
         raise ConfigError(f"{where}: expected a mapping, got {sections!r}")
     result: list[str] = []
     for section, settings in sections.items():
+        if section in _SINGLE:
+            result.append(_override(section, settings))
+            continue
         if section not in _SECTIONS or not isinstance(settings, dict):
-            raise ConfigError(
-                f"{where}: expected settings of {', '.join(_SECTIONS)}, got {section}: {settings!r}"
-            )
+            known = ", ".join((*_SECTIONS, *_SINGLE))
+            raise ConfigError(f"{where}: expected settings of {known}, got {section}: {settings!r}")
         if "schedule" in settings:  # which a base's fractions would overrule
             settings = {"schedule_fractions": None, **settings}
         for key, value in settings.items():
             _refuse_own(f"{section}.{key}", where)
-            # On one line, because an override is one word of a command line.
-            text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
-            result.append(f"{section}.{key}={text.removesuffix('...').strip()}")
+            result.append(_override(f"{section}.{key}", value))
     return tuple(result)
+
+
+def _override(key: str, value: Any) -> str:
+    """`key=value` with the value as YAML on one line, as a word of a command line has it."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
+    return f"{key}={text.removesuffix('...').strip()}"
 
 
 def _refuse_own(key: str, where: str) -> None:

@@ -278,7 +278,8 @@ def write_results(
         history: one row an epoch.
         speaker: with the weights to show.
         dataset: the held-out split.
-        text: spoken to sample.wav; if it cannot be read, the held-out utterance's phonemes are.
+        text: spoken to sample.wav; if it cannot be read, the held-out utterance is, from its
+            phonemes.
 
     Returns:
         The held-out utterance, and what sample.wav says.
@@ -295,9 +296,9 @@ def write_results(
     try:
         speech = speaker.speak(text)
     except SpeechError as error:
-        print(f"sample_text cannot be spoken: {error}")
+        print(f"sample_text cannot be spoken: {error}; {dataset.ids[0]} is, from its phonemes")
         symbols = speaker.info.vocabulary.symbols
-        text = " ".join(["{", *(symbols[i] for i in dataset[0].tokens[:-1]), "}"])
-        speech = speaker.speak(text)
+        phonemes = " ".join(symbols[i] for i in dataset[0].tokens[:-1])
+        speech, text = speaker.speak(f"{{ {phonemes} }}"), dataset.texts[0]
     save_wav(run / "sample.wav", speech.audio, speaker.info.features.sample_rate)
     return held_out, text

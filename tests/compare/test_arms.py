@@ -105,6 +105,15 @@ def test_settings_lie_on_each_other(tmp_path):
     assert matrix.reference == "a" and matrix.seeds == (4,)
 
 
+@pytest.mark.parametrize("said", ['No: it\'s "here", # you\u00e9.', "5", "null and void"])
+def test_what_is_spoken_at_the_end(tmp_path, said):
+    """It stands in no section."""
+    arms = [{"name": "a"}, {"name": "b", "sample_text": None}]
+    matrix = load_matrix(_write(tmp_path, arms=arms, settings={"sample_text": said}))
+    a, b = (matrix.config(arm, 0, Path("out"), 1) for arm in matrix.arms)
+    assert (a.sample_text, b.sample_text) == (said, None)
+
+
 def test_a_schedule_replaces_the_fractions_it_starts_from(tmp_path):
     arms = [{"name": "a", "config": "ljspeech-sniper", "sparsity": {"schedule": {0: 0.6}}}]
     matrix = load_matrix(_write(tmp_path, arms=arms))
