@@ -27,6 +27,7 @@ from sniper.compare.evaluate import read_evaluation
 from sniper.compare.worker import forget_failure, read_result, status
 from sniper.training import checkpoint
 from sniper.training.config import Config, ConfigError, differences, dump, load
+from sniper.training.progress import Progress, is_done
 
 # Where things lie, and what does not touch the training.
 _MAY_DIFFER = ("name", "output", "sample_text", "data.root", "data.prepared", "data.workers")
@@ -53,19 +54,20 @@ class Run:
 
     def epochs_done(self) -> int:
         """Epochs that its last checkpoint holds."""
+        return self._progress().epoch
+
+    def _progress(self) -> Progress:
         # While the run replaces a checkpoint, the one just named may be gone.
-        with contextlib.suppress(checkpoint.CheckpointError):
+        with contextlib.suppress(checkpoint.CheckpointError, KeyError, TypeError):
             if checkpoint.exists(self.folder):
-                found = checkpoint.find(self.folder)
-                return int(checkpoint.read_meta(found)["progress"]["epoch"])
-        return 0
+                meta = checkpoint.read_meta(checkpoint.find(self.folder))
+                return Progress(**meta["progress"])
+        return Progress()
 
     def trained(self) -> bool:
         """Whether it needs no more training: it came to its end, or diverged."""
         how = status(self.folder)
-        return how == "diverged" or (
-            how == "trained" and self.epochs_done() >= self.config.train.epochs
-        )
+        return how == "diverged" or (how == "trained" and is_done(self._progress(), self.config))
 
     def measured(self, sentences: int | None = None) -> bool:
         """Whether nothing is left to measure."""

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+from sniper.training.config import Config
 
 
 class NotFinite(Exception):
@@ -57,13 +60,41 @@ class EpochEnd:
         row: of the history, as `Trainer.run_epoch` returns it.
         update: optimizer updates since the beginning of the run.
         last: whether it is the run's last epoch.
+        flat: epochs since the lowest validation loss, at the present sparsity.
         model: what is trained; to be read, not changed.
     """
 
     row: dict[str, Any]
     update: int
     last: bool
+    flat: int
     model: nn.Module
+
+
+def flat_epochs(history: list[dict[str, Any]]) -> int:
+    """Epochs since the lowest validation loss of the present sparsity.
+
+    A change of sparsity starts the count anew: what comes after it may be higher at first, and
+    falls on its own.
+
+    Args:
+        history: one row an epoch, as `Trainer.run_epoch` returns it.
+    """
+    stages = [list(rows) for _, rows in itertools.groupby(history, lambda row: row["sparsity"])]
+    losses = [row["valid"]["total"] for row in stages[-1]] if stages else [0.0]
+    # The first of equal ones: to come level with it again is not to fall.
+    return len(losses) - 1 - losses.index(min(losses))
+
+
+def is_done(progress: Progress, config: Config) -> bool:
+    """Whether a run has come to its end: all its epochs, or `train.patience` ran out."""
+    if progress.epoch >= config.train.epochs:
+        return True
+    history, patience = progress.history, config.train.patience
+    if patience is None or not history:
+        return False
+    at_last = history[-1]["sparsity"] == config.sparsity_schedule().sparsities[-1]
+    return at_last and flat_epochs(history) >= patience
 
 
 class Observer:

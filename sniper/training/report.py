@@ -29,6 +29,8 @@ _COLUMNS = (
     "  frames/s  seconds  padding     GiB"
 )
 
+FLAT = 10  # epochs without a lower validation loss, after which one line says so
+
 _RUN_SCALARS = ("sparsity", "density", "frames_per_second", "padding", "peak_memory_gib", "lr")
 
 
@@ -38,7 +40,7 @@ class Terminal(Observer):
     def __init__(self, epochs: int):
         self._epochs = epochs
         self._bar: tqdm | None = None
-        self._header = False
+        self._header = self._said_flat = False
 
     def epoch_begins(self, progress: Progress, batches: int, sparsity: float) -> None:
         self._bar = tqdm(
@@ -63,6 +65,12 @@ class Terminal(Observer):
             tqdm.write(_COLUMNS)
             self._header = True
         tqdm.write(table_row(end.row))
+        if end.flat >= FLAT and not self._said_flat:
+            self._said_flat = True
+            tqdm.write(
+                f"note: the validation loss has not fallen for {end.flat} epochs, since epoch "
+                f"{end.row['epoch'] + 1 - end.flat}; train.patience=N stops a run after N of them"
+            )
 
     def close(self) -> None:
         if self._bar is not None:

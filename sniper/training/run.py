@@ -36,6 +36,7 @@ FREE = {
     "data.prepared",
     "sparsity.block_size",
     "train.epochs",
+    "train.patience",
     "train.device",
     "train.autotune",
     "train.cuda_graphs",
@@ -193,9 +194,10 @@ def _announce(trainer: Trainer, train: FeatureDataset, resumed: bool) -> None:
     remains = ends_sparse(config)
     if remains:
         print(remains)
-    if resumed and progress.epoch >= config.train.epochs:
+    if resumed and trainer.done:
+        more = "train.epochs" if progress.epoch >= config.train.epochs else "train.patience"
         print(
-            f"finished already, after {progress.epoch} epochs: a larger train.epochs trains on, "
+            f"finished already, after {progress.epoch} epochs: a larger {more} trains on, "
             "--fresh starts anew"
         )
     elif resumed:

@@ -173,6 +173,13 @@ class TrainConfig(Settings):
     """Optimisation and the loop."""
 
     epochs: int = Field(10, ge=1, le=_MANY, description="Length of the run.")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        le=_MANY,
+        description="Stop after so many epochs at the schedule's last sparsity without a lower "
+        "validation loss; null: train to the end.",
+    )
     batches_per_epoch: int | None = Field(
         None,
         ge=1,

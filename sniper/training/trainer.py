@@ -26,7 +26,15 @@ from sniper.training.data import (
     valid_batches,
 )
 from sniper.training.device import pick_device
-from sniper.training.progress import EpochEnd, Interrupted, NotFinite, Observer, Progress
+from sniper.training.progress import (
+    EpochEnd,
+    Interrupted,
+    NotFinite,
+    Observer,
+    Progress,
+    flat_epochs,
+    is_done,
+)
 from sniper.training.settings import ConfigError
 from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
 from sniper.tts.corpus.batch import Batch
@@ -126,7 +134,7 @@ class Trainer:
 
     def _refuse_rise(self) -> None:
         """A schedule by fractions stretches with `train.epochs`."""
-        if self.sniper is None or self.progress.epoch >= self.config.train.epochs:
+        if self.sniper is None or self.done:
             return
         epoch, present = self.progress.epoch, self.sniper.sparsity
         asked = self.sniper.schedule.sparsity_at(epoch)
@@ -166,15 +174,20 @@ class Trainer:
         self.progress.score_seconds = time.monotonic() - started
 
     def fit(self) -> None:
-        """Runs the remaining epochs.
+        """Runs the remaining epochs, fewer where `train.patience` runs out.
 
         Raises:
             NotFinite: a loss or gradient is NaN or infinite; the last checkpoint is from before.
             Interrupted: `stop` was set; everything up to there is saved.
         """
         self.score()
-        while self.progress.epoch < self.config.train.epochs:
+        while not self.done:
             self.run_epoch()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to train: all epochs, or no patience."""
+        return is_done(self.progress, self.config)
 
     def run_epoch(self) -> dict[str, Any]:
         """Trains, validates and saves one epoch, or what is left of it.
@@ -221,8 +234,8 @@ class Trainer:
         best = row["valid"]["total"] < progress.best_loss
         progress.best_loss = min(progress.best_loss, row["valid"]["total"])
         self.save(best)
-        last = progress.epoch >= self.config.train.epochs
-        self.observer.epoch_ended(EpochEnd(row, progress.update, last, self.model))
+        flat = flat_epochs(progress.history)
+        self.observer.epoch_ended(EpochEnd(row, progress.update, self.done, flat, self.model))
         return row
 
     def density(self) -> float:

@@ -81,12 +81,24 @@ def test_the_terminal_prints_a_header_once(capsys: pytest.CaptureFixture):
     for epoch in (0, 1):
         terminal.epoch_begins(Progress(epoch=epoch, batch=1), 4, 0.8)
         terminal.updated(Progress(epoch=epoch, batch=2, frames=10, seconds=1.0), {})
-        terminal.epoch_ended(EpochEnd(_row(epoch=epoch), 2, epoch == 1, nn.Module()))
+        terminal.epoch_ended(EpochEnd(_row(epoch=epoch), 2, epoch == 1, 0, nn.Module()))
     terminal.close()
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[:5] == ["epoch", "sparsity", "density", "train", "valid"]
     assert [row.split()[0] for row in rows] == ["1", "2"]
     assert len({len(line) for line in (header, *rows)}) == 1  # columns line up
+
+
+def test_the_terminal_says_once_that_validation_has_flattened(capsys: pytest.CaptureFixture):
+    terminal = Terminal(30)
+    for epoch, flat in enumerate([0, 9, 10, 11], 20):
+        terminal.epoch_begins(Progress(epoch=epoch), 4, 0.0)
+        terminal.epoch_ended(EpochEnd(_row(epoch=epoch), 2, False, flat, nn.Module()))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("note:")] == [
+        "note: the validation loss has not fallen for 10 epochs, since epoch 13; "
+        "train.patience=N stops a run after N of them"
+    ]
 
 
 def test_a_terminal_that_never_began_can_be_closed():

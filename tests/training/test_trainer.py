@@ -237,6 +237,31 @@ def test_a_finished_run_trains_nothing_more(demo_corpus: Path, tmp_path: Path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == files
 
 
+def test_a_run_without_patience_left_is_done(
+    demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """It counts at the last sparsity alone, also over a stop and a resume."""
+    losses = [1.0, 2.0, 2.0, 5.0, 4.0, 4.5, 4.0, 3.0]  # dense from the third on
+
+    def validate(trainer: Trainer) -> dict[str, float]:
+        return {"total": losses[trainer.progress.epoch]}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    settings = {"epochs": 8, "patience": 2}
+    config = tiny(demo_corpus, tmp_path, train=settings)
+    assert dict(config.sparsity_schedule()) == {0: 0.6, 1: 0.3, 2: 0.0}
+    trainer = make_trainer(config)
+    for _ in range(4):
+        trainer.run_epoch() if trainer.sniper.scored else (trainer.score(), trainer.run_epoch())
+    assert not trainer.done
+    trainer = fit(config)
+    assert trainer.done and trainer.progress.epoch == 5
+    assert fit(config).progress.epoch == 5
+    longer = fit(tiny(demo_corpus, tmp_path, train=settings | {"patience": 3}))
+    assert longer.progress.epoch == 6
+    assert fit(tiny(demo_corpus, tmp_path, train={"epochs": 8})).progress.epoch == 8
+
+
 def test_other_speech_is_refused(demo_corpus: Path, tmp_path: Path):
     config = tiny(demo_corpus, tmp_path, train={"epochs": 1})
     fit(config)
