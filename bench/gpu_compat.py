@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every Triton kernel, compiled by every Triton from 3.6 to the newest, for every chip; no GPU.
 
-python bench/gpu_compat.py [--versions 3.6.0 newest] [--archs 80 90 ...] [--jobs N] [--defaults]
+python bench/gpu_compat.py [--versions 3.6.0 newest] [--archs 80 90 ...] [--jobs N] [--defaults] [--reported]
 
 Each Triton is installed without its dependencies into build/triton/VERSION and imported from there
 beside the torch that is installed. Writes kernels/reports/compat.csv, a row a kernel: `ok`, or
 which rule of `kernel_report.broken_rules` it breaks, or the compiler's error. Rows of other
-versions and chips stay. Ends with status 1 if a kernel is not ok.
+versions and chips stay. With --reported the rows of the Triton that `kernel_report.py` ran with
+are taken from its report. Ends with status 1 if a kernel is not ok.
 """
 
 from __future__ import annotations
@@ -151,6 +152,14 @@ def compile_with(version: str, archs: Iterable[int], defaults: bool, jobs: int) 
     return rows
 
 
+def reported(version: str, archs: Iterable[int], defaults: bool) -> list[Compiled] | None:
+    """What kernels/reports/resources.csv says, if it was made with this Triton."""
+    report = kernel_report.read_report()
+    rows = [report.get(case) for case in cases(archs, defaults)]
+    found = [row for row in rows if row is not None and row.triton == version]
+    return [compiled(row, version) for row in found] if len(found) == len(rows) else None
+
+
 def _work(archs: tuple[int, ...], defaults: bool, jobs: int) -> None:
     import triton
 
@@ -168,6 +177,7 @@ def main() -> None:
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--defaults", action="store_true", help="the first tile of each kernel")
+    parser.add_argument("--reported", action="store_true", help="what kernel_report.py has found")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     try:
@@ -178,7 +188,8 @@ def main() -> None:
         versions = [released()[-1] if v == "newest" else v for v in wanted]
         faults = 0
         for version in versions:
-            rows = compile_with(version, archs, args.defaults, args.jobs)
+            rows = reported(version, archs, args.defaults) if args.reported else None
+            rows = rows or compile_with(version, archs, args.defaults, args.jobs)
             kept = [r for r in read_report() if (r.triton, r.arch in archs) != (version, True)]
             write_report([*kept, *rows])
             wrong = sum(row.result != "ok" for row in rows)

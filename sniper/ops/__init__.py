@@ -2,6 +2,7 @@
 """Block-sparse products and the choice of what runs them."""
 
 from sniper.ops.attention import attention
+from sniper.ops.autocast import cast_once
 from sniper.ops.block_matmul import block_matmul
 from sniper.ops.dispatch import autotune, use_backend
 from sniper.ops.dropout import dropout, relu_dropout
@@ -16,6 +17,7 @@ __all__ = [
     "attention",
     "autotune",
     "block_matmul",
+    "cast_once",
     "dropout",
     "explain",
     "keep_freed_memory",

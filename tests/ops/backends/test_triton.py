@@ -24,22 +24,32 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def forget():
-    for cached in (launch.why_not, launch.arch, launch.interpreted):
-        cached.cache_clear()
+    cached = (launch.why_not, launch.arch, launch.interpreted)
+    for function in (*cached, tuning._warn_that_none_fits):
+        function.cache_clear()
     yield
-    for cached in (launch.why_not, launch.arch, launch.interpreted):
-        cached.cache_clear()
+    for function in (*cached, tuning._warn_that_none_fits):
+        function.cache_clear()
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], shared_memory: int = 232448
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: "Some GPU")
+    facts = SimpleNamespace(shared_memory_per_block_optin=shared_memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index=None: facts)
     monkeypatch.setenv("SNIPER_SELF_CHECK", "skip")  # tests/ops/test_selfcheck.py has it
 
 
-def tensor(dtype: torch.dtype, device: torch.device) -> SimpleNamespace:
+def tensor(
+    dtype: torch.dtype, device: torch.device, shape: tuple[int, ...] = (2, 3, 128)
+) -> SimpleNamespace:
     """As much of a tensor as the choice of a backend looks at."""
-    return SimpleNamespace(dtype=dtype, device=device)
+    size = torch.Size(shape)
+    return SimpleNamespace(
+        dtype=dtype, device=device, shape=size, numel=size.numel, dim=lambda: len(shape)
+    )
 
 
 def layout(block: int = 64, taps: int = 1) -> BlockLayout:
@@ -141,6 +151,43 @@ def test_more_than_32_bits_count_is_refused(as_interpreted):
     wide = BlockLayout(torch.zeros(512, 256, dtype=torch.bool), 128)
     with pytest.raises(ValueError, match=r"layout: expected fewer than 2\^31 weights"):
         launch.check_layout(wide, Geometry(), torch.device("cpu"))
+
+
+def test_what_kernels_cannot_count_runs_elsewhere(monkeypatch):
+    """2^31 rows, more columns than a grid has; 2^31 elements alone are counted in 64 bits."""
+    pretend(monkeypatch, (9, 0))
+    rows = tensor(torch.bfloat16, CUDA, (2**20, 2**11, 128))
+    elements = tensor(torch.bfloat16, CUDA, (2**10, 2**11, 2048))
+    columns = tensor(torch.bfloat16, CUDA, (2, elementwise.MOST_COLUMNS + 1))
+    assert not TRITON.takes("fwd", rows, layout()) and not TRITON.serves(rows)
+    assert TRITON.takes("fwd", elements, layout()) and TRITON.serves(elements)
+    assert not TRITON.serves(columns)
+    with pytest.raises(ValueError, match="y: expected at most 4194240 columns"):
+        monkeypatch.setattr(launch, "interpreted", lambda: True)
+        y = torch.zeros(1).expand(1, elementwise.MOST_COLUMNS + 1)
+        elementwise.relu_dropout_backward(y, y)
+
+
+def test_offsets_beyond_32_bits_within_a_tile_are_copied():
+    far = torch.zeros(1).as_strided((1, 3, 16), (0, 0, 1)).as_strided((1, 3, 1), (2**24, 2**23, 1))
+    assert launch.rows_contiguous(far.to("meta")[:, :, :1], 0).stride(-2) == 1
+    one = torch.empty(0, device="meta").as_strided((2, 1, 16), (2**33, 2**31, 1))
+    assert launch.rows_contiguous(one).stride() == (16, 16, 1)
+    near = torch.empty(0, device="meta").as_strided((2, 9, 16), (2**33, 2**22, 1))
+    assert launch.rows_contiguous(near) is near
+    assert launch.rows_contiguous(near, 2**9) is not near
+
+
+@pytest.mark.parametrize(("kibibytes", "taken"), [(227, True), (20, True), (1, False)])
+def test_a_chip_too_small_for_every_tile_runs_dense_and_says_so_once(
+    monkeypatch, kibibytes, taken, recwarn
+):
+    pretend(monkeypatch, (8, 0), 1024 * kibibytes)
+    x = tensor(torch.bfloat16, CUDA)
+    for _ in range(2):
+        assert TRITON.takes("wgrad", x, layout()) == taken
+    said = [str(w.message) for w in recwarn if "no tile fits the 1024 bytes" in str(w.message)]
+    assert len(said) == (not taken)
 
 
 def test_a_layout_elsewhere_is_refused(as_interpreted):
