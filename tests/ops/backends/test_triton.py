@@ -169,11 +169,13 @@ def test_what_kernels_cannot_count_runs_elsewhere(monkeypatch):
 
 
 def test_offsets_beyond_32_bits_within_a_tile_are_copied():
-    far = torch.zeros(1).as_strided((1, 3, 16), (0, 0, 1)).as_strided((1, 3, 1), (2**24, 2**23, 1))
-    assert launch.rows_contiguous(far.to("meta")[:, :, :1], 0).stride(-2) == 1
-    one = torch.empty(0, device="meta").as_strided((2, 1, 16), (2**33, 2**31, 1))
-    assert launch.rows_contiguous(one).stride() == (16, 16, 1)
-    near = torch.empty(0, device="meta").as_strided((2, 9, 16), (2**33, 2**22, 1))
+    def strided(*strides: int, rows: int = 9) -> torch.Tensor:
+        return torch.empty_strided((2, rows, 16), strides, device="meta")
+
+    assert launch.rows_contiguous(strided(2**33, 2**23, 1)).stride() == (9 * 16, 16, 1)
+    # One row has any stride, and is contiguous all the same.
+    assert launch.rows_contiguous(strided(2**33, 2**31, 1, rows=1)).stride() == (16, 16, 1)
+    near = strided(2**33, 2**22, 1)
     assert launch.rows_contiguous(near) is near
     assert launch.rows_contiguous(near, 2**9) is not near
 
