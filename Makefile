@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench wheel wheels constraints sanitize mutate clean
+.PHONY: demo test lint format bench gpu-compat wheel wheels constraints sanitize mutate clean
 
 demo: .venv/.demo
 	$(BIN)/python -m sniper.train
@@ -25,6 +25,12 @@ format: .venv/.dev
 # Microbenchmarks, about two minutes; bench/README.md says how to compare two runs.
 bench: .venv/.dev
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# Optional, an hour on two cores: every Triton kernel, compiled by every Triton from 3.6 on, for
+# every GPU; needs none. VERSIONS="3.6.0 newest" takes some.
+gpu-compat: .venv/.dev
+	$(BIN)/python bench/kernel_report.py --jobs $$(nproc)
+	$(BIN)/python bench/gpu_compat.py --reported $(if $(VERSIONS),--versions $(VERSIONS))
 
 # An sdist and, built from it, a wheel for this machine, into dist/.
 wheel: .venv/.dev

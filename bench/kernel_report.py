@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the compiler makes of every Triton kernel that ships, without a GPU.
 
-python bench/kernel_report.py [--archs 80 90 100] [--check]
+python bench/kernel_report.py [--archs 80 86 ...] [--jobs N] [--check]
 
 Compiles each (pass, path, dtype, block size, configuration) ahead of time and reads registers,
 spills, shared memory, matrix and copy instructions from the machine code. Writes
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from typing import Any
 from sniper.kernels import configs
 
 REPORT = Path(__file__).parents[1] / "kernels" / "reports" / "resources.csv"
-ARCHS = (80, 90, 100)
+ARCHS = (80, 86, 89, 90, 100, 120)
 KINDS = {"bf16": "half", "fp16": "half", "tf32": "tf32", "fp32": "fp32"}
 INDICES = ("crow", "col", "order", "row_indices")
 # Sizes that are multiples of 16 in every model: channels that divide by a block size.
@@ -115,6 +117,44 @@ def compile_case(case: Case) -> Row:
     )
 
 
+@dataclass(frozen=True)
+class Failed:
+    """A case that does not compile, and why."""
+
+    case: Case
+    error: str
+
+
+def compile_all(cases: Iterable[Case], jobs: int = 1) -> Iterator[Row | Failed]:
+    """`compile_case` for each, in their order, in `jobs` processes."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        yield from pool.map(_compile_or_not, cases, chunksize=4)
+
+
+def _compile_or_not(case: Case) -> Row | Failed:
+    try:
+        return compile_case(case)
+    except Exception as error:  # whatever a compiler raises
+        return Failed(case, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+def check_archs(archs: Iterable[int]) -> tuple[int, ...]:
+    """Refuses chips that nothing is known of.
+
+    Raises:
+        ValueError: names those that are known.
+    """
+    unknown = [a for a in archs if a not in configs.SHARED_MEMORY]
+    if unknown:
+        known = ", ".join(map(str, sorted(configs.SHARED_MEMORY)))
+        raise ValueError(
+            f"arch: expected some of {known}, got {unknown[0]}; "
+            "add its shared memory to kernels/configs.py"
+        )
+    return tuple(archs)
+
+
 _USAGE = ("REG", "STACK", "LOCAL")
 
 
@@ -177,11 +217,12 @@ def broken_rules(row: Row) -> list[str]:
     rules = []
     if row.spills:
         rules.append("registers spill")
-    if row.shared_bytes > configs.SHARED_MEMORY[row.arch]:
+    if row.shared_bytes > configs.shared_memory(row.arch):
         rules.append(f"takes {row.shared_bytes} bytes of shared memory")
     if row.pass_ not in ("fwd", "dgrad", "wgrad"):
         return rules
-    wanted = {80: ("HMMA",), 90: ("HGMMA",), 100: ("UTC", "HMMA")}[row.arch]
+    # Only these have tensor cores of their own; the others multiply as an sm_80 does.
+    wanted = {90: ("HGMMA",), 100: ("UTC", "HMMA"), 103: ("UTC", "HMMA")}.get(row.arch, ("HMMA",))
     if row.arch == 90 and row.block < 64:
         wanted = ("HGMMA", "HMMA")
     if row.dtype == "fp32":
@@ -211,12 +252,19 @@ def _typed(line: dict[str, str]) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--archs", type=int, nargs="+", default=ARCHS)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
+    try:
+        archs = check_archs(args.archs)
+    except ValueError as error:
+        parser.error(str(error))
     known = read_report() if REPORT.exists() else {}
     rows, faults = [], 0
-    for case in all_cases(tuple(args.archs)):
-        row = compile_case(case)
+    for row in compile_all(all_cases(archs), args.jobs):
+        if isinstance(row, Failed):
+            raise SystemExit(f"{row.case}: {row.error}")
+        case = Case(**{f.name: getattr(row, f.name) for f in fields(Case)})
         rows.append(row)
         rules = broken_rules(row)
         if args.check and known.get(case) != row:

@@ -11,9 +11,21 @@ from typing import NamedTuple
 
 BLOCK_SIZES = (16, 32, 64, 128)
 
-# Shared memory that one program may take, in bytes, by compute capability.
-SHARED_MEMORY = {80: 166912, 86: 101376, 87: 166912, 89: 101376, 90: 232448, 100: 232448}
-SMALLEST_SHARED_MEMORY = 101376
+# Shared memory that one program may take, in bytes, by compute capability (CUDA C++ Programming
+# Guide, "Technical Specifications per Compute Capability": 99, 163 or 227 KiB).
+SHARED_MEMORY = {
+    80: 166912,
+    86: 101376,
+    87: 166912,
+    89: 101376,
+    90: 232448,
+    100: 232448,
+    103: 232448,
+    120: 101376,
+    121: 101376,
+}
+# What every chip from sm_80 has: taken for one that is not listed, unless it says itself.
+SMALLEST_SHARED_MEMORY = min(SHARED_MEMORY.values())
 
 
 class Config(NamedTuple):
@@ -70,11 +82,13 @@ WGRAD = {
     ("pointer", 128, "tf32"): (C(32, 1, 8, 3),),
     ("pointer", 128, "fp32"): (C(16, 1, 8, 2),),
 }
-# Where four warps would spill registers on an sm_100.
-EIGHT_WARPS_ON_SM_100 = {
-    ("wgrad", "tma", 64, "half"),
-    ("wgrad", "tma", 64, "tf32"),
-    ("product", "pointer", 64, "fp32"),
+# Where four warps would spill registers, by op, path, block size and kind: on these chips.
+EIGHT_WARPS = {
+    ("wgrad", "tma", 64, "half"): (100, 103),
+    ("wgrad", "tma", 64, "tf32"): (100, 103),
+    ("product", "pointer", 64, "fp32"): (100, 103),
+    ("wgrad", "pointer", 64, "fp32"): (86, 87, 89),
+    ("wgrad", "pointer", 64, "half"): (120, 121),
 }
 # Token tiles whose activations a group of programs shares through L2.
 GROUP = 32
@@ -92,8 +106,23 @@ def has_tma(arch: int) -> bool:
     return arch in (90, 100, 103)
 
 
-def candidates(op: str, path: str, block: int, kind: str, arch: int) -> list[Config]:
-    """What ships for a case, the default first.
+def shared_memory(arch: int) -> int:
+    """Bytes that one program may take on a chip; what every chip has, if it is not listed.
+
+    Raises:
+        ValueError: a chip older than sm_80, which the kernels are not for.
+    """
+    if arch < 80:
+        raise ValueError(
+            f"arch: expected a compute capability from 80 on, got {arch}; older chips run dense"
+        )
+    return SHARED_MEMORY.get(arch, SMALLEST_SHARED_MEMORY)
+
+
+def candidates(
+    op: str, path: str, block: int, kind: str, arch: int, limit: int | None = None
+) -> list[Config]:
+    """What ships for a case and fits the chip, the default first.
 
     Args:
         op: `product` or `wgrad`.
@@ -101,16 +130,24 @@ def candidates(op: str, path: str, block: int, kind: str, arch: int) -> list[Con
         block: block size.
         kind: `half`, `tf32` or `fp32`.
         arch: compute capability, as 90.
+        limit: bytes of shared memory that a program may take; None: `shared_memory(arch)`.
+
+    Returns:
+        Configurations with as many pipeline stages as fit, up to the table's; what does not fit
+        with one stage is left out, so that the list may be empty.
+
+    Raises:
+        ValueError: a chip older than sm_80.
     """
     table = PRODUCT if op == "product" else WGRAD
-    limit = SHARED_MEMORY.get(arch, SMALLEST_SHARED_MEMORY)
+    limit = shared_memory(arch) if limit is None else limit
     fitting = []
     for config in table[path, block, kind]:
-        if arch // 10 == 10 and (op, path, block, kind) in EIGHT_WARPS_ON_SM_100:
+        if arch in EIGHT_WARPS.get((op, path, block, kind), ()):
             config = config._replace(warps=8)
-        while _pipeline_bytes(op, block, kind, config) > limit and config.stages > 1:
+        while _shared_bytes(op, block, kind, config) > limit and config.stages > 1:
             config = config._replace(stages=config.stages - 1)
-        if config not in fitting:
+        if _shared_bytes(op, block, kind, config) <= limit and config not in fitting:
             fitting.append(config)
     return fitting
 
@@ -121,9 +158,13 @@ def for_length(configs: list[Config], length: int) -> Config:
     return next(c for c, p in zip(configs, padded, strict=True) if p <= 1.15 * min(padded))
 
 
-def _pipeline_bytes(op: str, block: int, kind: str, config: Config) -> int:
-    """Shared memory of the pipeline's buffers, with room for the tile on its way out."""
-    values = (block + config.tokens) * config.width
+def _shared_bytes(op: str, block: int, kind: str, config: Config) -> int:
+    """No less than what the compiler takes: the pipeline's buffers, or the float32 tile on its way
+    out, whose memory is the same. Only tf32 on an sm_100, with memory to spare, takes up to two
+    turns more; the report holds what is true to the chip's limit.
+    """
+    turn, out = (block + config.tokens) * config.width, block * config.tokens
     if op == "wgrad":
-        values = config.tokens * block * (1 + config.width)
-    return config.stages * values * (2 if kind == "half" else 4) + 2048
+        turn, out = config.tokens * block * (1 + config.width), block * block
+    size = 2 if kind == "half" else 4
+    return max(config.stages * turn * size, 4 * out) + 2048

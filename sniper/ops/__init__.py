@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 from sniper.ops.attention import attention
+from sniper.ops.autocast import cast_once
 from sniper.ops.block_matmul import block_matmul
 from sniper.ops.dispatch import autotune, use_backend
 from sniper.ops.dropout import dropout, relu_dropout
@@ -19,6 +20,7 @@ __all__ = [
     "attention",
     "autotune",
     "block_matmul",
+    "cast_once",
     "dropout",
     "explain",
     "keep_freed_memory",

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sniper.ops import dispatch
+from sniper.ops.autocast import autocast_dtype
 from sniper.ops.backends import TRITON, elementwise
 from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_dropout_grad_bias
 from sniper.ops.dropout import relu_dropout as relu_then_dropout
@@ -57,13 +58,11 @@ def block_matmul(
         ValueError: ranks, shapes, dtypes or devices that do not fit together, p outside [0, 1].
     """
     _check_kinds(x, weight, bias, layout, geometry, relu_dropout)
-    # Autocast leaves doubles alone, and knows no meta device.
-    plain = x.dtype == torch.float64 or x.device.type == "meta"
-    if not plain and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    _check(x, weight, bias, geometry)
+    _check(x, weight, bias, layout, geometry)
     p = relu_dropout
     if transformed():
         y = _by_torch(x, weight, bias, layout, geometry)
@@ -113,7 +112,9 @@ def _by_torch(
     return F.conv1d(x.mT, weight, bias, dilation=geometry.dilation).mT
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> None:
+def _check(
+    x: Tensor, weight: Tensor, bias: Tensor | None, layout: BlockLayout, geometry: Geometry
+) -> None:
     if x.dim() != 3 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected [B, T, {weight.shape[1]}], got {list(x.shape)}")
     for name, other in (("weight", weight), ("bias", bias)):
@@ -121,6 +122,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -
             raise ValueError(f"{name}: expected x's dtype {x.dtype}, got {other.dtype}")
         if other is not None and other.device != x.device:
             raise ValueError(f"{name}: expected x's device {x.device}, got {other.device}")
+    there = layout.block_mask.device
+    if x.device.type != "meta" and there != x.device:
+        raise ValueError(f"layout: expected x's device {x.device}, got {there}; use layout.to")
     # A linear layer takes no rows, as torch's does.
     if geometry.out_length(x.shape[1]) < (0 if geometry.taps == 1 else 1):
         span = geometry.dilation * (geometry.taps - 1) + 1

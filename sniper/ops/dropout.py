@@ -98,7 +98,7 @@ torch.library.register_autograd("sniper::dropout", _dropout_backward, setup_cont
 
 @torch.library.custom_op("sniper::relu_dropout", mutates_args=())
 def _relu_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
-    return elementwise.relu_dropout(x, p, seed)
+    return elementwise.dropout(x, p, seed, relu=True)
 
 
 @_relu_dropout.register_fake

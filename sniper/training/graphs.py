@@ -8,7 +8,8 @@ of a sparse layer, the choice of what runs it, or the place of a parameter, a gr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -165,7 +166,7 @@ class StepGraphs:
                 self._recorder.warm_up(step)
 
         # Backends are chosen by the time that they take on the device: replays launch nothing.
-        with timings.device_time():
+        with timings.device_time(), _cudnn_searches():
             self._undone(warm_up)
             # Tuning, or a buffer that had to grow for a longer sequence, has outdated older graphs.
             self._forget_what_is_out_of_date()
@@ -181,6 +182,21 @@ class StepGraphs:
             f"a training step of shape {list(batch.mel.shape)} cannot be recorded as a CUDA "
             f"graph; train.cuda_graphs=off trains without: {error}"
         )
+
+
+@contextlib.contextmanager
+def _cudnn_searches() -> Iterator[None]:
+    """Inside, cuDNN times its algorithms at each new shape: a recorded step has few, and keeps
+    them. Not where the same bits are asked for twice, which its choice may change.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    if not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled()):
+        cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:

@@ -77,3 +77,16 @@ def close(got: Tensor, expected: Tensor, dtype: str) -> None:
     got, expected = got.cpu().double(), expected.cpu().double()
     assert got.isfinite().all()
     assert (got - expected).norm() <= TOLERANCE[dtype] * expected.norm()
+
+
+def far_apart(t: Tensor) -> Tensor:
+    """The values of `[3, T, C]` with the last sequence more than 2^31 elements behind the first,
+    in memory of which most is never touched. The stride itself has 32 bits.
+    """
+    batch, rows, channels = t.shape
+    assert batch == 3
+    stride = 2**30 + 16
+    size = t.element_size() * (2 * stride + rows * channels)
+    memory = torch.empty(0, dtype=t.dtype, device=t.device)
+    memory.set_(torch.UntypedStorage(size, device=t.device), 0, t.shape, (stride, channels, 1))
+    return memory.copy_(t)

@@ -10,11 +10,11 @@ from sniper.kernels import configs
 from sniper.kernels.configs import Config
 
 
-@pytest.mark.parametrize("arch", [80, 86, 90, 100, 120])
+@pytest.mark.parametrize("arch", [*configs.SHARED_MEMORY, 130])
 @pytest.mark.parametrize("op", ["product", "wgrad"])
 def test_every_case_has_a_configuration_that_fits(arch, op):
     paths = ("tma", "pointer") if configs.has_tma(arch) else ("pointer",)
-    limit = configs.SHARED_MEMORY.get(arch, configs.SMALLEST_SHARED_MEMORY)
+    limit = configs.shared_memory(arch)
     for path, block, kind in itertools.product(
         paths, configs.BLOCK_SIZES, ("half", "tf32", "fp32")
     ):
@@ -23,7 +23,27 @@ def test_every_case_has_a_configuration_that_fits(arch, op):
         found = configs.candidates(op, path, block, kind, arch)
         assert found and len(set(found)) == len(found)
         for config in found:
-            assert configs._pipeline_bytes(op, block, kind, config) <= limit
+            assert configs._shared_bytes(op, block, kind, config) <= limit
+
+
+def test_what_chips_have():
+    kibibytes = {arch: size // 1024 for arch, size in configs.SHARED_MEMORY.items()}
+    assert kibibytes == {
+        **dict.fromkeys((80, 87), 163),
+        **dict.fromkeys((86, 89, 120, 121), 99),
+        **dict.fromkeys((90, 100, 103), 227),
+    }
+    # One that came after this list has what every chip has.
+    assert configs.shared_memory(130) == 99 * 1024
+    with pytest.raises(ValueError, match="arch: expected a compute capability from 80 on, got 75"):
+        configs.candidates("product", "pointer", 64, "half", 75)
+
+
+def test_what_does_not_fit_with_one_stage_is_left_out():
+    case = ("wgrad", "pointer", 64, "half", 80)
+    assert configs.candidates(*case, limit=34 * 1024) == [Config(64, 2, 4, 1), Config(64, 1, 4, 2)]
+    assert configs.candidates(*case, limit=20 * 1024) == [Config(64, 1, 4, 1)]
+    assert configs.candidates(*case, limit=8 * 1024) == []
 
 
 def test_a_small_chip_takes_fewer_stages():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import CASES, MORE_CASES, Case, close, make  # noqa: F401
+from kernel_cases import CASES, MORE_CASES, Case, close, far_apart, make  # noqa: F401
 
 from sniper.ops.backends import CPU, REFERENCE, TRITON
 from sniper.ops.backends.triton import tuning
@@ -60,6 +60,14 @@ def test_layouts_that_the_copy_engine_refuses(block, path, device):
     dx = TRITON.dgrad(dy, w, layout, geometry, 9)
     odd = torch.empty(dy.numel() + 1, device=device)[1:].view_as(dy).copy_(dy)
     close(TRITON.dgrad(odd, w, layout, geometry, 9), dx, "float32")
+
+
+def test_more_than_2_31_elements(path, device):
+    x, dy, w, bias, layout, geometry = make(Case(64, 3, 1, 0.5, 3, 7), "float16", device)
+    y = TRITON.fwd(x, w, bias, layout, geometry)
+    assert torch.equal(TRITON.fwd(far_apart(x), w, bias, layout, geometry), y)
+    dx = TRITON.dgrad(dy, w, layout, geometry, 7)
+    assert torch.equal(TRITON.dgrad(far_apart(dy), w, layout, geometry, 7), dx)
 
 
 def test_an_expanded_gradient(path, device):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import CASES, MORE_CASES, Case, close, make  # noqa: F401
+from kernel_cases import CASES, MORE_CASES, Case, close, far_apart, make  # noqa: F401
 
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.triton import launch
@@ -47,6 +47,12 @@ def test_layouts_that_the_copy_engine_refuses(block, path, device):
     transposed = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (dy, x)]
     for pair in (odd, strided, transposed):
         close(TRITON.wgrad(*pair, layout, geometry)[0], dw, "float32")
+
+
+def test_more_than_2_31_elements(path, device):
+    x, dy, _, _, layout, geometry = make(Case(64, 3, 1, 0.5, 3, 7), "float16", device)
+    dw = TRITON.wgrad(dy, far_apart(x), layout, geometry)[0]
+    close(dw, expected_of(dy, x, layout, geometry), "float16")
 
 
 def test_nothing_to_add(path, device):

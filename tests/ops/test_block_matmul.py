@@ -133,6 +133,22 @@ def test_a_graph_keeps_its_layout_alive():
     torch.testing.assert_close(x.grad, wanted)
 
 
+@pytest.mark.parametrize("name", ["cpu", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_at_any_address(name, dtype):
+    """One that is no multiple of 16 bytes, as that of a slice."""
+    geometry = GEOMETRIES[1]
+    layout, weight, bias = setup(geometry)
+    weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
+    x = torch.randn(2, 7, 2 * B).to(dtype)
+    raw = torch.UntypedStorage(x.nbytes + x.element_size())
+    shifted = torch.empty(0, dtype=dtype).set_(raw, 1, x.shape).copy_(x)
+    assert shifted.data_ptr() % 16 == x.element_size()
+    with use_backend(name):
+        y, wanted = (block_matmul(t, weight, bias, layout, geometry) for t in (shifted, x))
+    assert torch.equal(y, wanted)
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match="backend: expected one of .*dense.*got 'fast'"):
         with use_backend("fast"):
@@ -157,6 +173,14 @@ def test_a_forced_backend_ends_with_its_block():
         ({"x": torch.randn(1, 3, 2 * B).double()}, "weight: expected x's dtype torch.float64"),
         ({"bias": torch.zeros(3 * B).half()}, "bias: expected x's dtype torch.float32"),
         ({"bias": torch.zeros(3 * B, device="meta")}, "bias: expected x's device cpu, got meta"),
+        (
+            {"weight": torch.zeros(3 * B, 2 * B, device="meta")},
+            "weight: expected x's device cpu, got meta",
+        ),
+        (
+            {"layout": BlockLayout(torch.ones(3, 2, dtype=torch.bool), B).to("meta")},
+            "layout: expected x's device cpu, got meta; use layout.to",
+        ),
         ({"geometry": Geometry(4, 1, 0, 0)}, r"and 1 taps, got .*taps=4"),
     ],
 )

@@ -32,8 +32,61 @@ def test_what_cannot_run_is_left_out_without_a_word(played, masked, recwarn):
         torch.testing.assert_close(ours, theirs)
     (choice,) = json.loads((played / "backend-times-3.json").read_text())["choices"].values()
     assert "math" in choice["seconds"] and {"cudnn", "efficient"} <= set(choice["failed"])
-    assert ("flash" in {*choice["seconds"], *choice["failed"]}) == (not masked)
     assert not [w for w in recwarn if "is not used" in str(w.message)]
+
+
+@pytest.mark.parametrize("channels", [8, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_flash_attention_hides_keys(channels, dtype):
+    """Whatever lies in hidden keys; a sequence without any key gives zeros."""
+    shape = (3, 2, 7, channels)
+    q, k, v = (torch.randn(shape, dtype=torch.float64).to(dtype) for _ in range(3))
+    mask = torch.arange(7) < torch.tensor([7, 4, 0])[:, None]
+    mask = mask[:, None, None, :]
+    poisoned = [t.masked_fill(~mask.mT, float("inf")).requires_grad_() for t in (k, v)]
+    q.requires_grad_()
+    y = sdpa._run("flash", q, *poisoned, mask, 0.0)
+    leaves = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    wanted = F.scaled_dot_product_attention(*leaves, attn_mask=mask)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    close = {"rtol": tolerance, "atol": tolerance, "check_dtype": False}
+    torch.testing.assert_close(y, wanted, **close)
+    assert y.shape == shape and not y[2].any() and y.dtype == dtype
+    dy = torch.randn(shape, dtype=torch.float64)
+    got = torch.autograd.grad(y, (q, *poisoned), dy.to(dtype))
+    for ours, theirs in zip(got, torch.autograd.grad(wanted, leaves, dy), strict=True):
+        torch.testing.assert_close(ours, theirs, **close)
+    assert not got[1].masked_select(~mask.mT).any() and not got[2].masked_select(~mask.mT).any()
+
+
+def test_flash_attention_is_a_candidate_for_key_masks_alone(played):
+    q = torch.randn(2, 3, 7, 8)
+    keys = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+    pairs = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    for mask, taken in ((None, True), (keys, True), (pairs, False)):
+        assert ("flash" in sdpa._candidates(q, q, q, mask, 0.0)) == taken
+
+
+def test_what_takes_no_dropout_is_left_out(played, monkeypatch):
+    inner = F.scaled_dot_product_attention
+
+    def attention(*args, dropout_p=0.0, **kwargs):
+        if dropout_p and not torch.backends.cuda.math_sdp_enabled():
+            raise RuntimeError("no dropout")
+        return inner(*args, dropout_p=dropout_p, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    q = torch.randn(2, 3, 7, 8)
+    before = torch.get_rng_state()
+    candidates = sdpa._candidates(q, q, q, None, 0.5)
+    with pytest.raises(RuntimeError, match="no dropout"):
+        candidates["flash"]()
+    candidates["math"]()
+    assert torch.equal(torch.get_rng_state(), before)
+    sdpa.scaled_dot_product(q, q, q, None, 0.5)
+    sdpa.scaled_dot_product(q, q, q, None, 0.0)
+    choices = json.loads((played / "backend-times-3.json").read_text())["choices"]
+    assert sorted("flash" in c["failed"] for c in choices.values()) == [False, True]
 
 
 def test_dropout_is_torchs():

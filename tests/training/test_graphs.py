@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -124,6 +125,27 @@ def test_what_a_warm_up_outdates_is_recorded_anew_and_the_new_graph_stays():
     assert case.happened() == [*FIRST, "replay"]
     case.graphs(make_batch(2, 4), 1.0)
     assert case.happened() == FIRST
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_cudnn_searches_while_a_step_is_recorded_alone(monkeypatch, deterministic, before, fails):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
+    case, seen = Case(), []
+
+    def work(batch, share):
+        seen.append(torch.backends.cudnn.benchmark)
+        if fails and len(seen) == WARM_UP:
+            raise RuntimeError("no")
+        return {"total": batch.mel.sum()}
+
+    case.graphs._compute = work
+    with contextlib.suppress(RuntimeError):
+        case.graphs(make_batch(2, 4), 1.0)
+    assert len(seen) >= WARM_UP and set(seen[:WARM_UP]) == {before or not deterministic}
+    assert torch.backends.cudnn.benchmark == before
 
 
 def test_choices_of_a_recorded_step_are_by_device_time():

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torch's own matmul and convolution on the weight with zeros in its pruned blocks."""
+"""Torch's own matmul and convolution on the weight with zeros in its pruned blocks.
+
+Rows `[B, T, C]` are, to a two-dimensional convolution over `[B, C, 1, T]`, an image of one line in
+channels-last memory, and a weight kept as `[N, taps, C]` is its kernel in the same order. So cuDNN
+takes and gives our tensors where they lie. A one-dimensional convolution would have rows made
+contiguous channel by channel, and its result copied back.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +45,14 @@ class DenseBackend:
         if geometry.is_linear:
             y = F.linear(x, weight, bias)
         else:
-            rows, padding = _padded(x, geometry)
+            x, padding = _padded(x, geometry)
             kernel = _conv_weight(weight, geometry)
-            y = F.conv1d(rows.transpose(1, 2), kernel, bias, 1, padding, geometry.dilation)
+            if _channels_last(x):
+                dilation = (1, geometry.dilation)
+                y = F.conv2d(_image(x), _image_kernel(kernel), bias, 1, (0, padding), dilation)
+                y = y.squeeze(2)
+            else:
+                y = F.conv1d(x.transpose(1, 2), kernel, bias, 1, padding, geometry.dilation)
             y = y.transpose(1, 2)
         return apply_epilogue(_fresh(y), epilogue)
 
@@ -71,7 +82,7 @@ class DenseBackend:
             weight = x.new_empty(n, geometry.taps * x.shape[-1])
             _, dw = _conv_backward(dy, x, weight, geometry, (False, True))
             assert dw is not None
-            dw = _fresh(dw.permute(0, 2, 1)).view(n, -1)
+            dw = _fresh(dw.permute(0, 2, 1).flatten(1))
         return mask_blocks_(dw, layout), dy.sum((0, 1)) if with_bias else None
 
 
@@ -82,8 +93,30 @@ def _fresh(y: Tensor) -> Tensor:
     """Contiguous memory that is nobody else's: autograd forbids in-place work on a view that an op
     returned.
     """
+    whole = y._base is not None and y._base.numel() == y.numel() and not y.requires_grad
+    if whole and y.is_contiguous():
+        # Of a result that nobody else has, all: the memory need not be copied, the tensor must be
+        # another one.
+        return y.new_empty(0).set_(y)
     y = y.contiguous()
     return y.clone() if y._is_view() else y
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether convolutions run over an image of one line. On a CPU one dimension is as fast, and
+    whoever has begun a run goes on with the same bits.
+    """
+    return x.is_cuda
+
+
+def _image(x: Tensor) -> Tensor:
+    """`[B, T, C]` -> `[B, C, 1, T]`, a view; of contiguous rows it is channels-last memory."""
+    return x.transpose(1, 2).unsqueeze(2)
+
+
+def _image_kernel(kernel: Tensor) -> Tensor:
+    """`[N, C, taps]` -> `[N, C, 1, taps]`, a view; in our order of memory it is channels-last."""
+    return kernel.unsqueeze(2)
 
 
 def _conv_weight(weight: Tensor, geometry: Geometry) -> Tensor:
@@ -100,21 +133,22 @@ def _padded(x: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
 def _conv_backward(
     dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
+    """`[B, T, C]` and `[N, C, taps]`, each if wanted; of what is not wanted only the shape counts
+    among the operands.
+    """
     length = x.shape[1]
     x, padding = _padded(x, geometry)
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy.transpose(1, 2),
-        x.transpose(1, 2),
-        _conv_weight(weight, geometry),
-        None,
-        [1],
-        [padding],
-        [geometry.dilation],
-        False,
-        [0],
-        1,
-        [*wanted, False],
-    )
+    kernel = _conv_weight(weight, geometry)
+    if _channels_last(x):
+        operands = (_image(dy), _image(x), _image_kernel(kernel))
+        line = ([1, 1], [0, padding], [1, geometry.dilation], False, [0, 0])
+    else:
+        operands = (dy.transpose(1, 2), x.transpose(1, 2), kernel)
+        line = ([1], [padding], [geometry.dilation], False, [0])
+    backward = torch.ops.aten.convolution_backward
+    dx, dw, _ = backward(*operands, None, *line, 1, [*wanted, False])
+    if _channels_last(x):
+        dx, dw = (None if t is None else t.squeeze(2) for t in (dx, dw))
     if dx is not None:
         skip = 0 if geometry.pad_left == geometry.pad_right else geometry.pad_left
         dx = dx.transpose(1, 2)[:, skip : skip + length]

@@ -25,30 +25,29 @@ def takes_on_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in CPU_DTYPES
 
 
-def relu_dropout(x: Tensor, p: float, seed: int | Tensor) -> Tensor:
-    """`dropout(relu(x), p)`. Our kernels zero what `seed` says, the same on every device; torch,
-    which runs where a GPU's kernels are not trusted, draws from its own generator.
+def dropout(x: Tensor, p: float, seed: int | Tensor, relu: bool = False) -> Tensor:
+    """`dropout(x, p)`, of `relu(x)` if asked. Our kernels zero what `seed` says, the same on every
+    device; torch, which runs where there are none that can be trusted, draws from its own
+    generator.
     """
-    if not x.is_cuda:
-        return cpu.dropout(F.relu(x), p, int(seed))
-    if TRITON.serves(x):
-        return triton.dropout(x, p, seed, relu=True)
-    return F.dropout(F.relu(x), p)
+    if x.is_cuda and TRITON.serves(x):
+        return triton.dropout(x, p, seed, relu)
+    x = F.relu(x) if relu else x
+    return cpu.dropout(x, p, int(seed)) if takes_on_cpu(x) else F.dropout(x, p)
 
 
 def relu_dropout_backward(dy: Tensor, y: Tensor, p: float) -> Tensor:
     """dL/dz of `y = dropout(relu(z))`."""
-    if not dy.is_cuda:
-        return cpu.relu_dropout_backward(dy, y, p)
-    if TRITON.serves(dy):
+    if dy.is_cuda and TRITON.serves(dy):
         return triton.relu_dropout_backward(dy, y, p)
+    if takes_on_cpu(dy):
+        return cpu.relu_dropout_backward(dy, y, p)
     return torch.where(y > 0, dy * (1 / (1 - p)), 0)
 
 
 def apply_epilogue(y: Tensor, epilogue: Epilogue) -> Tensor:
     """What a backend that fuses nothing does to its result; may overwrite `y`."""
-    if epilogue.relu and y.is_cuda and epilogue.p:
-        return relu_dropout(y, epilogue.p, epilogue.seed)
-    if epilogue.relu:
-        y = y.relu_()
-    return cpu.dropout(y, epilogue.p, int(epilogue.seed)) if epilogue.p else y
+    if epilogue.p and y.is_cuda:
+        return dropout(y, epilogue.p, epilogue.seed, epilogue.relu)
+    y = y.relu_() if epilogue.relu else y
+    return dropout(y, epilogue.p, epilogue.seed) if epilogue.p else y

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import Dropout, relu_dropout
-from sniper.ops import attention
+from sniper.ops import attention, cast_once
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
 LAYER_NORM_EPS = 1e-12
@@ -106,6 +106,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         """`x` `[B, T, C]`, `key_mask` bool `[B, T]`, true where a key counts."""
         dropout = self.dropout if self.training else 0.0
+        x = cast_once(x)
         q, k, v = self.query(x), self.key(x), self.value(x)
         return self.out(attention(q, k, v, self.heads, key_mask, dropout))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sniper.layers import BlockLayout
-from sniper.ops.backends import DENSE, REFERENCE
+from sniper.ops.backends import DENSE, REFERENCE, dense
 from sniper.ops.geometry import Geometry
 from sniper.ops.pruned import mask_blocks_
 
@@ -21,6 +22,13 @@ GEOMETRIES = [
     Geometry(3, 2, 4, 0),
     Geometry(9, 1, 4, 4),
 ]
+
+
+@pytest.fixture(params=["as on a CPU", "as on a GPU"], autouse=True)
+def played(request, monkeypatch):
+    """Both ways to call a convolution, on the CPU."""
+    monkeypatch.setattr(dense, "_channels_last", lambda x: request.param == "as on a GPU")
+    return request.param
 
 
 def setup(geometry: Geometry, density: float, dtype=torch.float64):
@@ -75,3 +83,52 @@ def test_mask_blocks():
     matrix = torch.ones(2, 4)
     assert mask_blocks_(matrix, layout) is matrix
     assert matrix.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
+
+
+class Watched(TorchDispatchMode):
+    """Keeps what convolutions were given and gave, and the names of all operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.convolutions = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.names.append(func.overloadpacket.__name__)
+        if "convolution" in self.names[-1]:
+            values = (*args, *(out if isinstance(out, tuple) else (out,)))
+            self.convolutions.append([t for t in values if isinstance(t, torch.Tensor)])
+        return out
+
+
+@pytest.mark.parametrize("geometry", [Geometry(3, 1, 1, 1), Geometry(9, 1, 4, 4)])
+@pytest.mark.parametrize("t", [9, 13])
+def test_nothing_is_copied_around_a_convolution_on_a_gpu(played, geometry, t):
+    layout, weight, bias = setup(geometry, 1.0, torch.float32)
+    x, dy = torch.randn(3, t, 2 * B), torch.randn(3, t, 3 * B)
+    calls = {
+        "fwd": lambda: DENSE.fwd(x, weight, bias, layout, geometry),
+        "dgrad": lambda: DENSE.dgrad(dy, weight, layout, geometry, t),
+        "wgrad": lambda: DENSE.wgrad(dy, x, layout, geometry)[0],
+    }
+    for which, call in calls.items():
+        with Watched() as watched:
+            result = call()
+        copies = {"clone", "copy_", "_to_copy", "contiguous", "constant_pad_nd"} & {*watched.names}
+        assert result.is_contiguous() and len(watched.convolutions) == 1, which
+        if played == "as on a CPU":
+            continue
+        assert not copies, which
+        assert not result._is_view(), which
+        images = [i for i in watched.convolutions[0] if i.dim() == 4]
+        assert len(images) >= 3
+        for image in images:
+            assert image.is_contiguous(memory_format=torch.channels_last), which
+        assert result.data_ptr() in {image.data_ptr() for image in images}, which
+
+
+def test_a_linear_layer_copies_nothing(played):
+    layout, weight, bias = setup(Geometry(), 1.0, torch.float32)
+    with Watched() as watched:
+        y = DENSE.fwd(torch.randn(3, 5, 2 * B), weight, bias, layout, Geometry())
+    assert not y._is_view() and not {"clone", "copy_"} & {*watched.names}

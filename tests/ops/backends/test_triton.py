@@ -24,22 +24,32 @@ CUDA = torch.device("cuda", 0)
 
 @pytest.fixture(autouse=True)
 def forget():
-    for cached in (launch.why_not, launch.arch, launch.interpreted):
-        cached.cache_clear()
+    cached = (launch.why_not, launch.arch, launch.interpreted)
+    for function in (*cached, tuning._warn_that_none_fits):
+        function.cache_clear()
     yield
-    for cached in (launch.why_not, launch.arch, launch.interpreted):
-        cached.cache_clear()
+    for function in (*cached, tuning._warn_that_none_fits):
+        function.cache_clear()
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], shared_memory: int = 232448
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: "Some GPU")
+    facts = SimpleNamespace(shared_memory_per_block_optin=shared_memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index=None: facts)
     monkeypatch.setenv("SNIPER_SELF_CHECK", "skip")  # tests/ops/test_selfcheck.py has it
 
 
-def tensor(dtype: torch.dtype, device: torch.device) -> SimpleNamespace:
+def tensor(
+    dtype: torch.dtype, device: torch.device, shape: tuple[int, ...] = (2, 3, 128)
+) -> SimpleNamespace:
     """As much of a tensor as the choice of a backend looks at."""
-    return SimpleNamespace(dtype=dtype, device=device)
+    size = torch.Size(shape)
+    return SimpleNamespace(
+        dtype=dtype, device=device, shape=size, numel=size.numel, dim=lambda: len(shape)
+    )
 
 
 def layout(block: int = 64, taps: int = 1) -> BlockLayout:
@@ -141,6 +151,45 @@ def test_more_than_32_bits_count_is_refused(as_interpreted):
     wide = BlockLayout(torch.zeros(512, 256, dtype=torch.bool), 128)
     with pytest.raises(ValueError, match=r"layout: expected fewer than 2\^31 weights"):
         launch.check_layout(wide, Geometry(), torch.device("cpu"))
+
+
+def test_what_kernels_cannot_count_runs_elsewhere(monkeypatch):
+    """2^31 rows, more columns than a grid has; 2^31 elements alone are counted in 64 bits."""
+    pretend(monkeypatch, (9, 0))
+    rows = tensor(torch.bfloat16, CUDA, (2**20, 2**11, 128))
+    elements = tensor(torch.bfloat16, CUDA, (2**10, 2**11, 2048))
+    columns = tensor(torch.bfloat16, CUDA, (2, elementwise.MOST_COLUMNS + 1))
+    assert not TRITON.takes("fwd", rows, layout()) and not TRITON.serves(rows)
+    assert TRITON.takes("fwd", elements, layout()) and TRITON.serves(elements)
+    assert not TRITON.serves(columns)
+    with pytest.raises(ValueError, match="y: expected at most 4194240 columns"):
+        monkeypatch.setattr(launch, "interpreted", lambda: True)
+        y = torch.zeros(1).expand(1, elementwise.MOST_COLUMNS + 1)
+        elementwise.relu_dropout_backward(y, y)
+
+
+def test_offsets_beyond_32_bits_within_a_tile_are_copied():
+    def strided(*strides: int, rows: int = 9) -> torch.Tensor:
+        return torch.empty_strided((2, rows, 16), strides, device="meta")
+
+    assert launch.rows_contiguous(strided(2**33, 2**23, 1)).stride() == (9 * 16, 16, 1)
+    # One row has any stride, and is contiguous all the same.
+    assert launch.rows_contiguous(strided(2**33, 2**31, 1, rows=1)).stride() == (16, 16, 1)
+    near = strided(2**33, 2**22, 1)
+    assert launch.rows_contiguous(near) is near
+    assert launch.rows_contiguous(near, 2**9) is not near
+
+
+@pytest.mark.parametrize(("kibibytes", "taken"), [(227, True), (20, True), (1, False)])
+def test_a_chip_too_small_for_every_tile_runs_dense_and_says_so_once(
+    monkeypatch, kibibytes, taken, recwarn
+):
+    pretend(monkeypatch, (8, 0), 1024 * kibibytes)
+    x = tensor(torch.bfloat16, CUDA)
+    for _ in range(2):
+        assert TRITON.takes("wgrad", x, layout()) == taken
+    said = [str(w.message) for w in recwarn if "no tile fits the 1024 bytes" in str(w.message)]
+    assert len(said) == (not taken)
 
 
 def test_a_layout_elsewhere_is_refused(as_interpreted):

@@ -6,9 +6,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sniper.ops.backends.triton.launch import check, kernels, matrix_shape, on
+from sniper.ops.backends.triton.launch import check as check_tensor
+from sniper.ops.backends.triton.launch import countable as rows_countable
+from sniper.ops.backends.triton.launch import kernels, matrix_shape, on
 
 TILE = {"BM": 32, "BN": 64}
+# Columns lie along the grid's second side, which CUDA limits.
+MOST_COLUMNS = 65535 * TILE["BN"]
+
+
+def countable(x: Tensor) -> bool:
+    """Whether a grid of these kernels reaches all of a tensor's rows and columns."""
+    return rows_countable(x) and matrix_shape(x)[1] <= MOST_COLUMNS
+
+
+def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | None) -> None:
+    """`launch.check`, and that the grid reaches all columns."""
+    check_tensor(name, t, like, shape)
+    if not countable(t):
+        raise ValueError(
+            f"{name}: expected at most {MOST_COLUMNS} columns, got shape {list(t.shape)}"
+        )
 
 
 def dropout(x: Tensor, p: float, seed: int | Tensor, relu: bool = False) -> Tensor:

@@ -20,6 +20,8 @@ from sniper.ops.geometry import Geometry
 from sniper.ops.layout import BlockLayout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Rows of the largest tile: within a tile kernels count in 32 bits, up to it in 64.
+LARGEST_TILE = max(c.tokens for table in (configs.PRODUCT, configs.WGRAD) for cs in table.values() for c in cs)
 # What a weight gradient fills: programs per multiprocessor, if each has that many tiles to add.
 WAVES, SPLIT_TILES = 4, 8
 
@@ -69,6 +71,16 @@ def arch(device: torch.device) -> int:
     return configs.arch_of(torch.cuda.get_device_capability(device))
 
 
+def shared_memory(device: torch.device) -> int:
+    """Bytes that one program may take: what the GPU says of itself, or is known of its kind."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        own = getattr(properties, "shared_memory_per_block_optin", None)
+        if own is not None:
+            return own
+    return configs.shared_memory(arch(device))
+
+
 @cache
 def multiprocessors(device: torch.device) -> int:
     """Of the GPU; few in the interpreter, where programs run one after the other."""
@@ -107,10 +119,15 @@ def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | No
         )
     if t.dtype != like.dtype:
         raise ValueError(f"{name}: expected {like.dtype} as the other operand, got {t.dtype}")
-    if t.numel() >= 2**31 * max(t.shape[-1:], default=1):
+    if not countable(t):
         raise ValueError(f"{name}: expected fewer than 2^31 rows, got shape {list(t.shape)}")
     if shape is not None:
         check_shape(name, t, shape)
+
+
+def countable(t: Tensor) -> bool:
+    """Whether its rows have numbers of 32 bits; of elements there may be more."""
+    return t.numel() < 2**31 * max(t.shape[-1:], default=1)
 
 
 def check_layout(layout: BlockLayout, geometry: Geometry, device: torch.device) -> tuple[int, int]:
@@ -157,9 +174,17 @@ def descriptor(t: Tensor, tile: list[int]) -> Any:
     return TensorDescriptor(t, list(t.shape), list(t.stride()), tile)
 
 
-def rows_contiguous(t: Tensor) -> Tensor:
-    """Itself where its last dimension is dense, else a copy."""
-    return t if t.stride(-1) == 1 else t.contiguous()
+def rows_contiguous(t: Tensor, span: int = 0) -> Tensor:
+    """Itself where its last dimension is dense and offsets within a tile fit 32 bits, else a copy.
+
+    Args:
+        t: `[..., rows, channels]`.
+        span: rows that are reached from a row of a tile.
+    """
+    if t.stride(-1) == 1 and (LARGEST_TILE + span) * t.stride(-2) + t.shape[-1] < 2**31:
+        return t
+    # Not contiguous(), which keeps a row's stride where there is one row.
+    return t.clone(memory_format=torch.contiguous_format)
 
 
 def flat(geometry: Geometry, *tensors: Tensor) -> tuple[Tensor, ...]:

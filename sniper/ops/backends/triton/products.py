@@ -11,7 +11,7 @@ from torch import Tensor
 from sniper.kernels import configs
 from sniper.ops import selfcheck
 from sniper.ops.backend import out_length
-from sniper.ops.backends.triton import launch, tuning
+from sniper.ops.backends.triton import elementwise, launch, tuning
 from sniper.ops.backends.triton.elementwise import column_sums, dropout_args
 from sniper.ops.backends.triton.tuning import Tiling, pick_tiling, tune
 from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
@@ -39,11 +39,15 @@ class TritonBackend:
         """As the protocol has it; checks a GPU's kernels first, and warns once if they fail."""
         if layout.block_size not in configs.BLOCK_SIZES or not launch.usable(x):
             return False
+        if not launch.countable(x):
+            return False
         return bool(tuning.trusted_paths(which, layout.block_size, x))
 
     def serves(self, x: Tensor) -> bool:
         """Whether elementwise kernels may run on tensors such as this."""
-        return launch.usable(x) and selfcheck.trusted(x, ELEMENTWISE_BLOCK, selfcheck.ELEMENTWISE)
+        if not launch.usable(x) or not elementwise.countable(x):
+            return False
+        return selfcheck.trusted(x, ELEMENTWISE_BLOCK, selfcheck.ELEMENTWISE)
 
     def fwd(
         self,
@@ -153,7 +157,8 @@ def _product(
     (path, config), block = tiling, layout.block_size
     transposed, twin, sign = (False, "", 1) if epilogue else (True, "_t", -1)
     bias, seed, threshold, scale, relu = epilogue or (None, None, 0, 1.0, False)
-    src, weight = launch.rows_contiguous(src), launch.rows_contiguous(weight)
+    span = geometry.dilation * (geometry.taps - 1)
+    src, weight = launch.rows_contiguous(src, span), launch.rows_contiguous(weight, len(weight))
     src, rows_out = launch.flat(geometry, src, out)
     batch, length = rows_out.shape[:2]
     rows, inner = rows_out.shape[2] // block, src.shape[2] // block
@@ -202,7 +207,8 @@ def _wgrad(
     if not entries or not dy.numel() or not x.numel():
         return dw
     rows, taps, inner = layout.shape
-    dy, x = (launch.rows_contiguous(t) for t in (dy, x))
+    span = geometry.dilation * (geometry.taps - 1)
+    dy, x = (launch.rows_contiguous(t, span) for t in (dy, x))
     dy, x = launch.flat(geometry, dy, x)
     length_tiles = -(-dy.shape[1] // config.tokens)
     tiles = dy.shape[0] * length_tiles

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sniper.kernels import configs
@@ -41,9 +44,16 @@ def tilings(which: str, layout: BlockLayout, *operands: Tensor) -> list[Tiling]:
 
 
 def trusted_paths(which: str, block_size: int, x: Tensor) -> list[str]:
-    """The paths whose kernels have passed their check on x's GPU, the preferred first."""
-    paths = paths_of(block_size, x)
-    return [p for p in paths if selfcheck.trusted(x, block_size, selfcheck.family(p, op_of(which)))]
+    """The paths whose kernels fit x's GPU and have passed their check, the preferred first; warns
+    once where none fits.
+    """
+    op, fitting = op_of(which), []
+    for path in paths_of(block_size, x):
+        if _fitting(op, path, block_size, launch.kind(x), x.device):
+            fitting.append(path)
+    if not fitting:
+        _warn_that_none_fits(op, block_size, launch.kind(x), x.device)
+    return [p for p in fitting if selfcheck.trusted(x, block_size, selfcheck.family(p, op))]
 
 
 def paths_of(block_size: int, x: Tensor) -> list[str]:
@@ -66,7 +76,7 @@ def every_tiling(which: str, layout: BlockLayout, *operands: Tensor) -> list[Til
     return [
         Tiling(path, config)
         for path in paths
-        for config in configs.candidates(op, path, block, values, launch.arch(device))
+        for config in _fitting(op, path, block, values, device)
     ]
 
 
@@ -126,6 +136,22 @@ def tune(
 def tuned(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -> bool:
     """Whether `tune` has times for a pass on tensors such as its first, x or dy."""
     return timings.known(tuning_key(which, layout, geometry, x)) is not None
+
+
+def _fitting(
+    op: str, path: str, block: int, kind: str, device: torch.device
+) -> list[configs.Config]:
+    limit = launch.shared_memory(device)
+    return configs.candidates(op, path, block, kind, launch.arch(device), limit)
+
+
+@cache
+def _warn_that_none_fits(op: str, block: int, kind: str, device: torch.device) -> None:
+    warnings.warn(
+        f"block-sparse layers run dense in their {op} of {kind} blocks of {block}: no tile fits "
+        f"the {launch.shared_memory(device)} bytes of shared memory of {device}",
+        stacklevel=3,
+    )
 
 
 def _copy_engine_takes(t: Tensor) -> bool:

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What autocast makes of an operand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast gives the operands of a product of `x`, or None where it gives none.
+
+    Autocast leaves doubles alone, and knows no meta device.
+    """
+    plain = x.dtype == torch.float64 or x.device.type == "meta"
+    if plain or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """`x` as products take it, for whoever gives it to several of them: one cast, and one of its
+    gradient, in place of one each.
+
+    Args:
+        x: floating-point values.
+
+    Returns:
+        Itself where autocast is off, or has nothing to change.
+    """
+    dtype = autocast_dtype(x)
+    return x if dtype is None else x.to(dtype)
