@@ -5,7 +5,7 @@ An output folder holds `train.safetensors`, `valid.safetensors`, `test.safetenso
 last, `corpus.json`; while work goes on, `prepare.work`.
 """
 
-import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,17 +14,18 @@ import numpy as np
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.analyze import analyze_all, pause_share
 from sniper.tts.corpus.corpus import Corpus, fingerprint
-from sniper.tts.corpus.dataset import SPLITS, CorpusInfo
+from sniper.tts.corpus.dataset import CORPUS, SPLITS, CorpusInfo, read_corpus_json
 from sniper.tts.corpus.features import compute_statistics
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
-from sniper.tts.corpus.store import write_json
+from sniper.tts.corpus.verify import damaged
 from sniper.tts.corpus.workfile import WorkFile, features_of
 from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
+from sniper.tts.files import sealed, write_json
 from sniper.tts.text.lexicon import harvest
 from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, Vocabulary
 
 FORMAT_VERSION = 1
-_CORPUS, _WORK = "corpus.json", "prepare.work"
+_WORK = "prepare.work"
 
 
 @dataclass(frozen=True)
@@ -93,25 +94,35 @@ def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None
     Raises:
         SpeechError: it was made with other settings (the differences are listed).
     """
-    path = out / _CORPUS
+    path = out / CORPUS
     if force:
         # corpus.json first: without it nothing counts as finished.
-        for name in (_CORPUS, *(f"{split}.safetensors" for split in SPLITS), _WORK):
+        for name in (CORPUS, *(f"{split}.safetensors" for split in SPLITS), _WORK):
             (out / name).unlink(missing_ok=True)
         return None
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_corpus_json(path)
         refuse_other_settings(out, found["settings"], plan.settings())
-        problems = [(where, reason) for where, reason in found["problems"]]
-        health = tuple(map(str, found.get("health", ())))
-        prepared = Prepared(out, found["counts"], found["seconds"], problems, False, health)
+        prepared = _prepared(out, found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpeechError(f"{path} is damaged; --force makes everything anew") from error
+        raise damaged(path, " ".join(str(error).split())[:200]) from error
     if any(not (out / f"{split}.safetensors").is_file() for split in prepared.counts):
         raise SpeechError(f"{out} lacks a file that {path} names; --force makes everything anew")
     return prepared
+
+
+def _prepared(out: Path, found: dict) -> Prepared:
+    """What corpus.json says; any of the errors of wrong contents where it says something else."""
+    counts, seconds = found["counts"], found["seconds"]
+    if not all(name in SPLITS and type(count) is int for name, count in counts.items()):
+        raise ValueError(f"counts cannot be {counts!r:.60}")
+    if type(seconds) not in (int, float) or not math.isfinite(seconds):
+        raise ValueError(f"seconds cannot be {seconds!r:.60}")
+    problems = [(str(where), str(reason)) for where, reason in found["problems"]]
+    health = tuple(map(str, found.get("health", ())))
+    return Prepared(out, counts, seconds, problems, False, health)
 
 
 def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
@@ -281,5 +292,7 @@ def _finish(
         "health": health,
         **info.to_json(),
     }
-    write_json(out / _CORPUS, {"settings": plan.settings(), **content})
+    files = [f"{name}.safetensors" for name in parts]
+    whole = sealed({"settings": plan.settings(), **content}, CORPUS, out, files)
+    write_json(out / CORPUS, whole)
     return Prepared(out, counts, seconds, problems, True, tuple(health))

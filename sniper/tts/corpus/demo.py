@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from sniper.tts.corpus.corpus import ALIGNMENTS, DESCRIPTION
-from sniper.tts.corpus.store import atomic_write, write_json
 from sniper.tts.errors import progress_bar, require
+from sniper.tts.files import atomic_write, write_json
 from sniper.tts.processes import run_in_fresh_process
 from sniper.tts.text.espeak import SAMPLE_RATE, espeak
 from sniper.tts.text.grammar import demo_sentences
