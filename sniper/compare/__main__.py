@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sniper.command import exit_with
+
 if TYPE_CHECKING:
     from sniper.compare.arms import Matrix
     from sniper.compare.matrix import Outcome, Run
@@ -101,10 +103,10 @@ def main(argv: list[str] | None = None) -> int:
 def _main(options: argparse.Namespace, command: str) -> int:
     from sniper.compare.arms import load_matrix
     from sniper.compare.matrix import plan, refuse_changes
-    from sniper.compare.worker import folder_lock
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
-    from sniper.tts.errors import SpeechError
+    from sniper.tts.errors import FolderInUse, SpeechError
+    from sniper.tts.locks import only_one
     from sniper.tts.processes import default_workers
 
     try:
@@ -114,10 +116,13 @@ def _main(options: argparse.Namespace, command: str) -> int:
         out = options.output or Path("runs") / f"compare-{matrix.name}"
         threads = options.threads or max(1, default_workers() // options.jobs)
         runs = plan(matrix, out, threads)
-        with folder_lock(out, wait=False):
+        out.mkdir(parents=True, exist_ok=True)
+        with only_one(out):
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
             return _run(options, command, matrix, runs, out)
+    except FolderInUse as error:
+        print(f"error: {error}; wait for it, or use another --output", file=sys.stderr)
     except (ConfigError, SpeechError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -205,4 +210,4 @@ def _print_failures(outcome: Outcome) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

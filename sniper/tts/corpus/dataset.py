@@ -65,7 +65,8 @@ class CorpusInfo:
                 frontend=frontend_from_json(data["frontend"]),
                 speech=data["speech"],
             )
-            check_info(info)
+            bins = info.features.n_mels
+            check_info(info.vocabulary, bins, info.statistics, info.frontend, info.speech)
         # What reading contents of the wrong kind raises.
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -162,7 +163,8 @@ class FeatureDataset(torch.utils.data.Dataset):
     def _open(self) -> None:
         self._tensors, metadata = map_tensors(self.path)
         try:
-            found = check_split(self._tensors, metadata, self.info)
+            about = (self.info.vocabulary, self.info.features.n_mels)
+            found = check_split(self._tensors, metadata, *about)
         except ValueError as error:
             raise damaged(self.path, str(error)) from error
         self.ids, self.texts = found

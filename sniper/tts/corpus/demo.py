@@ -61,8 +61,8 @@ def write_demo_corpus(
 
 def _is_finished(marker: Path, description: dict) -> bool:
     try:
-        return json.loads(marker.read_text()) == description
-    except (OSError, ValueError):
+        return json.loads(marker.read_text(encoding="utf-8")) == description
+    except (OSError, ValueError, RecursionError):
         return False
 
 

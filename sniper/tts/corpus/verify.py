@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from sniper.tts.corpus.features import Statistics
 from sniper.tts.errors import SpeechError
-
-if TYPE_CHECKING:
-    from sniper.tts.corpus.dataset import CorpusInfo
+from sniper.tts.text.text import Frontend, Vocabulary
 
 REMEDY = "prepare the corpus again: python -m sniper.prepare with --force"
 
@@ -26,30 +25,31 @@ def damaged(path: Path, what: str) -> SpeechError:
     return SpeechError(f"{path} is damaged ({what}); {REMEDY}")
 
 
-def check_info(info: CorpusInfo) -> None:
+def check_info(
+    vocabulary: Vocabulary, n_mels: int, statistics: Statistics, frontend: Frontend, speech: str
+) -> None:
     """Look at what a corpus says about itself.
 
     Raises:
         ValueError: it cannot be that of any speech.
     """
-    bins = (info.features.n_mels,)
-    for name, value in vars(info.statistics).items():
+    for name, value in vars(statistics).items():
         if name.startswith("mel"):
-            good = isinstance(value, np.ndarray) and value.shape == bins
+            good = isinstance(value, np.ndarray) and value.shape == (n_mels,)
             good = good and bool(np.isfinite(value).all())
         else:
             good = type(value) in (int, float) and math.isfinite(value)
         if not good or (name.endswith("std") and not np.all(np.asarray(value) > 0)):
             raise ValueError(f"{name} cannot be {value!r:.60}")
-    if not all(isinstance(text, str) for text in (*info.vocabulary.symbols, info.speech)):
+    if not all(isinstance(text, str) for text in (*vocabulary.symbols, speech)):
         raise ValueError("expected text for the vocabulary and what speech it is")
-    lexicon = getattr(info.frontend, "lexicon", {})
+    lexicon = getattr(frontend, "lexicon", {})
     if not all(isinstance(text, str) for text in (*lexicon, *lexicon.values())):
         raise ValueError("expected text for the words of the lexicon and their phonemes")
 
 
 def check_split(
-    tensors: dict[str, np.ndarray], metadata: dict[str, Any], info: CorpusInfo
+    tensors: dict[str, np.ndarray], metadata: dict[str, Any], vocabulary: Vocabulary, n_mels: int
 ) -> tuple[list[str], list[str]]:
     """Look at one split's tensors (`store` has their layout), all but the values of the mel, which
     the checksum covers.
@@ -63,7 +63,7 @@ def check_split(
     ids, texts = (_names(metadata, name) for name in ("ids", "texts"))
     if len(ids) != len(texts):
         raise ValueError(f"{len(ids)} ids and {len(texts)} texts")
-    mel = _tensor(tensors, "mel", np.float32, (None, info.features.n_mels))
+    mel = _tensor(tensors, "mel", np.float32, (None, n_mels))
     offsets = {"mel": len(mel)}
     tokens = _tensor(tensors, "tokens", np.int32, (None,))
     durations = _tensor(tensors, "durations", np.int32, (len(tokens),))
@@ -78,9 +78,9 @@ def check_split(
         if starts[name][0] != 0 or starts[name][-1] != total or (np.diff(starts[name]) < 1).any():
             raise ValueError(f"{name}_offsets do not rise from 0 to {total}")
     # 0 is padding, and the last one ends a sentence: neither is ever spoken.
-    if len(tokens) and not 1 <= tokens.min() <= tokens.max() < info.vocabulary.eos:
+    if len(tokens) and not 1 <= tokens.min() <= tokens.max() < vocabulary.eos:
         raise ValueError(
-            f"tokens: expected 1 to {info.vocabulary.eos - 1}, got {tokens.min()} to {tokens.max()}"
+            f"tokens: expected 1 to {vocabulary.eos - 1}, got {tokens.min()} to {tokens.max()}"
         )
     if len(tokens) and durations.min() < 0:
         raise ValueError(f"durations: expected 0 frames or more, got {durations.min()}")
