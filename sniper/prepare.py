@@ -114,6 +114,8 @@ def _report(prepared: Prepared) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in prepared.counts.items())
     verb = "prepared" if prepared.fresh else "was prepared already"
     print(f"{prepared.folder} {verb}: {counts} utterances, {prepared.seconds / 3600:.2f} h")
+    if prepared.summary:
+        print(prepared.summary)
     if prepared.problems:
         print(f"{len(prepared.problems)} left out:")
         for where, reason in prepared.problems:

@@ -4,6 +4,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,7 +124,7 @@ def _alignment(line: bytes) -> tuple[str, Alignment]:
     return name, Alignment(tuple(phones), seconds / rate)
 
 
-def _is_time(value: object) -> bool:
+def _is_time(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e15  # also refuses NaN
 
 
