@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sniper.command import exit_with
+from sniper.command import exit_with, path_argument
 
 if TYPE_CHECKING:
     from sniper.compare.arms import Matrix
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of {matrices}"
     )
-    parser.add_argument("--output", type=Path, help="folder; default: runs/compare-NAME")
+    parser.add_argument("--output", type=path_argument, help="folder; default: runs/compare-NAME")
     parser.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="in place of the matrix's")
     parser.add_argument("--arms", type=_words, metavar="NAME,NAME", help="only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
