@@ -10,6 +10,9 @@ from __future__ import annotations
 import difflib
 import sys
 from importlib import import_module
+from typing import NoReturn
+
+from sniper.command import exit_with
 
 # What each does, in one line; the module's own --help says the rest.
 COMMANDS = {
@@ -59,10 +62,15 @@ def main(argv: list[str] | None = None) -> int:
     return import_module(_module(name)).main(rest)
 
 
+def run() -> NoReturn:
+    """What the console script calls."""
+    exit_with(main)
+
+
 def _module(name: str) -> str:
     """The module that holds a command's `main`."""
     return "sniper.compare.__main__" if name == "compare" else f"sniper.{name}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -1,20 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a command's process ends."""
+"""How a command's process takes its paths, speaks and ends."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
-def exit_with(main: Callable[[], int]) -> NoReturn:
-    """Runs a command and ends the process with its exit status; Ctrl-C leaves no traceback."""
+def path_argument(text: str) -> Path:
+    """An argparse type: a path that a file system can have."""
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"a path holds no NUL, got {text!r}")
+    return Path(text)
+
+
+path_argument.__name__ = "path"  # as argparse names it
+
+
+def typed_text(text: str) -> str:
+    """What a person typed, where the locale made lone bytes of letters beyond ASCII."""
     try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Runs a command and ends the process with its exit status; neither Ctrl-C, nor letters that
+    the terminal does not have, nor a reader that has gone away leave a traceback.
+    """
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # as under a window manager's start
+                stream.reconfigure(errors="backslashreplace")  # pyright: ignore
         status = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:
+        status = 141  # as of a process that SIGPIPE ended
+        _forget_output()
     # Nothing is left to stop, and Python's own last steps answer Ctrl-C with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
+
+
+def _forget_output() -> None:
+    # Python flushes once more at its end, and says so where that fails.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,13 +13,12 @@ by Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import logging
 import sys
 from importlib import import_module
-from pathlib import Path
 
-from sniper.command import exit_with
+from sniper.command import exit_with, path_argument
 
 ABOUT = {
     "inputs": {
@@ -40,9 +39,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m sniper.export", description="Write a trained model as ONNX or torch.export."
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder")
+    parser.add_argument("--checkpoint", required=True, type=path_argument, help="a run's folder")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="default: best")
-    parser.add_argument("-o", "--output", required=True, type=Path, help="FILE.onnx or FILE.pt2")
+    parser.add_argument(
+        "-o", "--output", required=True, type=path_argument, help="FILE.onnx or FILE.pt2"
+    )
     options = parser.parse_args(argv)
     if options.output.suffix not in (".onnx", ".pt2"):
         print(f"error: expected a name in .onnx or .pt2, got {options.output}", file=sys.stderr)
@@ -64,21 +65,24 @@ def _export(options: argparse.Namespace) -> int:
 
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.speaker import load_speaker
+    from sniper.tts.files import atomic_write, write_json
     from sniper.tts.model.graph import export_onnx, export_program
 
     path = options.output
     try:
         speaker = load_speaker(options.checkpoint, options.which)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()  # says why it cannot be written, before the work
-        if path.suffix == ".onnx":
-            import_module("onnxscript")  # what the exporter needs and torch does not bring
-            logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # advice on other packages
-            export_onnx(speaker.model, speaker.info.statistics, path)
-        else:
-            torch.export.save(export_program(speaker.model, speaker.info.statistics), path)
+        with atomic_write(path) as file:  # says why it cannot be written, before the work
+            if path.suffix == ".onnx":
+                import_module("onnxscript")  # what the exporter needs and torch does not bring
+                logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # advice on other packages
+                export_onnx(speaker.model, speaker.info.statistics, file)
+            else:
+                program = export_program(speaker.model, speaker.info.statistics)
+                torch.export.save(program, made := io.BytesIO())
+                file.write(made.getbuffer())
         about = {**ABOUT, **speaker.info.to_json()}
-        path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+        write_json(path.with_suffix(".json"), about)
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

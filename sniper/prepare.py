@@ -15,10 +15,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sniper.command import exit_with
+from sniper.command import exit_with, path_argument
 
 if TYPE_CHECKING:
     from sniper.tts.corpus.build import Prepared
@@ -47,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
         "is continued by the same command.",
     )
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--out", required=True, type=Path, help="folder for the feature files")
+    shared.add_argument(
+        "--out", required=True, type=path_argument, help="folder for the feature files"
+    )
     shared.add_argument(
         "--valid", type=_count, help="utterances held out (default: 5 %%, at most 250)"
     )
@@ -85,14 +86,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Prepare ROOT/metadata.csv (id|text or id|text|normalized), ROOT/wavs/ID.wav "
         "and MFA TextGrids. Utterances that cannot be used are left out and listed.",
     )
-    corpus.add_argument("--root", required=True, type=Path, help="corpus folder")
+    corpus.add_argument("--root", required=True, type=path_argument, help="corpus folder")
     corpus.add_argument(
         "--textgrids",
-        type=Path,
+        type=path_argument,
         help="folder of ID.TextGrid files, also one folder deeper (default: TextGrid/, textgrids/, "
         "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl)",
     )
-    corpus.add_argument("--lexicon", type=Path, help="dictionary in MFA format for further words")
+    corpus.add_argument(
+        "--lexicon", type=path_argument, help="dictionary in MFA format for further words"
+    )
     return parser
 
 
@@ -114,6 +117,8 @@ def _report(prepared: Prepared) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in prepared.counts.items())
     verb = "prepared" if prepared.fresh else "was prepared already"
     print(f"{prepared.folder} {verb}: {counts} utterances, {prepared.seconds / 3600:.2f} h")
+    if prepared.summary:
+        print(prepared.summary)
     if prepared.problems:
         print(f"{len(prepared.problems)} left out:")
         for where, reason in prepared.problems:

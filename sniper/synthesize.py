@@ -2,6 +2,7 @@
 """Speak a text with a trained model.
 
     python -m sniper.synthesize --checkpoint runs/demo "Some text." -o out.wav
+    python -m sniper.synthesize --checkpoint runs/demo - -o - < book.txt | aplay
 
 Exit status: 0 spoken, 1 a text or checkpoint that cannot be used, 2 wrong arguments, 130 stopped by
 Ctrl-C.
@@ -10,11 +11,13 @@ Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sniper.command import exit_with
+from sniper.command import exit_with, path_argument, typed_text
 
 if TYPE_CHECKING:
     from sniper.tts.speaker import Speaker
@@ -32,12 +35,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sniper.synthesize", description="Speak a text with a trained model."
     )
     parser.add_argument("text", help='what to say; "-" reads standard input; {HH AH0} is phonemes')
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder")
+    parser.add_argument("--checkpoint", required=True, type=path_argument, help="a run's folder")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="default: best")
-    parser.add_argument("-o", "--output", type=Path, help="WAV file to write")
+    parser.add_argument(
+        "-o", "--output", type=path_argument, help='WAV file to write; "-": standard output'
+    )
     parser.add_argument(
         "--mel",
-        type=Path,
+        type=path_argument,
         help="write the log-mel [T, n_mels] as .npy for another vocoder, its settings as .json",
     )
     parser.add_argument("--speed", type=float, default=1.0, help="2 takes half as long")
@@ -52,6 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     if options.output is None and options.mel is None:
         print("error: nothing to write: give -o FILE.wav or --mel FILE.npy", file=sys.stderr)
+        return 2
+    if _to_stdout(options) and sys.stdout.isatty():
+        print("error: -o - writes sound: let standard output go to a file or pipe", file=sys.stderr)
         return 2
     try:
         return _speak(options)
@@ -71,40 +79,78 @@ def _speak(options: argparse.Namespace) -> int:
     from sniper.tts.errors import SpeechError
 
     try:
-        text = sys.stdin.read() if options.text == "-" else options.text
+        given = options.text
+        # UTF-8 whatever the locale, like every other text of ours.
+        text = sys.stdin.buffer.read().decode("utf-8") if given == "-" else typed_text(given)
         speaker = load_speaker(options.checkpoint, options.which, options.device)
-        speech = speaker.speak(
-            text,
-            speed=options.speed,
-            pitch=options.pitch,
-            energy=options.energy,
-            vocode=options.output is not None,
-        )
+        with _bar() as watch:
+            speech = speaker.speak(
+                text,
+                speed=options.speed,
+                pitch=options.pitch,
+                energy=options.energy,
+                vocode=options.output is not None,
+                watch=watch,
+            )
         _write(speech, speaker.info.features, options.output, options.mel)
+    except BrokenPipeError:
+        raise  # whoever listened has gone
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _write(speech, features, output: Path | None, mel: Path | None) -> None:
-    import json
+def _to_stdout(options: argparse.Namespace) -> bool:
+    return str(options.output) == "-"
 
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """How far a long text is: a bar for who looks, a line every ten seconds in a log."""
+    from sniper.tts.errors import require
+
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    # A few sentences are there before a bar could be read.
+    bar = require("tqdm").tqdm(
+        desc="speaking", unit="step", delay=2.0, mininterval=interval, leave=False
+    )
+
+    def watch(done: int, steps: int) -> None:
+        bar.total = steps
+        bar.update(done - bar.n)
+
+    try:
+        yield watch
+    finally:
+        bar.close()
+
+
+def _write(speech, features, output: Path | None, mel: Path | None) -> None:
     import numpy as np
 
     from sniper.tts.audio.vocoder import save_wav
+    from sniper.tts.files import atomic_write, write_json
 
-    for path in filter(None, (output, mel)):
+    piped = str(output) == "-"
+    said = sys.stderr if piped else sys.stdout  # which then holds sound and nothing else
+    for path in filter(None, (None if piped else output, mel)):
         path.parent.mkdir(parents=True, exist_ok=True)
     if output is not None:
-        output.open("ab").close()  # says why it cannot be written; the sound library does not
-        save_wav(output, speech.audio, features.sample_rate)
-        print(f"{output}: {len(speech.audio) / features.sample_rate:.2f} s")
+        target = sys.stdout.buffer if piped else output
+        save_wav(target, speech.audio, features.sample_rate)
+        if piped:
+            sys.stdout.buffer.flush()
+        name = "standard output" if piped else output
+        print(f"{name}: {len(speech.audio) / features.sample_rate:.2f} s", file=said)
     if mel is not None:
         mel = mel if mel.suffix == ".npy" else Path(f"{mel}.npy")
-        np.save(mel, speech.mel)
-        mel.with_suffix(".json").write_text(json.dumps(features.to_json(), indent=1) + "\n")
-        print(f"{mel}: {speech.mel.shape[0]} frames; its settings are in {mel.stem}.json")
+        with atomic_write(mel) as file:
+            np.save(file, speech.mel)
+        write_json(mel.with_suffix(".json"), features.to_json())
+        print(
+            f"{mel}: {speech.mel.shape[0]} frames; its settings are in {mel.stem}.json", file=said
+        )
 
 
 if __name__ == "__main__":

@@ -176,6 +176,51 @@ def test_kill_9_and_run_again_equals_an_uninterrupted_run(tmp_path):
     assert prepared.fresh and contents(out) == contents(tmp_path / "whole")
 
 
+def _killed(root: Path, out: Path, size: int) -> None:
+    """Begin a preparation and kill it when its work has so many bytes."""
+    command = [sys.executable, "-m", "sniper.prepare", "ljspeech", "--root", root, "--out", out]
+    process = subprocess.Popen(
+        [*map(str, command), "--workers", "1", "--quiet"], stderr=subprocess.PIPE
+    )
+    work = out / "prepare.work"
+    while process.poll() is None and not (work.exists() and work.stat().st_size > size):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL, "it was done before it could be killed"
+
+
+def test_taken_away_killed_and_put_back_equals_an_uninterrupted_run(tmp_path):
+    root, out = tmp_path / "corpus", tmp_path / "out"
+    for number in range(16):
+        add_utterance(root, f"u{number:02d}", ["hello"], seconds=0.7, hz=100 + number)
+    prepare_ljspeech(root, tmp_path / "whole", workers=1, progress=False)
+    grid, aside = root / "TextGrid" / "u03.TextGrid", tmp_path / "u03.TextGrid"
+    grid.rename(aside)
+    _killed(root, out, 120_000)
+    aside.rename(grid)
+    prepared = prepare_ljspeech(root, out, workers=1, progress=False)
+    assert prepared.problems == [] and contents(out) == contents(tmp_path / "whole")
+
+
+def test_what_changes_between_two_runs_is_analysed_anew(tmp_path):
+    root, out = tmp_path / "corpus", tmp_path / "out"
+    for number in range(16):
+        add_utterance(root, f"u{number:02d}", ["hello"], seconds=0.7, hz=100 + number)
+    _killed(root, out, 200_000)
+    soundfile.write(root / "wavs" / "u00.wav", 0.2 * np.sin(np.arange(11200) / 10), 16000)
+    write_textgrid(root / "TextGrid" / "u01.TextGrid", ["world"], 0.7)
+    (root / "metadata.csv").write_text(
+        (root / "metadata.csv").read_text().replace("u02|hello", "u02|Hello!")
+    )
+    # The same command: what the metadata say is part of the settings of a finished corpus only.
+    (out / "prepare.work").rename(tmp_path / "kept")
+    prepare_ljspeech(root, tmp_path / "whole", workers=1, progress=False)
+    (tmp_path / "kept").rename(out / "prepare.work")
+    prepare_ljspeech(root, out, workers=1, progress=False)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
 def test_other_settings_are_refused_with_the_difference(corpus, tmp_path, capsys):
     out = tmp_path / "out"
     base = ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet", "--workers", "1"]

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +41,7 @@ def test_text_from_standard_input(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 0
-    monkeypatch.setattr(sys, "stdin", io.StringIO(TEXT + "\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode() + b"\n")))
     assert _main(trained_run, "-", "-o", tmp_path / "b.wav") == 0
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 
@@ -128,6 +132,7 @@ def test_checkpoints_that_cannot_be_used(
     broken = tmp_path / "broken"
     shutil.copytree(checkpoint.find(trained_run), broken)
     meta = json.loads((broken / "meta.json").read_text())
+    del meta["checksums"]
     for change in ({"speech": {}}, {"config": {"unknown": 1}}, {"config": {}}):
         (broken / "meta.json").write_text(json.dumps({**meta, **change}))
         assert f"{broken} does not fit this version" in said(broken)
@@ -165,3 +170,87 @@ def test_a_missing_package_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 2
     assert "pip install 'sniper-tts[tts]'" in capsys.readouterr().err
+
+
+def _process(run: Path, *arguments: object, **options: Any) -> subprocess.Popen:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, "-m", "sniper.synthesize", "--checkpoint", run, *arguments]
+    return subprocess.Popen([*map(str, command)], **{**pipes, **options})
+
+
+def test_sound_to_standard_output_and_nothing_else(trained_run: Path, tmp_path: Path):
+    assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 0
+    process = _process(trained_run, TEXT, "-o", "-", "--mel", tmp_path / "a.npy")
+    sound, said = process.communicate()
+    assert process.returncode == 0 and sound == (tmp_path / "a.wav").read_bytes()
+    assert b"standard output: " in said and b"a.npy" in said
+    # Who listens goes away.
+    process = _process(trained_run, TEXT * 3, "-o", "-")
+    process.stdout.close()
+    assert b"Traceback" not in (said := process.stderr.read()) and b"rror" not in said, said
+    assert process.wait() == 141
+
+
+def test_sound_is_not_written_to_a_terminal(
+    trained_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert _main(trained_run, TEXT, "-o", "-") == 2
+    assert "file or pipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_letters_beyond_ascii_in_the_c_locale(trained_run: Path, tmp_path: Path, utf8: str):
+    """Also where Python is told not to help itself with UTF-8."""
+    folder = tmp_path / "Grüße"
+    words = ["LC_ALL=C", "LANG=C", f"PYTHONUTF8={utf8}", f"PYTHONCOERCECLOCALE={utf8}"]
+    env = os.environ | dict(word.split("=") for word in words)
+    text = "The “grey” horse slept…"
+    for given, stdin in ((text, None), ("-", text.encode())):
+        wav = folder / f"{len(given)}ä.wav"
+        process = _process(trained_run, given, "-o", wav, env=env, stdin=subprocess.PIPE)
+        out, said = process.communicate(stdin)
+        assert process.returncode == 0, said
+        assert b"Traceback" not in said and wav.exists()
+        assert out.isascii() if utf8 == "0" else "ä.wav".encode() in out
+    files = sorted(path.read_bytes() for path in folder.iterdir())
+    assert len(files) == 2 and files[0] == files[1], "the same was read from both"
+
+
+def test_how_far_a_long_text_is(trained_run: Path):
+    steps = []
+    speaker = load_speaker(trained_run)
+    speaker.speak(f"{TEXT} {TEXT} {TEXT}", watch=lambda *step: steps.append(step))
+    assert steps == [(n, 6) for n in range(1, 7)]
+    speaker.speak(TEXT, vocode=False, watch=lambda *step: steps.append(step))
+    assert steps[-1] == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.npy", "a.json"])
+def test_a_full_disk_names_the_file_and_leaves_no_half_one(
+    name: str,
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    replace = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    arguments = ["-o", tmp_path / "a.wav", "--mel", tmp_path / "a.npy"]
+    assert _main(trained_run, TEXT, *arguments) == 1
+    said = capsys.readouterr().err
+    assert said == f"error: [Errno 28] No space left on device: '{tmp_path / name}'\n"
+    assert not (tmp_path / name).exists() and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_path_with_a_nul(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for arguments in (["x", "--checkpoint", "a\0b", "-o", "c"], ["x", "--checkpoint", "a", "-o\0"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2 and "a path holds no NUL" in capsys.readouterr().err

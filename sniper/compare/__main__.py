@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sniper.command import exit_with, path_argument
+
 if TYPE_CHECKING:
     from sniper.compare.arms import Matrix
     from sniper.compare.matrix import Outcome, Run
@@ -45,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of {matrices}"
     )
-    parser.add_argument("--output", type=Path, help="folder; default: runs/compare-NAME")
+    parser.add_argument("--output", type=path_argument, help="folder; default: runs/compare-NAME")
     parser.add_argument("--seeds", type=_numbers, metavar="0,1,2", help="in place of the matrix's")
     parser.add_argument("--arms", type=_words, metavar="NAME,NAME", help="only these")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
@@ -104,10 +106,10 @@ def main(argv: list[str] | None = None) -> int:
 def _main(options: argparse.Namespace, command: str) -> int:
     from sniper.compare.arms import load_matrix
     from sniper.compare.matrix import plan, refuse_changes
-    from sniper.compare.worker import folder_lock
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
-    from sniper.tts.errors import SpeechError
+    from sniper.tts.errors import FolderInUse, SpeechError
+    from sniper.tts.locks import only_one
     from sniper.tts.processes import default_workers
 
     try:
@@ -117,12 +119,15 @@ def _main(options: argparse.Namespace, command: str) -> int:
         out = options.output or Path("runs") / f"compare-{matrix.name}"
         threads = options.threads or max(1, default_workers() // options.jobs)
         runs = plan(matrix, out, threads)
+        out.mkdir(parents=True, exist_ok=True)
         # Two comparisons in one folder would start the same runs twice.
-        with folder_lock(out, wait=False):
+        with only_one(out):
             # Measuring and reporting change no run, so they also serve folders of older settings.
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
             return _run(options, command, matrix, runs, out)
+    except FolderInUse as error:
+        print(f"error: {error}; wait for it, or use another --output", file=sys.stderr)
     except (ConfigError, SpeechError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -211,4 +216,4 @@ def _print_failures(outcome: Outcome) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from sniper.tts.corpus.store import atomic_write
 from sniper.tts.errors import require
+from sniper.tts.files import atomic_write
 
 LOUDEST = 0.9  # MP3 may overshoot
 

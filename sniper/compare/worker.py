@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import platform
 import signal
@@ -21,12 +20,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sniper.compare import files
+from sniper.tts.locks import only_one
+
+_SAVING_SECONDS = 300.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,7 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     from sniper.tts.errors import SpeechError
 
     try:
-        with folder_lock(options.run):
+        # One that an earlier comparison left may still be saving.
+        with only_one(options.run, wait=_SAVING_SECONDS):
             return _work(options)
     except (SpeechError, ConfigError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -85,8 +87,8 @@ def _work(options: argparse.Namespace) -> int:
         _record(folder, "trained", "", started)
     set_up_torch(config.train)
     valid = FeatureDataset(prepare_data(config) / "valid.safetensors")
-    # The first run finds out what all share; the others wait for it instead of doing it again.
-    with folder_lock(options.truth):
+    options.truth.mkdir(parents=True, exist_ok=True)
+    with only_one(options.truth, wait=float("inf")):  # the first one measures it for all
         truth = load_truth(options.truth, valid, options.sentences)
     if read_evaluation(folder, len(truth.f0)) is None:
         evaluate(folder, truth, config.train.device)
@@ -168,30 +170,6 @@ def _commit() -> str | None:
             check=True,
         ).stdout.strip()
     return None
-
-
-@contextlib.contextmanager
-def folder_lock(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Waits until no other process works in the folder.
-
-    Raises:
-        BlockingIOError: one does, and it shall not wait; with its number.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            # The holder has written its number; it may not have come to that yet.
-            lock.seek(0)
-            who = f"process {found}" if (found := lock.read(20).strip()) else "another process"
-            raise BlockingIOError(
-                f"{who} is comparing in {folder}; wait for it, or stop it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
 
 
 def _stop_with_parent() -> None:

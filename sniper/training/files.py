@@ -4,19 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import json
-import os
-import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sniper.training.settings import ConfigError
-from sniper.tts.corpus.store import atomic_write
-
-LOCK = "lock"
+from sniper.tts.errors import FolderInUse
+from sniper.tts.files import atomic_write
+from sniper.tts.locks import only_one
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -25,60 +19,21 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written, with its name; what was there stays.
     """
-    try:
-        with atomic_write(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Keeps every other run out of a run's folder, on this machine and where locks reach others.
+    """Keeps every other run, preparation and comparison out of a run's folder.
 
     Raises:
         ConfigError: another one is in it, with whose it is.
         OSError: the lock cannot be written.
     """
-    path = folder / LOCK
-    while True:
-        # A lock of the kernel: it ends with the process, however that ends, so none is ever stale.
-        # Of the process alone: workers that outlive a killed run by seconds hold none.
-        file = path.open("a+", encoding="utf-8")
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = _owner(file.read())
-            file.close()
-            if not isinstance(error, (BlockingIOError, PermissionError)):
-                raise OSError(error.errno, error.strerror, str(path)) from None
-            raise ConfigError(
-                f"{folder} is in use by {owner}; wait for it, or use another output=FOLDER"
-            ) from None
-        # The one before may have removed the file between our opening and our locking it.
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        file.close()
-    with file:
-        file.truncate(0)
-        file.write(json.dumps(_me()))
-        file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _me() -> dict[str, Any]:
-    now = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-
-
-def _owner(text: str) -> str:
-    try:
-        owner = json.loads(text)
-        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"  # which has not said yet who it is
+            stack.enter_context(only_one(folder))
+        except FolderInUse as error:
+            raise ConfigError(f"{error}; wait for it, or use another output=FOLDER") from None
+        yield

@@ -19,6 +19,10 @@ class NothingUsable(SpeechError):
     """Not one utterance of a corpus can be used."""
 
 
+class FolderInUse(SpeechError):
+    """Another process works in a folder that only one may work in at a time."""
+
+
 class MissingDependency(SpeechError):
     """An optional package is not installed."""
 

@@ -56,8 +56,13 @@ def end_with_parent() -> None:
 def run_in_fresh_process(function: Callable[..., None], *args) -> None:
     """Call a module-level function in a new process and wait for it.
 
+    An executor of one worker could not be ended in the middle of its call, which Ctrl-C wants
+    (`kill_workers` comes with Python 3.14), nor say with which status its process died.
+
     Raises:
-        SpeechError: what the function raised as such, or that its process died.
+        SpeechError: what the function raised as such, what it raised unexpectedly, or that its
+            process died.
+        OSError: what it raised as such.
     """
     receiver, sender = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=_call, args=(sender, function, args), daemon=True)
@@ -85,6 +90,9 @@ def _call(sender, function: Callable[..., None], args: tuple) -> None:
         function(*args)
     except (SpeechError, OSError) as error:
         sender.send(error)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        sender.send(SpeechError(f"unexpected error in {function.__name__}: {reason}"))
     else:
         sender.send(None)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +56,7 @@ class Speaker:
         pitch: float = 0.0,
         energy: float = 1.0,
         vocode: bool = True,
+        watch: Callable[[int, int], None] | None = None,
     ) -> Speech:
         """Speaks a text of any length, sentence by sentence with a short pause between.
 
@@ -64,6 +66,7 @@ class Speaker:
             pitch: semitones up (down when negative).
             energy: factor on the loudness that the model is asked for; at most 10.
             vocode: False leaves `audio` empty, for an external vocoder.
+            watch: is told after each sentence how many steps are done, and of how many.
 
         Raises:
             SpeechError: no known phoneme, a control out of range, or weights that give no sound.
@@ -78,7 +81,18 @@ class Speaker:
         if not sentences:
             raise SpeechError(f"no known phoneme in the text {text!r}")
         phones = [text_to_phones(sentence, self.info.frontend) for sentence in sentences]
-        spoken = [self._mel(p, speed, pitch, energy) for p in phones]
+        done, steps = 0, len(phones) * (2 if vocode else 1)
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            if watch is not None:
+                watch(done, steps)
+
+        spoken = []
+        for sentence in phones:
+            spoken.append(self._mel(sentence, speed, pitch, energy))
+            step()
         if not all(np.isfinite(mel).all() for mel, _ in spoken):
             raise SpeechError("the model gives no finite sound: its weights are broken")
         features = self.info.features
@@ -87,6 +101,7 @@ class Speaker:
         for mel, _ in spoken if vocode else []:
             audio += [silence] if audio else []
             audio.append(mel_to_audio(mel, features, limit=False))
+            step()
         return Speech(
             audio=limit_peak(np.concatenate(audio)) if audio else np.zeros(0, dtype=np.float32),
             mel=np.concatenate([mel for mel, _ in spoken]),

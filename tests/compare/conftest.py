@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import os
 import signal
@@ -18,6 +17,7 @@ from speech import command, tiny
 from sniper.compare.__main__ import main
 from sniper.training import checkpoint
 from sniper.training.config import dump
+from sniper.tts.locks import only_one
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +53,8 @@ def compared(
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     before = killed.epochs_done()
-    with (killed.folder / ".lock").open() as lock:  # the orphan saves and ends by itself
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with only_one(killed.folder, wait=60):  # the orphan saves and ends by itself
+        pass
     after = killed.epochs_done()
     said = io.StringIO()
     with contextlib.redirect_stdout(said):

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 from comparing import Compared
 
 from sniper.compare.__main__ import main
-from sniper.compare.worker import folder_lock
 
 REPORT = ["epochs.csv", "loss.png", "report.html", "results.csv", "results.json"]
 
@@ -55,12 +53,19 @@ def test_other_settings_are_refused(compared: Compared, capsys: pytest.CaptureFi
 
 
 def test_two_at_once_are_refused(compared: Compared, capsys: pytest.CaptureFixture):
-    with folder_lock(compared.out):
-        assert main(compared.options("--report-only")) == 2
-    expected = (
-        f"error: process {os.getpid()} is comparing in {compared.out}; wait for it, or stop it"
+    program = "import sys, pathlib; from sniper.tts.locks import only_one\n"
+    program += "with only_one(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(compared.out)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
-    assert capsys.readouterr().err == expected + "\n"
+    assert other.stdout.readline() == b"in\n"
+    assert main(compared.options("--report-only")) == 2
+    other.communicate(b"\n")
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {compared.out} is in use by process {other.pid} on ")
+    assert said.endswith("; wait for it, or use another --output\n")
 
 
 @pytest.mark.parametrize("name", ["yaml", "jinja2", "matplotlib"])

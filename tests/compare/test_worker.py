@@ -13,7 +13,7 @@ import pytest
 from comparing import Compared, until
 
 from sniper.compare import files
-from sniper.compare.worker import folder_lock, forget_failure, machine, main, read_result, status
+from sniper.compare.worker import forget_failure, machine, main, read_result, status
 from sniper.training.config import dump
 
 
@@ -70,26 +70,6 @@ def test_a_damaged_result_is_as_not_begun(tmp_path: Path, content: str):
     (tmp_path / "result.json").write_text(content)
     assert read_result(tmp_path) == read_result(tmp_path / "nowhere")
     assert status(tmp_path) is None
-
-
-def test_only_one_works_in_a_folder(tmp_path: Path):
-    program = "import sys, pathlib; from sniper.compare.worker import folder_lock\n"
-    program += "with folder_lock(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
-    other = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert other.stdout.readline() == b"in\n"
-        with pytest.raises(BlockingIOError, match=f"process {other.pid} is comparing in"):
-            with folder_lock(tmp_path, wait=False):
-                pass
-    finally:
-        other.kill()
-        other.communicate()
-    with folder_lock(tmp_path, wait=False):
-        pass
 
 
 def test_it_stops_when_its_parent_is_gone():

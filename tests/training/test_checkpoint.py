@@ -259,10 +259,20 @@ def test_a_flipped_bit_is_found(name: str, tmp_path: Path):
         assert checkpoint.load(tmp_path, weights_only=True).meta["progress"]["update"] == 1
 
 
+def test_a_changed_value_in_meta_is_noticed_and_another_layout_is_none(tmp_path: Path):
+    file = _save(tmp_path, 1) / "meta.json"
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps(dict(reversed(meta.items())), indent=2))
+    assert checkpoint.load(tmp_path).meta == meta
+    file.write_text(json.dumps({**meta, "progress": {"update": 2}}))
+    with pytest.raises(CheckpointError, match="meta.json: it is not what was written.*--fresh"):
+        checkpoint.load(tmp_path)
+
+
 def test_a_checkpoint_from_before_there_were_checksums_loads(tmp_path: Path):
     file = _save(tmp_path, 1) / "meta.json"
     meta = json.loads(file.read_text())
-    assert set(meta.pop("checksums")) == {"model.safetensors", "state.pt"}
+    assert set(meta.pop("checksums")) == {"model.safetensors", "state.pt", "meta.json"}
     file.write_text(json.dumps(meta))
     assert checkpoint.load(tmp_path).meta["progress"]["update"] == 1
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -377,17 +378,20 @@ def test_scoring_takes_as_many_batches_as_asked_or_as_there_are(
 
 
 def _poisoned(corpus: Path, folder: Path, split: str, name: str) -> Path:
-    """A copy in which one utterance's energies are infinite."""
+    """A copy in which one utterance's mel is infinite, as if it had been prepared so."""
     shutil.copytree(corpus, folder, ignore=shutil.ignore_patterns("corpus"))
     path = folder / f"{split}.safetensors"
     tensors, metadata = map_tensors(path)
     arrays = {n: np.array(t) for n, t in tensors.items()}
     index = FeatureDataset(path).ids.index(name)
-    begin, end = arrays["token_offsets"][index : index + 2]
-    arrays["energy"][begin:end] = np.inf
+    begin, end = arrays["mel_offsets"][index : index + 2]
+    arrays["mel"][begin:end] = np.inf
     write_tensors(
         path, {n: TensorStream(a.dtype, a.shape, [a]) for n, a in arrays.items()}, metadata
     )
+    about = json.loads((folder / "corpus.json").read_text())
+    del about["checksums"]
+    (folder / "corpus.json").write_text(json.dumps(about))
     return folder
 
 

@@ -7,14 +7,16 @@ Knows nothing of text, corpora or models.
 from __future__ import annotations
 
 from sniper.tts.audio.config import FeatureConfig
-from sniper.tts.audio.f0 import log_f0
+from sniper.tts.audio.f0 import interpolated_log, log_f0, track_f0
 from sniper.tts.audio.reading import read_audio
 from sniper.tts.audio.spectrogram import energy, log_mel, mel_matrix, spectrum
 
 __all__ = [
     "FeatureConfig",
     "energy",
+    "interpolated_log",
     "log_f0",
+    "track_f0",
     "log_mel",
     "mel_matrix",
     "read_audio",

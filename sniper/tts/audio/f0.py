@@ -15,6 +15,19 @@ def log_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray | None:
     Returns:
         `[n // hop]` float64, or None where no frame is voiced.
     """
+    return interpolated_log(track_f0(audio, config))
+
+
+def interpolated_log(f0: np.ndarray) -> np.ndarray | None:
+    """Natural log of `track_f0`'s values, linear between voiced frames; None where none is."""
+    voiced = np.flatnonzero(f0 > 0)
+    if len(voiced) == 0:
+        return None
+    return np.log(np.interp(np.arange(len(f0)), voiced, f0[voiced]))
+
+
+def track_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray:
+    """F0 by DIO + StoneMask: `[n // hop]` float64 Hz, 0 where a frame is unvoiced."""
     pyworld = require("pyworld")
     samples = np.ascontiguousarray(audio, dtype=np.float64)
     period_ms = 1000.0 * config.hop_length / config.sample_rate
@@ -28,8 +41,4 @@ def log_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray | None:
     f0 = pyworld.stonemask(samples, coarse, times, config.sample_rate)
     # WORLD's own count can differ from n // hop by one through rounding of the period.
     frames = config.n_frames(len(samples))
-    f0 = np.pad(f0, (0, max(0, frames - len(f0))))[:frames]
-    voiced = np.flatnonzero(f0 > 0)
-    if len(voiced) == 0:
-        return None
-    return np.log(np.interp(np.arange(frames), voiced, f0[voiced]))
+    return np.pad(f0, (0, max(0, frames - len(f0))))[:frames]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,25 @@ from sniper.tts.errors import UtteranceError, require
 MIN_RATE, MAX_RATE = 1_000, 768_000
 # Floating-point files may pass full scale a little; far beyond it they are scaled otherwise.
 MAX_SAMPLE = 4.0
+# Nobody says more in one breath; a whole chapter would fill the memory before it is refused.
+MAX_SECONDS = 600.0
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound file as it was read.
+
+    Args:
+        samples: `[n]` float64, mono, at the rate of the analysis.
+        rate: Hz of the file.
+        peak: largest absolute sample of the file.
+        clipped: share of its samples at full scale.
+    """
+
+    samples: np.ndarray
+    rate: int
+    peak: float
+    clipped: float
 
 
 def read_audio(path: Path, config: FeatureConfig) -> np.ndarray:
@@ -24,29 +44,61 @@ def read_audio(path: Path, config: FeatureConfig) -> np.ndarray:
         `[n]` float64 in [-1, 1].
 
     Raises:
-        UtteranceError: missing, empty, truncated, unreadable, too short, with NaN, with samples far
-            outside [-1, 1], or of a rate that no recording has.
+        UtteranceError: as `read_sound` says.
+    """
+    return read_sound(path, config).samples
+
+
+def sound_seconds(path: Path, config: FeatureConfig) -> float:
+    """The length that a sound file's header gives, before anything of it is read.
+
+    Raises:
+        UtteranceError: missing, empty, truncated, unreadable, too short or long, or of a rate that
+            no recording has.
     """
     soundfile = require("soundfile")
     if not path.is_file():
         raise UtteranceError(f"no such wav file: {path}")
     _check_complete(path)
     try:
-        rate = soundfile.info(path).samplerate
-        if not MIN_RATE <= rate <= MAX_RATE:
-            raise UtteranceError(
-                f"{path} says a sample rate of {rate} Hz, expected {MIN_RATE} to {MAX_RATE}: its "
-                "header is damaged"
-            )
+        info = soundfile.info(path)
+    except soundfile.LibsndfileError as error:
+        raise _unreadable(path, error) from error
+    rate, frames = info.samplerate, info.frames
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise UtteranceError(
+            f"{path} says a sample rate of {rate} Hz, expected {MIN_RATE} to {MAX_RATE}: its "
+            "header is damaged"
+        )
+    if frames == 0:
+        raise UtteranceError(f"{path} holds no audio")
+    if frames / rate > MAX_SECONDS:
+        raise UtteranceError(
+            f"{path} lasts {frames / rate:.0f} s, at most {MAX_SECONDS:.0f} are taken: cut it at "
+            "pauses"
+        )
+    _refuse_short(path, round(frames * config.sample_rate / rate), config)
+    return frames / rate
+
+
+def read_sound(path: Path, config: FeatureConfig) -> Sound:
+    """Read a sound file as mono at `config.sample_rate`; its length is looked at before.
+
+    Raises:
+        UtteranceError: as `sound_seconds` says, with NaN, or with samples far outside [-1, 1].
+    """
+    sound_seconds(path, config)
+    soundfile = require("soundfile")
+    try:
         audio, rate = soundfile.read(path, dtype="float64", always_2d=True)
     except soundfile.LibsndfileError as error:
-        reason = str(error).split(": ", 1)[-1]
-        raise UtteranceError(f"{path} cannot be read as audio: {reason}") from error
+        raise _unreadable(path, error) from error
     if len(audio) == 0:
         raise UtteranceError(f"{path} holds no audio")
     if not np.isfinite(audio).all():
         raise UtteranceError(f"{path} holds NaN or infinite samples")
-    peak = float(np.abs(audio).max())
+    size = np.abs(audio)
+    peak = float(size.max())
     if peak > MAX_SAMPLE:
         raise UtteranceError(
             f"{path} holds samples up to {peak:.4g}, expected within -1 to 1: scale it anew"
@@ -54,11 +106,20 @@ def read_audio(path: Path, config: FeatureConfig) -> np.ndarray:
     mono = audio.mean(axis=1)
     if rate != config.sample_rate:
         mono = require("soxr").resample(mono, rate, config.sample_rate, quality="VHQ")
-    if len(mono) < config.min_samples:
+    _refuse_short(path, len(mono), config)
+    return Sound(mono, rate, peak, float((size >= 0.999).mean()))
+
+
+def _unreadable(path: Path, error: Exception) -> UtteranceError:
+    reason = str(error).split(": ", 1)[-1]
+    return UtteranceError(f"{path} cannot be read as audio: {reason}")
+
+
+def _refuse_short(path: Path, samples: int, config: FeatureConfig) -> None:
+    if samples < config.min_samples:
         raise UtteranceError(
-            f"{path} is too short: {len(mono)} samples, at least {config.min_samples} are needed"
+            f"{path} is too short: {samples} samples, at least {config.min_samples} are needed"
         )
-    return mono
 
 
 def _check_complete(path: Path) -> None:

@@ -6,8 +6,10 @@ settings does better.
 """
 
 import functools
+import io
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ import torch
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.audio.spectrogram import mel_matrix
 from sniper.tts.errors import require
+from sniper.tts.files import atomic_write
 
 
 @functools.lru_cache(maxsize=8)
@@ -116,12 +119,26 @@ def _fades(samples: int, config: FeatureConfig, device: torch.device) -> torch.T
     return (torch.minimum(position, samples - 1 - position) / ramp).clamp_max(1.0)
 
 
-def save_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
-    """Write mono audio `[n]` as 16-bit PCM; values beyond [-1, 1] are limited, not wrapped."""
+def save_wav(path: str | Path | BinaryIO, audio: np.ndarray, sample_rate: int) -> None:
+    """Write mono audio `[n]` as 16-bit PCM; values beyond [-1, 1] are limited, not wrapped.
+
+    Args:
+        path: a file, which is whole or not there, or an open stream such as a pipe.
+
+    Raises:
+        OSError: it cannot be written, with its name.
+    """
     peak = float(np.abs(audio).max(initial=0.0))
     if peak > 1.0:
         warnings.warn(
             f"{path}: samples up to {peak:.3g} are clipped to 1; scale them first", stacklevel=2
         )
     samples = np.clip(np.asarray(audio, dtype=np.float32), -1.0, 1.0)
-    require("soundfile").write(str(path), samples, sample_rate, subtype="PCM_16", format="WAV")
+    # In memory first: the sound library names neither the file nor the reason of a full disk.
+    encoded = io.BytesIO()
+    require("soundfile").write(encoded, samples, sample_rate, subtype="PCM_16", format="WAV")
+    if isinstance(path, str | Path):
+        with atomic_write(Path(path)) as file:
+            file.write(encoded.getvalue())
+    else:
+        path.write(encoded.getvalue())

@@ -4,10 +4,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sniper.tts.errors import UtteranceError, require
+from sniper.tts.errors import SpeechError, UtteranceError, require
 from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
 from sniper.tts.text.words import word_key
 
@@ -69,24 +70,74 @@ def read_textgrid(path: Path) -> Alignment:
     return Alignment(tuple(phones), boundaries, _pronunciations(words, intervals))
 
 
-def read_alignments(path: Path) -> dict[str, Alignment]:
+def read_alignments(path: Path) -> tuple[dict[str, Alignment], list[tuple[str, str]]]:
     """Read alignments.jsonl: one object a line with id, phones, starts (samples), samples, rate.
 
     Returns:
-        Alignments by id; a line that cannot be used is left out (its utterance then has none).
+        Alignments by id, and (where, reason) pairs for the lines that cannot be used.
+
+    Raises:
+        SpeechError: the file cannot be read.
     """
-    found = {}
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-            times = np.array([*entry["starts"], entry["samples"]], dtype=np.float64)
-            phones = tuple(str(phone) for phone in entry["phones"])
-            rising = times[0] == 0 and (np.diff(times) >= 0).all()
-            if phones and len(phones) + 1 == len(times) and rising:
-                found[entry["id"]] = Alignment(phones, times / entry["sample_rate"])
-        except (ValueError, KeyError, TypeError, IndexError):
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SpeechError(f"{path} cannot be read: {error.strerror}") from error
+    found: dict[str, Alignment] = {}
+    problems = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
             continue
-    return found
+        try:
+            name, alignment = _alignment(line)
+            if name in found:
+                raise UtteranceError(f"the id {name} came before; only its first line is used")
+            found[name] = alignment
+        except UtteranceError as error:
+            problems.append((f"{path.name}:{number}", str(error)))
+    return found, problems
+
+
+def _alignment(line: bytes) -> tuple[str, Alignment]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UtteranceError(f"not JSON: {' '.join(str(error).split())[:100]}") from error
+    if not isinstance(entry, dict):
+        raise UtteranceError(f"expected an object, got {type(entry).__name__}")
+    missing = {"id", "phones", "starts", "samples", "sample_rate"} - entry.keys()
+    if missing:
+        raise UtteranceError(f"it lacks {', '.join(sorted(missing))}")
+    name, phones, rate = entry["id"], entry["phones"], entry["sample_rate"]
+    check_id(name)
+    if not isinstance(phones, list) or not phones or not all(isinstance(p, str) for p in phones):
+        raise UtteranceError(f"{name}: expected a list of text for its phones, got {phones!r:.60}")
+    starts = entry["starts"]
+    times = [*starts, entry["samples"]] if isinstance(starts, list) else []
+    if not all(_is_time(time) for time in (*times, rate)) or not rate:
+        raise UtteranceError(f"{name}: expected numbers for starts, samples and sample_rate")
+    if len(times) != len(phones) + 1:
+        raise UtteranceError(f"{name}: {len(times) - 1} starts for {len(phones)} phones")
+    seconds = np.array(times, dtype=np.float64)
+    if seconds[0] != 0 or (np.diff(seconds) < 0).any():
+        raise UtteranceError(f"{name}: its starts do not rise from 0 to its samples")
+    return name, Alignment(tuple(phones), seconds / rate)
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e15  # also refuses NaN
+
+
+def check_id(name: object) -> None:
+    """Refuse an id that cannot name the files of an utterance.
+
+    Raises:
+        UtteranceError: it is empty, no text, or a path that leaves the corpus.
+    """
+    if not isinstance(name, str) or not name:
+        raise UtteranceError("the id is empty" if name == "" else f"the id {name!r:.60} is no text")
+    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+        raise UtteranceError(f"the id {name!r} is a path that leaves the corpus")
 
 
 def _token(label: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sniper.tts.audio.config import FeatureConfig
-from sniper.tts.audio.reading import read_audio
+from sniper.tts.audio.reading import read_sound, sound_seconds
 from sniper.tts.corpus.alignment import Alignment, read_textgrid
 from sniper.tts.corpus.corpus import Utterance
 from sniper.tts.corpus.features import extract
@@ -32,14 +32,10 @@ def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
         alignment = utterance.alignment
         if not isinstance(alignment, Alignment):
             alignment = read_textgrid(alignment)
-        samples = read_audio(utterance.wav, config)
-        boundaries = alignment.boundaries * config.sample_rate
-        mismatch = abs(boundaries[-1] - len(samples)) / config.hop_length
-        if mismatch > MAX_MISMATCH_FRAMES:
-            raise UtteranceError(
-                f"the alignment lasts {alignment.boundaries[-1]:.2f} s but {utterance.wav} "
-                f"{len(samples) / config.sample_rate:.2f} s"
-            )
+        # Before it is read and resampled: a file that is not its alignment's may be of any length.
+        _refuse_other_length(alignment, sound_seconds(utterance.wav, config), utterance, config)
+        sound = read_sound(utterance.wav, config)
+        samples, boundaries = sound.samples, alignment.boundaries * config.sample_rate
         if not any(map(_is_phoneme, alignment.phones)):
             raise UtteranceError("its alignment holds no known phoneme")
         if not samples.any():
@@ -59,7 +55,19 @@ def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
         phones=alignment.phones,
         pronunciations=alignment.pronunciations,
         features=features,
+        sound=(sound.rate, sound.peak, sound.clipped),
     )
+
+
+def _refuse_other_length(
+    alignment: Alignment, seconds: float, utterance: Utterance, config: FeatureConfig
+) -> None:
+    mismatch = abs(alignment.boundaries[-1] - seconds) * config.sample_rate / config.hop_length
+    if mismatch > MAX_MISMATCH_FRAMES:
+        raise UtteranceError(
+            f"the alignment lasts {alignment.boundaries[-1]:.2f} s but {utterance.wav} "
+            f"{seconds:.2f} s"
+        )
 
 
 def _refuse_long_phones(alignment: Alignment) -> None:

@@ -5,26 +5,26 @@ An output folder holds `train.safetensors`, `valid.safetensors`, `test.safetenso
 last, `corpus.json`; while work goes on, `prepare.work`.
 """
 
-import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.analyze import analyze_all, pause_share
 from sniper.tts.corpus.corpus import Corpus, fingerprint
-from sniper.tts.corpus.dataset import SPLITS, CorpusInfo
+from sniper.tts.corpus.dataset import CORPUS, SPLITS, CorpusInfo, read_corpus_json
 from sniper.tts.corpus.features import compute_statistics
+from sniper.tts.corpus.health import Census
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
-from sniper.tts.corpus.store import write_json
+from sniper.tts.corpus.verify import damaged
 from sniper.tts.corpus.workfile import WorkFile, features_of
 from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
+from sniper.tts.files import sealed, write_json
 from sniper.tts.text.lexicon import harvest
 from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, Vocabulary
 
 FORMAT_VERSION = 1
-_CORPUS, _WORK = "corpus.json", "prepare.work"
+_WORK = "prepare.work"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Prepared:
         problems: (id or line, reason) of what was left out.
         fresh: False where everything was there already.
         health: what is unusual in the utterances that were taken, a line each.
+        summary: lengths, resampling and range of F0, in a line; "" from earlier versions.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Prepared:
     problems: list[tuple[str, str]]
     fresh: bool
     health: tuple[str, ...] = ()
+    summary: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,21 @@ class Plan:
     def settings(self) -> dict:
         """Plain values that must agree before a finished preparation is taken for this one."""
         split = {"valid": self.valid, "test": self.test, "seed": self.seed}
-        return {**self.analysis_settings(), "lexicon_sha256": self.lexicon_sha256, "split": split}
+        return {
+            **self.analysis_settings(),
+            "corpus": self.corpus,
+            "lexicon_sha256": self.lexicon_sha256,
+            "split": split,
+        }
 
     def analysis_settings(self) -> dict:
-        """Those of `settings` that must agree before unfinished work is continued."""
+        """Those of `settings` that must agree before unfinished work is continued. Its utterances
+        count by their texts and files, so the list of them may change.
+        """
+        corpus = {k: v for k, v in self.corpus.items() if k != "metadata_sha256"}
         return {
             "format_version": FORMAT_VERSION,
-            "corpus": self.corpus,
+            "corpus": corpus,
             "features": self.features.to_json(),
         }
 
@@ -93,25 +103,35 @@ def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None
     Raises:
         SpeechError: it was made with other settings (the differences are listed).
     """
-    path = out / _CORPUS
+    path = out / CORPUS
     if force:
         # corpus.json first: without it nothing counts as finished.
-        for name in (_CORPUS, *(f"{split}.safetensors" for split in SPLITS), _WORK):
+        for name in (CORPUS, *(f"{split}.safetensors" for split in SPLITS), _WORK):
             (out / name).unlink(missing_ok=True)
         return None
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_corpus_json(path)
         refuse_other_settings(out, found["settings"], plan.settings())
-        problems = [(where, reason) for where, reason in found["problems"]]
-        health = tuple(map(str, found.get("health", ())))
-        prepared = Prepared(out, found["counts"], found["seconds"], problems, False, health)
+        prepared = _prepared(out, found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpeechError(f"{path} is damaged; --force makes everything anew") from error
+        raise damaged(path, " ".join(str(error).split())[:200]) from error
     if any(not (out / f"{split}.safetensors").is_file() for split in prepared.counts):
         raise SpeechError(f"{out} lacks a file that {path} names; --force makes everything anew")
     return prepared
+
+
+def _prepared(out: Path, found: dict) -> Prepared:
+    """What corpus.json says; any of the errors of wrong contents where it says something else."""
+    counts, seconds = found["counts"], found["seconds"]
+    if not all(name in SPLITS and type(count) is int for name, count in counts.items()):
+        raise ValueError(f"counts cannot be {counts!r:.60}")
+    if type(seconds) not in (int, float) or not math.isfinite(seconds):
+        raise ValueError(f"seconds cannot be {seconds!r:.60}")
+    problems = [(str(where), str(reason)) for where, reason in found["problems"]]
+    health = tuple(map(str, found.get("health", ())))
+    return Prepared(out, counts, seconds, problems, False, health, str(found.get("summary", "")))
 
 
 def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
@@ -178,6 +198,9 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     work = WorkFile(out / _WORK, plan.analysis_settings())
     try:
+        begun = work.settings.get("corpus")
+        if isinstance(begun, dict):
+            begun.pop("metadata_sha256", None)  # in work of earlier versions
         refuse_other_settings(out, work.settings, plan.analysis_settings())
         if corpus.utterances:
             # Before the long part, although utterances may yet drop out.
@@ -213,17 +236,6 @@ def _analyze_rest(
     return [held[u.id, keys[u.id]] for u in corpus.utterances]
 
 
-def _health(voiceless: list[str], usable: int, features: FeatureConfig) -> list[str]:
-    if not voiceless:
-        return []
-    more = f" and {len(voiceless) - 10} more" if len(voiceless) > 10 else ""
-    return [
-        f"no voiced frame between {features.f0_min:g} and {features.f0_max:g} Hz in "
-        f"{len(voiceless)} of {usable} utterances ({', '.join(voiceless[:10])}{more}): set "
-        "--f0-min and --f0-max to the voice's range"
-    ]
-
-
 def _finish(
     corpus: Corpus,
     plan: Plan,
@@ -236,16 +248,14 @@ def _finish(
 ) -> Prepared:
     problems = list(corpus.problems)
     usable: list[Entry] = []
-    voiceless: list[str] = []
+    census = Census(plan.features)
     pronunciations: list[tuple[str, str]] = []
     for position in positions:
         record = work.read(position)
         if record.problem:
             problems.append((record.id, record.problem))
             continue
-        assert record.features is not None  # or there would be a problem
-        if np.isnan(record.features.pitch).all():
-            voiceless.append(record.id)
+        census.add(record)
         pronunciations += record.pronunciations
         usable.append(Entry(position, record.id, record.text, record.phones, record.n_frames))
     if not usable:
@@ -262,7 +272,9 @@ def _finish(
         pauses = pause_share([entry.phones for entry in usable], PAUSE)
         frontend = LexiconFrontend({**harvest(pronunciations), **known}, *pauses)
     sizes = split_sizes(len(usable), plan.valid, plan.test)
-    members_of = split([entry.id for entry in usable], sizes, plan.seed)
+    members_of = split(
+        [entry.id for entry in usable], sizes, plan.seed, [entry.n_frames for entry in usable]
+    )
     parts = {name: [usable[i] for i in members] for name, members in members_of.items()}
     statistics = compute_statistics(
         features_of(record) for record in read_entries(work, parts["train"])
@@ -273,13 +285,16 @@ def _finish(
     frames = sum(entry.n_frames for entry in usable)
     counts = {name: len(entries) for name, entries in parts.items()}
     seconds = frames * plan.features.hop_length / plan.features.sample_rate
-    health = _health(voiceless, len(usable), plan.features)
+    health, summary = census.lines(), census.summary()
     content = {
         "counts": counts,
         "seconds": seconds,
         "problems": problems,
         "health": health,
+        "summary": summary,
         **info.to_json(),
     }
-    write_json(out / _CORPUS, {"settings": plan.settings(), **content})
-    return Prepared(out, counts, seconds, problems, True, tuple(health))
+    files = [f"{name}.safetensors" for name in parts]
+    whole = sealed({"settings": plan.settings(), **content}, CORPUS, out, files)
+    write_json(out / CORPUS, whole)
+    return Prepared(out, counts, seconds, problems, True, tuple(health), summary)

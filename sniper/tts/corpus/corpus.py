@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sniper.tts.corpus.alignment import Alignment, read_alignments
+from sniper.tts.corpus.alignment import Alignment, check_id, read_alignments
 from sniper.tts.errors import SpeechError, UtteranceError
 
 _TEXTGRID_FOLDERS = ("TextGrid", "textgrids", "TextGrids", "alignments")
@@ -112,10 +112,7 @@ def _metadata_line(line: bytes) -> tuple[str, str]:
     if len(fields) not in (2, 3):
         raise UtteranceError(f"expected id|text or id|text|normalized, got {len(fields)} fields")
     name, text = fields[0], fields[-1] or fields[1]
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
-        raise UtteranceError(f"the id {name!r} is a path that leaves the corpus")
-    if not name:
-        raise UtteranceError("the id is empty")
+    check_id(name)
     if not text:
         raise UtteranceError(f"{name} has no text")
     return name, text
@@ -142,7 +139,8 @@ def read_corpus(root: Path, textgrids: Path | None = None) -> Corpus:
     aligned: dict[str, Alignment] | dict[str, Path]
     same_name: dict[str, list[Path]] = {}
     if folder is None:
-        aligned = read_alignments(root / ALIGNMENTS)
+        aligned, unusable = read_alignments(root / ALIGNMENTS)
+        problems += unusable
         missing = f"it has no usable line in {ALIGNMENTS}"
     else:
         # One speaker folder deep is how MFA writes a corpus with speakers.
@@ -184,6 +182,6 @@ def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
 def synthesis_voice(root: Path) -> str | None:
     """The espeak-ng voice that spoke the corpus in `root`; None for any other corpus."""
     try:
-        return str(json.loads((root / DESCRIPTION).read_text())["voice"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((root / DESCRIPTION).read_text(encoding="utf-8"))["voice"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -13,10 +13,13 @@ from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.features import Statistics
 from sniper.tts.corpus.store import map_tensors
+from sniper.tts.corpus.verify import check_info, check_split, damaged
 from sniper.tts.errors import SpeechError
+from sniper.tts.files import damaged_file, is_as_written
 from sniper.tts.text.text import Frontend, Vocabulary, frontend_from_json
 
 SPLITS = ("train", "valid", "test")
+CORPUS = "corpus.json"
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,27 @@ class CorpusInfo:
 
     @classmethod
     def from_json(cls, data: dict) -> "CorpusInfo":
-        """Build from `to_json`'s dict; other keys are ignored."""
-        return cls(
-            vocabulary=Vocabulary(data["vocabulary"]),
-            features=FeatureConfig.from_json(data["features"]),
-            statistics=Statistics.from_json(data["statistics"]),
-            frontend=frontend_from_json(data["frontend"]),
-            speech=data["speech"],
-        )
+        """Build from `to_json`'s dict; other keys are ignored.
+
+        Raises:
+            ValueError: it holds something else, in one line.
+        """
+        try:
+            info = cls(
+                vocabulary=Vocabulary(data["vocabulary"]),
+                features=FeatureConfig.from_json(data["features"]),
+                statistics=Statistics.from_json(data["statistics"]),
+                frontend=frontend_from_json(data["frontend"]),
+                speech=data["speech"],
+            )
+            bins = info.features.n_mels
+            check_info(info.vocabulary, bins, info.statistics, info.frontend, info.speech)
+        # What reading contents of the wrong kind raises.
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = " ".join(str(error).split())[:200]
+            missing = isinstance(error, KeyError)
+            raise ValueError(f"{reason} is missing" if missing else reason) from None
+        return info
 
 
 def load_corpus_info(folder: str | Path) -> CorpusInfo:
@@ -65,15 +81,37 @@ def load_corpus_info(folder: str | Path) -> CorpusInfo:
     Raises:
         SpeechError: there is none, or it is damaged.
     """
-    path = Path(folder) / "corpus.json"
+    path = Path(folder) / CORPUS
     try:
-        return CorpusInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
+        return CorpusInfo.from_json(read_corpus_json(path))
+    except FileNotFoundError as error:
         raise SpeechError(
             f"{folder} holds no prepared corpus; make one with python -m sniper.prepare"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SpeechError(f"{path} is damaged ({error}); prepare the corpus again") from error
+    except ValueError as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_corpus_json(path: Path) -> dict:
+    """What a preparation wrote last: settings, what it found, and a `CorpusInfo`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        SpeechError: it cannot be read, or is not what was written.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise SpeechError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, " ".join(str(error).split())[:200]) from error
+    if not isinstance(data, dict):
+        raise damaged(path, f"expected a mapping, got {data!r:.60}")
+    if not is_as_written(data, path.name):
+        raise damaged(path, "it is not what was written, its checksum is another")
+    return data
 
 
 @dataclass(frozen=True)
@@ -97,6 +135,9 @@ class Item:
 class FeatureDataset(torch.utils.data.Dataset):
     """One split of a prepared corpus, memory-mapped; safe to hand to any number of workers.
 
+    The file is read once to compare its checksum, which puts it into the page cache: a second for
+    each gigabyte that lies there already. A worker maps it without.
+
     Args:
         path: `train.safetensors` or another split; `corpus.json` must lie beside it.
 
@@ -107,12 +148,26 @@ class FeatureDataset(torch.utils.data.Dataset):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.info = load_corpus_info(self.path.parent)
+        self._refuse_other_bytes()
         self._open()
+
+    def _refuse_other_bytes(self) -> None:
+        about = read_corpus_json(self.path.with_name(CORPUS))
+        try:
+            other = damaged_file(about, self.path.parent, [self.path.name])
+        except OSError:
+            return  # opening it says what is wrong
+        if other is not None:
+            raise damaged(self.path, "it is not what was written, its checksum is another")
 
     def _open(self) -> None:
         self._tensors, metadata = map_tensors(self.path)
-        self.ids: list[str] = json.loads(metadata["ids"])
-        self.texts: list[str] = json.loads(metadata["texts"])
+        try:
+            about = (self.info.vocabulary, self.info.features.n_mels)
+            found = check_split(self._tensors, metadata, *about)
+        except ValueError as error:
+            raise damaged(self.path, str(error)) from error
+        self.ids, self.texts = found
         # Read often and small: kept in memory.
         self._mel_offsets = np.array(self._tensors["mel_offsets"])
         self._token_offsets = np.array(self._tensors["token_offsets"])

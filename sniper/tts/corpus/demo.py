@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo corpus: sentences of our own grammar, spoken by espeak-ng. Synthetic, and called so."""
 
+import io
 import json
 import threading
 from importlib.metadata import version
@@ -9,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sniper.tts.corpus.corpus import ALIGNMENTS, DESCRIPTION
-from sniper.tts.corpus.store import atomic_write, write_json
-from sniper.tts.errors import progress_bar, require
+from sniper.tts.errors import SpeechError, progress_bar, require
+from sniper.tts.files import atomic_write, write_json
 from sniper.tts.processes import run_in_fresh_process
 from sniper.tts.text.espeak import SAMPLE_RATE, espeak
 from sniper.tts.text.grammar import demo_sentences
@@ -61,8 +62,8 @@ def write_demo_corpus(
 
 def _is_finished(marker: Path, description: dict) -> bool:
     try:
-        return json.loads(marker.read_text()) == description
-    except (OSError, ValueError):
+        return json.loads(marker.read_text(encoding="utf-8")) == description
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -82,9 +83,18 @@ def _speak(root: Path, sentences: list[str], voice: str, progress: bool) -> None
     bar = progress_bar(sentences, "speaking", len(sentences), show=progress)
     for number, sentence in enumerate(bar, start=1):
         name = f"demo-{number:05d}"
-        speech = engine.synthesize(sentence, voice)
+        try:
+            speech = engine.synthesize(sentence, voice)
+        except SpeechError:
+            raise
+        except Exception as error:  # whose it is would be lost on the way to the parent
+            raise SpeechError(f"{name}: unexpected {type(error).__name__}: {error}") from error
         path = root / "wavs" / f"{name}.wav"
-        soundfile.write(path, _with_room_tone(speech.audio, number), SAMPLE_RATE, subtype="PCM_16")
+        sound = io.BytesIO()  # the sound library would not say that the disk is full
+        noisy = _with_room_tone(speech.audio, number)
+        soundfile.write(sound, noisy, SAMPLE_RATE, subtype="PCM_16", format="WAV")
+        with atomic_write(path) as file:
+            file.write(sound.getvalue())
         metadata.append(f"{name}|{sentence}|{sentence}\n")
         entry = {
             "id": name,

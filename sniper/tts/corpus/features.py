@@ -22,12 +22,14 @@ class Features:
         pitch: `[L]` float32, mean log F0; NaN where there is none (a token of no frames, or an
             utterance without a voiced frame).
         energy: `[L]` float32; NaN for a token of no frames.
+        voiced: share of the frames in which an F0 was found; NaN where that is not known.
     """
 
     mel: np.ndarray
     durations: np.ndarray
     pitch: np.ndarray
     energy: np.ndarray
+    voiced: float = math.nan
 
 
 def frame_durations(boundaries: np.ndarray, n_frames: int, config: FeatureConfig) -> np.ndarray:
@@ -80,7 +82,8 @@ def extract(samples: np.ndarray, boundaries: np.ndarray, config: FeatureConfig) 
         total = durations.clip(min=0).sum()
         raise UtteranceError(f"the durations sum to {total} frames but the audio has {n_frames}")
     amplitude = analysis.spectrum(samples, config)
-    log_f0 = analysis.log_f0(samples, config)
+    f0 = analysis.track_f0(samples, config)
+    log_f0 = analysis.interpolated_log(f0)
     if log_f0 is None:
         log_f0 = np.full(n_frames, math.nan)
     return Features(
@@ -88,6 +91,7 @@ def extract(samples: np.ndarray, boundaries: np.ndarray, config: FeatureConfig) 
         durations=durations,
         pitch=average_by_duration(log_f0, durations),
         energy=average_by_duration(analysis.energy(amplitude), durations),
+        voiced=float(np.mean(f0 > 0)),
     )
 
 

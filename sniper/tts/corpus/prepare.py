@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from sniper.tts.audio.config import FeatureConfig
@@ -16,7 +18,8 @@ from sniper.tts.corpus.build import (
 )
 from sniper.tts.corpus.corpus import read_corpus, read_metadata, synthesis_voice
 from sniper.tts.corpus.demo import write_demo_corpus
-from sniper.tts.errors import SpeechError
+from sniper.tts.errors import FolderInUse, SpeechError
+from sniper.tts.locks import only_one
 from sniper.tts.processes import default_workers
 from sniper.tts.text.lexicon import read_dictionary
 from sniper.tts.text.text import EspeakFrontend
@@ -55,12 +58,12 @@ def prepare_demo(
     out = Path(out)
     source = {"kind": "demo", "utterances": utterances, "seed": seed, "voice": voice}
     plan = Plan(source, features or FeatureConfig(), valid, test, seed)
-    finished = find_finished(out, plan, force)
-    if finished is not None:
-        return finished
-    require_analysis_packages()
-    write_demo_corpus(out / "corpus", utterances, seed, voice, progress)
-    return _build(out / "corpus", None, plan, out, None, workers, progress)
+
+    def make() -> Prepared:
+        write_demo_corpus(out / "corpus", utterances, seed, voice, progress)
+        return _build(out / "corpus", None, plan, out, None, workers, progress)
+
+    return _once(out, plan, force, make)
 
 
 def prepare_ljspeech(
@@ -99,10 +102,31 @@ def prepare_ljspeech(
     }
     lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
     plan = Plan(source, features or FeatureConfig(), valid, test, seed, lexicon_sha256)
-    finished = find_finished(out, plan, force)
+
+    def make() -> Prepared:
+        return _build(root, textgrids, plan, out, lexicon, workers, progress)
+
+    return _once(out, plan, force, make)
+
+
+def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> Prepared:
+    """What is finished in `out`, or what `make` makes there, one process at a time."""
+    finished = None if force else find_finished(out, plan)
     if finished is not None:
-        return finished
-    return _build(root, textgrids, plan, out, lexicon, workers, progress)
+        return finished  # also where nothing can be written
+    require_analysis_packages()
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with only_one(out):
+            # The one before may have finished meanwhile.
+            return find_finished(out, plan, force) or make()
+    except FolderInUse as error:
+        raise FolderInUse(f"{error}; wait for it, or choose another --out") from None
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                out.rmdir()
 
 
 def _build(root, textgrids, plan, out, lexicon, workers, progress) -> Prepared:

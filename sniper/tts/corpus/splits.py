@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,17 +44,42 @@ def split_sizes(usable: int, valid: int | None, test: int | None) -> dict[str, i
     return sizes
 
 
-def split(ids: Sequence[str], sizes: dict[str, int], seed: int) -> dict[str, list[int]]:
-    """Positions per split. Ranked by a hash, so that one utterance more or less moves no other."""
+def split(
+    ids: Sequence[str], sizes: dict[str, int], seed: int, frames: Sequence[int] | None = None
+) -> dict[str, list[int]]:
+    """Positions per split. Ranked by a hash, so that one utterance more or less moves hardly any
+    other, and where lengths are given each split has its share of short and of long ones.
+
+    Args:
+        frames: length of each utterance; None ranks them all as one.
+    """
 
     def rank(index: int) -> bytes:
         return hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest()
 
-    ranked = sorted(range(len(ids)), key=rank)
-    valid, test = sizes["valid"], sizes["test"]
-    parts = {"valid": ranked[:valid], "test": ranked[valid : valid + test]}
-    parts["train"] = ranked[valid + test :]
+    left = sorted(range(len(ids)), key=rank)
+    # Classes with fixed borders, two to an octave: who else is there does not change one's class.
+    classes = [int(2 * math.log2(n)) for n in frames] if frames is not None else [0] * len(ids)
+    parts: dict[str, list[int]] = {}
+    for name in ("valid", "test"):
+        parts[name] = _share(left, classes, sizes[name])
+        taken = set(parts[name])
+        left = [index for index in left if index not in taken]
+    parts["train"] = left
     return {name: sorted(parts[name]) for name in SPLITS if parts[name] or name != "test"}
+
+
+def _share(ranked: list[int], classes: Sequence[int], count: int) -> list[int]:
+    """The first of each class, as many as it is of all (by the largest remainders)."""
+    members: dict[int, list[int]] = {}
+    for index in ranked:
+        members.setdefault(classes[index], []).append(index)
+    exact = {c: count * len(of_class) / max(1, len(ranked)) for c, of_class in members.items()}
+    quota = {c: int(share) for c, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda c: (quota[c] - exact[c], c))
+    for c in by_remainder[: count - sum(quota.values())]:
+        quota[c] += 1
+    return [index for c, of_class in members.items() for index in of_class[: quota[c]]]
 
 
 def read_entries(work: WorkFile, entries: Sequence[Entry]) -> Iterator[Record]:

@@ -12,50 +12,20 @@ Nothing is normalised; names, texts, statistics, vocabulary and settings lie in 
 Source: the safetensors format: u64 length of a JSON header, the header, raw little-endian data.
 """
 
-import contextlib
 import json
-import os
+import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from sniper.tts.errors import SpeechError
+from sniper.tts.files import atomic_write
 
 _DTYPES = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "I64": np.dtype("<i8")}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that appears under its name complete or not at all.
-
-    Written beside it, flushed to the disk, renamed; after an error nothing is left.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, data: dict) -> None:
-    """Write `data` atomically, readable by a person."""
-    with atomic_write(path) as file:
-        file.write(json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
 
 
 @dataclass(frozen=True)
@@ -127,21 +97,31 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                 raise ValueError
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
-        size = path.stat().st_size
-        if size < 8 + length + max(entry["data_offsets"][1] for entry in header.values()):
-            raise ValueError
+        # A plain view of the map: slicing np.memmap itself is several times slower.
+        data = np.asarray(np.memmap(path, mode="r", dtype=np.uint8))[8 + length :]
+        arrays = {name: _view(data, entry) for name, entry in header.items()}
     except FileNotFoundError as error:
         raise SpeechError(
             f"no such feature file: {path}; make it with python -m sniper.prepare"
         ) from error
-    except (ValueError, struct.error, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise SpeechError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, struct.error, LookupError, TypeError, AttributeError, RecursionError):
         raise SpeechError(
-            f"{path} is cut off or not a feature file; make it anew with python -m sniper.prepare"
-        ) from error
-    # A plain view of the map: slicing np.memmap itself is several times slower.
-    data = np.asarray(np.memmap(path, mode="r", dtype=np.uint8))
-    arrays = {}
-    for name, entry in header.items():
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        arrays[name] = data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            f"{path} is cut off or not a feature file; make it anew with python -m sniper.prepare "
+            "and --force"
+        ) from None
     return arrays, metadata
+
+
+def _view(data: np.ndarray, entry: dict) -> np.ndarray:
+    """One tensor in the bytes that follow the header; a ValueError where it does not lie in them.
+
+    numpy's slices take any bounds, and would give a tensor of other places in the file.
+    """
+    dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+    if any(type(size) is not int or size < 0 for size in (*shape, begin)):
+        raise ValueError
+    if end - begin != math.prod(shape) * dtype.itemsize or end > len(data):
+        raise ValueError
+    return data[begin:end].view(dtype).reshape(shape)

@@ -6,6 +6,7 @@ begun, and the work goes on from there.
 """
 
 import json
+import math
 import sqlite3
 import warnings
 import zlib
@@ -41,6 +42,8 @@ class Record:
         problem: why it cannot be used, or "".
         features: None where there is a problem.
         fingerprint: of the files it was made from; "" in work of earlier versions.
+        sound: rate in Hz, peak and share of clipped samples of its file; None in work of earlier
+            versions.
     """
 
     id: str
@@ -50,6 +53,7 @@ class Record:
     problem: str = ""
     features: Features | None = None
     fingerprint: str = ""
+    sound: tuple[int, float, float] | None = None
 
     @property
     def n_frames(self) -> int:
@@ -127,6 +131,7 @@ class WorkFile:
         body = b""
         if record.features is not None:
             arrays = [getattr(record.features, name) for name in _FIELDS]
+            data["voiced"], data["sound"] = record.features.voiced, record.sound
             data["shapes"] = [array.shape for array in arrays]
             body = b"".join(array.tobytes() for array in arrays)
         header = json.dumps(data, ensure_ascii=False)
@@ -171,7 +176,7 @@ def _record(header: dict, body: bytes) -> Record:
             count = int(np.prod(shape))
             arrays[name] = np.frombuffer(body, dtype, count, offset).reshape(shape)
             offset += count * dtype.itemsize
-        features = Features(**arrays)
+        features = Features(**arrays, voiced=header.get("voiced", math.nan))
     return Record(
         id=header["id"],
         text=header["text"],
@@ -180,4 +185,5 @@ def _record(header: dict, body: bytes) -> Record:
         problem=header["problem"],
         features=features,
         fingerprint=header.get("fingerprint", ""),
+        sound=tuple(header["sound"]) if header.get("sound") else None,
     )

@@ -6,12 +6,14 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from sniper.layers import densify
 from sniper.tts.corpus.features import Statistics
+from sniper.tts.files import atomic_write
 from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.model.transformer import PositionEmbed, sinusoids
 from sniper.tts.model.variance import durations_from_log
@@ -108,20 +110,28 @@ def export_program(model: FastSpeech2, statistics: Statistics) -> torch.export.E
         return torch.export.export(graph, example, dynamic_shapes=shapes)
 
 
-def export_onnx(model: FastSpeech2, statistics: Statistics, path: str | Path) -> None:
-    """Writes the inference path as one ONNX file; arguments as in `export_program`.
+def export_onnx(model: FastSpeech2, statistics: Statistics, path: str | Path | BinaryIO) -> None:
+    """Writes the inference path as one ONNX file, to a path (whole or not at all) or an open file;
+    other arguments as in `export_program`.
 
     Inputs `tokens` int64 `[1, L]`, `speed`, `pitch`, `energy` float32 scalars; outputs `mel`
     float32 `[T, n_mels]`, `durations` int64 `[L]`.
     """
     program = export_program(model, statistics)
-    torch.onnx.export(
+    made = torch.onnx.export(
         program,
         (),
-        str(path),
+        None,
         input_names=INPUTS,
         output_names=OUTPUTS,
         dynamo=True,
         external_data=False,
         verbose=False,
     )
+    assert made is not None  # a program is what dynamo gives
+    content = made.model_proto.SerializeToString()
+    if not isinstance(path, str | Path):
+        path.write(content)
+        return
+    with atomic_write(Path(path)) as file:
+        file.write(content)

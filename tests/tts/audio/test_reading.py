@@ -30,3 +30,31 @@ def test_a_rate_that_no_recording_has(tmp_path, rate):
     path.write_bytes(data)
     with pytest.raises(UtteranceError, match=f"rate.wav says a sample rate of {rate} Hz"):
         read_audio(path, FeatureConfig())
+
+
+def test_a_file_is_measured_before_it_is_read(tmp_path, monkeypatch):
+    """Reading or resampling it would take minutes and gigabytes."""
+    import sniper.tts.audio.reading as reading
+
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros(700 * 1000), 1000)
+    short = tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(100), 22050)
+    monkeypatch.setattr(soundfile, "read", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(UtteranceError, match="long.wav lasts 700 s, at most 600"):
+        read_audio(path, FeatureConfig())
+    with pytest.raises(UtteranceError, match="short.wav is too short: 100 samples"):
+        read_audio(short, FeatureConfig())
+    assert reading.MAX_SECONDS == 600
+
+
+def test_what_is_known_of_a_file(tmp_path):
+    from sniper.tts.audio.reading import read_sound
+
+    samples = np.full(16000, 0.25)
+    samples[:160] = 1.0
+    samples[8000] = -1.5
+    soundfile.write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    sound = read_sound(tmp_path / "a.wav", FeatureConfig())
+    assert (sound.rate, sound.peak) == (16000, 1.5) and len(sound.samples) == 22050
+    assert sound.clipped == 161 / 16000

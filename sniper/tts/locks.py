@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process at a time works in a folder, and the next one is told whose it is."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from sniper.tts.errors import FolderInUse
+
+LOCK = "lock"
+
+_held: set[tuple[int, int]] = set()  # folders that this process is working in already
+
+
+@contextlib.contextmanager
+def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
+    """Keeps every other process out of a folder, on this machine and where locks reach others.
+
+    A lock of the kernel: it ends with the process, however that ends, so none is ever stale. Of the
+    process alone: workers that outlive a killed parent by seconds hold none, and what a process
+    does inside of its own lock needs no second one.
+
+    Args:
+        wait: seconds in which the other may finish.
+
+    Raises:
+        FolderInUse: another process is in it, with whose it is.
+        OSError: the lock cannot be written, with its name.
+    """
+    found = os.stat(folder)
+    place = (found.st_dev, found.st_ino)
+    if place in _held:
+        yield
+        return
+    path = folder / LOCK
+    until = time.monotonic() + wait
+    while (file := _taken(path, time.monotonic() < until)) is None:
+        time.sleep(0.1)
+    _held.add(place)
+    try:
+        with file:
+            file.truncate(0)
+            file.write(json.dumps(_me()))
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        _held.discard(place)
+
+
+def _taken(path: Path, patient: bool) -> TextIO | None:
+    """The locked file; None where it is to be tried again."""
+    file = path.open("a+", encoding="utf-8", errors="replace")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The one before may have removed the file between our opening and our locking it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+    except OSError as error:
+        file.seek(0)
+        owner = _owner(file.read())
+        if not isinstance(error, (BlockingIOError, PermissionError)):
+            file.close()
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        if not patient:
+            file.close()
+            raise FolderInUse(f"{path.parent} is in use by {owner}") from None
+    file.close()
+    return None
+
+
+def _me() -> dict[str, Any]:
+    command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": " ".join(command.split())[:300],
+    }
+
+
+def _owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        who = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+        return who + (f" ({owner['command']})" if owner.get("command") else "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "another process"  # which has not said yet who it is

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process at a time in a folder: train, prepare and compare keep each other out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sniper.prepare import main as prepare
+from sniper.train import main as train
+from sniper.tts.errors import FolderInUse
+from sniper.tts.locks import LOCK, only_one
+
+_HOLD = """
+import sys
+from pathlib import Path
+from sniper.tts.locks import only_one
+with only_one(Path(sys.argv[1])):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[subprocess.Popen]:
+    """Another process that holds `tmp_path`."""
+    command = [sys.executable, "-c", _HOLD, str(tmp_path), "an argument"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"in\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_whose_it_is(other: subprocess.Popen, tmp_path: Path):
+    with pytest.raises(FolderInUse) as error, only_one(tmp_path):
+        pass
+    said = str(error.value)
+    assert (
+        said.startswith(f"{tmp_path} is in use by process {other.pid} on ") and "since 20" in said
+    )
+    assert "'an argument'" in said and "\n" not in said.split("(")[0]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"pid": 1}', "\x00\xff", "null"])
+def test_a_lock_that_says_nothing_still_holds(other: subprocess.Popen, tmp_path: Path, text: str):
+    (tmp_path / LOCK).write_text(text)
+    with pytest.raises(FolderInUse, match="in use by another process"), only_one(tmp_path):
+        pass
+
+
+def test_who_waits_gets_it_when_the_other_is_done(other: subprocess.Popen, tmp_path: Path):
+    threading.Timer(0.5, other.kill).start()
+    with only_one(tmp_path, wait=30):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+
+
+def test_what_a_dead_process_left_is_no_lock(other: subprocess.Popen, tmp_path: Path):
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait()
+    assert (tmp_path / LOCK).exists()
+    with only_one(tmp_path):
+        pass
+    assert not (tmp_path / LOCK).exists()
+
+
+def test_within_one_process_the_outer_lock_stays(tmp_path: Path):
+    def others() -> int:
+        command = [sys.executable, "-c", _HOLD, str(tmp_path)]
+        done = subprocess.run(command, input=b"", capture_output=True)
+        return done.returncode
+
+    with only_one(tmp_path):
+        with only_one(tmp_path / "." / ""):
+            pass
+        assert others() == 1
+    assert others() == 0
+
+
+def test_the_commands_keep_each_other_out(
+    other: subprocess.Popen, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """The same for all; that of the comparison is in its own tests."""
+    (tmp_path / "keep.txt").touch()
+    (tmp_path / "prepare.work").touch()
+    commands = [
+        (prepare, ["demo", "--out", str(tmp_path), "--utterances", "2", "--force"], "--out"),
+        (train, ["--fresh", f"output={tmp_path}", "data.root=x"], "output=FOLDER"),
+    ]
+    for main, arguments, remedy in commands:
+        assert main(arguments) == 2
+        said = capsys.readouterr().err
+        assert f"error: {tmp_path} is in use by process {other.pid}" in said and remedy in said
+        assert "Traceback" not in said
+    assert (tmp_path / "prepare.work").exists(), "--force deletes nothing under the other's hands"
