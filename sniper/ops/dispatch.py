@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sniper import _C
+from sniper.kernels import configs
 from sniper.ops import rounding, timings
 from sniper.ops.backend import Backend
 from sniper.ops.backends import CPU, DENSE, REFERENCE, TRITON
@@ -26,7 +27,7 @@ BACKENDS: dict[str, Backend] = {b.name: b for b in (TRITON, CPU, DENSE, REFERENC
 _forced: Backend | None = None
 _autotune = False
 # What ran last, by layout and pass, for `explain`.
-_last: weakref.WeakKeyDictionary[BlockLayout, dict[str, tuple[str, str]]]
+_last: weakref.WeakKeyDictionary[BlockLayout, dict[str, tuple[str, str, str]]]
 _last = weakref.WeakKeyDictionary()
 
 
@@ -95,7 +96,11 @@ def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
         tf32 = args[0].is_cuda and launch.kind(args[0]) == "tf32"
         noise = rounding.noise(which, args[0], args[1], geometry, tf32, p)
         chosen = BACKENDS[timings.fastest(key, calls, noise=noise)]
-    _last.setdefault(layout, {})[which] = (chosen.name, key)
+    _last.setdefault(layout, {})[which] = (
+        chosen.name,
+        key,
+        _why_alone(backends, layout, args[0], key),
+    )
     return _call(chosen, which, layout, geometry, args)()
 
 
@@ -107,9 +112,28 @@ def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:
     return [*ours, DENSE]
 
 
-def last_runs(layout: BlockLayout) -> dict[str, tuple[str, dict[str, float] | None]]:
-    """What ran last for a layout: by pass, the backend and the seconds that were measured."""
-    return {w: (name, timings.known(key)) for w, (name, key) in _last.get(layout, {}).items()}
+def last_runs(layout: BlockLayout) -> dict[str, tuple[str, dict[str, float] | None, str]]:
+    """What ran last for a layout: by pass, the backend, the seconds that were measured, and what
+    kept other backends from being tried or used; empty if nothing did.
+    """
+    return {w: (name, timings.known(key), why) for w, (name, key, why) in _last.get(layout, {}).items()}
+
+
+def _why_alone(backends: list[Backend], layout: BlockLayout, x: Tensor, key: str) -> str:
+    """What kept our kernels out."""
+    if _forced is not None and not layout.outgrown:
+        return "forced"
+    if len(backends) > 1:
+        failed = timings.failed(key)
+        return f"{', '.join(failed)} left out: wrong values or an error" if failed else ""
+    if layout.outgrown:
+        return "dense alone reads weights outside the mask"
+    kind = f"{str(x.dtype).removeprefix('torch.')} in blocks of {layout.block_size}"
+    if not x.is_cuda:
+        return f"no kernel of ours takes {kind} on a CPU"
+    if not launch.usable(x) or layout.block_size not in configs.BLOCK_SIZES:
+        return launch.why_not(x.device.index) or f"no kernel of ours takes {kind}"
+    return "our kernels failed their check on this GPU"
 
 
 def _call(
