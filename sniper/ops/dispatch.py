@@ -7,7 +7,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +23,23 @@ from sniper.ops.layout import BlockLayout
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (TRITON, CPU, DENSE, REFERENCE)}
 
+
+class _Run(NamedTuple):
+    """What ran a pass, and what says why it did."""
+
+    backend: str
+    key: str
+    candidates: int
+    forced: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
 # Not a context variable: autograd runs backward passes on threads of its own.
 _forced: Backend | None = None
 _autotune = False
 # What ran last, by layout and pass, for `explain`.
-_last: weakref.WeakKeyDictionary[BlockLayout, dict[str, tuple[str, str, str]]]
-_last = weakref.WeakKeyDictionary()
+_last: weakref.WeakKeyDictionary[BlockLayout, dict[str, _Run]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -96,11 +107,9 @@ def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
         tf32 = args[0].is_cuda and launch.kind(args[0]) == "tf32"
         noise = rounding.noise(which, args[0], args[1], geometry, tf32, p)
         chosen = BACKENDS[timings.fastest(key, calls, noise=noise)]
-    _last.setdefault(layout, {})[which] = (
-        chosen.name,
-        key,
-        _why_alone(backends, layout, args[0], key),
-    )
+    x, forced = args[0], chosen is _forced
+    made = _Run(chosen.name, key, len(backends), forced, x.dtype, x.device)
+    _last.setdefault(layout, {})[which] = made
     return _call(chosen, which, layout, geometry, args)()
 
 
@@ -116,24 +125,25 @@ def last_runs(layout: BlockLayout) -> dict[str, tuple[str, dict[str, float] | No
     """What ran last for a layout: by pass, the backend, the seconds that were measured, and what
     kept other backends from being tried or used; empty if nothing did.
     """
-    return {w: (name, timings.known(key), why) for w, (name, key, why) in _last.get(layout, {}).items()}
+    runs = _last.get(layout, {})
+    return {w: (r.backend, timings.known(r.key), _why(r, layout)) for w, r in runs.items()}
 
 
-def _why_alone(backends: list[Backend], layout: BlockLayout, x: Tensor, key: str) -> str:
+def _why(run: _Run, layout: BlockLayout) -> str:
     """What kept our kernels out."""
-    if _forced is not None and not layout.outgrown:
+    if run.forced:
         return "forced"
-    if len(backends) > 1:
-        failed = timings.failed(key)
+    if run.candidates > 1:
+        failed = timings.failed(run.key)
         return f"{', '.join(failed)} left out: wrong values or an error" if failed else ""
     if layout.outgrown:
         return "dense alone reads weights outside the mask"
-    kind = f"{str(x.dtype).removeprefix('torch.')} in blocks of {layout.block_size}"
-    if not x.is_cuda:
-        return f"no kernel of ours takes {kind} on a CPU"
-    if not launch.usable(x) or layout.block_size not in configs.BLOCK_SIZES:
-        return launch.why_not(x.device.index) or f"no kernel of ours takes {kind}"
-    return "our kernels failed their check on this GPU"
+    kind = f"{str(run.dtype).removeprefix('torch.')} in blocks of {layout.block_size}"
+    if run.device.type != "cuda":
+        return f"no kernel of ours takes {kind} on this device"
+    if run.dtype not in launch.DTYPES or layout.block_size not in configs.BLOCK_SIZES:
+        return f"no kernel of ours takes {kind}"
+    return launch.why_not(run.device.index) or "our kernels failed their check on this GPU"
 
 
 def _call(

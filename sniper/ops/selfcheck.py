@@ -237,9 +237,7 @@ def _run_child(
     return Verdict(False, message=f"its process ended with status {child.returncode}: {last}")
 
 
-def _wait_for(
-    child: subprocess.Popen, news: Path, patience: tuple[float, float]
-) -> float | None:
+def _wait_for(child: subprocess.Popen, news: Path, patience: tuple[float, float]) -> float | None:
     """Waits for the child's end; the seconds that it took too many of, if it does not come."""
     heard, size = time.monotonic(), 0
     while child.poll() is None:

@@ -427,9 +427,9 @@ def _store(
     mine = _load()
     with locked(LOCK):
         there = _read()
-        known = there.get(measured) if measured is not None else None
-        if known is not None and not (unless_covers and known.covers(unless_covers)):
-            del there[measured]
+        if measured is not None and measured in there:
+            if not (unless_covers and there[measured].covers(unless_covers)):
+                del there[measured]
         _choices = {**mine, **there}
         if dropped is not None:
             _choices.pop(dropped, None)
