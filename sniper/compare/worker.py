@@ -64,7 +64,7 @@ def _work(options: argparse.Namespace) -> int:
     from sniper.compare.evaluate import evaluate, load_truth, read_evaluation
     from sniper.training.config import load
     from sniper.training.device import set_up_torch
-    from sniper.training.progress import NotFinite
+    from sniper.training.progress import NotFinite, OutOfMemory
     from sniper.training.run import prepare_data, run
     from sniper.tts.corpus.dataset import FeatureDataset
 
@@ -73,7 +73,7 @@ def _work(options: argparse.Namespace) -> int:
         started = time.time()
         try:
             run(config)
-        except NotFinite as error:
+        except (NotFinite, OutOfMemory) as error:
             print(f"diverged: {error}", file=sys.stderr)
             _record(folder, "diverged", str(error), started)
             return 0
