@@ -34,17 +34,19 @@ TOKENS, FRAMES_A_TOKEN, VOCABULARY = 90, 6, 78
 UTTERANCES = {"cpu": 8, "cuda": 20}
 
 
-def make_batch(utterances: int = 8) -> Batch:
+def make_batch(
+    utterances: int = 8, frames_a_token: int = FRAMES_A_TOKEN, tokens: int = TOKENS
+) -> Batch:
     """Random speech of equal lengths; the end-of-sentence token has no frames."""
     generator = torch.Generator().manual_seed(0)
-    frames = TOKENS * FRAMES_A_TOKEN
-    durations = torch.full((utterances, TOKENS + 1), FRAMES_A_TOKEN)
+    frames = tokens * frames_a_token
+    durations = torch.full((utterances, tokens + 1), frames_a_token)
     durations[:, -1] = 0
-    shape = (utterances, TOKENS + 1)
+    shape = (utterances, tokens + 1)
     return Batch(
         ids=[str(i) for i in range(utterances)],
         tokens=torch.randint(1, VOCABULARY, shape, generator=generator),
-        token_lengths=torch.full((utterances,), TOKENS + 1),
+        token_lengths=torch.full((utterances,), tokens + 1),
         mel=torch.randn(utterances, frames, 80, generator=generator),
         mel_lengths=torch.full((utterances,), frames),
         durations=durations,

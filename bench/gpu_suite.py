@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that needs a GPU, in one command and under eight minutes.
+"""Everything that needs a GPU, in one command and under eight minutes: first checks, then measures.
 
-python bench/gpu_suite.py --out DIR [--skip-build] [--minutes 8]
+python bench/gpu_suite.py [--out DIR] [--only NAME ...] [--minutes 8] [--skip-build]
+python bench/gpu_suite.py --dry      # tiny shapes on the CPU, through the same code
 
-Builds the package, runs the tests marked `gpu`, the benchmarks and a short SNIPER training run on
-generated features. Every step has a time limit, none stops the next; tables come last, and DIR gets
-suite.json, suite.log and the benchmarks' CSV files. Exits 1 if any step failed.
+Every section is a process of its own with a time limit; none that fails stops the next. DIR
+(default $OUT, else bench/results/gpu) gets one JSON file a section, with device, versions and
+commit, as soon as the section has ended, its rows as they come, and suite.log: a suite that is cut
+off has lost nothing but the section that ran. Speech libraries are not needed, features are
+generated. Exits with 1 if any section failed.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -19,173 +24,232 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any, NamedTuple
 
 BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
-FFN = ["384-1536-3", "1536-384-3", "256-1024-9"]
-STEPS, WARM_UP = 60, 20
+# Seconds in which a section cannot do anything useful.
+TOO_SHORT = 8
 
 
-def steps(python: str) -> list[tuple[str, list[str], int]]:
-    """Name, command and limit in seconds; the order is that of importance."""
+class Section(NamedTuple):
+    """One process. `limit` in seconds; `needs`: a program without which it is left out."""
+
+    name: str
+    command: list[str]
+    limit: float
+    needs: str | None = None
+
+
+def sections(out: Path, dry: bool) -> list[Section]:
+    """Checks before measurements, and within each the important before the others."""
+    python = sys.executable
     pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
-    pytest = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-    layers = [python, str(BENCH / "bench_layers.py"), "--device", "cuda", "--dtype", "bfloat16"]
-    layers += ["--repeats", "21"]
-    ffn = [*layers, "--layers", *FFN, "--densities", "0.2", "0.5"]
-    return [
-        ("build", pip, 150),
-        ("tests", [*pytest, "--maxfail", "20", *_gpu_tests()], 130),
-        ("layers b64", [*ffn, "--block", "64"], 60),
-        ("layers b128", [*ffn, "--block", "128"], 60),
-        ("training", [python, str(Path(__file__)), "--train"], 60),
-        ("train step", [python, str(BENCH / "bench_train_step.py"), "--device", "cuda"], 70),
-        ("mask update", [python, str(BENCH / "bench_mask_update.py"), "--device", "cuda"], 45),
-        ("attention", [*layers, "--layers", "384-384-1", "--densities", "0.2", "1.0"], 30),
+
+    def own(name: str, limit: float, before: tuple[str, ...] = ()) -> Section:
+        rows = ["--rows", str(out / f"{name.replace(' ', '-')}.jsonl")]
+        command = [*before, python, str(Path(__file__)), "--section", name, *rows]
+        command += ["--dry"] if dry else []
+        return Section(name, command, limit, before[0] if before else None)
+
+    sanitizer = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
+    listed = [
+        Section("build", pip, 120),
+        own("compile", 100),
+        Section("doctor", [python, "-m", "sniper.doctor", "--json"], 60),
+        Section("tests", tests(), 100),
+        own("rates", 20),
+        own("layers", 45),
+        own("step", 60),
+        own("recording", 40),
+        own("training", 40),
+        own("attention", 20),
+        own("tiles", 40),
+        own("profile", 30),
+        own("memory check", 40, (*sanitizer, "memcheck")),
+        own("race check", 40, (*sanitizer, "racecheck")),
+        own("compiled step", 75),
     ]
+    return [s for s in listed if not (dry and (s.needs or s.name in ("build", "tests")))]
 
 
-def _gpu_tests() -> list[str]:
-    """Test files that mark something `gpu`: others may need packages that are not there."""
+def tests() -> list[str]:
+    """The tests marked `gpu`, on several cores where pytest can."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", str(min(8, os.cpu_count() or 1))]
     files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
+    # Other files may need packages that are not there.
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         if path not in files and "mark.gpu" in path.read_text():
             files.append(path)
-    return [str(f) for f in files]
+    return [*command, "--maxfail", "20", *map(str, files)]
 
 
-def missing(command: list[str]) -> str | None:
-    """Why a benchmark cannot run: it is not there, or knows no GPU."""
-    script = next((Path(c) for c in command if c.endswith(".py")), None)
-    if script is None or script.parent != BENCH:
-        return None
-    if not script.exists():
-        return f"{script.name} is not there"
-    return None if "cuda" in script.read_text() else f"{script.name} knows no --device cuda"
-
-
-def run_step(name: str, command: list[str], limit: float, log: Path) -> dict:
-    """Runs one command within `limit` seconds, its output to the log; never raises."""
-    reason = missing(command)
-    if reason is None and limit < 10:
-        reason = "no time left"
-    if reason:
-        return {"step": name, "status": f"skipped: {reason}", "seconds": 0.0, "tail": []}
+def run_section(section: Section, limit: float, out: Path, env: dict[str, str]) -> dict[str, Any]:
+    """Runs one section within `limit` seconds, its output to suite.log; never raises."""
+    result: dict[str, Any] = {"section": section.name, "seconds": 0.0, "rows": [], "tail": []}
+    if section.needs and shutil.which(section.needs, path=env.get("PATH")) is None:
+        return result | {"status": f"left out: {section.needs} is not there"}
+    if limit < TOO_SHORT:
+        return result | {"status": "left out: no time left"}
     started = time.monotonic()
-    with log.open("ab") as file:
-        file.write(f"\n=== {name}: {' '.join(command)}\n".encode())
-        file.flush()
-        begin = file.tell()
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        # A group of its own, so that what a step started ends with it.
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=file, env=env, start_new_session=True
-        )
+    with (out / "suite.log").open("ab") as log:
+        log.write(f"\n=== {section.name}: {' '.join(section.command)}\n".encode())
+        log.flush()
+        begin = log.tell()
+        try:
+            # A group of its own, so that what a section started ends with it.
+            process = subprocess.Popen(
+                section.command, cwd=ROOT, stdout=log, stderr=log, env=env, start_new_session=True
+            )
+        except OSError as error:
+            return result | {"status": f"failed: {error}"}
         try:
             code = process.wait(limit)
-            status = "ok" if code == 0 else f"failed, exit {code}"
+            result["status"] = "ok" if code == 0 else f"failed, exit {code}"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            status = f"stopped after {limit:.0f} s"
-    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines()
-    seconds = round(time.monotonic() - started, 1)
-    return {"step": name, "status": status, "seconds": seconds, "tail": lines[-40:]}
+            result["status"] = f"stopped after {limit:.0f} s"
+        finally:  # an interrupted suite leaves nothing behind
+            _end(process)
+    said = (out / "suite.log").read_bytes()[begin:].decode(errors="replace").splitlines()
+    rows = out / f"{section.name.replace(' ', '-')}.jsonl"
+    if rows.exists():
+        result["rows"] = [json.loads(x) for x in rows.read_text().splitlines() if _is_json(x)]
+    # A row that says so is a fault in a section that went on.
+    wrong = sum("error" in row and isinstance(row["error"], str) for row in result["rows"])
+    if wrong and result["status"] == "ok":
+        result["status"] = f"failed: {wrong} of {len(result['rows'])} rows report an error"
+    return result | {"seconds": round(time.monotonic() - started, 1), "tail": said[-40:]}
 
 
-def facts() -> dict[str, str]:
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            pass  # the driver does not let go of it; the next section may still run
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:  # cut off with its process
+        return False
+    return True
+
+
+def facts(dry: bool) -> dict[str, str]:
     """Device, versions and commit, asked of a process of its own: torch may be broken."""
     program = (
-        "import sys, json, torch, triton; sys.path.insert(0, sys.argv[1]); import common\n"
-        "d = torch.device('cuda'); p = torch.cuda.get_device_properties(d)\n"
-        "print(json.dumps({'device': p.name, 'sm': f'{p.major}{p.minor}',\n"
-        "  'versions': common.versions() + ', triton ' + triton.__version__,\n"
-        "  'cuda': torch.version.cuda, 'commit': common.commit()}))"
+        "import sys, json, torch; sys.path.insert(0, sys.argv[1]); import common\n"
+        "from sniper.ops import timings\n"
+        "d = torch.device(sys.argv[2])\n"
+        "sm = 'cpu' if d.type == 'cpu' else 'sm_%d%d' % torch.cuda.get_device_capability(d)\n"
+        "print(json.dumps({'device': timings.device_name(d), 'architecture': sm,\n"
+        "  'versions': common.versions() + ', triton ' + timings.triton_version(),\n"
+        "  'cuda': str(torch.version.cuda), 'commit': common.commit()}))"
     )
-    command = [sys.executable, "-c", program, str(BENCH)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        return {"device": "none", "error": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-c", program, str(BENCH), "cpu" if dry else "cuda"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {"device": "unknown", "error": "torch did not answer within 60 s"}
+    except (IndexError, ValueError):
+        return {"device": "unknown", "error": (done.stderr.strip().splitlines() or ["?"])[-1]}
 
 
-def main() -> None:
+def write(path: Path, data: Any) -> None:
+    """In one go: a reader, or a kill, never meets half a file."""
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(data, indent=1))
+    os.replace(temporary, path)
+
+
+def show(results: list[dict[str, Any]], about: dict[str, str]) -> int:
+    """Prints rows and what failed, then one line a section; returns how many failed."""
+    for result in results:
+        print(f"\n--- {result['section']}: {result['status']}")
+        for row in result["rows"][-40:]:
+            print("  ".join(f"{k} {_short(v)}" for k, v in row.items())[:240])
+        if result["status"] != "ok" or not result["rows"]:
+            print("\n".join(line[:200] for line in result["tail"][-12:]))
+    print("\n" + "  ".join(f"{k} {v}" for k, v in about.items()))
+    for result in results:
+        print(f"{result['section']:14} {result['seconds']:6.1f} s  {result['status']}")
+    return sum(result["status"].startswith(("failed", "stopped")) for result in results)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def run_here(name: str, rows: Path, dry: bool) -> None:
+    """One section in this process: each row is on disk before the next is measured."""
+    import gpu_kernels as kernels
+    import gpu_steps as steps
+
+    functions = {
+        "compile": kernels.compile_kernels,
+        "rates": kernels.rates,
+        "layers": kernels.layers,
+        "attention": kernels.attention,
+        "tiles": kernels.tiles,
+        "memory check": kernels.masks,
+        "race check": kernels.masks,
+        "step": steps.step_times,
+        "compiled step": steps.compiled_step,
+        "recording": steps.recording,
+        "training": steps.train,
+        "profile": steps.profile,
+    }
+    with rows.open("w") as file:
+        for row in functions[name](dry):
+            print(json.dumps(row), file=file, flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--minutes", type=float, default=7.7)
+    usual = Path(os.environ.get("OUT") or BENCH / "results" / "gpu")
+    parser.add_argument("--out", type=Path, default=usual, help="folder of the results")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these sections")
+    parser.add_argument("--minutes", type=float, default=7.7, help="for all of it")
     parser.add_argument("--skip-build", action="store_true")
-    parser.add_argument("--train", action="store_true", help="only the training run, in here")
-    args = parser.parse_args()
-    if args.train:
-        return train()
-    if args.out is None:
-        parser.error("--out DIR is needed")
-    args.out.mkdir(parents=True, exist_ok=True)
-    log = args.out / "suite.log"
-    log.write_bytes(b"")
+    parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--section", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.section:
+        return run_here(args.section, args.rows, args.dry)
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * args.minutes
-    before = {p: p.stat().st_mtime for p in (BENCH / "results").glob("*.csv")}
-    report = {"facts": facts(), "steps": []}
-    for name, command, limit in steps(sys.executable):
-        if name == "build" and args.skip_build:
+    chosen = sections(out, args.dry)
+    unknown = set(args.only or ()) - {s.name for s in chosen}
+    if unknown:
+        parser.error(f"--only: expected some of {', '.join(s.name for s in chosen)}")
+    (out / "suite.log").write_bytes(b"")
+    for old in (*out.glob("*.json"), *out.glob("*.jsonl")):
+        old.unlink()
+    # What is compiled and chosen is the suite's own, and comes back with its results.
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "SNIPER_CACHE_DIR": str(out / "cache")}
+    env |= {"TRITON_INTERPRET": "1"} if args.dry else {}
+    ask = functools.partial(facts, args.dry)
+    about, results = ask(), []
+    for section in chosen:
+        wanted = not args.only or section.name in args.only
+        if not wanted or (args.skip_build and section.name == "build"):
             continue
-        left = min(limit, deadline - time.monotonic())
-        report["steps"].append(run_step(name, command, left, log))
-        # Written after each step: a suite that is cut off has what it did.
-        (args.out / "suite.json").write_text(json.dumps(report, indent=1))
-        for path in (BENCH / "results").glob("*.csv"):
-            if before.get(path) != path.stat().st_mtime:
-                shutil.copy(path, args.out)
-    failed = show(report)
-    raise SystemExit(bool(failed))
-
-
-def show(report: dict) -> int:
-    """Prints the last lines of every step, then one line each; returns how many failed."""
-    for step in report["steps"]:
-        print(f"\n--- {step['step']}: {step['status']}")
-        keep = 25 if step["status"] != "ok" or "layers" in step["step"] else 8
-        print("\n".join(line[:200] for line in step["tail"][-keep:]))
-    print("\n" + "  ".join(f"{k} {v}" for k, v in report["facts"].items()))
-    for step in report["steps"]:
-        print(f"{step['step']:12} {step['seconds']:6.1f} s  {step['status']}")
-    return sum(step["status"].startswith(("failed", "stopped")) for step in report["steps"])
-
-
-def train(device: str = "cuda") -> None:
-    """A schedule of 80 % to 0 over generated features: losses must fall, at every sparsity."""
-    import torch
-    from bench_train_step import UTTERANCES, VOCABULARY, Step, make_batch, synchronize
-
-    from sniper import LearningRateScale, Sniper
-    from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
-
-    torch.manual_seed(0)
-    batch = make_batch(UTTERANCES[device])
-    batch = batch.pin_memory() if device == "cuda" else batch
-    model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY)).to(device).train()
-    schedule = {0: 0.8, 1: 0.4, 2: 0.0}
-    sniper = Sniper(model, schedule, block_size=64, lr_scale=LearningRateScale(max=10.0))
-    sniper.score([batch.to(device)], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
-    step = Step(model, batch, "bf16", sniper)
-    for epoch, sparsity in schedule.items():
-        sniper.step(epoch, step.optimizer)
-        losses = []
-        for number in range(STEPS):
-            if number == WARM_UP:  # compiled, backends chosen, graphs recorded
-                synchronize(device)
-                started = time.perf_counter()
-            losses.append(step().clone())
-        synchronize(device)
-        rate = (STEPS - WARM_UP) * int(batch.mel_lengths.sum()) / (time.perf_counter() - started)
-        first, last = float(losses[0]), float(losses[-1])
-        print(
-            f"sparsity {sparsity:.0%}: loss {first:.4f} -> {last:.4f}, {rate:,.0f} frames/s "
-            f"({batch.n_frames} frames a step)"
-        )
-        if not last < first:
-            raise SystemExit(f"the loss did not fall at sparsity {sparsity}")
+        print(f"{section.name} ...", flush=True)
+        limit = min(section.limit, deadline - time.monotonic())
+        result = run_section(section, limit, out, env)
+        if section.name == "build":
+            about = ask()  # without the build there may have been nothing to ask
+        results.append(result)
+        write(out / f"{section.name.replace(' ', '-')}.json", {**about, **result})
+    raise SystemExit(bool(show(results, about)))
 
 
 if __name__ == "__main__":

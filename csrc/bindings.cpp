@@ -14,6 +14,11 @@
 
 namespace py = pybind11;
 
+#ifndef SNIPER_CUDA_VERSION
+#define SNIPER_CUDA_VERSION ""
+#define SNIPER_CUDA_ARCHITECTURES ""
+#endif
+
 namespace {
 
 using sniper::as;
@@ -149,6 +154,9 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("with_cuda") = false;
 #endif
+  // The toolkit that compiled the CUDA sources and what it compiled them for; empty without them.
+  m.attr("cuda_version") = SNIPER_CUDA_VERSION;
+  m.attr("cuda_architectures") = SNIPER_CUDA_ARCHITECTURES;
   sniper::bind_masks(m);
   bind_pruned(m);
   bind_cpu(m.def_submodule("cpu"));

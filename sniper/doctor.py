@@ -4,6 +4,7 @@
     python -m sniper.doctor
     python -m sniper.doctor --config ljspeech-sniper train.device=cuda
     python -m sniper.doctor --json
+    python -m sniper.doctor --recheck
 
 Exit status: 0 all that was asked for can be used, 1 something cannot, 2 wrong arguments or
 settings.
@@ -12,15 +13,22 @@ settings.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sniper.command import exit_with
+
+if TYPE_CHECKING:
+    import torch
+
+    from sniper.training.config import Config
 
 
 class Unusable(ValueError):
@@ -60,12 +68,21 @@ def cpu() -> dict[str, Any]:
     }
 
 
+def extension() -> dict[str, Any]:
+    """What the extension was built for."""
+    from sniper import _C
+
+    if not _C.with_cuda:
+        return {"CUDA": "none: masks of a GPU are computed on the CPU"}
+    return {"CUDA": _C.cuda_version, "architectures": _C.cuda_architectures}
+
+
 def cache() -> dict[str, Any]:
     """Where choices and verdicts are kept, and whether they can be."""
-    from sniper.ops import timings
+    from sniper.ops.cache_files import cache_folder
 
     try:
-        folder = timings.cache_folder()
+        folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             writable = True
@@ -74,16 +91,25 @@ def cache() -> dict[str, Any]:
     return {"folder": str(folder), "writable": writable}
 
 
-def gpus(check: bool) -> list[dict[str, Any]]:
+# What is checked where no config says what is used: dtype and block size.
+USUAL = (("bf16", 64), ("tf32", 64))
+
+
+def gpus(
+    check: bool, anew: bool = False, kinds: Sequence[tuple[str, int]] = USUAL
+) -> list[dict[str, Any]]:
     """Every GPU with what its kernels were found to do.
 
     Args:
         check: runs the self-check where nobody has yet; it takes up to some minutes a GPU.
+        anew: where somebody has, too.
+        kinds: dtype and block size of what is checked.
     """
     import torch
 
-    from sniper.ops import extension, selfcheck
+    from sniper.ops import selfcheck
     from sniper.ops.backends.triton import launch
+    from sniper.ops.extension import uses_cuda
 
     found = []
     for index in range(torch.cuda.device_count()):
@@ -95,47 +121,48 @@ def gpus(check: bool) -> list[dict[str, Any]]:
             "capability": f"sm_{properties.major}{properties.minor}",
             "memory GiB": round(properties.total_memory / 2**30, 1),
             "driver": selfcheck.driver_version(),
-            "mask kernels": "on this GPU" if extension.uses_cuda(device) else "on the CPU",
+            "mask kernels": "on this GPU" if uses_cuda(device) else "on the CPU",
             "block-sparse kernels": why_not or "Triton",
         }
         if check and why_not is None:
             row["self-check"] = {
-                dtype: {
+                f"{dtype} in blocks of {block}": {
                     name: {
                         "ok": verdict.ok,
                         "error": verdict.error,
                         "seconds": round(verdict.seconds, 2),
                         "message": verdict.message,
                     }
-                    for name, verdict in selfcheck.check(device, dtype, 64).items()
+                    for name, verdict in selfcheck.check(device, dtype, block, anew).items()
                 }
-                for dtype in ("bf16", "tf32")
+                for dtype, block in kinds
             }
         found.append(row)
     return found
 
 
-def layers(name: str, overrides: list[str]) -> dict[str, Any]:
+def kinds_of(config: Config) -> tuple[tuple[str, int], ...]:
+    """Dtype and block size of a config's products."""
+    return ((config.train.precision, config.sparsity.block_size or 64),)
+
+
+def layers(config: Config) -> dict[str, Any]:
     """What each pass of each sparse layer of a config's model runs, from one small batch.
 
     Raises:
-        ConfigError: settings that cannot be used here.
+        Unusable: a device or precision that this machine does not have.
+        ConfigError: settings that do not fit each other.
     """
     import torch
 
-    from sniper.ops import dispatch, timings
-    from sniper.ops.layout import BlockLayout
-    from sniper.training.config import load
-    from sniper.training.device import pick_device, set_up_torch
+    from sniper.ops import timings
+    from sniper.ops.explain import last_runs
+    from sniper.training.device import set_up_torch
     from sniper.training.trainer import make_sniper
     from sniper.tts.model.fastspeech2 import FastSpeech2
 
     timings.look_again()
-    config = load(name, overrides)
-    try:
-        device = pick_device(config.train.device)
-    except ValueError as error:
-        raise Unusable(str(error)) from None
+    device = usable_device(config)
     set_up_torch(config.train)
     features = config.feature_config()
     model = FastSpeech2(config.fastspeech2_config(64, features.n_mels)).to(device)
@@ -148,21 +175,32 @@ def layers(name: str, overrides: list[str]) -> dict[str, Any]:
     snip.score([batch], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
     snip.step(0, torch.optim.SGD(model.parameters(), lr=0.0))
     bf16 = config.train.precision == "bf16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        model.loss(batch)[0].backward()
-    for layer, module in model.named_modules():
-        layout = getattr(module, "layout", None)
-        if isinstance(layout, BlockLayout):
-            runs = dispatch.last_runs(layout)
-            result["layers"][layer] = {"density": round(layout.density, 3)} | {
-                which: _said(runner, times) for which, (runner, times) in runs.items()
-            }
+    # A step that is recorded as a graph chooses by time on the device.
+    recorded = device.type == "cuda" and config.train.cuda_graphs != "off"
+    with timings.device_time() if recorded else contextlib.nullcontext():
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            model.loss(batch)[0].backward()
+        result["layers"] = last_runs(model)
     return result
 
 
-def _said(runner: str, times: dict[str, float] | None) -> str:
-    measured = [f"{name} {1e3 * seconds:.2f}" for name, seconds in (times or {}).items()]
-    return f"{runner} ({', '.join(measured)} ms)" if measured else f"{runner} (nothing else can)"
+def usable_device(config: Config) -> torch.device:
+    """The device that a config asks for, if it can do what the config asks of it.
+
+    Raises:
+        Unusable: it is not there, or cannot.
+    """
+    from sniper.training.device import check_precision, pick_device
+    from sniper.training.step import pick_recorder
+
+    try:
+        device = pick_device(config.train.device)
+        check_precision(device, config.train.precision)
+        if device.type == "cpu":
+            pick_recorder(device, config.train.cuda_graphs)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+    return device
 
 
 def _batch(n_mels: int, frames: int):
@@ -187,58 +225,100 @@ def _batch(n_mels: int, frames: int):
     )
 
 
-def report(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    """Everything that is told, and what cannot be used of what was asked for."""
-    found: dict[str, Any] = {"versions": versions()}
-    problems = []
+def report(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Writes everything that is told to `found`, and what cannot be used of what was asked for to
+    its `problems`; what was found stays where something raises.
+
+    Raises:
+        ConfigError: settings that cannot be used anywhere.
+    """
+    problems = found["problems"]
+    found["versions"] = versions()
+    config = None
+    if options.config:
+        from sniper.training.config import load
+
+        config = load(options.config, options.overrides)
     try:
         found["CPU"] = cpu()
-        found["cache"] = cache()
-        found["GPUs"] = gpus(check=not options.no_check)
+        found["extension"] = extension()
     except ImportError as error:
         problems.append(f"the extension cannot be loaded, build sniper again: {error}")
-        return found, problems
+        return
+    found["cache"] = cache()
     if not found["cache"]["writable"]:
         problems.append(f"choices are forgotten: {found['cache'].get('why')}")
+    kinds = USUAL if config is None else kinds_of(config)
+    found["GPUs"] = gpus(not options.no_check, options.recheck, kinds)
     if not found["GPUs"]:
         import torch
 
         built = "sees none" if torch.version.cuda else "is a build without CUDA"
         found["why no GPU"] = f"torch {built}"
+        if "CUDA_VISIBLE_DEVICES" in os.environ and torch.version.cuda:
+            found["why no GPU"] += f": CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r}"
     for index, gpu in enumerate(found["GPUs"]):
-        for dtype, families in gpu.get("self-check", {}).items():
+        for kind, families in gpu.get("self-check", {}).items():
             problems += [
-                f"GPU {index}: {name} kernels in {dtype} are left out: {verdict['message']}"
+                f"GPU {index}: {name} kernels for {kind} are left out: {verdict['message']}"
                 for name, verdict in families.items()
                 if not verdict["ok"]
             ]
-    if options.config:
-        found["runs"] = layers(options.config, options.overrides)
-    return found, problems
+    if config is None:
+        return
+    try:
+        found["runs"] = layers(config)
+    except Unusable as error:
+        problems.append(f"config {config.name}: {error}")
+        return
+    why_not = _why_dense(found)
+    if why_not:
+        problems.append(f"config {config.name}: its block-sparse layers run dense: {why_not}")
+
+
+def _why_dense(found: dict[str, Any]) -> str | None:
+    """What a GPU lacks to run a config's sparse layers."""
+    import torch
+
+    device = torch.device(found["runs"]["device"])
+    if device.type != "cuda" or not found["runs"]["layers"]:
+        return None
+    says = found["GPUs"][device.index or 0]["block-sparse kernels"]
+    return None if says == "Triton" else says
+
+
+def told(found: dict[str, Any]) -> str:
+    """The report as text: what each pass of a config runs is a table."""
+    from sniper.ops.explain import table
+
+    found = dict(found)
+    runs = dict(found.pop("runs", {}))
+    problems = found.pop("problems")
+    lines = render(found)
+    if runs:
+        rows = runs.pop("layers")
+        lines += render({"runs": runs})
+        lines += [f"  {line}" for line in table(rows).splitlines()] if rows else []
+    return "\n".join([*lines, *render({"problems": problems})])
 
 
 def render(value: Any, indent: int = 0) -> list[str]:
-    """Nested settings as indented lines."""
-    space = "  " * indent
-    if isinstance(value, dict):
-        if value and all(not isinstance(v, dict | list) for v in value.values()) and indent > 1:
-            return [space + ", ".join(f"{k} {v}" for k, v in value.items() if v not in ("", None))]
-        lines = []
-        for key, item in value.items():
-            nested = isinstance(item, dict | list)
-            lines += (
-                [f"{space}{key}:", *render(item, indent + 1)]
-                if nested and item
-                else [f"{space}{key}: {item if item or item == 0 else 'none'}"]
-            )
-        return lines
-    if isinstance(value, list):
-        return [line for i, item in enumerate(value) for line in _numbered(i, item, indent)]
-    return [f"{space}{value}"]
+    """Nested settings as indented lines; what is deep and plain as one."""
+    space, lines = "  " * indent, []
+    pairs = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in pairs:
+        if not isinstance(item, dict | list) or not item:
+            lines.append(f"{space}{key}: {item if item or item == 0 else 'none'}")
+        elif indent > 1 and isinstance(item, dict) and not _nested(item):
+            said = ", ".join(f"{k} {v}" for k, v in item.items() if v not in ("", None))
+            lines.append(f"{space}{key}: {said}")
+        else:
+            lines += [f"{space}{key}:", *render(item, indent + 1)]
+    return lines
 
 
-def _numbered(number: int, item: Any, indent: int) -> list[str]:
-    return [f"{'  ' * indent}{number}:", *render(item, indent + 1)]
+def _nested(item: dict) -> bool:
+    return any(isinstance(v, dict | list) for v in item.values())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,24 +331,36 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--config", metavar="NAME_OR_PATH", help="also what each layer would run")
     parser.add_argument("--json", action="store_true", help="one JSON object, for bug reports")
-    parser.add_argument("--no-check", action="store_true", help="no self-check of a GPU's kernels")
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument("--no-check", action="store_true", help="no self-check of a GPU's kernels")
+    check.add_argument(
+        "--recheck", action="store_true", help="check a GPU's kernels again, whatever is known"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of --config")
     options = parser.parse_args(argv)
     if options.overrides and not options.config:
         parser.error("settings: expected --config NAME_OR_PATH with them")
+    found: dict[str, Any] = {"problems": []}
+    status, message = 0, ""
     try:
-        found, problems = report(options)
+        report(options, found)
     except ImportError as error:
         if (error.name or "sniper").startswith("sniper"):
             raise
-        print(f"error: --config: {error}: pip install 'sniper-tts[tts]'", file=sys.stderr)
-        return 1
-    except ValueError as error:  # settings; their text is the whole message
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Unusable) else 2
-    found["problems"] = problems
-    print(json.dumps(found, indent=2) if options.json else "\n".join(render(found)))
-    return 1 if problems else 0
+        status, message = 1, f"--config: {error}: pip install 'sniper-tts[tts]'"
+    except (ValueError, OSError) as error:  # settings; their text is the whole message
+        status, message = 2, str(error)
+    except RuntimeError as error:  # a GPU that is full or gone: what was found is told all the same
+        words = " ".join(str(error).split())[:300]
+        found["problems"].append(f"{type(error).__name__}: {words}")
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+        found["error"] = message
+    if options.json:
+        print(json.dumps(found, indent=2))
+    elif not message:
+        print(told(found))
+    return status or int(bool(found["problems"]))
 
 
 if __name__ == "__main__":

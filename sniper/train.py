@@ -57,7 +57,7 @@ def _main(argv: list[str] | None) -> int:
 
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import load
-    from sniper.training.progress import Interrupted, NotFinite
+    from sniper.training.progress import Interrupted, NotFinite, OutOfMemory
     from sniper.training.run import interrupt, open_run, signals
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
@@ -68,7 +68,7 @@ def _main(argv: list[str] | None) -> int:
             config = load(options.config, options.overrides)
             with open_run(config, options.fresh) as trainer:
                 trainer.fit()
-    except (NotFinite, CheckpointError) as error:
+    except (NotFinite, OutOfMemory, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (SpeechError, ConfigError, OSError) as error:

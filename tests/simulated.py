@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sniper.layers import layout_versions
 from sniper.ops import dispatch
@@ -28,20 +30,47 @@ WAITING = {
 
 
 class Launches(TorchDispatchMode):
-    """Lists what runs, with shapes, strides and dtypes, and refuses what would wait for a GPU."""
+    """Lists what runs with its arguments, and refuses what would wait for a GPU.
+
+    A tensor stands in the list with its memory, shape, strides and dtype. Memory that was there
+    before is named by its address: a graph would read and write there again. What is taken inside
+    is named by the launch that took it, for a graph's pool gives it the same place each time.
+    Numbers are listed as they are: a graph has them for ever.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple] = []
+        self._taken: dict[int, tuple[int, int]] = {}  # by address, the launch and which result
+        self._kept: list[Tensor] = []  # no address is used twice
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name
         if name in WAITING or (name == "aten::index" and _by_mask(args)):
             raise AssertionError(f"{name} waits for the device inside a recording")
-        tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs or {}))]
-        meta = [(a.shape, a.stride(), a.dtype) for a in tensors if isinstance(a, Tensor)]
-        self.seen.append((name, tuple(meta)))
-        return func(*args, **(kwargs or {}))
+        given = tree_leaves((args, kwargs or {}))
+        launch = (name, *(self._named(value) for value in given))
+        before = {_address(t) for t in given if isinstance(t, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for i, t in enumerate(tree_leaves(result)):
+            if isinstance(t, Tensor) and _address(t) not in before:
+                self._taken[_address(t)] = (len(self.seen), i)
+                self._kept.append(t.detach())
+        self.seen.append(launch)
+        return result
+
+    def _named(self, value: object) -> object:
+        if not isinstance(value, Tensor):
+            return (
+                value if isinstance(value, int | float | str | torch.dtype | None) else str(value)
+            )
+        memory = _address(value)
+        place = self._taken.get(memory, memory) if value.numel() else None
+        return place, value.storage_offset(), tuple(value.shape), value.stride(), value.dtype
+
+
+def _address(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
 
 
 def _by_mask(args: tuple) -> bool:
@@ -53,7 +82,8 @@ class SimulatedRecorder:
 
     That is: masks, or what runs them, are others than at recording; a weight, a buffer or a
     gradient lies elsewhere than it did; something inside waits for the device; what is launched,
-    or a shape, stride or dtype of its arguments, differs from what was recorded. Values of graphs
+    or the memory, shape, stride or dtype of any tensor that it takes, or a number, differs from
+    what was recorded; launches are missing or more. Values of graphs
     that were cleared turn to NaN, as their memory would hold something else.
 
     Args:
@@ -98,10 +128,9 @@ class SimulatedRecorder:
             with Launches() as seen:
                 results = work()
             if launches and launches != seen.seen:
-                at = next(
-                    i for i, (a, b) in enumerate(zip(launches, seen.seen, strict=False)) if a != b
-                )
-                raise AssertionError(f"recorded {launches[at]}, replayed {seen.seen[at]}")
+                pairs = zip_longest(launches, seen.seen)
+                was, now = next((a, b) for a, b in pairs if a != b)
+                raise AssertionError(f"recorded {was}, replayed {now}")
             launches[:] = seen.seen
             for name, value in results.items():
                 if name in values:

@@ -23,7 +23,13 @@ PACKAGE = ROOT / "sniper"
 # room; the longest name that fits a module is its room.
 FLOORS = (
     ("sniper", "sniper._C", "sniper.kernels"),
-    ("sniper.ops.geometry", "sniper.ops.layout", "sniper.ops.extension", "sniper.ops.transforms"),
+    (
+        "sniper.ops.cache_files",
+        "sniper.ops.geometry",
+        "sniper.ops.layout",
+        "sniper.ops.extension",
+        "sniper.ops.transforms",
+    ),
     (
         "sniper.ops.backend",
         "sniper.ops.bits",

@@ -21,6 +21,7 @@ from speech import command, differences, everything, fit, tiny
 from sniper.train import main
 from sniper.training import checkpoint
 from sniper.training.config import dump, load
+from sniper.training.step import TrainingStep
 from sniper.training.trainer import Trainer
 
 
@@ -335,3 +336,30 @@ def test_a_missing_package_says_what_to_install(module: str, config_file: Path):
             said = stderr.getvalue()
     assert module in said and "pip install 'sniper-tts[" in said
     assert said.count("\n") == 1
+
+
+def test_a_full_gpu_is_one_line_and_what_is_saved_goes_on(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+):
+    """In the second epoch; then, as with graphs turned off, there is room."""
+    inner, full = TrainingStep.backward, [True]
+
+    def backward(self, batch, share):
+        if full[0] and checkpoint.exists(tmp_path / "run"):
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+                "79.18 GiB of which 1.06 GiB is free."
+            )
+        return inner(self, batch, share)
+
+    monkeypatch.setattr(TrainingStep, "backward", backward)
+    assert _main(config_file) == 1
+    said = _error(capsys)
+    assert "out of memory in epoch 2" in said and "Tried to allocate 2.00 GiB" in said
+    assert "train.max_frames=1300 takes more than the" in said
+    assert "a smaller train.max_frames (now 1300) with a larger train.accumulation (now 1)" in said
+    path = checkpoint.find(tmp_path / "run")
+    assert f"Last checkpoint: {path}, from which the same command continues" in said
+    full[0] = False
+    assert _main(config_file, "train.cuda_graphs=off") == 0
+    assert "resumed at epoch 2, batch 1" in capsys.readouterr().out

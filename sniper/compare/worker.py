@@ -43,14 +43,14 @@ def main(argv: list[str] | None = None) -> int:
 
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
-    from sniper.training.progress import Interrupted
+    from sniper.training.progress import Interrupted, OutOfMemory
     from sniper.tts.errors import SpeechError
 
     try:
         # One that an earlier comparison left may still be saving.
         with only_one(options.run, wait=_SAVING_SECONDS):
             return _work(options)
-    except (SpeechError, ConfigError, CheckpointError, OSError) as error:
+    except (SpeechError, ConfigError, CheckpointError, OutOfMemory, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         _record(options.run, "failed", str(error))
         return 1

@@ -7,12 +7,13 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sniper import _C
+from sniper.kernels import configs
 from sniper.ops import rounding, timings
 from sniper.ops.backend import Backend
 from sniper.ops.backends import CPU, DENSE, REFERENCE, TRITON
@@ -22,12 +23,23 @@ from sniper.ops.layout import BlockLayout
 
 BACKENDS: dict[str, Backend] = {b.name: b for b in (TRITON, CPU, DENSE, REFERENCE)}
 
+
+class _Run(NamedTuple):
+    """What ran a pass, and what says why it did."""
+
+    backend: str
+    key: str
+    candidates: int
+    forced: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
 # Not a context variable: autograd runs backward passes on threads of its own.
 _forced: Backend | None = None
 _autotune = False
 # What ran last, by layout and pass, for `explain`.
-_last: weakref.WeakKeyDictionary[BlockLayout, dict[str, tuple[str, str]]]
-_last = weakref.WeakKeyDictionary()
+_last: weakref.WeakKeyDictionary[BlockLayout, dict[str, _Run]] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -95,7 +107,9 @@ def choose(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> C
         tf32 = args[0].is_cuda and launch.kind(args[0]) == "tf32"
         noise = rounding.noise(which, args[0], args[1], geometry, tf32, p)
         chosen = BACKENDS[timings.fastest(key, calls, noise=noise)]
-    _last.setdefault(layout, {})[which] = (chosen.name, key)
+    x, forced = args[0], chosen is _forced
+    made = _Run(chosen.name, key, len(backends), forced, x.dtype, x.device)
+    _last.setdefault(layout, {})[which] = made
     return _call(chosen, which, layout, geometry, args)
 
 
@@ -107,9 +121,29 @@ def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:
     return [*ours, DENSE]
 
 
-def last_runs(layout: BlockLayout) -> dict[str, tuple[str, dict[str, float] | None]]:
-    """What ran last for a layout: by pass, the backend and the seconds that were measured."""
-    return {w: (name, timings.known(key)) for w, (name, key) in _last.get(layout, {}).items()}
+def last_runs(layout: BlockLayout) -> dict[str, tuple[str, dict[str, float] | None, str]]:
+    """What ran last for a layout: by pass, the backend, the seconds that were measured, and what
+    kept other backends from being tried or used; empty if nothing did.
+    """
+    runs = _last.get(layout, {})
+    return {w: (r.backend, timings.known(r.key), _why(r, layout)) for w, r in runs.items()}
+
+
+def _why(run: _Run, layout: BlockLayout) -> str:
+    """What kept our kernels out."""
+    if run.forced:
+        return "forced"
+    if run.candidates > 1:
+        failed = timings.failed(run.key)
+        return f"{', '.join(failed)} left out: wrong values or an error" if failed else ""
+    if layout.outgrown:
+        return "dense alone reads weights outside the mask"
+    kind = f"{str(run.dtype).removeprefix('torch.')} in blocks of {layout.block_size}"
+    if run.device.type != "cuda":
+        return f"no kernel of ours takes {kind} on this device"
+    if run.dtype not in launch.DTYPES or layout.block_size not in configs.BLOCK_SIZES:
+        return f"no kernel of ours takes {kind}"
+    return launch.why_not(run.device.index) or "our kernels failed their check on this GPU"
 
 
 def _call(

@@ -12,9 +12,10 @@ PASSES = ("fwd", "dgrad", "wgrad")
 
 
 def explain(model: nn.Module) -> str:
-    """Prints a table: each block-sparse layer, its density, and by pass what ran last.
+    """Prints a table: each block-sparse layer, its density, and by pass what ran last and why.
 
-    Where candidates were timed, their milliseconds follow; a pass that has not run shows a dash.
+    Where candidates were timed, their milliseconds follow, else what kept the others out; a pass
+    that has not run shows a dash.
 
     Args:
         model: any module; layers without a block mask run as torch's own and are not listed.
@@ -27,23 +28,36 @@ def explain(model: nn.Module) -> str:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"explain: expected a module, got {model!r:.80}")
-    rows: list[tuple[str, ...]] = [("layer", "density", *PASSES)]
+    text = table(last_runs(model))
+    print(text)
+    return text
+
+
+def last_runs(model: nn.Module) -> dict[str, dict[str, float | str]]:
+    """By layer: its density and, for each pass that has run, what ran last and why."""
+    found = {}
     for name, module in model.named_modules():
         layout = getattr(module, "layout", None)
         if isinstance(layout, BlockLayout):
             runs = dispatch.last_runs(layout)
-            rows.append((name, f"{layout.density:.3f}", *(_cell(runs.get(p)) for p in PASSES)))
+            found[name] = {"density": round(layout.density, 3)} | {
+                which: _said(*run) for which, run in runs.items()
+            }
+    return found
+
+
+def table(runs: dict[str, dict[str, float | str]]) -> str:
+    """What `last_runs` gives, with a line for each layer."""
+    rows: list[tuple[str, ...]] = [("layer", "density", *PASSES)]
+    for name, row in runs.items():
+        rows.append((name, f"{row['density']:.3f}", *(str(row.get(p, "-")) for p in PASSES)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    table = "\n".join(lines)
-    print(table)
-    return table
+    return "\n".join(lines)
 
 
-def _cell(run: tuple[str, dict[str, float] | None] | None) -> str:
-    if run is None:
-        return "-"
-    name, times = run
-    if not times:
-        return name
-    return f"{name} ({', '.join(f'{n} {1e3 * t:.2f}' for n, t in times.items())} ms)"
+def _said(name: str, times: dict[str, float] | None, alone: str) -> str:
+    measured = [f"{candidate} {1e3 * t:.2f}" for candidate, t in (times or {}).items()]
+    why = [f"{', '.join(measured)} ms"] if measured else []
+    why += [alone] if alone else []
+    return f"{name} ({'; '.join(why)})" if why else name

@@ -10,8 +10,10 @@ behind it. Verdicts lie in the cache folder by GPU, driver, torch, Triton and ke
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sniper.ops import timings
+from sniper.ops.cache_files import cache_folder, locked, replace_file
 
 FORMAT = 1
 # Seconds without news from the child: a family compiles up to a dozen kernels.
@@ -35,6 +38,9 @@ CASES = "sniper.ops.selfcheck_cases"
 ELEMENTWISE, RECORDED = "elementwise", "recorded step"
 # Not a family: why the rest could not be checked.
 START = "start"
+# Seconds for which a family is left out that may have failed by what else the machine did.
+DOUBT = 24 * 3600.0
+AGAIN = "it is checked again after a day, or by `sniper-tts doctor --recheck`"
 
 
 @dataclass(frozen=True)
@@ -46,12 +52,19 @@ class Verdict:
         error: largest error relative to the largest value; None where it did not get that far.
         seconds: that the check took, compiling included.
         message: what went wrong; empty if nothing.
+        until: when it is checked again, in seconds since 1970; None: with other versions only.
     """
 
     ok: bool
     error: float | None = None
     seconds: float = 0.0
     message: str = ""
+    until: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it need not be checked again yet."""
+        return self.until is None or time.time() < self.until
 
     @classmethod
     def from_json(cls, data: Any) -> Verdict | None:
@@ -60,7 +73,7 @@ class Verdict:
             verdict = cls(**data)
         except TypeError:
             return None
-        numbers = (verdict.error or 0.0, verdict.seconds)
+        numbers = (verdict.error or 0.0, verdict.seconds, verdict.until or 0.0)
         fine = isinstance(verdict.ok, bool) and isinstance(verdict.message, str)
         return verdict if fine and all(isinstance(n, int | float) for n in numbers) else None
 
@@ -105,19 +118,34 @@ def precision() -> str:
     return "tf32" if allowed == "tf32" else "fp32"
 
 
-def check(device: torch.device, dtype: str, block_size: int) -> dict[str, Verdict]:
-    """The verdicts of all families for a dtype and block size on a GPU, by family."""
+def check(
+    device: torch.device, dtype: str, block_size: int, anew: bool = False
+) -> dict[str, Verdict]:
+    """The verdicts of all families for a dtype and block size on a GPU, by family.
+
+    Args:
+        anew: whatever is known already.
+    """
     index = device.index if device.index is not None else torch.cuda.current_device()
     key = f"{_machine(index)} {dtype} blocks of {block_size}"
-    if key not in _verdicts:
-        known = _read().get(key)
-        if known is None:
-            known = run(index, dtype, block_size)
-            if START not in known:  # a GPU that is full or busy now may not be so next time
-                _write(key, known)
+    if anew or key not in _verdicts:
+        # A second process waits for the first one's verdicts: two checks at once could each take
+        # the other's load for a kernel that hangs.
+        with locked("self-check.lock"):
+            before = {} if anew else _read().get(key, {})
+            known = {name: v for name, v in before.items() if v.holds}
+            if not before or len(known) < len(before):
+                known = run(index, dtype, block_size, known=known)
+                if START not in known:  # a GPU that is full or busy now may not be so next time
+                    _write(key, known)
         _verdicts[key] = known
         _warn(known, f"{dtype} in blocks of {block_size} on {torch.cuda.get_device_name(index)}")
     return _verdicts[key]
+
+
+def doubtful(message: str) -> Verdict:
+    """A failure that another process, or a full memory, may have brought about."""
+    return Verdict(False, message=f"{message}; {AGAIN}", until=time.time() + DOUBT)
 
 
 def _warn(verdicts: dict[str, Verdict], where: str) -> None:
@@ -141,6 +169,7 @@ def run(
     cases: str = CASES,
     patience: float = PATIENCE,
     hang: float | None = None,
+    known: dict[str, Verdict] | None = None,
 ) -> dict[str, Verdict]:
     """Checks every family in child processes, whatever is cached.
 
@@ -149,8 +178,9 @@ def run(
         cases: module with `families(dtype, block_size, device)`.
         patience: seconds that a family, or the start, may take.
         hang: seconds that a family may take once it has begun; None: as many.
+        known: verdicts that are taken over.
     """
-    verdicts: dict[str, Verdict] = {}
+    verdicts = dict(known or {})
     with tempfile.TemporaryDirectory(prefix="sniper-check-") as folder:
         while True:
             news = Path(folder) / f"{len(verdicts)}.jsonl"
@@ -161,9 +191,9 @@ def run(
             if ended is None:
                 return verdicts
             if at_work is not None:
-                verdicts[at_work] = Verdict(False, message=ended)
+                verdicts[at_work] = ended
             elif not found:  # it did not come to begin a family, and nor would the next
-                return {**verdicts, START: Verdict(False, message=ended)}
+                return {**verdicts, START: ended}
             # Else it died between two families, as after an illegal access, whose fault is told.
 
 
@@ -175,7 +205,7 @@ def _run_child(
     cases: str,
     done: list[str],
     patience: tuple[float, float],
-) -> str | None:
+) -> Verdict | None:
     """None where the child came to its end, else why it did not."""
     command = [sys.executable, "-m", "sniper.ops.selfcheck_child", "--device", str(device)]
     command += ["--dtype", dtype, "--block-size", str(block_size), "--cases", cases]
@@ -183,25 +213,42 @@ def _run_child(
     environment = {**os.environ, "SNIPER_SELF_CHECK": "skip"}
     with open(news.with_suffix(".log"), "w+b") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        heard, size = time.monotonic(), 0
-        while child.poll() is None:
-            time.sleep(0.02)
-            now = news.stat().st_size if news.exists() else 0
-            if now != size:
-                heard, size = time.monotonic(), now
-            limit = patience[size > 0]
-            if time.monotonic() - heard > limit:
+        try:
+            limit = _wait_for(child, news, patience)
+        finally:
+            if child.poll() is None:
                 child.kill()
-                child.wait()
-                return f"it did not end within {limit:g} seconds"
+                # A driver that waits for a kernel may not let go of its process at once.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(10)
+        if limit is not None:
+            return doubtful(f"it did not end within {limit:g} seconds")
         if child.returncode == 0:
             return None
         log.seek(0)
         said = log.read().decode(errors="replace").strip().splitlines()
     last = said[-1].strip()[:300] if said else "it said nothing"
+    if child.returncode == -signal.SIGKILL:  # as by a system that has no memory left
+        return doubtful("its process was killed by signal 9")
     if child.returncode < 0:
-        return f"its process was killed by signal {-child.returncode} ({last})"
-    return f"its process ended with status {child.returncode}: {last}"
+        return Verdict(
+            False, message=f"its process was killed by signal {-child.returncode} ({last})"
+        )
+    return Verdict(False, message=f"its process ended with status {child.returncode}: {last}")
+
+
+def _wait_for(child: subprocess.Popen, news: Path, patience: tuple[float, float]) -> float | None:
+    """Waits for the child's end; the seconds that it took too many of, if it does not come."""
+    heard, size = time.monotonic(), 0
+    while child.poll() is None:
+        time.sleep(0.02)
+        now = news.stat().st_size if news.exists() else 0
+        if now != size:
+            heard, size = time.monotonic(), now
+        limit = patience[size > 0]
+        if time.monotonic() - heard > limit:
+            return limit
+    return None
 
 
 def _read_news(news: Path) -> tuple[dict[str, Verdict], str | None]:
@@ -244,7 +291,7 @@ def driver_version() -> str:
 
 
 def _path() -> Path:
-    return timings.cache_folder() / f"self-check-{FORMAT}.json"
+    return cache_folder() / f"self-check-{FORMAT}.json"
 
 
 def _read() -> dict[str, dict[str, Verdict]]:
@@ -266,13 +313,7 @@ def _read() -> dict[str, dict[str, Verdict]]:
 def _write(key: str, verdicts: dict[str, Verdict]) -> None:
     entries = {**_read(), key: verdicts}
     plain = {k: {name: asdict(v) for name, v in vs.items()} for k, vs in entries.items()}
-    try:
-        path = _path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(
-            json.dumps({"format": FORMAT, "verdicts": plain}, indent=1), encoding="utf-8"
-        )
-        os.replace(temporary, path)
-    except (OSError, RuntimeError):
-        pass  # a read-only home: checked again by the next process
+    text = json.dumps({"format": FORMAT, "verdicts": plain}, indent=1)
+    # Where it cannot be written, the next process checks again.
+    with contextlib.suppress(RuntimeError):
+        replace_file(_path(), text)

@@ -7,16 +7,20 @@ python -m sniper.ops.selfcheck_child --device 0 --dtype bf16 --block-size 64
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import subprocess
 import sys
+import sysconfig
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from sniper.ops.selfcheck import CASES, Verdict
+from sniper.ops.selfcheck import CASES, Verdict, doubtful
 
 
 def _child(options: argparse.Namespace) -> None:
@@ -29,7 +33,10 @@ def _child(options: argparse.Namespace) -> None:
     torch.backends.cuda.matmul.allow_tf32 = allow_tf32
     done = set(json.loads(options.done))
     checks = cases.families(options.dtype, options.block_size, device)
-    with open(options.news, "a", encoding="utf-8") if options.news else sys.stdout as out:
+    with contextlib.ExitStack() as stack:
+        out = sys.stdout  # not ours to close
+        if options.news:
+            out = stack.enter_context(open(options.news, "a", encoding="utf-8"))
 
         def tell(entry: dict[str, Any]) -> None:
             print(json.dumps(entry), file=out, flush=True)
@@ -39,21 +46,30 @@ def _child(options: argparse.Namespace) -> None:
                 continue
             tell({"begins": family})
             started = time.monotonic()
-            error, message = None, ""
             try:
-                error = run_check()
+                verdict = Verdict(True, run_check())
             except Exception as problem:
-                text = " ".join(str(problem).split())[:300]
-                message = text if isinstance(problem, ValueError) else _named(problem, text)
-            verdict = Verdict(not message, error, time.monotonic() - started, message)
+                verdict = _failed(problem)
+            verdict = replace(verdict, seconds=time.monotonic() - started)
             tell({"family": family, "verdict": asdict(verdict)})
             # After an illegal access every later call fails: the next family needs a new process.
-            if message and device.type == "cuda":
+            if not verdict.ok and device.type == "cuda":
                 torch.cuda.synchronize()
 
 
-def _named(problem: Exception, text: str) -> str:
-    return f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+def _failed(problem: Exception) -> Verdict:
+    text = " ".join(str(problem).split())[:300]
+    if isinstance(problem, ValueError):
+        return Verdict(False, message=text)
+    named = f"{type(problem).__name__}: {text}" if text else type(problem).__name__
+    if isinstance(problem, MemoryError | torch.cuda.OutOfMemoryError):
+        return doubtful(named)
+    if isinstance(problem, subprocess.CalledProcessError):
+        # Triton compiles what launches a kernel, and the compiler's own words are not in the error.
+        header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+        lacking = "" if header.exists() else f"; {header} is not there (python3-dev or -devel)"
+        named = f"the C compiler failed{lacking}: {named}"
+    return Verdict(False, message=named)
 
 
 def main(argv: list[str] | None = None) -> None:

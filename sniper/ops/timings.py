@@ -31,8 +31,10 @@ import torch
 from torch import Tensor
 
 from sniper import _C, kernels
+from sniper.ops.cache_files import cache_folder, locked, replace_file
 
 FORMAT = 3
+LOCK = "backend-times.lock"
 # A kernel within this share of the best is preferred in the order of the candidates: a near tie
 # must not be decided by noise, which would change the bits of a run.
 TIE = 0.03
@@ -128,7 +130,7 @@ def fastest(
             outdate()
         choices[key] = _measure(candidates, quiet, noise)
         _looked_again.add(key)
-        _store()
+        _store(measured=key, unless_covers=candidates)
     elif _look_again and not before.sure and key not in _looked_again and not _capturing():
         again = _measure(candidates, quiet, noise)
         _looked_again.add(key)
@@ -138,7 +140,7 @@ def fastest(
                 outdate()
             choices[key] = again
             _store(measured=key)
-    return _pick(choices[key], candidates)
+    return _pick(_load()[key], candidates)
 
 
 def look_again() -> None:
@@ -151,6 +153,12 @@ def known(key: str) -> dict[str, float] | None:
     """Median seconds by candidate, if they were measured."""
     choice = _load().get(key)
     return None if choice is None else dict(choice.seconds)
+
+
+def failed(key: str) -> tuple[str, ...]:
+    """The candidates that raised or gave wrong values."""
+    choice = _load().get(key)
+    return () if choice is None else choice.failed
 
 
 def generation() -> int:
@@ -236,16 +244,6 @@ def kernel_revision() -> str:
     for path in [*sources, Path(_C.__file__)]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where measurements and verdicts are kept.
-
-    Raises:
-        RuntimeError: there is neither $SNIPER_CACHE_DIR nor a home directory.
-    """
-    folder = os.environ.get("SNIPER_CACHE_DIR")
-    return Path(folder) if folder else Path.home() / ".cache" / "sniper"
 
 
 def _pick(choice: Choice, candidates: dict[str, Any]) -> str:
@@ -421,22 +419,30 @@ def _set_aside(why: str) -> None:
     )
 
 
-def _store(dropped: str | None = None, measured: str | None = None) -> None:
-    """Adds what another process found meanwhile, and replaces the file in one go."""
+def _store(
+    dropped: str | None = None, measured: str | None = None, unless_covers: Iterable[str] = ()
+) -> None:
+    """Adds what another process found meanwhile, and replaces the file in one go.
+
+    Args:
+        dropped: is on disk no more.
+        measured: is on disk as it is here, unless what is there already covers the candidates
+            `unless_covers`. Of everything else, too, what is there wins: a second process must not
+            overturn what the first one runs with.
+    """
     global _choices
-    # What is on disk wins: a second process must not overturn what the first one runs with.
     mine = _load()
-    there = {k: c for k, c in _read().items() if k != measured}
-    _choices = {**mine, **there}
-    if dropped is not None:
-        _choices.pop(dropped, None)
-    data = {"format": FORMAT, "choices": {k: asdict(c) for k, c in _choices.items()}}
-    try:
-        path = _path()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own, for processes that write at the same time.
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(data, indent=0), encoding="utf-8")
-        os.replace(temporary, path)
-    except (OSError, RuntimeError):
-        pass  # a read-only home: choices live as long as the process
+    with locked(LOCK):
+        there = _read()
+        if measured is not None and measured in there:
+            if not (unless_covers and there[measured].covers(unless_covers)):
+                del there[measured]
+        _choices = {**mine, **there}
+        if dropped is not None:
+            _choices.pop(dropped, None)
+        data = {"format": FORMAT, "choices": {k: asdict(c) for k, c in _choices.items()}}
+        # Where it cannot be written, choices live as long as the process.
+        with contextlib.suppress(RuntimeError):
+            replace_file(_path(), json.dumps(data, indent=0))
+    if any(_choices[key] != mine[key] for key in mine if key not in (measured, dropped)):
+        outdate()

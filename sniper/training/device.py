@@ -36,6 +36,24 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", int(number))
 
 
+def check_precision(device: torch.device, precision: str) -> None:
+    """Refuses a precision that a GPU computes only in software.
+
+    Raises:
+        ConfigError: `bf16` on a GPU older than sm_80.
+    """
+    if device.type != "cuda" or precision != "bf16":
+        return
+    with torch.cuda.device(device):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return
+    major, minor = torch.cuda.get_device_capability(device)
+    raise ConfigError(
+        f"train.precision: bf16 expects a GPU from sm_80, got {torch.cuda.get_device_name(device)} "
+        f"(sm_{major}{minor}); use fp32"
+    )
+
+
 def why_no_cuda() -> str:
     """Why torch finds no GPU, in a few words."""
     if torch.version.cuda is None:

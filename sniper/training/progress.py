@@ -16,6 +16,10 @@ class NotFinite(Exception):
     """A loss or gradient that is NaN or infinite; the text is the whole message."""
 
 
+class OutOfMemory(Exception):
+    """A GPU whose memory a step does not fit into; the text is the whole message."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop, and has saved."""
 

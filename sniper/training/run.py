@@ -6,16 +6,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from sniper import _C
+from sniper.ops import selfcheck
 from sniper.ops.backends.triton import launch
 from sniper.training import checkpoint
 from sniper.training.config import Config, differences, dump, with_defaults_of
-from sniper.training.device import pick_device, set_up_torch, why_no_cuda
+from sniper.training.device import check_precision, pick_device, set_up_torch, why_no_cuda
 from sniper.training.files import only_run, write_file
 from sniper.training.restore import saved_config
 from sniper.training.settings import ConfigError
@@ -66,6 +68,7 @@ def open_run(config: Config, fresh: bool = False) -> Iterator[Trainer]:
     """
     # Whatever may be refused, before the data are prepared and before anything is deleted.
     device = pick_device(config.train.device)
+    check_precision(device, config.train.precision)
     if device.type == "cpu":
         pick_recorder(device, config.train.cuda_graphs)
     folder = Path(config.output)
@@ -205,7 +208,9 @@ def _announce(trainer: Trainer, train: FeatureDataset, resumed: bool) -> None:
 
 
 def _what_runs(trainer: Trainer) -> str:
-    """Which kernels, and how the step is launched; `sniper.doctor` says more."""
+    """Which kernels, how the step is launched, and what a GPU's check has left out; checks it now
+    if nobody has. `sniper.doctor` says more.
+    """
     if trainer.sniper is None or trainer.sniper.block_size is None:
         return "products by torch: no blocks are pruned"
     if trainer.device.type == "cpu":
@@ -214,7 +219,19 @@ def _what_runs(trainer: Trainer) -> str:
     if why_not is not None:
         return f"products by torch: {why_not}"
     steps = "recorded as CUDA graphs" if trainer.step.graphs is not None else "launched one by one"
-    return f"products by Triton kernels that passed their check, or torch; steps {steps}"
+    precision = trainer.config.train.precision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the line below says it
+        verdicts = selfcheck.check(trainer.device, precision, trainer.sniper.block_size)
+    left_out = {name: v.message for name, v in verdicts.items() if not v.ok}
+    checked = "all passed their check"
+    if left_out:
+        reasons = "; ".join(dict.fromkeys(left_out.values()))
+        checked = f"left out by their check: {', '.join(left_out)} ({reasons})"
+    return (
+        f"products by Triton kernels or torch, whichever is faster; steps {steps}\n"
+        f"Triton kernels for {precision} in {trainer.sniper.block_size}-blocks: {checked}"
+    )
 
 
 def _place(trainer: Trainer) -> str:

@@ -31,6 +31,7 @@ from sniper.training.progress import (
     Interrupted,
     NotFinite,
     Observer,
+    OutOfMemory,
     Progress,
     flat_epochs,
     is_done,
@@ -178,11 +179,15 @@ class Trainer:
 
         Raises:
             NotFinite: a loss or gradient is NaN or infinite; the last checkpoint is from before.
+            OutOfMemory: a GPU has too little for a step; the last checkpoint is from before.
             Interrupted: `stop` was set; everything up to there is saved.
         """
-        self.score()
-        while not self.done:
-            self.run_epoch()
+        try:
+            self.score()
+            while not self.done:
+                self.run_epoch()
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfMemory(self._too_large(error)) from error
 
     @property
     def done(self) -> bool:
@@ -348,6 +353,25 @@ class Trainer:
                 f"{progress.update} updates, with the utterances {', '.join(bad[0])}; "
                 f"last good checkpoint: {last}"
             )
+
+    def _too_large(self, error: Exception) -> str:
+        """What a step needs, what lowers it, and where the run stands."""
+        settings, progress = self.config.train, self.progress
+        frames = f"train.max_frames={settings.max_frames}"
+        lower = f"a smaller train.max_frames (now {settings.max_frames}) with a larger "
+        lower += f"train.accumulation (now {settings.accumulation}) in a new output folder"
+        if self.step.graphs is not None:
+            lower = f"train.cuda_graphs=off, which continues this run, or {lower}"
+        used = peak_memory(self.device) / 2**30
+        words = " ".join(str(error).split()).removesuffix(".")[:300]
+        where = "none was saved"
+        if checkpoint.exists(self.run):
+            where = f"{checkpoint.find(self.run)}, from which the same command continues"
+        return (
+            f"the GPU is out of memory in epoch {progress.epoch + 1}, after {progress.update} "
+            f"updates: a step of {frames} takes more than the {used:.1f} GiB that this process "
+            f"could get ({words}). Needs less: {lower}. Last checkpoint: {where}"
+        )
 
     def _must_save(self) -> bool:
         minutes = (time.monotonic() - self._saved_at) / 60

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -39,9 +41,9 @@ def a_gpu(monkeypatch, tmp_path):
             for name, v in verdicts.items()
         }
 
-        def run(*args):
+        def run(*args, known):
             runs.append(args)
-            return named
+            return {**named, **known}
 
         monkeypatch.setattr(selfcheck, "run", run)
         return runs
@@ -74,8 +76,44 @@ def test_a_fault_costs_its_family_and_nothing_else(faulty):
     said = {name: v.message for name, v in found.items()}
     assert "expected the reference's values" in said["wrong"]
     assert said["raises"] == "RuntimeError: PassManager::run failed at line 3"
-    assert said["hangs"] == "it did not end within 2 seconds"
+    assert said["hangs"].startswith("it did not end within 2 seconds; it is checked again after")
+    assert [name for name, v in found.items() if v.until is not None] == ["hangs"]
     assert "killed by signal 6" in said["crashes"] and "status 3" in said["leaves"]
+
+
+def test_kernels_with_faults_fail_the_real_comparison(faulty, monkeypatch):
+    """One entry that is off, one that Triton refuses, one that hangs."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    found = selfcheck.run("cpu", "fp32", 16, cases="faulty_kernels", patience=60.0, hang=12.0)
+    assert [v.ok for v in found.values()] == [False] * 3
+    said = {name: v.message for name, v in found.items()}
+    assert "expected the reference's values within 1e-05 of the" in said["pointer product"]
+    assert "shared memory, required: 300000" in said["elementwise"]
+    assert said["pointer wgrad"].startswith("it did not end within 12 seconds")
+
+
+def test_what_the_machine_lacks_is_said_in_its_own_words(faulty, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    found = selfcheck.run("cpu", "fp16", 64, cases="faulty_cases")
+    said = {name: v.message for name, v in found.items()}
+    assert "Failed to find C compiler" in said["no compiler"]
+    assert "/nowhere/Python.h is not there (python3-dev or -devel)" in said["no header"]
+    assert "Tried to allocate" in said["full"] and "doctor --recheck" in said["full"]
+    assert [v.until is not None for v in found.values()] == [False, False, True]
+
+
+def test_without_a_file_for_its_news_the_child_prints_and_leaves_stdout_open(faulty):
+    program = (
+        "from sniper.ops import selfcheck_child\n"
+        "selfcheck_child.main(['--device', 'cpu', '--dtype', 'tf32', '--cases', 'faulty_cases'])\n"
+        "print('still open')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *news, last = done.stdout.splitlines()
+    assert last == "still open" and [*json.loads(news[1])] == ["family", "verdict"]
 
 
 @pytest.fixture
@@ -100,7 +138,8 @@ def test_a_start_that_fails_later_is_a_verdict_of_its_own(faulty, monkeypatch):
 
     def child(*args):
         calls.append(args)
-        return inner(*args) if len(calls) == 1 else "no memory is left on the GPU"
+        none_left = Verdict(False, message="no memory is left on the GPU")
+        return inner(*args) if len(calls) == 1 else none_left
 
     monkeypatch.setattr(selfcheck, "_run_child", child)
     found = selfcheck.run("cpu", "fp32", 64, cases="faulty_cases")
@@ -133,6 +172,68 @@ def test_a_verdict_is_found_once_and_read_by_the_next_process(a_gpu, monkeypatch
     assert selfcheck.trusted(X, 32, "pointer product") and len(runs) == 2
     saved = json.loads((tmp_path / "self-check-1.json").read_text())
     assert len(saved["verdicts"]) == 2
+
+
+def test_a_doubtful_verdict_is_taken_again_after_a_while(a_gpu, monkeypatch):
+    runs = a_gpu(
+        pointer_product=True,
+        pointer_wgrad=selfcheck.doubtful("it did not end within 120 seconds"),
+    )
+    with pytest.warns(UserWarning, match="checked again after a day, or by .*--recheck"):
+        assert not selfcheck.trusted(X, 64, "pointer wgrad")
+    a_gpu(pointer_wgrad=True)
+    monkeypatch.setattr(selfcheck, "_verdicts", {})
+    with pytest.warns(UserWarning, match="did not end"):
+        assert not selfcheck.trusted(X, 64, "pointer wgrad") and len(runs) == 1
+    now = selfcheck.time.time()
+    monkeypatch.setattr(selfcheck.time, "time", lambda: now + selfcheck.DOUBT + 1)
+    monkeypatch.setattr(selfcheck, "_verdicts", {})
+    assert selfcheck.trusted(X, 64, "pointer wgrad") and len(runs) == 2
+    assert selfcheck.trusted(X, 64, "pointer product")  # not checked again
+
+
+def test_everything_is_checked_anew_when_asked(a_gpu):
+    runs = a_gpu(pointer_product=False)
+    with pytest.warns(UserWarning):
+        assert not selfcheck.trusted(X, 64, "pointer product")
+    a_gpu(pointer_product=True)
+    assert selfcheck.check(CUDA, "bf16", 64, anew=True)["pointer product"].ok and len(runs) == 2
+    assert selfcheck.trusted(X, 64, "pointer product")
+
+
+ONE_OF_TWO = """
+import sys, time, torch
+from sniper.ops import selfcheck
+from sniper.ops.selfcheck import Verdict
+selfcheck._machine = lambda index: "Some GPU sm_90"
+torch.cuda.get_device_name = lambda index=None: "Some GPU"
+def run(index, dtype, block_size, known):
+    print("checks", dtype, flush=True)
+    time.sleep(0.5)
+    return {"pointer product": Verdict(True, 1e-3)}
+selfcheck.run = run
+for dtype in ("bf16", "tf32", "fp16"):
+    assert selfcheck.check(torch.device("cuda", 0), dtype, 64)["pointer product"].ok
+"""
+
+
+def test_of_two_processes_one_checks(tmp_path):
+    environment = {**os.environ, "SNIPER_CACHE_DIR": str(tmp_path)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    checked = sorted(line for out, _ in said for line in out.splitlines())
+    assert checked == ["checks bf16", "checks fp16", "checks tf32"]
+    assert len(json.loads((tmp_path / "self-check-1.json").read_text())["verdicts"]) == 3
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 0}', '{"format": 1, "verdicts": [3]}'])

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
 import json
+import pathlib
+import subprocess
+import sys
 import time
 
 import pytest
@@ -243,3 +247,64 @@ def test_keys_tell_clocks_and_kernels_apart(monkeypatch):
             cpu
         )
     assert timings.machine(gpu) == host
+
+
+ONE_OF_TWO = """
+import json, sys, time, torch
+from sniper.ops import timings
+
+def taking(seconds):
+    def run():
+        time.sleep(seconds)
+        return torch.zeros(1)
+    return run
+
+mine = float(sys.argv[1])
+chosen = {}
+for number in range(20):
+    # Each process finds another one fastest.
+    candidates = {"first": taking(mine), "second": taking(0.003 - mine)}
+    chosen[f"key {number}"] = timings.fastest(f"key {number}", candidates)
+again = {key: timings.fastest(key, candidates) for key in chosen}
+print(json.dumps([chosen, again]))
+"""
+
+
+def test_two_processes_that_choose_at_once_run_the_same_and_lose_nothing(own_cache):
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO, mine], stdout=subprocess.PIPE, text=True
+        )
+        for mine in ("0.0005", "0.0025")
+    ]
+    said = [json.loads(process.communicate(timeout=120)[0]) for process in both]
+    (first, first_again), (second, second_again) = said
+    assert first == second == first_again == second_again
+    assert set(saved(own_cache)) == set(first) and not list(own_cache.glob("*.json.*"))
+
+
+def test_a_file_of_other_candidates_does_not_come_back(own_cache):
+    save(own_cache, key=choice(one=2.0, two=1.0))
+    candidates = {"one": taking(0.001, []), "three": taking(0.005, [])}
+    assert timings.fastest("key", candidates) == "one"
+    start, calls = timings.generation(), []
+    candidates = {"one": taking(0, calls), "three": taking(0, calls)}
+    assert timings.fastest("key", candidates) == "one"
+    assert calls == [] and timings.generation() == start
+    assert set(saved(own_cache)["key"]["seconds"]) == {"one", "three"}
+
+
+def test_a_read_only_folder_is_read(own_cache, monkeypatch):
+    save(own_cache, key=choice(first=2.0, second=1.0))
+
+    def refuse(*args, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    assert timings.fastest("key", {"first": taking(0, []), "second": taking(0, [])}) == "second"
+    assert timings.fastest("new", {"only": taking(0, [])}) == "only"
+    assert timings.known("new") is not None
+    monkeypatch.undo()
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(own_cache))
+    assert set(saved(own_cache)) == {"key"}

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from speech import everything, tiny
 
+from sniper.ops import selfcheck
+from sniper.ops.backends.triton import launch
+from sniper.ops.selfcheck import Verdict
 from sniper.training import checkpoint
 from sniper.training.config import Config, from_dict
 from sniper.training.files import only_run
 from sniper.training.restore import saved_progress
-from sniper.training.run import ends_sparse, open_run
+from sniper.training.run import _what_runs, ends_sparse, open_run
 from sniper.training.settings import ConfigError
 from sniper.training.trainer import Trainer
 
@@ -136,3 +141,88 @@ def test_a_lost_index_and_what_others_keep(demo_corpus: Path, tmp_path: Path):
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
     for mine in (folder / "notes", tmp_path / "tensorboard" / "mine"):
         assert (mine / "a.txt").read_text() == "mine"
+
+
+def on_a_gpu(**settings) -> SimpleNamespace:
+    """As much of a trainer as the summary reads."""
+    train = {"precision": "bf16"}
+    return SimpleNamespace(
+        config=from_dict({"train": {**train, **settings}}),
+        device=torch.device("cuda", 0),
+        sniper=SimpleNamespace(block_size=64),
+        step=SimpleNamespace(graphs=object()),
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_summary_names_kernels_that_are_left_out(monkeypatch: pytest.MonkeyPatch):
+    verdicts = {"tma product": Verdict(True), "tma wgrad": Verdict(False, message="it raises")}
+    monkeypatch.setattr(launch, "why_not", lambda index: None)
+    monkeypatch.setattr(selfcheck, "check", lambda *args: verdicts)
+    first, second = _what_runs(on_a_gpu()).splitlines()
+    assert "steps recorded as CUDA graphs" in first
+    assert second == (
+        "Triton kernels for bf16 in 64-blocks: left out by their check: tma wgrad (it raises)"
+    )
+    verdicts["tma wgrad"] = Verdict(True)
+    assert _what_runs(on_a_gpu()).endswith("64-blocks: all passed their check")
+
+
+def played_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+    """One GPU as far as the checks before a run look at it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *device: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: capability)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: capability >= (8, 0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ({"device": "cuda:7"}, r"device: expected one of cuda:0, got cuda:7"),
+        (
+            {"device": "cuda:0", "precision": "bf16"},
+            r"train.precision: bf16 expects a GPU from sm_80, got Some GPU \(sm_75\); use fp32",
+        ),
+    ],
+)
+def test_what_a_gpu_does_not_have_is_refused_before_anything_is_touched(
+    train: dict, said: str, demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    played_gpu(monkeypatch, (7, 5))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    with pytest.raises(ConfigError, match=said):
+        run(tiny(demo_corpus, tmp_path / "run", train=train), fresh=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_visible_gpu_is_said(demo_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="found none: CUDA_VISIBLE_DEVICES is ''; use cpu or"):
+        run(tiny(demo_corpus, tmp_path / "run", train={"device": "cuda"}))
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "said"),
+    [
+        ((7, 5), None, "Some GPU is sm_75, older than sm_80"),
+        ((9, 4), "6.4", "this torch is built for ROCm, and the kernels are for NVIDIA GPUs"),
+    ],
+)
+def test_a_gpu_without_our_kernels_runs_torchs(
+    capability: tuple[int, int], hip: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    played_gpu(monkeypatch, capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    launch.why_not.cache_clear()
+    with pytest.warns(UserWarning, match=f"block-sparse layers run dense: {said}") as warned:
+        assert _what_runs(on_a_gpu()) == f"products by torch: {said}"
+        assert _what_runs(on_a_gpu()) == f"products by torch: {said}"
+    launch.why_not.cache_clear()
+    assert len(warned) == 1

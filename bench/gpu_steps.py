@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sections of `gpu_suite.py` about whole training steps, on generated features: dense beside sparse
+and compiled, where a step spends its time, what is recorded anew, a short training run. Each yields
+one row after the other; `dry` is a tiny run on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from typing import Any, cast
+
+import bench_train_step as bench
+import common
+import torch
+from gpu_kernels import Row, device_of, wait
+
+from sniper import LearningRateScale, Sniper, densify
+from sniper.ops import timings
+from sniper.training.graphs import CudaRecorder, StepGraphs
+from sniper.training.step import TrainingStep
+from sniper.tts.corpus.batch import Batch
+from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
+from sniper.tts.model.variance import PredictorConfig
+
+SPARSITIES = (0.8, 0.5, 0.0)
+SCHEDULE = {0: 0.8, 1: 0.4, 2: 0.0}
+TRAINED, WARM_UP = 60, 20
+
+
+def make_model(dry: bool) -> FastSpeech2:
+    torch.manual_seed(0)
+    small: dict[str, Any] = {}
+    if dry:
+        predictor = PredictorConfig(layers=1, channels=32)
+        small = {f"{name}_predictor": predictor for name in ("duration", "pitch", "energy")}
+        small |= {"d_model": 32, "heads": 2, "ffn_dim": 64, "postnet_channels": 32}
+        small |= {"encoder_layers": 1, "decoder_layers": 1, "postnet_layers": 2}
+    return FastSpeech2(FastSpeech2Config(vocab_size=bench.VOCABULARY, **small)).to(device_of(dry))
+
+
+def make_batch(dry: bool) -> Batch:
+    return bench.make_batch(2, tokens=8) if dry else _pinned(bench.UTTERANCES["cuda"])
+
+
+def longer_batch(dry: bool) -> Batch:
+    """More frames than the 2,048 for which positions are laid out."""
+    return bench.make_batch(1, 300, tokens=8) if dry else _pinned(4, 30)
+
+
+def _pinned(*sizes: int) -> Batch:
+    return bench.make_batch(*sizes).pin_memory()
+
+
+def _block(dry: bool) -> int:
+    return 16 if dry else 64
+
+
+def _precision(dry: bool) -> str:
+    return "fp32" if dry else "bf16"
+
+
+def _sparse(model: FastSpeech2, batch: Batch, sparsity: float, dry: bool) -> bench.Step:
+    return bench.sparse(model, batch, sparsity, _block(dry), _precision(dry))
+
+
+def step_times(dry: bool) -> Iterator[Row]:
+    """Plain torch, our model without masks and with them, in turn; the last two recorded."""
+    model, batch, device = make_model(dry), make_batch(dry), device_of(dry)
+    eager = bench.Step(bench.plain(model), batch, _precision(dry), graphs=False)
+    dense = bench.Step(densify(copy.deepcopy(model)), batch, _precision(dry))
+    for sparsity in SPARSITIES[:1] if dry else SPARSITIES:
+        sides = {"eager": eager, "dense": dense}
+        sides["sparse"] = _sparse(model, batch, sparsity, dry)
+        yield from _timed(sides, batch, {"sparsity": sparsity}, device, 2 if dry else 21)
+
+
+def compiled_step(dry: bool) -> Iterator[Row]:
+    """The dense model through torch.compile beside ours at 80 %."""
+    model, batch, device = make_model(dry), make_batch(dry), device_of(dry)
+    plain = bench.plain(model)
+    options = {"backend": "eager"} if dry else {"mode": "reduce-overhead"}
+    plain.compile(**options)
+    compiled = bench.Step(plain, batch, _precision(dry), graphs=False)
+    started = time.monotonic()
+    compiled()
+    wait(device)
+    yield {"compiled in seconds": round(time.monotonic() - started, 1)}
+    sides = {"compiled": compiled, "sparse": _sparse(model, batch, SPARSITIES[0], dry)}
+    what = {"sparsity": SPARSITIES[0], **options}
+    yield from _timed(sides, batch, what, device, 2 if dry else 21)
+
+
+def _timed(
+    sides: dict[str, bench.Step], batch: Batch, what: Row, device: torch.device, repeats: int
+) -> Iterator[Row]:
+    for name, step in sides.items():
+        for _ in range(3):  # optimizer state, the choice of backends, graphs
+            loss = step()
+        if not loss.isfinite():
+            raise SystemExit(f"{name}: the loss is {float(loss)}: nothing is timed that is wrong")
+    times = common.time_side_by_side(sides, repeats, lambda: wait(device))
+    frames, ours = int(batch.mel_lengths.sum()), common.percentiles(times["sparse"])[1]
+    for name, each in times.items():
+        p20, p50, p80 = common.percentiles(each)
+        row = {**what, "step": name, "p20 ms": p20, "p50 ms": p50, "p80 ms": p80}
+        yield row | {"frames/s": 1e3 * frames / p50, "ratio to sparse": p50 / ours}
+
+
+def profile(dry: bool) -> Iterator[Row]:
+    """The kernels that take most of a sparse step."""
+    model, batch, device = make_model(dry), make_batch(dry), device_of(dry)
+    step = _sparse(model, batch, SPARSITIES[0], dry)
+    for _ in range(3):
+        step()
+    kind = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kind.CPU if dry else kind.CUDA]) as seen:
+        step()
+        wait(device)
+    field = f"self_{'cpu' if dry else 'device'}_time_total"
+    events = sorted(seen.key_averages(), key=lambda e: getattr(e, field), reverse=True)
+    total = sum(getattr(e, field) for e in events) or 1.0
+    yield {"kernel": "all", "us": total, "calls": sum(e.count for e in events)}
+    for event in events[:30]:
+        us = getattr(event, field)
+        yield {"kernel": event.key[:120], "us": us, "calls": event.count, "share": us / total}
+
+
+class _Again:
+    """Runs what it was given to record: in a dry run."""
+
+    device = torch.device("cpu")
+
+    def warm_up(self, step) -> None:
+        step()
+
+    def clear(self) -> None:
+        pass
+
+    def record(self, step):
+        values: dict[str, torch.Tensor] = {}  # recording computes nothing
+
+        def replay() -> None:
+            for name, value in step().items():
+                if name in values:
+                    values[name].copy_(value)
+                else:
+                    values[name] = value.clone()
+
+        return replay, values
+
+
+def recording(dry: bool) -> Iterator[Row]:
+    """Steps are recorded anew while values of older ones are held, and for longer sequences than
+    any before; a replay gives what a step without graphs gives.
+    """
+    device = device_of(dry)
+    torch.manual_seed(0)
+    model = make_model(dry).eval()  # nothing is drawn: both ways compute the same
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    recorder = _Again() if dry else CudaRecorder(device)
+    sniper = Sniper(model, SCHEDULE, block_size=_block(dry))
+    batch, longer = make_batch(dry), longer_batch(dry)
+    sniper.score([batch.to(device)], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
+    made = {
+        "graphs": TrainingStep(
+            model, optimizer, _precision(dry), recorder=recorder, must_record=True
+        ),
+        "eager": TrainingStep(model, optimizer, _precision(dry)),
+    }
+    graphs = cast(StepGraphs, made["graphs"].graphs)
+    kept, frames = [], [batch.mel.shape[1], longer.mel.shape[1]]
+    yield {"frames": frames, "positions": _positions(model)}
+    for epoch in SCHEDULE:
+        sniper.step(epoch, optimizer)
+        for name, each in (("usual", batch), ("longer", longer), ("usual", batch)):
+            before = graphs.recordings
+            losses = {}
+            for way, step in made.items():
+                optimizer.zero_grad(set_to_none=False)
+                values = step.backward(each, 1.0)
+                losses[way] = float(values["total"])
+                gradients = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+                norm = torch.stack(gradients).norm()
+                losses[f"{way} gradient"] = float(norm)
+                kept.append(values)
+            timings.outdate()  # as a choice that is made anew
+            row: Row = {"epoch": epoch, "batch": name, "recorded": graphs.recordings - before}
+            yield row | losses
+            for what in ("", " gradient"):
+                ours, theirs = losses[f"graphs{what}"], losses[f"eager{what}"]
+                if not abs(ours - theirs) <= 1e-2 * abs(theirs):
+                    raise SystemExit(f"{name}{what}: {ours} from a graph, {theirs} without")
+    yield {"positions": _positions(model), "values held": len(kept)}
+
+
+def _positions(model: FastSpeech2) -> list[int]:
+    return [len(b) for name, b in model.named_buffers() if name.endswith("encoding")]
+
+
+def train(dry: bool) -> Iterator[Row]:
+    """A schedule of 80 % to 0 over generated features: losses must fall, at every sparsity."""
+    model, batch, device = make_model(dry).train(), make_batch(dry), device_of(dry)
+    scale = LearningRateScale(max=10.0)
+    sniper = Sniper(model, SCHEDULE, block_size=_block(dry), lr_scale=scale)
+    sniper.score([batch.to(device)], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
+    step = bench.Step(model, batch, _precision(dry), sniper)
+    count, warm_up = (8, 2) if dry else (TRAINED, WARM_UP)
+    for epoch, sparsity in SCHEDULE.items():
+        sniper.step(epoch, step.optimizer)
+        losses = []
+        for number in range(count):
+            if number == warm_up:  # compiled, backends chosen, graphs recorded
+                wait(device)
+                started = time.perf_counter()
+            losses.append(step().clone())
+        wait(device)
+        rate = (count - warm_up) * int(batch.mel_lengths.sum()) / (time.perf_counter() - started)
+        first, last = float(losses[0]), float(losses[-1])
+        yield {"sparsity": sparsity, "first loss": first, "last loss": last, "frames/s": rate}
+        if not last < first:
+            raise SystemExit(f"the loss did not fall at sparsity {sparsity}")

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder in which measurements and verdicts are kept, for several processes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """`$SNIPER_CACHE_DIR`, or `~/.cache/sniper`.
+
+    Raises:
+        RuntimeError: there is neither $SNIPER_CACHE_DIR nor a home directory.
+    """
+    folder = os.environ.get("SNIPER_CACHE_DIR")
+    return Path(folder) if folder else Path.home() / ".cache" / "sniper"
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One process or thread at a time is inside, by the lock file `name` in the folder; a process
+    that ends gives it up. Where no lock can be had, as in a read-only home, nobody waits.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, RuntimeError, ImportError):
+            import fcntl
+
+            folder = cache_folder()
+            folder.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(folder / name, "w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def replace_file(path: Path, text: str) -> bool:
+    """Writes a file in one go; whether the folder could be written."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        return False
+    return True

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real cases over kernels with faults on purpose, for `test_selfcheck.py`: each launch goes to
+Triton's interpreter, with three kernels exchanged.
+"""
+
+from __future__ import annotations
+
+import time
+
+import triton
+import triton.language as tl
+
+from sniper.ops import selfcheck_cases
+from sniper.ops.backends.triton import launch
+
+
+class Launcher:
+    """Stands for a kernel, and does something else than launch it as asked."""
+
+    def __init__(self, kernel, launched):
+        self.kernel, self.launched = kernel, launched
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launched(self.kernel[grid], args, options)
+
+
+def one_value_off(run, args, options):
+    """What a race leaves: a single entry of one block is not what it should be."""
+    run(*args, **options)
+    out = args[2]
+    out[0, 3, 5] += out.abs().max() / 8
+
+
+@triton.jit
+def cannot_be_compiled(pointer, N: tl.constexpr):
+    tl.static_assert(N == 0, "shared memory, required: 300000, limit: 232448")
+    tl.store(pointer, N)
+
+
+def refused(run, args, options):
+    cannot_be_compiled[(1,)](args[0], N=1)
+
+
+def never_ends(run, args, options):
+    time.sleep(600)
+
+
+def families(dtype, block_size, device):
+    real = launch.kernels()
+    real.product_pointer = Launcher(real.product_pointer, one_value_off)
+    real.relu_dropout_backward = Launcher(real.relu_dropout_backward, refused)
+    real.wgrad_pointer = Launcher(real.wgrad_pointer, never_ends)
+    return selfcheck_cases.families(dtype, block_size, device)
