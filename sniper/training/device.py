@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import torch
 
@@ -34,6 +35,25 @@ def pick_device(name: str) -> torch.device:
     # Kernels and recordings run on the current GPU.
     torch.cuda.set_device(int(number))
     return torch.device("cuda", int(number))
+
+
+def check_precision(device: torch.device, precision: str) -> None:
+    """Warns where a GPU computes in a precision, and slowly.
+
+    Args:
+        device: where a run computes.
+        precision: `fp32`, `tf32` or `bf16`.
+    """
+    if device.type != "cuda" or precision == "fp32":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        what = "emulates bfloat16, slowly" if precision == "bf16" else "computes tf32 as float32"
+        warnings.warn(
+            f"train.precision: {torch.cuda.get_device_name(device)} is sm_{major}{minor} and "
+            f"{what}; fp32 is as good there, {precision} needs sm_80",
+            stacklevel=2,
+        )
 
 
 def why_no_cuda() -> str:

@@ -25,7 +25,7 @@ from sniper.training.data import (
     train_batches,
     valid_batches,
 )
-from sniper.training.device import pick_device
+from sniper.training.device import check_precision, pick_device
 from sniper.training.progress import EpochEnd, Interrupted, NotFinite, Observer, Progress
 from sniper.training.settings import ConfigError
 from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
@@ -60,6 +60,7 @@ class Trainer:
         self.run = Path(config.output)
         self.observer = observer or Observer()
         self.device = pick_device(settings.device)
+        check_precision(self.device, settings.precision)
         self.progress = Progress()
         self.stop = False  # set from a signal handler
         torch.manual_seed(settings.seed)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from sniper.ops import dispatch
-from sniper.training.device import pick_device, set_up_torch
+from sniper.training.device import check_precision, pick_device, set_up_torch
 from sniper.training.sections import TrainConfig
 from sniper.training.settings import ConfigError
 
@@ -46,6 +48,25 @@ def test_why_there_is_no_gpu(
     with pytest.raises(ConfigError, match="device: expected a CUDA device, found none") as error:
         pick_device(name)
     assert f"found none: {why}" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "said"),
+    [
+        ((7, 5), "bf16", "An old GPU is sm_75 and emulates bfloat16, slowly; fp32 is as good"),
+        ((7, 0), "tf32", "An old GPU is sm_70 and computes tf32 as float32; .* needs sm_80"),
+        ((7, 5), "fp32", None),
+        ((8, 0), "bf16", None),
+    ],
+)
+def test_a_gpu_without_the_precision(monkeypatch, capability, precision, said, recwarn):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An old GPU")
+    check_precision(torch.device("cuda", 0), precision)
+    check_precision(torch.device("cpu"), precision)
+    assert len(recwarn) == (said is not None)
+    if said:
+        assert re.search(said, str(recwarn[0].message))
 
 
 def test_threads_and_matmul_precision():

@@ -21,7 +21,9 @@ from sniper.ops.layout import BlockLayout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Rows of the largest tile: within a tile kernels count in 32 bits, up to it in 64.
-LARGEST_TILE = max(c.tokens for table in (configs.PRODUCT, configs.WGRAD) for cs in table.values() for c in cs)
+LARGEST_TILE = max(
+    c.tokens for table in (configs.PRODUCT, configs.WGRAD) for cs in table.values() for c in cs
+)
 # What a weight gradient fills: programs per multiprocessor, if each has that many tiles to add.
 WAVES, SPLIT_TILES = 4, 8
 
