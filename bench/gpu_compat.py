@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every Triton kernel, compiled by every Triton from 3.6 to the newest, for every chip; no GPU.
 
-python bench/gpu_compat.py [--versions 3.6.0 newest] [--archs 80 90 ...] [--jobs N] [--defaults] [--reported]
+python bench/gpu_compat.py [--versions 3.6.0 newest] [--archs 80 90 ...] [--jobs N]
+                            [--defaults] [--reported]
 
 Each Triton is installed without its dependencies into build/triton/VERSION and imported from there
 beside the torch that is installed. Writes kernels/reports/compat.csv, a row a kernel: `ok`, or
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import re
@@ -127,14 +129,14 @@ def folder_of(version: str) -> Path:
     return folder
 
 
-def compile_with(version: str, archs: Iterable[int], defaults: bool, jobs: int) -> list[Compiled]:
-    """Everything, by one Triton, in a process of its own, which imports no other.
+def compile_with(version: str, arch: int, defaults: bool, jobs: int) -> list[Compiled]:
+    """Everything for one chip, by one Triton, in a process of its own, which imports no other.
 
     Raises:
         RuntimeError: the process did not come to its end.
     """
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", "--jobs", str(jobs)]
-    command += ["--archs", *map(str, archs), *["--defaults"] * defaults]
+    command += ["--archs", str(arch), *["--defaults"] * defaults]
     path = [str(folder_of(version)), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
     environment |= {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
@@ -152,10 +154,10 @@ def compile_with(version: str, archs: Iterable[int], defaults: bool, jobs: int) 
     return rows
 
 
-def reported(version: str, archs: Iterable[int], defaults: bool) -> list[Compiled] | None:
+def reported(version: str, arch: int, defaults: bool) -> list[Compiled] | None:
     """What kernels/reports/resources.csv says, if it was made with this Triton."""
     report = kernel_report.read_report()
-    rows = [report.get(case) for case in cases(archs, defaults)]
+    rows = [report.get(case) for case in cases([arch], defaults)]
     found = [row for row in rows if row is not None and row.triton == version]
     return [compiled(row, version) for row in found] if len(found) == len(rows) else None
 
@@ -187,14 +189,17 @@ def main() -> None:
         wanted = args.versions or released()
         versions = [released()[-1] if v == "newest" else v for v in wanted]
         faults = 0
-        for version in versions:
-            rows = reported(version, archs, args.defaults) if args.reported else None
-            rows = rows or compile_with(version, archs, args.defaults, args.jobs)
-            kept = [r for r in read_report() if (r.triton, r.arch in archs) != (version, True)]
+        for version, arch in itertools.product(versions, archs):
+            rows = reported(version, arch, args.defaults) if args.reported else None
+            rows = rows or compile_with(version, arch, args.defaults, args.jobs)
+            # Chip by chip, so that a run that is stopped keeps what it has found.
+            kept = [r for r in read_report() if (r.triton, r.arch) != (version, arch)]
             write_report([*kept, *rows])
             wrong = sum(row.result != "ok" for row in rows)
             faults += wrong
-            print(f"triton {version}: {len(rows)} kernels, {wrong} with faults", flush=True)
+            print(
+                f"triton {version} sm_{arch}: {len(rows)} kernels, {wrong} with faults", flush=True
+            )
     except (ValueError, RuntimeError) as error:
         parser.error(str(error))
     raise SystemExit(bool(faults))

@@ -7,6 +7,9 @@ Writes kernels/reports/roofline.csv. A time is the longest of four: executed FLO
 below, device memory (each operand once, partial sums twice), L2 (executed FLOPs over the tile's
 FLOPs per byte), and the fullest multiprocessor's share when there are few programs; plus a launch.
 Dense is executed at what cuBLAS is taken to reach. Predicted choice: the shorter time.
+
+The rows `whole step` add up a training step of the default FastSpeech2 by parts, launches apart;
+what each part assumes stands beside it. The baseline is our own dense step.
 """
 
 from __future__ import annotations
@@ -32,9 +35,31 @@ LAYERS = (
     (256, 256, 3),
     (256, 256, 5),
 )
-BATCH, LENGTH = 20, 560
+BATCH, LENGTH, TOKENS = 20, 560, 91
 DENSITIES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2)
+_PASSES = ("fwd", "dgrad", "wgrad")
+STEP_DENSITIES = (0.2, 0.5, 0.8, 1.0)
 VALUE = 2  # bytes of a bf16 value
+
+# The default model's layers, their number and the rows of a sequence: decoder and postnet, encoder
+# and predictors; then those whose 80 channels no block of 64 divides.
+STEP_LAYERS = (
+    *(
+        (layer, 4 * n, rows)
+        for rows in (LENGTH, TOKENS)
+        for layer, n in (((384, 384, 1), 4), ((384, 1536, 3), 1), ((1536, 384, 3), 1))
+    ),
+    ((256, 256, 5), 3, LENGTH),
+    ((384, 256, 3), 2, TOKENS),
+    ((256, 256, 3), 2, TOKENS),
+    ((384, 256, 5), 1, TOKENS),
+    ((256, 256, 5), 4, TOKENS),
+)
+DENSE_LAYERS = (((384, 80, 1), 1, LENGTH), ((80, 256, 5), 1, LENGTH), ((256, 80, 5), 1, LENGTH))
+ATTENTION_LAYERS, CHANNELS = ((4, LENGTH), (4, TOKENS)), 384
+# Counted on the code's shapes, with autocast to bf16 and without fusion beyond ours.
+ELEMENTWISE_BYTES, KERNELS = 8.1e9, 1000
+PARAMETERS, OPTIMIZER_BYTES = 37.1e6, 36
 
 
 @dataclass(frozen=True)
@@ -49,12 +74,14 @@ class Chip:
     memory_tbs: float
     l2_tbs: float
     launch_us: float
+    attention_tflops: float  # forward and backward with a key mask, heads of 192
+    graph_us: float  # from one kernel of a recorded step to the next
 
 
 CHIPS = (
-    Chip("H200", 90, 132, 700, 650, 4.2, 5.5, 3.0),
-    Chip("H100", 90, 132, 700, 650, 2.9, 5.5, 3.0),
-    Chip("A100", 80, 108, 250, 200, 1.6, 4.0, 3.0),
+    Chip("H200", 90, 132, 700, 650, 4.2, 5.5, 3.0, 150, 1.2),
+    Chip("H100", 90, 132, 700, 650, 2.9, 5.5, 3.0, 150, 1.2),
+    Chip("A100", 80, 108, 250, 200, 1.6, 4.0, 3.0, 75, 1.5),
 )
 
 
@@ -75,20 +102,27 @@ class Prediction:
     predicted_ratio: float
     predicted_limit: str
     predicted_choice: str
+    assumption: str = ""
 
 
 def predict(
-    chip: Chip, layer: tuple[int, int, int], pass_: str, block: int, density: float
+    chip: Chip,
+    layer: tuple[int, int, int],
+    pass_: str,
+    block: int,
+    density: float,
+    rows_of_sequence: int = LENGTH,
 ) -> Prediction:
     """The model of this module's docstring for one case."""
     c, n, taps = layer
-    tokens = BATCH * LENGTH
+    tokens = BATCH * rows_of_sequence
     flops = 2.0 * tokens * c * n * taps
     activations = VALUE * tokens * (c + n)
     path = "tma" if configs.has_tma(chip.arch) else "pointer"
     op = "wgrad" if pass_ == "wgrad" else "product"
     config = configs.for_length(
-        configs.candidates(op, path, block, "half", chip.arch), tokens if taps == 1 else LENGTH
+        configs.candidates(op, path, block, "half", chip.arch),
+        tokens if taps == 1 else rows_of_sequence,
     )
     if pass_ == "wgrad":
         tile = (block, block * config.width)
@@ -101,7 +135,7 @@ def predict(
         launches, programs = 2, groups * splits
     else:
         tile = (block, config.tokens)
-        length = tokens if taps == 1 else LENGTH
+        length = tokens if taps == 1 else rows_of_sequence
         padded = math.ceil(length / config.tokens) * config.tokens
         executed = flops * density * padded / length
         rows = (n if pass_ == "fwd" else c) // block
@@ -117,8 +151,7 @@ def predict(
     }
     limit = max(limits, key=limits.__getitem__)
     time = limits[limit] + launches * chip.launch_us
-    dense_bytes = activations + VALUE * n * c * taps
-    dense = max(flops / chip.cublas_tflops, dense_bytes / chip.memory_tbs) / 1e6 + chip.launch_us
+    dense = dense_us(chip, layer, tokens) + chip.launch_us
     return Prediction(
         chip=chip.name,
         layer=f"{c}-{n}-{taps}",
@@ -136,6 +169,79 @@ def predict(
     )
 
 
+def dense_us(chip: Chip, layer: tuple[int, int, int], tokens: int) -> float:
+    """Microseconds of one dense pass, without its launch."""
+    c, n, taps = layer
+    flops, moved = 2.0 * tokens * c * n * taps, VALUE * (tokens * (c + n) + n * c * taps)
+    return max(flops / chip.cublas_tflops, moved / chip.memory_tbs) / 1e6
+
+
+def predict_step(chip: Chip, density: float) -> list[Prediction]:
+    """A whole training step, part by part and summed: blocks of 64, all eligible layers of one
+    density.
+    """
+    dense = sum(
+        3 * count * dense_us(chip, layer, BATCH * rows)
+        for layer, count, rows in (*STEP_LAYERS, *DENSE_LAYERS)
+    )
+    sparse = sum(
+        3 * count * dense_us(chip, layer, BATCH * rows) for layer, count, rows in DENSE_LAYERS
+    )
+    extra = 0  # the second kernel of a weight gradient
+    for layer, count, rows in STEP_LAYERS:
+        for pass_ in _PASSES:
+            p = predict(chip, layer, pass_, 64, density, rows)
+            launches = 2 if pass_ == "wgrad" else 1
+            ours = p.predicted_us - launches * chip.launch_us
+            theirs = p.predicted_dense_us - chip.launch_us
+            sparse += count * min(ours, theirs)
+            extra += count * (launches - 1) * (ours < theirs)
+    heads = sum(n * 4.0 * BATCH * rows**2 * CHANNELS * 3.5 for n, rows in ATTENTION_LAYERS)
+    moved = ELEMENTWISE_BYTES, PARAMETERS * OPTIMIZER_BYTES
+    elementwise, optimizer = (b / chip.memory_tbs / 1e6 for b in moved)
+    attention = heads / chip.attention_tflops / 1e6
+    parts = {
+        "products": (sparse, dense, "bf16, blocks of 64, the faster of ours and dense by layer"),
+        "elementwise": (
+            elementwise,
+            elementwise,
+            f"{ELEMENTWISE_BYTES / 1e9:g} GB through memory at any density",
+        ),
+        "attention": (attention, attention, f"{chip.attention_tflops:g} TFLOP/s; padding counted"),
+        "optimizer": (
+            optimizer,
+            optimizer,
+            f"clip + Adam + clearing: {OPTIMIZER_BYTES} bytes of every parameter at any density",
+        ),
+        "launch": (
+            (KERNELS + extra) * chip.graph_us,
+            KERNELS * chip.graph_us,
+            f"about {KERNELS} kernels of a recorded step, {chip.graph_us:g} us apart",
+        ),
+    }
+    ours, theirs = (sum(p[i] for p in parts.values()) for i in range(2))
+    parts["all"] = (ours, theirs, f"{BATCH} x {LENGTH} frames, {TOKENS} tokens; parts in sequence")
+    return [
+        Prediction(
+            chip=chip.name,
+            layer="whole step",
+            pass_=part,
+            block=64,
+            density=density,
+            gflop=0.0,
+            mbytes=0.0,
+            tile_intensity=0.0,
+            predicted_us=round(us, 1),
+            predicted_dense_us=round(dense, 1),
+            predicted_ratio=round(dense / us, 2),
+            predicted_limit="",
+            predicted_choice="",
+            assumption=assumption,
+        )
+        for part, (us, dense, assumption) in parts.items()
+    ]
+
+
 def report() -> str:
     """The whole table as CSV."""
     text = io.StringIO()
@@ -149,6 +255,9 @@ def report() -> str:
                 for density in DENSITIES:
                     for pass_ in ("fwd", "dgrad", "wgrad"):
                         writer.writerow(asdict(predict(chip, layer, pass_, block, density)))
+    for chip in CHIPS:
+        for density in STEP_DENSITIES:
+            writer.writerows(map(asdict, predict_step(chip, density)))
     return text.getvalue()
 
 
@@ -173,9 +282,13 @@ def main() -> None:
                     cells.append(f"{density}: {dense / sum(p.predicted_us for p in passes):4.2f}x")
                 name = "-".join(map(str, layer))
                 print(f"{chip.name} {name:11} b{block:<4}", *cells)
+    for chip in CHIPS:
+        steps = [predict_step(chip, density)[-1] for density in STEP_DENSITIES]
+        dense = f"dense {steps[0].predicted_dense_us / 1e3:.2f} ms"
+        print(
+            chip.name, "whole step", dense, *(f"{p.density}: {p.predicted_ratio}x" for p in steps)
+        )
 
-
-_PASSES = ("fwd", "dgrad", "wgrad")
 
 if __name__ == "__main__":
     main()

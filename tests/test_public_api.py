@@ -343,6 +343,7 @@ BAD: dict[str, list[Callable[[], Any]]] = {
         *[lambda v=v: ops.dropout(torch.ones(3), v) for v in (1.5, -0.1, NAN, "0.5", None)],
         *[lambda v=v: ops.dropout(v, 0.5) for v in (None, [1.0], 3)],
     ],
+    "sniper.ops.cast_once": [lambda v=v: ops.cast_once(v) for v in (None, "x", 3.0)],
     "sniper.ops.relu_dropout": [
         *[lambda v=v: ops.relu_dropout(torch.ones(3), v) for v in (1.5, -0.1, NAN, "0.5", None)],
         *[lambda v=v: ops.relu_dropout(v, 0.5) for v in (None, [1.0], 3)],

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sniper.ops.geometry import check_tensor
+
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast gives the operands of a product of `x`, or None where it gives none.
@@ -27,6 +29,10 @@ def cast_once(x: Tensor) -> Tensor:
 
     Returns:
         Itself where autocast is off, or has nothing to change.
+
+    Raises:
+        ValueError: x is no tensor.
     """
+    check_tensor("x", x)
     dtype = autocast_dtype(x)
     return x if dtype is None else x.to(dtype)

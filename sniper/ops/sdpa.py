@@ -93,7 +93,7 @@ def _hides_keys(mask: Tensor) -> bool:
 
 
 def _keys_hidden_by_a_channel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, p: float) -> Tensor:
-    """Attention without a mask that gives what a mask `[B, 1, 1, T]` would: 0 where no key counts."""
+    """Attention without a mask that gives what a mask `[B, 1, 1, T]` would; 0 if no key counts."""
     channels = q.shape[-1]
     extra = _CHANNELS - channels % _CHANNELS
     counts = mask.transpose(2, 3)  # [B, 1, T, 1]
