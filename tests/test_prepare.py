@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command: recordings with TextGrids and every fault, interruption, and refusals."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -244,6 +246,81 @@ def test_strict_fails_where_the_limits_find_no_voice(corpus, tmp_path, capsys):
     limits = ["--f0-min", "3000", "--f0-max", "4000"]
     assert main([*base, "--out", str(tmp_path / "high"), *limits]) == 2
     assert "health: no voiced frame between 3000 and 4000 Hz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train.safetensors", "valid.safetensors", "corpus.json"])
+def test_a_full_disk_is_named_and_the_work_is_kept(corpus, tmp_path, capsys, monkeypatch, name):
+    arguments = ["ljspeech", "--root", str(corpus), "--out", str(tmp_path / "o"), "--quiet"]
+    arguments += ["--workers", "1"]
+
+    def full(source, target, replace=os.replace):
+        if Path(target).name == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: [Errno 28] No space left on device: '{tmp_path / 'o' / name}'\n"
+    assert not list((tmp_path / "o").glob("*.tmp")) and (tmp_path / "o" / "prepare.work").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("sniper.tts.corpus.analyze.analyze", lambda *_: pytest.fail("done before"))
+        assert main(arguments) == 0
+
+
+def test_what_is_unusual_is_named_and_strict_makes_it_an_error(tmp_path, capsys):
+    root = tmp_path / "corpus"
+    for number in range(10):
+        add_utterance(root, f"u{number}", ["hello"], hz=120 + 5 * number)
+    sound, rate = soundfile.read(root / "wavs" / "u3.wav")
+    soundfile.write(root / "wavs" / "u3.wav", sound * 3.9 / np.abs(sound).max(), rate, "FLOAT")
+    soundfile.write(root / "wavs" / "u4.wav", np.zeros(len(sound)), rate)
+    noise = np.random.default_rng(0).normal(0, 0.1, len(sound))
+    soundfile.write(root / "wavs" / "u5.wav", noise, rate)
+    base = ["ljspeech", "--root", str(root), "--quiet", "--workers", "1"]
+    for strict, status in ((["--strict"], 2), ([], 0)):
+        assert main([*base, "--out", str(tmp_path / "o"), *strict]) == status
+        said = capsys.readouterr()
+        assert "u4: " in said.out and "is silent" in said.out
+        lines = [line for line in said.err.splitlines() if line.startswith("health: ")]
+        for words in ("samples outside -1 to 1 in 1 of 9 utterances (u3)", "u3 alone moves"):
+            assert any(words in line for line in lines), lines
+        assert any("voiced" in line and "(u5)" in line for line in lines), lines
+        assert "shortest 0.89 s" in said.out and "9 resampled from 16000 Hz; F0 " in said.out
+        assert ("--strict" in said.err) == bool(strict)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--sample-rate", "1000000000"], "sample_rate must be at most 1000000"),
+        (["--sample-rate", "1"], "need 0 <= f_min < f_max <= sample_rate / 2"),
+        (["--n-fft", str(10**12)], "n_fft must be at most 65536"),
+        (["--n-mels", str(10**9)], "n_mels must be at most 4096"),
+        (["--f0-min", "0.0001"], "f0_min must be at least 1 Hz"),
+        (["--floor", "nan"], "floor must be a finite number"),
+        (["--workers", "100000"], "workers: expected 1 to "),
+        (["--valid", str(10**30)], "leave nothing to train on"),
+    ],
+)
+def test_limits_are_checked_where_they_enter(corpus, tmp_path, capsys, arguments, said):
+    out = tmp_path / "o"
+    base = ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet"]
+    assert main([*base, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_a_nul_in_a_path(corpus, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["ljspeech", "--root", str(corpus), "--out", "a\0b"])
+    assert stop.value.code == 2 and "a path holds no NUL" in capsys.readouterr().err
+    for wrong in ({"out": "a\0"}, {"textgrids": "\0"}, {"lexicon": "l\0"}, {"root": "r\0"}):
+        options = {"root": corpus, "out": tmp_path / "o", **wrong}
+        with pytest.raises(SpeechError, match=f"{next(iter(wrong))}: a path holds no NUL"):
+            prepare_ljspeech(**options, progress=False)
 
 
 def test_unfinished_work_with_other_settings_is_refused_too(corpus, tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A fresh process hands back its errors and its death."""
 
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,12 @@ def test_death_is_an_error():
 def test_errors_come_back(tmp_path):
     with pytest.raises(FileNotFoundError):
         run_in_fresh_process(os.rmdir, tmp_path / "none")
+
+
+def test_an_unexpected_error_is_told_and_leaves_no_traceback(capfd):
+    with pytest.raises(SpeechError, match="unexpected error in sqrt: ValueError: math domain"):
+        run_in_fresh_process(math.sqrt, -1.0)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_script_without_a_main_guard(tmp_path):

@@ -8,6 +8,17 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+# Beyond these, arrays are as large as the memory, for nothing that can be heard.
+LARGEST = {
+    "sample_rate": 1_000_000,
+    "n_fft": 65_536,
+    "hop_length": 65_536,
+    "win_length": 65_536,
+    "n_mels": 4_096,
+}
+# WORLD's filters are as long as the lowest period.
+LOWEST_F0 = 1.0
+
 
 @dataclass(frozen=True)
 class FeatureConfig:
@@ -42,6 +53,8 @@ class FeatureConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+            if value > LARGEST[name]:
+                raise ValueError(f"{name} must be at most {LARGEST[name]}, got {value}")
         for name in ("f_min", "f_max", "floor", "f0_min", "f0_max"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
@@ -65,6 +78,8 @@ class FeatureConfig:
             raise ValueError(
                 f"need 0 < f0_min < f0_max <= sample_rate / 2, got {self.f0_min}, {self.f0_max}"
             )
+        if self.f0_min < LOWEST_F0:
+            raise ValueError(f"f0_min must be at least {LOWEST_F0:g} Hz, got {self.f0_min}")
 
     def to_json(self) -> dict:
         """Return the settings as a dict of plain values."""

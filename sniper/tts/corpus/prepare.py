@@ -25,6 +25,8 @@ from sniper.tts.text.lexicon import read_dictionary
 from sniper.tts.text.text import EspeakFrontend
 
 DEMO_UTTERANCES = 600
+# Each worker holds a whole Python with torch; more of them than this only fill the memory.
+MAX_WORKERS = max(64, 4 * default_workers())
 
 
 def prepare_demo(
@@ -55,6 +57,8 @@ def prepare_demo(
     Raises:
         sniper.tts.errors.SpeechError: one line for the user.
     """
+    _refuse_nul(out=out)
+    _refuse_workers(workers)
     out = Path(out)
     source = {"kind": "demo", "utterances": utterances, "seed": seed, "voice": voice}
     plan = Plan(source, features or FeatureConfig(), valid, test, seed)
@@ -92,6 +96,8 @@ def prepare_ljspeech(
     Raises:
         sniper.tts.errors.SpeechError: one line for the user; more where no utterance is usable.
     """
+    _refuse_nul(root=root, out=out, textgrids=textgrids, lexicon=lexicon)
+    _refuse_workers(workers)
     root, out = Path(root), Path(out)
     read_metadata(root / "metadata.csv")
     source = {
@@ -107,6 +113,18 @@ def prepare_ljspeech(
         return _build(root, textgrids, plan, out, lexicon, workers, progress)
 
     return _once(out, plan, force, make)
+
+
+def _refuse_nul(**paths: str | Path | None) -> None:
+    """No file system has such a name, and Python's own message does not say whose it is."""
+    for name, path in paths.items():
+        if path is not None and "\0" in str(path):
+            raise SpeechError(f"{name}: a path holds no NUL, got {str(path)!r}")
+
+
+def _refuse_workers(workers: int | None) -> None:
+    if workers is not None and not 1 <= workers <= MAX_WORKERS:
+        raise SpeechError(f"workers: expected 1 to {MAX_WORKERS}, got {workers}")
 
 
 def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> Prepared:

@@ -106,3 +106,25 @@ def test_two_writers_are_refused(tmp_path):
         WorkFile(tmp_path / "w", {})
     work.close()
     WorkFile(tmp_path / "w", {}).close()
+
+
+def test_a_full_disk_names_the_file_and_what_was_there_stays(tmp_path):
+    work = WorkFile(tmp_path / "w", {"a": 1})
+    work.append(record(0))
+    pages = work._database.execute("PRAGMA page_count").fetchone()[0]
+    work._database.execute(f"PRAGMA max_page_count={pages}")  # as a disk without one more page
+    with pytest.raises(SpeechError, match=f"{tmp_path / 'w'} cannot be written: .*full"):
+        for number in range(100):
+            work.append(record(500 + number))
+    work.close()
+    again = WorkFile(tmp_path / "w", {})
+    assert same(again.read(0), record(0)) and len(again) >= 1
+    again.append(record(1))
+
+
+def test_what_is_known_of_the_sound_comes_back(tmp_path):
+    work = WorkFile(tmp_path / "w", {})
+    known = dataclasses.replace(record(1), sound=(16000, 0.5, 0.25))
+    voiced = dataclasses.replace(known.features, voiced=0.75)
+    work.append(dataclasses.replace(known, features=voiced))
+    assert work.read(0).sound == (16000, 0.5, 0.25) and work.read(0).features.voiced == 0.75
