@@ -1,179 +1,401 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small English text normaliser: writes as words what a lexicon cannot look up."""
+"""English text as people write it to words that a lexicon can look up.
 
+One scan from left to right: at each place the first rule of the table that fits writes its words,
+and no rule sees what another wrote. Signs that no rule knows stay, and `words.pieces` refuses them
+by name: nothing is left out in silence.
+"""
+
+from __future__ import annotations
+
+import functools
 import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 
-from num2words import num2words
+from sniper.tts.text import quantities, spelled, written
+from sniper.tts.text.abbreviations import DOTTED, SLASHED, UNDOTTED
+from sniper.tts.text.numerals import (
+    NUMBER,
+    SUPERSCRIPTS,
+    WHOLE,
+    decimal_words,
+    digit_words,
+    fraction_words,
+    number_words,
+    ordinal_words,
+    plural_words,
+    power_words,
+    year_words,
+)
+from sniper.tts.text.words import word_key
 
-_DIGITS = "zero one two three four five six seven eight nine".split()
-_CURRENCIES = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
-_ABBREVIATIONS = {
-    "mr": "mister",
-    "mrs": "missus",
-    "ms": "miz",
-    "dr": "doctor",
-    "prof": "professor",
-    "st": "saint",
-    "capt": "captain",
-    "col": "colonel",
-    "gen": "general",
-    "lt": "lieutenant",
-    "rev": "reverend",
-    "hon": "honourable",
-    "jr": "junior",
-    "sr": "senior",
-    "etc": "et cetera",
-    "vs": "versus",
-    "no": "number",
+__all__ = ["normalize_english", "number_words", "ordinal_words", "year_words"]
+
+_VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+_UP = "⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹"
+# Emoji as Unicode presents them by default, or asked for by a variation selector; joined by ZWJ.
+_EMOJI = (
+    "(?:[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff⌚⌛⏩-⏬⏰⏳◽◾☔☕♈-♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓-❕❗➕-➗➰➿"
+    "⬛⬜⭐⭕]|[\u203c-\u3299]\ufe0f)"
+)
+_TIMES = {"×": "times", "*": "times", "·": "times", "⋅": "times", "÷": "divided by"}
+_SIGNS = {
+    "+": "plus",
+    "=": "equals",
+    "×": "times",
+    "÷": "divided by",
+    "±": "plus or minus",
+    "−": "minus",
+    "≠": "is not equal to",
+    "≈": "approximately",
+    "≤": "less than or equal to",
+    "≥": "greater than or equal to",
+    "<": "less than",
+    ">": "greater than",
+    "√": "square root of",
+    "∞": "infinity",
+    "π": "pi",
+    "→": "to",
+    "⇒": "implies",
+    "%": "percent",
+    "‰": "per mille",
+    "°": "degrees",
+    "#": "number",
+    "№": "number",
+    "@": "at",
+    "&": "and",
+    "©": "copyright",
+    "Ω": "ohms",
 }
 
-_SIGNS = {"+": "plus", "=": "equals", "×": "times", "°": "degrees", "#": "number", "@": "at"}
-_UNITS = {
-    "km": "kilometers",
-    "cm": "centimeters",
-    "mm": "millimeters",
-    "kg": "kilograms",
-    "ml": "milliliters",
-    "kHz": "kilohertz",
-    "Hz": "hertz",
-    "mph": "miles per hour",
-}
-_VERSION = re.compile(r"(?<![\d.])\d+(?:\.\d+){2,}(?!\.?\d)")
-_TIME = re.compile(r"(?<![\d:])([01]?\d|2[0-3]):([0-5]\d)(?![\d:])")
-_FRACTION = re.compile(r"(?<![\d/.,])(\d+)/(\d+)(?![\d/]|[.,]\d)")
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)")
-_BARE_DECIMAL = re.compile(r"(?<![\w.])\.(\d+)")
-_RANGE = re.compile(r"(?<=\d)\s?–\s?(?=\d)")
-_MINUS = re.compile(r"(?<!\w)-(?=\d)|−\s?")
-_UNIT = re.compile(rf"(?<=\d)\s?({'|'.join(_UNITS)})\b")
-# Two letters with dots at least: a single one may end a sentence.
-_INITIALS = re.compile(r"\b(?:[A-Za-z]\.\s?){2,}(?!\w\.)")
 
-_ABBREVIATION = re.compile(
-    r"\b(mr|mrs|ms|dr|prof|st|capt|col|gen|lt|rev|hon|jr|sr|etc|vs)\.|\b(no)\.(?=\s*\d)", re.I
-)
-_NUMBER = r"\d{1,3}(?:,\d{3})+(?!\d)|\d+"
-_MONEY = re.compile(
-    rf"([$£€])\s?({_NUMBER})(?:\.(\d+))?(?:\s(hundred|thousand|\w+illion)\b)?", re.IGNORECASE
-)
-_YEAR = re.compile(r"(?<![\d.,])(1[1-9]\d\d|20[1-9]\d)(?![\d%]|[.,]\d)(s?)\b")
-_ORDINAL = re.compile(rf"({_NUMBER})(?:st|nd|rd|th)\b", re.I)
-_DECIMAL = re.compile(rf"({_NUMBER})\.(\d+)")
-_CARDINAL = re.compile(_NUMBER)
+@dataclass(frozen=True)
+class Rule:
+    """One written form.
 
-
-def number_words(value: int) -> str:
-    """A whole number in English words, without "and" ("one hundred twenty").
-
-    Numbers of 10^15 and above are read digit by digit.
+    Args:
+        pattern: regular expression, without named groups.
+        say: words for its match, or None where it is something else after all.
+        why: one line.
     """
-    if value < 0:
-        return "minus " + number_words(-value)
-    if value >= 10**15:
-        return _digits(str(value))
-    return _plain(num2words(value))
+
+    pattern: str
+    say: Callable[[re.Match], str | None]
+    why: str
 
 
-def ordinal_words(value: int) -> str:
-    """A whole number as an English ordinal ("twenty first")."""
-    return _plain(num2words(value, to="ordinal"))
+def _fraction(match: re.Match) -> str | None:
+    whole, above, below = match[1], int(match[2]), int(match[3])
+    if not below:
+        return None
+    pairs = {(24, 7): "twenty four seven", (9, 11): "nine eleven"}
+    words = pairs.get((above, below)) if not whole else None
+    if words is None and above == below and not whole:
+        score = above in (5, 10)
+        words = f"{number_words(above)} {'out of ' * score}{number_words(below)}"
+    words = words or fraction_words(above, below)
+    return f"{number_words(int(whole))} and {words}" if whole else words
 
 
-def year_words(value: int) -> str:
-    """A year from 1100 to 2099 as it is read aloud ("nineteen oh five")."""
-    century, rest = divmod(value, 100)
-    if 2000 <= value < 2010:
-        return number_words(value)
-    if rest == 0:
-        return number_words(century) + " hundred"
-    return number_words(century) + (" oh " if rest < 10 else " ") + number_words(rest)
+def _vulgar(match: re.Match) -> str:
+    parts = unicodedata.normalize("NFKC", match[2]).split("⁄")
+    words = fraction_words(int(parts[0]), int(parts[1]))
+    return f"{decimal_words(match[1])} and {words}" if match[1] else words
 
 
-def normalize_english(text: str) -> str:
-    """Write abbreviations, money, years, ordinals, decimals and numbers as words."""
-    text = text.replace("’", "'").replace("‘", "'")
-    text = _ABBREVIATION.sub(lambda m: _ABBREVIATIONS[(m[1] or m[2]).lower()], text)
-    text = _MONEY.sub(_money, text)
-    text = _signs(text)
-    text = _ORDINAL.sub(lambda m: ordinal_words(_value(m[1])), text)
-    text = _YEAR.sub(_year, text)
-    text = _DECIMAL.sub(lambda m: f"{number_words(_value(m[1]))} point {_digits(m[2])}", text)
-    text = _CARDINAL.sub(lambda m: number_words(_value(m[0])), text)
-    return re.sub(r"\s*%", " percent", text).replace("&", " and ")
-
-
-def _plain(words: str) -> str:
-    """num2words' spelling without commas, hyphens and "and", as lexicons hold number words."""
-    return " ".join(words.replace("-", " ").replace(",", "").replace(" and ", " ").split())
-
-
-def _fraction(match: re.Match) -> str:
-    above, below = int(match[1]), int(match[2])
-    if (above, below) == (24, 7):
-        return "twenty four seven"
-    if not 0 < above < below <= 20 or below == 1:
-        return f"{number_words(above)} over {number_words(below)}"
-    name = {2: "half", 4: "quarter"}.get(below) or ordinal_words(below)
-    return f"{number_words(above)} {name}" + ("" if above == 1 else "s")
-
-
-def _time(match: re.Match) -> str:
-    hour, minute = int(match[1]), int(match[2])
-    if not minute:
-        return number_words(hour)
-    return f"{number_words(hour)} {'oh ' if minute < 10 else ''}{number_words(minute)}"
+def _part_money(match: re.Match) -> str:
+    unit = quantities.CURRENCIES[match[1]][0]
+    return f"{fraction_words(int(match[2]), int(match[3]))} {unit}"
 
 
 def _version(match: re.Match) -> str:
-    return " point ".join(number_words(int(part)) for part in match[0].split("."))
+    words = " point ".join(number_words(int(part)) for part in match[2].split("."))
+    return "version " + words if match[1] else words
 
 
-def _letters(match: re.Match) -> str:
-    return " ".join(match[0].replace(".", " ").split()) + " " * match[0].endswith(" ")
+def _thousands(match: re.Match) -> str:
+    return decimal_words(re.sub(r"[^\d,]", "", match[0]).replace(",", "."))
 
 
-def _signs(text: str) -> str:
-    """Write the constructs of digits and signs that must be read before single numbers are."""
-    text = _VERSION.sub(_version, text)
-    text = _TIME.sub(_time, text)
-    text = _FRACTION.sub(_fraction, text)
-    text = _SPACED_THOUSANDS.sub(lambda m: re.sub(r"\s", "", m[0]), text)
-    text = _BARE_DECIMAL.sub(lambda m: f"point {_digits(m[1])}", text)
-    text = _RANGE.sub(" to ", text)
-    text = _MINUS.sub("minus ", text)
-    text = _UNIT.sub(lambda m: f" {_UNITS[m[1]]}", text)
-    text = _INITIALS.sub(_letters, text)
-    for sign, word in _SIGNS.items():
-        text = text.replace(sign, f" {word} ")
-    return text
+def _decade(match: re.Match) -> str:
+    value = int(match[1])
+    if len(match[1]) == 2:
+        return plural_words(number_words(value or 2000))
+    return plural_words(year_words(value) if 1000 <= value < 2100 else number_words(value))
 
 
-def _value(digits: str) -> int:
-    return int(digits.replace(",", ""))
+def _scientific(match: re.Match) -> str:
+    power = match[2].replace("−", "-")
+    return f"{decimal_words(match[1])} times ten {_to_the(power)}"
 
 
-def _digits(digits: str) -> str:
-    return " ".join(_DIGITS[int(digit)] for digit in digits)
+def _to_the(power: str) -> str:
+    sign = "minus " if power.startswith("-") else ""
+    return f"to the power of {sign}{decimal_words(power.lstrip('+-'))}"
 
 
-def _year(match: re.Match) -> str:
-    words = year_words(int(match[1]))
+def _ordinal(match: re.Match) -> str:
+    return ordinal_words(int(match[1].replace(",", ""))) + ("s" if match[2] else "")
+
+
+def _feet(match: re.Match) -> str:
+    feet = f"{number_words(int(match[1]))} {'foot' if match[1] == '1' else 'feet'}"
     if not match[2]:
-        return words
-    return words[:-1] + "ies" if words.endswith("y") else words + "s"
+        return feet
+    return f"{feet} {decimal_words(match[2])} inch" + ("" if match[2] == "1" else "es")
 
 
-def _money(match: re.Match) -> str:
-    unit, cent = _CURRENCIES[match[1]]
-    whole, fraction = _value(match[2]), match[3] or ""
-    if match[4] or len(fraction) not in (0, 2):
-        amount = number_words(whole) + (f" point {_digits(fraction)}" if fraction else "")
-        return " ".join(filter(None, [amount, match[4], f"{unit}s"]))
-    cents = int(fraction or 0)
-    parts = []
-    if whole or not cents:
-        parts.append(f"{number_words(whole)} {unit}" + ("" if whole == 1 else "s"))
-    if cents:
-        plural = "pence" if cent == "penny" else cent + "s"
-        parts.append(f"{number_words(cents)} {cent if cents == 1 else plural}")
-    return " and ".join(parts)
+def _inches(match: re.Match) -> str | None:
+    # Behind an open quotation mark this one closes it.
+    if match.string[: match.start()].count('"') % 2:
+        return None
+    return f"{decimal_words(match[1])} inch" + ("" if match[1] == "1" else "es")
+
+
+def _arc(match: re.Match) -> str:
+    names = ("degree", "minute", "second")
+    parts = [
+        f"{decimal_words(value)} {name}{'' if value == '1' else 's'}"
+        for value, name in zip(match.groups()[:3], names, strict=True)
+        if value
+    ]
+    side = {"N": "north", "S": "south", "E": "east", "W": "west"}.get(match[4] or "")
+    return " ".join([*parts, side] if side else parts)
+
+
+def _percent_s(match: re.Match) -> str:
+    return plural_words(decimal_words(match[1]))
+
+
+def _words(words: str) -> Callable[[re.Match], str]:
+    return lambda match: words
+
+
+def _dropped(match: re.Match) -> str:
+    warnings.warn(f"left out, it has no reading: {match[0]!r}", stacklevel=2)
+    return " "
+
+
+# The first that fits wins, so what is longer or more particular goes first.
+RULES = (
+    # What has no reading, or is read as it stands.
+    Rule(rf"(?:{_EMOJI}[\ufe0e\ufe0f]?\u200d?)+", _dropped, "an emoji has no agreed reading"),
+    Rule(r"(?<=[\w.,;:!?\"')])\[(?:\d{1,3}|[a-z*])\]", _dropped, "a footnote mark interrupts"),
+    Rule(rf"(?<=[A-Za-z]{{3}})[{_UP}]+(?!\w)|[†‡]|[®™]", _dropped, "marks are not read"),
+    Rule(r"(?m)^[ \t]*(?:[•‣▪◦*–-][ \t]+)(?=\S)", _words(", "), "a bullet starts a new item"),
+    Rule(
+        r"(?<![\w*])\*{1,3}(?=[^\W\d])|(?<=[^\W\d]|[.,!?])\*{1,3}(?![\w*])", _words(""), "emphasis"
+    ),
+    # Addresses, before their dots and slashes mean something else.
+    Rule(written.EMAIL, written.address, "e-mail"),
+    Rule(written.URL, written.address, "URL"),
+    Rule(r"\b(and)\s?/\s?(or)\b", lambda m: f"{m[1]} {m[2]}", "the commonest slash"),
+    Rule(rf"(?i)\b(?:{'|'.join(SLASHED)})(?!\w)", lambda m: SLASHED[m[0].lower()], "w/o, c/o"),
+    # Dates and times, telephones: digits whose parts are no numbers of their own.
+    Rule(written.ISO_DATE, written.iso_date, "2024-01-15"),
+    Rule(written.NUMERIC_DATE, written.numeric_date, "1/2/2003, 15.01.2024"),
+    Rule(written.MONTH_DAY, written.month_day, "July 4, Jan. 5-7"),
+    Rule(written.DAY_MONTH, written.day_month, "5 January"),
+    Rule(written.PHONE, written.phone, "telephones are read digit by digit"),
+    Rule(written.CLOCK, written.clock, "10:30:15, 5:30 p.m."),
+    Rule(written.HOUR, written.hour, "5 p.m., 10am"),
+    Rule(written.RATIO, written.ratio, "16:9, and times of a stopwatch"),
+    Rule(
+        r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.]*\d)",
+        lambda m: " dot ".join(map(digit_words, m[0].split("."))),
+        "an Internet address has four bytes",
+    ),
+    Rule(r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?(?![\d.,]*\d)", _thousands, "1.234.567"),
+    Rule(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,]*\d)", _thousands, "10.000,5"),
+    Rule(r"(?<![\w.])([vV]\.?)?(\d+(?:\.\d+){2,})(?!\.?\d)", _version, "3.2.1, v1.2.3"),
+    Rule(r"(?<![\w.])([vV])(\d+(?:\.\d+)?)(?![\w.]*\w)", _version, "v2"),
+    # Amounts.
+    Rule(rf"([{re.escape(quantities._SIGNS)}])(\d+)/(\d+)(?!\d)", _part_money, "$1/2"),
+    Rule(quantities.MONEY, quantities.money, "$3.50, £3bn, US$5-10 million"),
+    Rule(quantities.MONEY_BEHIND, quantities.money_behind, "5€, 5 USD"),
+    Rule(
+        quantities.CENTS,
+        lambda m: (
+            quantities.amount_words("$", f"0.{int(m[1]):02}", None)
+            if m[1].isdecimal() and 0 < int(m[1]) < 100
+            else f"{decimal_words(m[1])} cents"
+        ),
+        "50¢",
+    ),
+    Rule(
+        r"(\d+)°\s?(?:(\d+)[′']\s?)(?:(\d+(?:\.\d+)?)(?:″|\"|''|′′)\s?)?([NSEW]\b)?",
+        _arc,
+        "degrees, minutes and seconds of arc",
+    ),
+    Rule(r"(?<![\w.])(\d{1,2})['′]\s?(\d{1,2}(?:\.\d+)?)(?:\"|″|''|(?!\w))", _feet, "5'10\""),
+    Rule(r"(?<![\w.])(\d+)()′", _feet, "6′"),
+    Rule(rf"({NUMBER})[\"″]", _inches, '10"'),
+    Rule(rf"({NUMBER})[eE]([-+−]?\d+)(?!\w)", _scientific, "1e5"),
+    Rule(
+        rf"(?<![\w.])({NUMBER})[kK](?![\w'])",
+        lambda m: decimal_words(m[1]) + (" K" if m[0].endswith("K") else " thousand"),
+        "10k followers, a 4K screen",
+    ),
+    Rule(quantities.QUANTITY, quantities.quantity, "5 km/h, 20 °C, 3 m², 5%"),
+    Rule(quantities.ALONE, lambda m: quantities.unit_words(m[1], False), "in km/h"),
+    Rule(
+        rf"(?<![\d/.,])(?:(\d+)[\s\u00a0-])?(\d+)/(\d+)(?:[snrt][tdh]s?\b)?(?![\d/]|[.,]\d)",
+        _fraction,
+        "3/4, 1 1/2, 2/3rds, 24/7",
+    ),
+    Rule(rf"(?:({WHOLE})\s?)?([{_VULGAR}])", _vulgar, "½, 1½"),
+    Rule(rf"({WHOLE})(?:st|nd|rd|th)(s?)\b", _ordinal, "21st"),
+    Rule(r"(?<![\d.,])(1\d{3}|20\d\d)\s?[-–]\s?(\d\d)(?![\d-])", written.year_span, "2003-04"),
+    Rule(r"(?<![\w.,])'?(\d{1,2}0|\d{2}00|[12]\d\d0)'?s\b", _decade, "the 1990s, '90s, her 30s"),
+    Rule(r"(?<![\w.,$£€])'(\d\d)(?![\d'])\b(?!')", written.short_year, "the winter of '68"),
+    Rule(rf"(?<![\w.,])({WHOLE})'?s\b", _percent_s, "747s, 5's"),
+    Rule(
+        r"(?<![\w.,])(1[1-9]\d\d|20[1-9]\d)(?![\d%]|[.,]\d|\s?[×*x÷^])",
+        lambda m: year_words(int(m[1])),
+        "1984",
+    ),
+    Rule(
+        r"(?:(?<=\b[Ii]n\s)|(?<=\b[Oo]f\s)|(?<=year\s)|(?<=since\s)|(?<=until\s))(10\d\d)(?![\d%]|[.,]\d)\b",
+        lambda m: year_words(int(m[1])),
+        "in 1066: without such a word it is an amount",
+    ),
+    Rule(
+        r"(?<![\d.,])(?<!\d\s)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:\.\d+)?(?![\d]|\s\d)",
+        lambda m: decimal_words(m[0]),
+        "10 000",
+    ),
+    Rule(
+        r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?!\d|,\d)",
+        lambda m: f"{decimal_words(m[1])} point {digit_words(m[2])}",
+        "1,5 is a decimal where no group of three follows",
+    ),
+    Rule(r"(\d+)\s?x\s?(?=\d)", lambda m: f"{decimal_words(m[1])} by ", "4x4, 1920 x 1080"),
+    Rule(r"(?<![\w.])(\d+)x(?!\w)", lambda m: f"{decimal_words(m[1])} times", "10x"),
+    # Letters.
+    Rule(spelled.REGNAL, spelled.regnal, "Henry VIII"),
+    Rule(spelled.NUMBERED, spelled.numbered, "Chapter IV, World War II"),
+    Rule(spelled.ROMAN, spelled.roman, "XIX century, (iv), MCMXC"),
+    Rule(r"(?i)\b(?:e\.g|i\.e|ph\.d|a\.k\.a)\b\.?", spelled.abbreviation, "before initials"),
+    Rule(spelled.INITIALS, spelled.initials, "U.S.A., p.m., J.R.R."),
+    Rule(rf"(?i){DOTTED}", spelled.abbreviation, "Dr., St., etc., Nos. 5"),
+    Rule(UNDOTTED, spelled.abbreviation, "British titles have no dot"),
+    Rule(spelled.INITIAL, spelled.initial, "J. Smith"),
+    Rule(
+        r"\b([A-Z]{1,3})&([A-Z]{1,3})\b",
+        lambda m: f"{' '.join(m[1])} and {' '.join(m[2])}",
+        "AT&T, R&D",
+    ),
+    Rule(r"\bUS\b(?!\$)", spelled.united_states, "or it would be read as the pronoun"),
+    Rule(r"\b([A-Za-z])\+\+", lambda m: f"{m[1]} plus plus", "C++"),
+    Rule(r"\b([A-G])#", lambda m: f"{m[1]} sharp", "C#, F# minor"),
+    Rule(r"#([^\W\d]\w*)", spelled.hashtag, "#SomeTag"),
+    Rule(r"(?<!\w)@(\w+)", lambda m: "at " + written.address_words(m[1]), "@someone"),
+    Rule(written.FILE, written.address, "report.pdf, /usr/bin"),
+    Rule(spelled.MIXED, spelled.mixed, "MP3, B2B, A4"),
+    Rule(r"\b[a-z]\w*(?:\.[a-z]\w*)+\b", written.address, "os.path: a dot without a space"),
+    # Numbers that nothing more particular has taken.
+    Rule(NUMBER, lambda m: decimal_words(m[0]), "3.14, 1,984"),
+    # Signs.
+    Rule(rf"(?<=\w)\^\(?([-+−]?\d+)\)?", lambda m: power_words(m[1]), "2^3"),
+    Rule(r"(?<=\w)\^([a-z])\b", lambda m: f"to the power of {m[1]}", "2^n"),
+    Rule(rf"[{_UP}]+", lambda m: power_words(m[0]), "x², 10⁻³"),
+    Rule(r"(?<=\d{4})\s-\s(?=\d{4}(?!\d))", _words(" to "), "1914 - 1918: two years"),
+    Rule(r"(?<=[\d)])\s-\s(?=[(.]?\d)", _words(" minus "), "5 - 3"),
+    Rule(r"(?<=[\d%°])\s?[-–‒‑]\s?(?=[$£€]?\.?\d)", _words(" to "), "10-20, 5%-10%"),
+    Rule(r"(?<=[\w])\s?[–‒]\s?(?=[$£€]?\d)", _words(" to "), "5 km–10 km"),
+    Rule(r"(?<=\d)(?:\s?~\s?)(?=\d)", _words(" to "), "5~10"),
+    Rule(r"~(?=[$£€]?\.?\d)", _words("about "), "~5"),
+    Rule(r"(?<![\w)])[-−]\s?(?=[$£€]?\.?\d)|−\s?", _words(" minus "), "-5"),
+    Rule(r"(?<=[\w)])\s?([*·⋅×÷])\s?(?=[\w(])", lambda m: f" {_TIMES[m[1]]} ", "2*3"),
+    Rule(
+        r"(?<=[\w€$£])/(?:a\s)?(?=(?:hour|hr|day|week|month|year|person|night|min|sec|mile|unit)\b)",
+        _words(" per "),
+        "$5/hour",
+    ),
+    Rule(r"(?<=[\w)])\s?/\s?(?=[\w(])", spelled.slash, "A/B, input/output"),
+    Rule(r"§§?\s?(?=\d)", _words("section "), "§ 5"),
+    Rule(r"(?<=[^\d\s])\s+\|\s+(?=[^\d\s])", _words(", "), "Home | News"),
+    Rule(r"\\(?=\w)", _words(" backslash "), "a\\b"),
+    Rule(f"[{re.escape(''.join(_SIGNS))}]", lambda m: f" {_SIGNS[m[0]]} ", "signs by themselves"),
+)
+
+
+@functools.cache
+def _scanner() -> tuple[re.Pattern, list[tuple[re.Pattern, Callable]]]:
+    """All patterns at once, to find the next place quickly, and each by itself."""
+    alone = []
+    for rule in RULES:
+        flags = re.match(r"\(\?([im])\)", rule.pattern)
+        plain = rule.pattern[flags.end() :] if flags else rule.pattern
+        alone.append((f"(?{flags[1]}:{plain})" if flags else plain, rule.say))
+    # Back-references would count groups of other rules; finding a place needs none.
+    anywhere = "|".join(re.sub(r"\\2(?!\d)", "[-/.]", f"(?:{pattern})") for pattern, _ in alone)
+    return re.compile(anywhere), [(re.compile(pattern), say) for pattern, say in alone]
+
+
+def normalize_english(text: str, known: Container[str] = frozenset()) -> str:
+    """Write numbers, signs, abbreviations and other forms as words, each as it is read aloud.
+
+    Args:
+        text: as people write it.
+        known: words of a lexicon; an abbreviation that it holds, and whose words it lacks, stays.
+
+    Returns:
+        Words and punctuation, spaces made single. Signs that have no reading are left as they are,
+        for `words.pieces` to refuse. Emoji and footnote marks are dropped with a warning.
+    """
+    text = _one_spelling(text)
+    anywhere, rules = _scanner()
+    found: list[str] = []
+    place = 0
+    while match := anywhere.search(text, place):
+        start = match.start()
+        found.append(text[place:start])
+        for pattern, say in rules:
+            match = pattern.match(text, start)
+            words = say(match) if match and match.end() > start else None
+            if match and words is not None:
+                _join(found, _as_known(match[0], words, known))
+                place = match.end()
+                if text[place : place + 1].isalnum() and words[-1:].isalnum():
+                    found.append(" ")
+                break
+        else:
+            # No rule wants what begins here: its first word goes on as it is.
+            end = start + 1
+            found.append(text[start:end])
+            place = end
+    found.append(text[place:])
+    return re.sub(r"[^\S\n]+", " ", "".join(found)).strip()
+
+
+def _join(found: list[str], words: str) -> None:
+    before = next((part[-1] for part in reversed(found) if part), "")
+    if before.isalnum() and words[:1].isalnum():
+        found.append(" ")
+    found.append(words)
+
+
+def _as_known(written_form: str, words: str, known: Container[str]) -> str:
+    """What a corpus was aligned with as it stands ("mr") can be said as it stands."""
+    key = word_key(written_form.rstrip("."))
+    if key.isalpha() and key in known and not all(word_key(w) in known for w in words.split()):
+        return key
+    return words
+
+
+def _one_spelling(text: str) -> str:
+    """One code point where Unicode has several for one sign; accents stay as they are."""
+    text = re.sub("[\uff01-\uff5e\ufb00-\ufb06\U0001d400-\U0001d7ff①-⑳]+", _compatible, text)
+    text = re.sub("[₀-₉]+", _compatible, text)
+    text = re.sub("(?<=[0-9#*])\ufe0f?\u20e3", "", text)  # a keycap is its key
+    text = re.sub("[\u00ad\ufeff\u2060\u200e\u200f\u202a-\u202e]", "", text)
+    text = re.sub(r"(?<=\d)º", "°", re.sub("[’‘ʼ‛]", "'", text))
+    return re.sub(r"\bn[º°](?=\s?\d)", "№", re.sub("[“”„‟]", '"', text)).replace("⁄", "/")
+
+
+def _compatible(match: re.Match) -> str:
+    return unicodedata.normalize("NFKC", match[0])
