@@ -103,6 +103,12 @@ BEFORE_NUMBERS = {
     "c": "circa",
     "ca": "circa",
     "ver": "version",
+    "v": "version",
+    "nr": "number",
+    "apt": "apartment",
+    "b": "born",
+    "d": "died",
+    "lat": "latitude",
     "rev": "revision",
 }
 # Anywhere, with their dot.
@@ -167,7 +173,7 @@ STARTERS = frozenset(
     nothing now of on once one only or other others our perhaps please she should since so some
     someone something sometimes soon still such that that's the their then there there's these
     they they're this those though through thus to today together too two under until was we
-    we're were what when whenever where whether which while who whose why will with within without
+    we're were what when whenever where whether which while why will with within without
     would yes yesterday yet you you're your
     """.split()
 )
@@ -190,6 +196,16 @@ _WORDS_TOO = {
     "mx",
     "drs",
 }
+# Behind a place and a comma.
+STATES = {
+    "ala": "Alabama", "ariz": "Arizona", "ark": "Arkansas", "calif": "California",
+    "colo": "Colorado", "conn": "Connecticut", "del": "Delaware", "fla": "Florida", "ga": "Georgia",
+    "ill": "Illinois", "ind": "Indiana", "kan": "Kansas", "ky": "Kentucky", "mass": "Massachusetts",
+    "md": "Maryland", "mich": "Michigan", "minn": "Minnesota", "miss": "Mississippi",
+    "mo": "Missouri", "mont": "Montana", "neb": "Nebraska", "nev": "Nevada", "okla": "Oklahoma",
+    "ore": "Oregon", "pa": "Pennsylvania", "tenn": "Tennessee", "tex": "Texas", "va": "Virginia",
+    "vt": "Vermont", "wash": "Washington", "wis": "Wisconsin", "wyo": "Wyoming",
+}  # fmt: skip
 SLASHED = {
     "and/or": "and or",
     "w/o": "without",
@@ -209,7 +225,9 @@ SLASHED = {
 
 # "U.S. Army" and "etc. and" go on, "U.S. It is" and "etc. The" do not: see `sentences`.
 OFTEN_LAST = frozenset(("etc", "a.m", "p.m", "am", "pm", "ph.d", "b.c", "a.d", "esq"))
-SOMETIMES_LAST = frozenset((*STREETS, *ANYWHERE, *MONTHS, *WEEKDAYS)) - OFTEN_LAST - {"may"}
+SOMETIMES_LAST = (
+    frozenset(("al", *STREETS, *STATES, *ANYWHERE, *MONTHS, *WEEKDAYS)) - OFTEN_LAST - {"may"}
+)
 # A street may end a sentence and a saint may not; "No." before a number is seen by `expand`.
 NEVER_LAST = (frozenset(TITLES) - frozenset(STREETS) - {"gov", "ft", "rep", "gen"}) | {
     "e.g",
@@ -225,7 +243,7 @@ NEVER_LAST = (frozenset(TITLES) - frozenset(STREETS) - {"gov", "ft", "rep", "gen
     "approx",
     "ca",
 }
-_NAMES = "|".join(sorted((*TITLES, *STREETS, *BEFORE_NUMBERS), key=len, reverse=True))
+_NAMES = "|".join(sorted((*TITLES, *STREETS, *BEFORE_NUMBERS, *STATES), key=len, reverse=True))
 _OTHERS = "|".join(
     re.escape(name).replace(r"\ ", r"\s")
     for name in sorted((*ANYWHERE, *MONTHS, *WEEKDAYS), key=len, reverse=True)
@@ -243,7 +261,8 @@ def expand(word: str, before: str, after: str) -> str | None:
         before, after: the text around it and its dot.
     """
     key = " ".join(word.lower().split())
-    if key in BEFORE_NUMBERS and re.match(r"\s*[#(]?\d|\s*[IVXLC]+\b", after):
+    numbered = r"\s*\d{4}\b" if key in ("b", "d") else r"\s*:?\s*[#(+]?\d|\s*[IVXLC]{2,}\b"
+    if key in BEFORE_NUMBERS and re.match(numbered, after):
         return BEFORE_NUMBERS[key]
     following = re.match(r"\s+([A-Z][\w']*)", after)
     # "St. John" and "Main St. is", "Main St. The": a name that follows makes it a title.
@@ -253,7 +272,10 @@ def expand(word: str, before: str, after: str) -> str | None:
         return STREETS[key]
     if key in TITLES and (titled or key not in _WORDS_TOO):
         return TITLES[key]
-    dated = re.match(r"\s*,|\s+(?:\d|[A-Z][a-z]{2}|at\b|morning|afternoon|evening|night)", after)
+    if key in STATES and before.endswith(", "):
+        return STATES[key]
+    # A small letter behind the dot: no sentence has ended.
+    dated = re.match(r"\s*[,;]|\s+(?:\d|[a-z])", after)
     if key in MONTHS | WEEKDAYS:
         named_day = (MONTHS | WEEKDAYS)[key]
         return named_day if word[0].isupper() and (key not in _AMBIGUOUS or dated) else None

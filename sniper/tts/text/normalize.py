@@ -103,7 +103,11 @@ def _fraction(match: re.Match) -> str | None:
 def _vulgar(match: re.Match) -> str:
     parts = unicodedata.normalize("NFKC", match[2]).split("⁄")
     words = fraction_words(int(parts[0]), int(parts[1]))
-    return f"{decimal_words(match[1])} and {words}" if match[1] else words
+    words = f"{decimal_words(match[1])} and {words}" if match[1] else words
+    if not match[3]:
+        return words
+    inches = not match.string[: match.start()].count('"') % 2
+    return words + (" inches" if match[1] else " inch") if inches else words
 
 
 def _part_money(match: re.Match) -> str:
@@ -166,8 +170,24 @@ def _arc(match: re.Match) -> str:
     return " ".join([*parts, side] if side else parts)
 
 
-def _percent_s(match: re.Match) -> str:
-    return plural_words(decimal_words(match[1]))
+def _many(match: re.Match) -> str:
+    """Plurals ("747s", "100s") and possessives ("2023's") of numbers."""
+    value = int(match[1].replace(",", ""))
+    if match[2] and 1000 <= value < 2100 and value % 10:
+        return year_words(value) + "'s"
+    return plural_words(
+        re.sub(r"^one (?=hundred$|thousand$|million$)", "", decimal_words(match[1]))
+    )
+
+
+def _unit_of_fraction(match: re.Match) -> str | None:
+    if match[1] in ("in", "s", "A") or not re.match(r"[\s-]", match[0]):
+        return None
+    before = match.string[: match.start()]
+    # "1/3 lb" and "½ lb" are parts of one, "1 1/2 lb" and "120/80 mmHg" are more.
+    part = re.search(rf"(?<![\d\s/])\s?(?:(\d+)/(\d+)|[{_VULGAR}])$", " ." + before)
+    below_one = part is not None and (not part[1] or int(part[1]) < int(part[2]))
+    return " " + quantities.unit_words(match[1], below_one)
 
 
 def _words(words: str) -> Callable[[re.Match], str]:
@@ -195,12 +215,29 @@ RULES = (
     Rule(r"\b(and)\s?/\s?(or)\b", lambda m: f"{m[1]} {m[2]}", "the commonest slash"),
     Rule(rf"(?i)\b(?:{'|'.join(SLASHED)})(?!\w)", lambda m: SLASHED[m[0].lower()], "w/o, c/o"),
     # Dates and times, telephones: digits whose parts are no numbers of their own.
+    Rule(r"</?[A-Za-z][^<>]*>", lambda m: m[0], "a tag is no comparison: its signs are refused"),
+    Rule(r"\b401\(?k\b\)?", _words("four oh one K"), "an American pension"),
+    Rule(r"\b(p)H\b|\bPhD(?:s\b)?", lambda m: "P H" if m[1] else "P H D", "capitals inside"),
     Rule(written.ISO_DATE, written.iso_date, "2024-01-15"),
     Rule(written.NUMERIC_DATE, written.numeric_date, "1/2/2003, 15.01.2024"),
     Rule(written.MONTH_DAY, written.month_day, "July 4, Jan. 5-7"),
     Rule(written.DAY_MONTH, written.day_month, "5 January"),
     Rule(written.PHONE, written.phone, "telephones are read digit by digit"),
+    Rule(
+        r"(?<![\w-])\d{1,2}(?:-\d{1,2}){2,}(?![\w-])",
+        lambda m: " ".join(decimal_words(part) for part in m[0].split("-")),
+        "1-2-3",
+    ),
+    Rule(r"\b1-\d{3}-(?=[A-Z]{3})", lambda m: digit_words(m[0]) + " ", "1-800-FLOWERS"),
+    Rule(written.DAY_SPAN, written.day_span, "Mon-Fri, Jan.-Mar."),
+    Rule(written.DAY_NAME, written.day_name, "Sat 5 Nov, Sept 2001"),
+    Rule(
+        rf"(?<![\w.])(?:(\d+)h\s?)(\d+)(?:m|min)?\b(?:\s?(\d+)s\b)?|(?<![\w.])()(\d+)m\s?(\d+)s\b",
+        written.duration,
+        "2h30m, 1m30s",
+    ),
     Rule(written.CLOCK, written.clock, "10:30:15, 5:30 p.m."),
+    Rule(written.DOTTED_CLOCK, written.dotted_clock, "3.30 pm"),
     Rule(written.HOUR, written.hour, "5 p.m., 10am"),
     Rule(written.RATIO, written.ratio, "16:9, and times of a stopwatch"),
     Rule(
@@ -241,17 +278,23 @@ RULES = (
     ),
     Rule(quantities.QUANTITY, quantities.quantity, "5 km/h, 20 °C, 3 m², 5%"),
     Rule(quantities.ALONE, lambda m: quantities.unit_words(m[1], False), "in km/h"),
+    Rule(r"(?<![\d/.,])(1\d{3}|20\d\d)/(\d\d)(?![\d/])", written.year_pair, "2020/21"),
     Rule(
         rf"(?<![\d/.,])(?:(\d+)[\s\u00a0-])?(\d+)/(\d+)(?:[snrt][tdh]s?\b)?(?![\d/]|[.,]\d)",
         _fraction,
         "3/4, 1 1/2, 2/3rds, 24/7",
     ),
-    Rule(rf"(?:({WHOLE})\s?)?([{_VULGAR}])", _vulgar, "½, 1½"),
-    Rule(rf"({WHOLE})(?:st|nd|rd|th)(s?)\b", _ordinal, "21st"),
+    Rule(rf"(?:({WHOLE})\s?)?([{_VULGAR}])([\"″])?", _vulgar, "½, 1½"),
+    Rule(
+        rf"(?<=[\d{_VULGAR}])[\s-]?({quantities.UNIT}){quantities.UNIT_END}",
+        _unit_of_fraction,
+        "1/3 lb",
+    ),
+    Rule(rf"({WHOLE})(?:st|nd|rd|th|ST|ND|RD|TH)(s?)\b", _ordinal, "21st"),
     Rule(r"(?<![\d.,])(1\d{3}|20\d\d)\s?[-–]\s?(\d\d)(?![\d-])", written.year_span, "2003-04"),
-    Rule(r"(?<![\w.,])'?(\d{1,2}0|\d{2}00|[12]\d\d0)'?s\b", _decade, "the 1990s, '90s, her 30s"),
+    Rule(r"(?<![\w.,])'?(\d0|\d{2}00|[12]\d\d0)'?s\b", _decade, "the 1990s, '90s, her 30s"),
     Rule(r"(?<![\w.,$£€])'(\d\d)(?![\d'])\b(?!')", written.short_year, "the winter of '68"),
-    Rule(rf"(?<![\w.,])({WHOLE})'?s\b", _percent_s, "747s, 5's"),
+    Rule(rf"(?<![\w.,])({WHOLE})('?)s\b", _many, "747s, 5's, 2023's"),
     Rule(
         r"(?<![\w.,])(1[1-9]\d\d|20[1-9]\d)(?![\d%]|[.,]\d|\s?[×*x÷^])",
         lambda m: year_words(int(m[1])),
@@ -263,8 +306,8 @@ RULES = (
         "in 1066: without such a word it is an amount",
     ),
     Rule(
-        r"(?<![\d.,])(?<!\d\s)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:\.\d+)?(?![\d]|\s\d)",
-        lambda m: decimal_words(m[0]),
+        r"(?<![\d.,])(?<!\d\s)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:[.,]\d+)?(?![\d]|\s\d)",
+        lambda m: decimal_words(m[0].replace(",", ".")),
         "10 000",
     ),
     Rule(
@@ -273,7 +316,11 @@ RULES = (
         "1,5 is a decimal where no group of three follows",
     ),
     Rule(r"(\d+)\s?x\s?(?=\d)", lambda m: f"{decimal_words(m[1])} by ", "4x4, 1920 x 1080"),
-    Rule(r"(?<![\w.])(\d+)x(?!\w)", lambda m: f"{decimal_words(m[1])} times", "10x"),
+    Rule(
+        r"(?<![\w.])(\d+)x(?!\w|\s?[-+=^²³*/<>≤≥)])",
+        lambda m: f"{decimal_words(m[1])} times",
+        "10x",
+    ),
     # Letters.
     Rule(spelled.REGNAL, spelled.regnal, "Henry VIII"),
     Rule(spelled.NUMBERED, spelled.numbered, "Chapter IV, World War II"),
@@ -304,16 +351,23 @@ RULES = (
     Rule(rf"[{_UP}]+", lambda m: power_words(m[0]), "x², 10⁻³"),
     Rule(r"(?<=\d{4})\s-\s(?=\d{4}(?!\d))", _words(" to "), "1914 - 1918: two years"),
     Rule(r"(?<=[\d)])\s-\s(?=[(.]?\d)", _words(" minus "), "5 - 3"),
+    Rule(r"(?<=\d)-(?=\d+(?:\.\d+)?\s?=)", _words(" minus "), "5-2=3"),
+    Rule(r"(?:(?<=\d[snrt][tdh])|(?<=[ap]m)|(?<=m\.))[-–](?=\d)", _words(" to "), "9am-5pm"),
+    Rule(rf"(?<=[a-z.])\s?[-–](?=\d{{1,2}}\s{written.MONTH})", _words(" to "), "3 Jan-5 Feb"),
     Rule(r"(?<=[\d%°])\s?[-–‒‑]\s?(?=[$£€]?\.?\d)", _words(" to "), "10-20, 5%-10%"),
     Rule(r"(?<=[\w])\s?[–‒]\s?(?=[$£€]?\d)", _words(" to "), "5 km–10 km"),
     Rule(r"(?<=\d)(?:\s?~\s?)(?=\d)", _words(" to "), "5~10"),
     Rule(r"~(?=[$£€]?\.?\d)", _words("about "), "~5"),
-    Rule(r"(?<![\w)])[-−]\s?(?=[$£€]?\.?\d)|−\s?", _words(" minus "), "-5"),
+    Rule(r"\b([A-F])-(?=[\s.,;:!?]|$)", lambda m: f"{m[1]} minus", "a grade"),
+    Rule(r"(?<!\S)\.(?=[A-Za-z]\w)", _words("dot "), ".NET"),
+    Rule(r"(?<![\w)])(?:[-−]\s?|(?<!\S)–)(?=[$£€]?\.?\d)|−\s?", _words(" minus "), "-5"),
     Rule(r"(?<=[\w)])\s?([*·⋅×÷])\s?(?=[\w(])", lambda m: f" {_TIMES[m[1]]} ", "2*3"),
     Rule(
-        r"(?<=[\w€$£])/(?:a\s)?(?=(?:hour|hr|day|week|month|year|person|night|min|sec|mile|unit)\b)",
-        _words(" per "),
-        "$5/hour",
+        rf"(?<=[\w€$£%¢])/((?:hour|day|week|month|year|person|night|mile|unit)\b|{quantities.UNIT}{quantities.UNIT_END})",
+        lambda m: (
+            " per " + (quantities.unit_words(m[1], True) if m[1] in quantities.UNITS else m[1])
+        ),
+        "$5/hour, $1.50/kg",
     ),
     Rule(r"(?<=[\w)])\s?/\s?(?=[\w(])", spelled.slash, "A/B, input/output"),
     Rule(r"§§?\s?(?=\d)", _words("section "), "§ 5"),
@@ -382,17 +436,21 @@ def _join(found: list[str], words: str) -> None:
 def _as_known(written_form: str, words: str, known: Container[str]) -> str:
     """What a corpus was aligned with as it stands ("mr") can be said as it stands."""
     key = word_key(written_form.rstrip("."))
-    if key.isalpha() and key in known and not all(word_key(w) in known for w in words.split()):
-        return key
+    bare = words.rstrip(".,")
+    if key.isalpha() and key in known and not all(word_key(w) in known for w in bare.split()):
+        return key + words[len(bare) :]
     return words
 
 
 def _one_spelling(text: str) -> str:
     """One code point where Unicode has several for one sign; accents stay as they are."""
-    text = re.sub("[\uff01-\uff5e\ufb00-\ufb06\U0001d400-\U0001d7ff①-⑳]+", _compatible, text)
+    text = re.sub(
+        "[\u2160-\u217f\uff01-\uff5e\ufb00-\ufb06\U0001d400-\U0001d7ff①-⑳]+", _compatible, text
+    )
     text = re.sub("[₀-₉]+", _compatible, text)
     text = re.sub("(?<=[0-9#*])\ufe0f?\u20e3", "", text)  # a keycap is its key
     text = re.sub("[\u00ad\ufeff\u2060\u200e\u200f\u202a-\u202e]", "", text)
+    text = re.sub(r"°\s(?=[CFNSEW]\b)", "°", text)
     text = re.sub(r"(?<=\d)º", "°", re.sub("[’‘ʼ‛]", "'", text))
     return re.sub(r"\bn[º°](?=\s?\d)", "№", re.sub("[“”„‟]", '"', text)).replace("⁄", "/")
 

@@ -7,8 +7,8 @@ import re
 
 from num2words import num2words
 
-# A whole number as people write it: thousands parted by commas, or digits alone.
-WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d+)"
+# A whole number as people write it: parted by commas (India parts by two), or digits alone.
+WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!,?\d)|\d+)"
 NUMBER = rf"(?:{WHOLE}(?:\.\d+)?|\.\d+)"
 SUPERSCRIPTS = {ord(high): low for high, low in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
 

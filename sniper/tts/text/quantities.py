@@ -38,7 +38,6 @@ _PREFIXED = (
     ("J", "joule", "kMG"),
     ("N", "newton", "k"),
     ("s", "second", "mµμn"),
-    ("Ω", "ohm", "kM"),
     ("eV", "electron volt", "kMGT"),
     ("cal", "calorie", "k"),
     ("mol", "mole", "m"),
@@ -97,6 +96,13 @@ _NAMED = {
     "sq km": "square kilometer",
     "sq mi": "square mile",
     "cc": "cubic centimeter",
+    "Mb": "megabit",
+    "Gb": "gigabit",
+    "kb": "kilobit",
+    "kΩ": "kilohm",
+    "MΩ": "megohm",
+    "mmHg": "millimeter of mercury",
+    "MPH": "mile per hour",
     "mph": "mile per hour",
     "kph": "kilometer per hour",
     "kmh": "kilometer per hour",
@@ -140,11 +146,11 @@ _TOO_SHORT = {"in", "A", "mo", "bar"}
 _DOTTED = "in|ft|yds?|mi|lbs?|oz|gal|qt|tsp|tbsp|hrs?|mins?|secs?|yrs?|wks?|mo"
 _SYMBOLS = "|".join(re.escape(symbol) for symbol in sorted(UNITS, key=len, reverse=True))
 _POWER = r"(?:\^?[23]|[²³])"
-_END = r"(?![\w²³°]|/[\w]|')"
+UNIT_END = r"(?![\w²³°]|/[\w]|')"
 UNIT = rf"(?:{_SYMBOLS}){_POWER}?(?:\s?/\s?(?:{_SYMBOLS}){_POWER}?)?"
 # Groups: amount, what stands between, unit, dot.
-QUANTITY = rf"({NUMBER})([\s\u00a0\u202f]?|-)({UNIT}){_END}(\.(?=\s+[a-z\d(])|\.(?=,))?"
-ALONE = rf"(?<![\w/.])((?:{_SYMBOLS}){_POWER}?/(?:{_SYMBOLS}){_POWER}?|k?m[²³]|[cm]m[²³]|°[CF]|℃|℉){_END}"
+QUANTITY = rf"({NUMBER})([\s\u00a0\u202f]?|-)({UNIT}){UNIT_END}(\.(?=\s+[a-z\d(])|\.(?=,))?"
+ALONE = rf"(?<![\w/.])((?:{_SYMBOLS}){_POWER}?/(?:{_SYMBOLS}){_POWER}?|k?m[²³]|[cm]m[²³]|°[CF]|℃|℉){UNIT_END}"
 _UNIT_PARTS = re.compile(rf"({_SYMBOLS})({_POWER})?")
 
 _PLURAL = {"penny": "pence", "yen": "yen", "yuan": "yuan", "won": "won", "baht": "baht"}
@@ -191,13 +197,17 @@ _SIGNS = "".join(sign for sign in CURRENCIES if len(sign) == 1)
 _MAGNITUDE = (
     r"(?:[\s\u00a0-]?(hundred|thousand|(?:m|b|tr|quadr)illion|[kKmMbBtT]n?|mm)(?:s\b)?(?![\w']))?"
 )
+# "5,50" as the continent of Europe writes it.
+_COMMA = r"\d{1,3}(?:\.\d{3})+,\d\d(?!\d)|\d+,\d\d(?![\d,])"
 # Groups: currency, sign, amount, amount that a range goes to, magnitude.
 MONEY = (
-    rf"(?<![\w$£€])({_CODES})\s?([-−]?)({WHOLE}(?:\.\d+)?|\.\d+)"
+    rf"(?<![\w$£€])({_CODES})\s?([-−]?)({_COMMA}|{WHOLE}(?:\.\d+)?|\.\d+)"
     rf"(?:\s?[-–]\s?(?:{_CODES})?({NUMBER}))?(?!\d|/\d){_MAGNITUDE}"
 )
 # Groups: amount, magnitude, currency; "5$" alone, "$5 $6" not.
-MONEY_BEHIND = rf"({NUMBER}){_MAGNITUDE}[\s\u00a0]?([{re.escape(_SIGNS)}]|[A-Z]{{3}})(?![\w]|\s?\d)"
+MONEY_BEHIND = (
+    rf"({_COMMA}|{NUMBER}){_MAGNITUDE}[\s\u00a0]?([{re.escape(_SIGNS)}]|[A-Z]{{3}})(?![\w]|\s?\d)"
+)
 CENTS = rf"({NUMBER})\s?¢"
 
 
@@ -224,7 +234,7 @@ def _powered(unit: str, one: bool) -> str:
 def _name(name: str, one: bool) -> str:
     if one or name in _SAME_PLURAL:
         return name
-    first, per, rest = name.partition(" per ")
+    first, per, rest = name.partition(" of " if " of " in name else " per ")
     *others, noun = first.split(" ")
     if noun in ("Celsius", "Fahrenheit", "north", "south", "east", "west"):
         return f"{others[0]}s {noun}"
@@ -271,6 +281,8 @@ def money_behind(match: re.Match) -> str | None:
 def amount_words(currency: str, amount: str, magnitude: str | None) -> str:
     """ "1.50" of "$" as one dollar and fifty cents, "1.5" with "m" as one point five million."""
     unit, cent = CURRENCIES[currency]
+    if re.fullmatch(_COMMA, amount):
+        amount = amount.replace(".", "").replace(",", ".")
     whole, _, fraction = amount.replace(",", "").partition(".")
     plural = _PLURAL.get(unit) or unit + "s"
     if magnitude or len(fraction) not in (0, 2) or (whole.startswith("0") and len(whole) > 1):

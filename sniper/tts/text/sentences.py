@@ -7,6 +7,7 @@ import re
 import warnings
 
 from sniper.tts.text.abbreviations import (
+    BEFORE_NUMBERS,
     MONTHS,
     NEVER_LAST,
     OFTEN_LAST,
@@ -49,10 +50,19 @@ def ends_sentence(word: str, after: str) -> bool:
     return first.lower() in STARTERS and not (first == "I" and len(word) == 1)
 
 
-def _is_abbreviation(word: str) -> bool:
-    key = word.lower()
+def _goes_on(before: str, after: str) -> bool:
+    """Whether a sentence goes on behind its last mark: an abbreviation, or dots that hesitate."""
+    if re.search(r"(?:…|\.\.)[^\w\s]*$", before):
+        return re.match(r"\W*[a-z]", after) is not None
+    last = _LAST_WORD.search(before)
+    if last is None:
+        return False
+    word, key = last[1], last[1].lower()
+    if key in BEFORE_NUMBERS and re.match(r"\W*\d", after):
+        return True
     initial = len(word) == 1 and word.isalpha()
-    return initial or "." in word or key in NEVER_LAST | OFTEN_LAST | SOMETIMES_LAST
+    known = initial or "." in word or key in NEVER_LAST | OFTEN_LAST | SOMETIMES_LAST
+    return known and not ends_sentence(word, after)
 
 
 def split_sentences(text: str, max_chars: int = 300) -> list[str]:
@@ -65,10 +75,9 @@ def split_sentences(text: str, max_chars: int = 300) -> list[str]:
         return [text.strip()]
     sentences, begin = [], 0
     for match in _ENDINGS.finditer(text):
-        last = _LAST_WORD.search(text[max(begin, match.start() - 40) : match.start()])
-        if last and _is_abbreviation(last[1]) and "\n\n" not in match[0].replace(" ", ""):
-            if not ends_sentence(last[1], text[match.start() : match.end() + 40]):
-                continue
+        before = text[max(begin, match.start() - 40) : match.start()]
+        if match[0].count("\n") < 2 and _goes_on(before, text[match.start() : match.end() + 40]):
+            continue
         # Closing quotes belong to the sentence they close.
         sentences.append(text[begin : match.end()])
         begin = match.end()

@@ -25,7 +25,7 @@ INITIAL = r"(?<![\w'.])([A-Z])\.(?!\w)"
 _HEADS = (
     "Chapter|Part|Volume|Vol\\.|Book|Act|Scene|Section|Article|Appendix|Title|Type|Class|Phase|Stage|"
     "Level|Grade|Group|Mark|Table|Figure|Fig\\.|Page|Rule|Law|War|Bowl|Vatican|Apollo|Rocky|Rambo|"
-    "Star Wars|Episode|Season|Factor|Psalm|Canto|Lesson|Unit|Plate|No\\.|Chapters|Parts|Volumes|Olympiad"
+    "Fantasy|Star Wars|Episode|Season|Factor|Psalm|Canto|Lesson|Unit|Plate|No\\.|Chapters|Parts|Volumes|Olympiad"
 )
 NUMBERED = rf"\b({_HEADS})\s([IVXLC]+)\b(?!')"
 # Kings and popes of one letter; others need two ("Malcolm X" is no tenth).
@@ -34,7 +34,7 @@ _REGNAL_NAMES = (
     "Alexander|Ramesses|Ptolemy|Christian|Frederick|Gustav|Ivan|Alfonso|Paul|Benedict|William"
 )
 REGNAL = rf"\b({_REGNAL_NAMES})\s([VX])\b(?!['.]\w)|\b([A-Z][a-z]+)\s([IVX]{{2,}})\b(?!\.\w)"
-ROMAN = r"\b([IVXLC]+)(?=(?:st|nd|rd|th)?\s(?:century|centuries)\b)|\b(M[MDCLXVI]{3,})\b|(?<=\()([ivx]+)(?=\))"
+ROMAN = r"\b([IVXLC]+)(?:st|nd|rd|th)?(?=\s(?:century|centuries)\b)|\b(M[MDCLXVI]{3,})\b|(?<=\()([ivx]{2,})(?=\))"
 # Words that stand before a Roman numeral and are no names.
 _NO_NAMES = set("The In On At Of And From By For With Is Was As Type Page".split())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from sniper.tts.text.abbreviations import MONTHS
+from sniper.tts.text.abbreviations import MONTHS, WEEKDAYS
 from sniper.tts.text.numerals import (
     decimal_words,
     digit_words,
@@ -16,13 +16,14 @@ from sniper.tts.text.numerals import (
 from sniper.tts.text.sentences import ends_sentence
 
 _MONTH_NAMES = list(dict.fromkeys(MONTHS.values()))
-_MONTH = (
+MONTH = (
     rf"(?:{'|'.join(_MONTH_NAMES)}|(?:{'|'.join(n.title() for n in MONTHS if n != 'may')})\b\.?)"
 )
 
 _MERIDIEM = r"\s?(?:([AaPp])\.\s?[mM]\.|([AaPp])[mM]\b\.?)"
 CLOCK = rf"(?<![\d:.])([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:\.\d+)?)?(?![\d:])(?:{_MERIDIEM})?"
 HOUR = rf"(?<![\d:.,])(1[0-2]|0?[1-9]){_MERIDIEM}"
+DOTTED_CLOCK = rf"(?<![\d:.])(1[0-2]|0?[1-9])\.([0-5]\d){_MERIDIEM}"
 RATIO = r"(?<![\d:.])(\d+(?:\.\d+)?)((?::\d+(?:\.\d+)?)+)(?![\d:])"
 
 ISO_DATE = (
@@ -31,12 +32,18 @@ ISO_DATE = (
 NUMERIC_DATE = r"(?<![\w./-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?![\w/-]|\.\d)"
 # Groups: month, day, last day of a range.
 MONTH_DAY = (
-    rf"\b({_MONTH})\s(\d{{1,2}})(?:st|nd|rd|th)?(?:\s?[-–]\s?(\d{{1,2}})(?:st|nd|rd|th)?)?"
+    rf"\b({MONTH})\s(\d{{1,2}})(?:st|nd|rd|th)?(?:\s?[-–]\s?(\d{{1,2}})(?:st|nd|rd|th)?)?"
     r"(?![\d%$€£°/:]|[.,]\d|\w)"
 )
+_SHORT_DAYS = "|".join(n.title() for n in sorted({*WEEKDAYS, *MONTHS}, key=len, reverse=True))
+_LONG_DAYS = "|".join((*_MONTH_NAMES, *dict.fromkeys(WEEKDAYS.values())))
+_DAY = rf"(?:{_LONG_DAYS}|(?:{_SHORT_DAYS})\b\.?)"
+DAY_SPAN = rf"\b({_DAY})[-–]({_DAY})(?!\w)"
+# Without their dots; "Sat" and "Mar" are words where no date follows.
+DAY_NAME = rf"\b({_DAY})(,?)(?=\s\d{{1,2}}(?:st|nd|rd|th)?\s{MONTH}|\s{MONTH}\s\d|\s\d{{4}}\b)"
 # Groups: article, day, month.
 DAY_MONTH = (
-    rf"(?<![\d.,:/$£€-])\b(the\s|The\s)?(\d{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?({_MONTH})(?!\w)"
+    rf"(?<![\d.,:/$£€])\b(the\s|The\s)?(\d{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?({MONTH})(?!\w)"
 )
 
 # A telephone number is read digit by digit, or it would sound like an amount.
@@ -47,6 +54,7 @@ _PHONES = (
     r"0\d(?:[\s.]\d\d){3,5}",
     r"\d{4}(?:[-\s]\d{4}){2,4}",
     r"\d{3}-\d{2}-\d{4}",
+    r"\d+(?:-\d+){3,}",
     r"\d{3}[-\s]\d{4}(?<!00)",
 )
 PHONE = rf"(?<![\w.,$£€-])(?<!\d\s)(?:{'|'.join(_PHONES)})(?![\w-]|[.,\s]\d)"
@@ -63,8 +71,8 @@ _FILE_TYPES = (
     "mkv|mov|md|log|ini|cfg|toml|sql|db|net|onnx"
 )
 FILE = (
-    rf"(?<![\w./\\])(?:[A-Za-z]:\\[^\s,;]*\w|~?/?(?:[\w.-]+[/\\])*[\w-]+(?:\.[\w-]+)*\.(?:{_FILE_TYPES})\b"
-    r"|~?/(?:[\w.-]+/)*[\w-]+/?|(?:[\w-]+/){2,}[\w-]+(?<!\d))"
+    rf"(?<![\w./\\%])(?:[A-Za-z]:\\[^\s,;]*\w|~?/?(?:[\w.-]+[/\\])*[\w-]+(?:\.[\w-]+)*\.(?:{_FILE_TYPES})\b"
+    r"|~?/(?:[\w.-]+/)*[\w.-]*\w/?|(?:[\w-]+/){2,}[\w-]+(?<!\d))"
 )
 _SPELLED_TYPES = set("txt csv html htm css js py cpp hpp rs rb sh dll pdf svg png jpg".split())
 _ADDRESS_SIGNS = {
@@ -100,6 +108,38 @@ def clock(match: re.Match) -> str:
     return " ".join(words) + _meridiem(match, 4)
 
 
+def dotted_clock(match: re.Match) -> str:
+    """A match of DOTTED_CLOCK: "three thirty P M"."""
+    hour, minute = number_words(int(match[1])), int(match[2])
+    words = {0: hour}.get(minute) or f"{hour} {'oh ' * (minute < 10)}{number_words(minute)}"
+    return words + _meridiem(match, 3)
+
+
+def duration(match: re.Match) -> str:
+    """Hours, minutes and seconds: "two hours thirty minutes"."""
+    groups = match.groups()
+    values = groups[:3] if groups[0] else groups[3:]
+    return " ".join(
+        f"{decimal_words(value)} {name}{'' if value == '1' else 's'}"
+        for value, name in zip(values, ("hour", "minute", "second"), strict=True)
+        if value
+    )
+
+
+def day_span(match: re.Match) -> str:
+    """A match of DAY_SPAN: "Monday to Friday"."""
+    return f"{_day(match[1])} to {_day(match[2])}"
+
+
+def day_name(match: re.Match) -> str:
+    """A match of DAY_NAME: "Saturday", its comma kept."""
+    return _day(match[1]) + match[2]
+
+
+def _day(text: str) -> str:
+    return (MONTHS | WEEKDAYS).get(text.rstrip(".").lower(), text)
+
+
 def hour(match: re.Match) -> str:
     """A match of HOUR: "five P M"."""
     return number_words(int(match[1])) + _meridiem(match, 2)
@@ -133,7 +173,8 @@ def numeric_date(match: re.Match) -> str | None:
     With dots the day goes first, as in the countries that write so.
     """
     first, second = int(match[1]), int(match[3])
-    if match[2] == "." and len(match[4]) != 4:
+    # "31.12.99" is a date, "3.2.10" a version.
+    if match[2] == "." and len(match[4]) != 4 and (first <= 12 or len(match[3]) != 2):
         return None
     month, day = (second, first) if match[2] == "." or first > 12 else (first, second)
     if not (1 <= month <= 12 and 1 <= day <= 31):
@@ -155,6 +196,11 @@ def _short_year(year: str) -> str:
 def short_year(match: re.Match) -> str:
     """The two digits of a match: "oh five"."""
     return _short_year(match[1])
+
+
+def year_pair(match: re.Match) -> str:
+    """A season: "twenty twenty twenty one"."""
+    return f"{year_words(int(match[1]))} {_short_year(match[2])}"
 
 
 def year_span(match: re.Match) -> str:

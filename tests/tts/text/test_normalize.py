@@ -40,6 +40,10 @@ Was it a max. height? No, he sat. Then he ran. => was it a maximum height ? no ,
 747s and 5's and 6s => seven hundred forty sevens and fives and sixes
 -5 => minus five
 −5 => minus five
+–1 => minus one
+1 000,5 => one thousand point five
+100s of => hundreds of
+2023's best => twenty twenty three's best
 (-3) => ( minus three )
 five -2 => five minus two
 # years and decades
@@ -72,6 +76,8 @@ the 12th man => the twelfth man
 10-20 => ten to twenty
 10–20 => ten to twenty
 10 – 20 => ten to twenty
+5-2=3 => five minus two equals three
+18th-20th century => eighteenth to twentieth century
 5-3 => five to three
 5 - 3 => five minus three
 5 − 3 = 2 => five minus three equals two
@@ -130,6 +136,7 @@ two + two = four => two plus two equals four
 5 ± 1 => five plus or minus one
 a ≠ b => a is not equal to b
 x ≤ 5 => x less than or equal to five
+f(x) = 2x + 3 => f ( x ) equals two x plus three
 5 > 3 => five greater than three
 √9 => square root of nine
 π ≈ 3.14 => pi approximately three point one four
@@ -163,7 +170,10 @@ $5–$10 => five to ten dollars
 US$5 => five u s dollars
 5 USD => five u s dollars
 EUR 20 => twenty euros
-100 MPH => one hundred mph
+$1.50/kg => one dollar and fifty cents per kilogram
+5,50 € => five euros and fifty cents
+₹1,23,456 => one hundred twenty three thousand four hundred fifty six rupees
+5%/year => five percent per year
 $5/hour => five dollars per hour
 $10 a day => ten dollars a day
 $3 thousand => three thousand dollars
@@ -204,6 +214,13 @@ a 10" disk => a ten inches disk
 5 min => five minutes
 5 sq ft => five square feet
 5 in a row => five in a row
+100 MPH => one hundred miles per hour
+1/3 lb and ¼ lb => one third pound and one quarter pound
+1 1/2 lb => one and one half pounds
+120/80 mmHg => one hundred twenty over eighty millimeters of mercury
+1 kΩ => one kilohm
+5° C => five degrees celsius
+5¼" => five and one quarter inches
 speed in km/h => speed in kilometers per hour
 1/2 mile => one half mile
 80 dB => eighty decibels
@@ -224,6 +241,9 @@ at 5 p.m. She left => at five p m . she left
 1:2 => one to two
 16:9 => sixteen to nine
 John 3:16 => john three sixteen
+3.30 pm => three thirty p m
+2h30m and 1m30s => two hours thirty minutes and one minute thirty seconds
+9am-5pm => nine a m to five p m
 1:2:3 => one to two to three
 # dates
 1/2/2003 => january second two thousand three
@@ -240,6 +260,11 @@ the 5th of May => the fifth of may
 Mon., Dec. 3 => monday , december third
 Sat. morning => saturday morning
 in Sept. 2001 => in september two thousand one
+31.12.99 => december thirty first ninety nine
+2020/21 => twenty twenty twenty one
+Mon-Fri and Jan.–Mar. => monday to friday and january to march
+Sat 5 Nov, Sept 2001 => saturday the fifth of november , september two thousand one
+3 Jan-5 Feb => the third of january to the fifth of february
 # telephones and other codes
 555 123 4567 => five five five one two three four five six seven
 555-123-4567 => five five five one two three four five six seven
@@ -251,6 +276,10 @@ in Sept. 2001 => in september two thousand one
 1234 5678 9012 3456 => one two three four five six seven eight nine zero one two three four five six
 123-45-6789 => one two three four five six seven eight nine
 192.168.0.1 => one nine two dot one six eight dot zero dot one
+1-800-FLOWERS => one eight zero zero flowers
+ISBN 978-3-16-148410-0 => isbn nine seven eight three one six one four eight four one zero zero
+1-2-3 => one two three
+401(k) => four oh one k
 version 3.2.1 => version three point two point one
 v1.2.3 => version one point two point three
 v2.0 and v3 => version two point zero and version three
@@ -283,6 +312,10 @@ a Ph.D. student => a p h d student
 Smith et al. wrote => smith et al wrote
 ten min. later => ten minutes later
 Prof. Gen. Lt. Col. Sgt. Adams => professor general lieutenant colonel sergeant adams
+Tel.: +1 (555) 123-4567 => telephone : plus one five five five one two three four five six seven
+St. Louis, Mo. is => saint louis , missouri is
+Sun. and Mon. in the Sun. It rose => sunday and monday in the sun . it rose
+b. 1920, v. 2 => born nineteen twenty , version two
 w/o sugar, w/ milk => without sugar , with milk
 # initials and acronyms
 J. Smith => j smith
@@ -303,6 +336,9 @@ MP3s => m p threes
 4K and 5G => four k and five g
 10k users => ten thousand users
 Python3.11 => python three point one one
+pH and a PhD => p h and a p h d
+.NET => dot net
+an A- or B+ => an a minus or b plus
 C++ and C# => c plus plus and c sharp
 # Roman numerals
 Henry VIII => henry the eighth
@@ -377,7 +413,7 @@ def test_every_rule_has_a_case():
     from sniper.tts.text import normalize
 
     used = set()
-    for text, _ in PAIRS + [("word[1] x†", ""), ("mark¹ now", ""), ("so 😀", "")]:
+    for text, _ in PAIRS + [("word[1] x†", ""), ("mark¹ now", ""), ("so 😀", ""), ("<b>", "")]:
         spelling = normalize._one_spelling(text)
         for index, rule in enumerate(RULES):
             for match in re.finditer(rule.pattern, spelling):
@@ -407,7 +443,7 @@ def test_what_has_no_reading_is_left_out_with_a_warning(text, words, left):
 
 @pytest.mark.parametrize(
     ("text", "signs"),
-    [("5 | 3", r"\|"), ("a ☃ § b", "☃ §"), ("hm ~ hm", "~"), ("a ^ b $", r"\^ \$")],
+    [("5 | 3", r"\|"), ("a ☃ § b", "☃ §"), ("hm ~ hm", "~"), ("<b>", "< >"), ("a ^ b $", r"\^ \$")],
 )
 def test_signs_without_a_reading_are_refused_by_name(text, signs):
     with pytest.raises(SpeechError, match=f"cannot be read: {signs}"):
