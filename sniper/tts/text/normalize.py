@@ -19,7 +19,6 @@ from sniper.tts.text import quantities, spelled, written
 from sniper.tts.text.abbreviations import DOTTED, SLASHED, UNDOTTED
 from sniper.tts.text.numerals import (
     NUMBER,
-    SUPERSCRIPTS,
     WHOLE,
     decimal_words,
     digit_words,
@@ -232,7 +231,7 @@ RULES = (
     Rule(written.DAY_SPAN, written.day_span, "Mon-Fri, Jan.-Mar."),
     Rule(written.DAY_NAME, written.day_name, "Sat 5 Nov, Sept 2001"),
     Rule(
-        rf"(?<![\w.])(?:(\d+)h\s?)(\d+)(?:m|min)?\b(?:\s?(\d+)s\b)?|(?<![\w.])()(\d+)m\s?(\d+)s\b",
+        r"(?<![\w.])(?:(\d+)h\s?)(\d+)(?:m|min)?\b(?:\s?(\d+)s\b)?|(?<![\w.])()(\d+)m\s?(\d+)s\b",
         written.duration,
         "2h30m, 1m30s",
     ),
@@ -280,7 +279,7 @@ RULES = (
     Rule(quantities.ALONE, lambda m: quantities.unit_words(m[1], False), "in km/h"),
     Rule(r"(?<![\d/.,])(1\d{3}|20\d\d)/(\d\d)(?![\d/])", written.year_pair, "2020/21"),
     Rule(
-        rf"(?<![\d/.,])(?:(\d+)[\s\u00a0-])?(\d+)/(\d+)(?:[snrt][tdh]s?\b)?(?![\d/]|[.,]\d)",
+        r"(?<![\d/.,])(?:(\d+)[\s\u00a0-])?(\d+)/(\d+)(?:[snrt][tdh]s?\b)?(?![\d/]|[.,]\d)",
         _fraction,
         "3/4, 1 1/2, 2/3rds, 24/7",
     ),
@@ -346,7 +345,7 @@ RULES = (
     # Numbers that nothing more particular has taken.
     Rule(NUMBER, lambda m: decimal_words(m[0]), "3.14, 1,984"),
     # Signs.
-    Rule(rf"(?<=\w)\^\(?([-+−]?\d+)\)?", lambda m: power_words(m[1]), "2^3"),
+    Rule(r"(?<=\w)\^\(?([-+−]?\d+)\)?", lambda m: power_words(m[1]), "2^3"),
     Rule(r"(?<=\w)\^([a-z])\b", lambda m: f"to the power of {m[1]}", "2^n"),
     Rule(rf"[{_UP}]+", lambda m: power_words(m[0]), "x², 10⁻³"),
     Rule(r"(?<=\d{4})\s-\s(?=\d{4}(?!\d))", _words(" to "), "1914 - 1918: two years"),
