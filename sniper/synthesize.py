@@ -32,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sniper.synthesize", description="Speak a text with a trained model."
     )
     parser.add_argument("text", help='what to say; "-" reads standard input; {HH AH0} is phonemes')
+    parser.add_argument(
+        "--ssml", action="store_true", help="the text is SSML: <speak>…</speak>; see docs/text.md"
+    )
     parser.add_argument("--checkpoint", required=True, type=Path, help="a run's folder")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="default: best")
     parser.add_argument("-o", "--output", type=Path, help="WAV file to write")
@@ -79,6 +82,7 @@ def _speak(options: argparse.Namespace) -> int:
             pitch=options.pitch,
             energy=options.energy,
             vocode=options.output is not None,
+            ssml=options.ssml,
         )
         _write(speech, speaker.info.features, options.output, options.mel)
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:

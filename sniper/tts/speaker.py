@@ -13,7 +13,7 @@ from sniper.tts.audio.vocoder import limit_peak, mel_to_audio
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
-from sniper.tts.text.text import split_sentences, text_to_phones
+from sniper.tts.text.ssml import Utterance, plain_utterances, ssml_utterances
 
 PAUSE_SECONDS = 0.2
 
@@ -55,6 +55,7 @@ class Speaker:
         pitch: float = 0.0,
         energy: float = 1.0,
         vocode: bool = True,
+        ssml: bool = False,
     ) -> Speech:
         """Speaks a text of any length, sentence by sentence with a short pause between.
 
@@ -64,35 +65,48 @@ class Speaker:
             pitch: semitones up (down when negative).
             energy: factor on the loudness that the model is asked for; at most 10.
             vocode: False leaves `audio` empty, for an external vocoder.
+            ssml: the text is an SSML document; its rates and pitches go on top of these, and its
+                breaks are in `audio` alone, as the pauses between sentences are.
 
         Raises:
-            SpeechError: no known phoneme, a control out of range, or weights that give no sound.
+            SpeechError: no known phoneme, a control out of range, SSML that cannot be followed, or
+                weights that give no sound.
         """
-        if not 0.1 <= speed <= 10:
-            raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")
-        if not 0 < energy <= 10:
-            raise SpeechError(f"energy: expected a number above 0, at most 10, got {energy}")
-        if not abs(pitch) <= 48:
-            raise SpeechError(f"pitch: expected semitones within +-48, got {pitch}")
-        sentences = split_sentences(text)
-        if not sentences:
+        _check_controls(speed, pitch, energy)
+        read = ssml_utterances if ssml else plain_utterances
+        utterances = read(text, self.info.frontend)
+        if not any(utterance.phones for utterance in utterances):
             raise SpeechError(f"no known phoneme in the text {text!r}")
-        phones = [text_to_phones(sentence, self.info.frontend) for sentence in sentences]
-        spoken = [self._mel(p, speed, pitch, energy) for p in phones]
+        for utterance in utterances:
+            _check_controls(speed * utterance.rate, pitch + utterance.pitch, energy)
+        voiced = [utterance for utterance in utterances if utterance.phones]
+        spoken = [
+            self._mel(list(u.phones), speed * u.rate, pitch + u.pitch, energy) for u in voiced
+        ]
         if not all(np.isfinite(mel).all() for mel, _ in spoken):
             raise SpeechError("the model gives no finite sound: its weights are broken")
-        features = self.info.features
-        silence = np.zeros(round(PAUSE_SECONDS * features.sample_rate), dtype=np.float32)
-        audio: list[np.ndarray] = []
-        for mel, _ in spoken if vocode else []:
-            audio += [silence] if audio else []
-            audio.append(mel_to_audio(mel, features, limit=False))
+        audio = self._audio(utterances, [mel for mel, _ in spoken]) if vocode else []
         return Speech(
             audio=limit_peak(np.concatenate(audio)) if audio else np.zeros(0, dtype=np.float32),
             mel=np.concatenate([mel for mel, _ in spoken]),
-            phones=phones,
+            phones=[list(utterance.phones) for utterance in voiced],
             durations=[durations for _, durations in spoken],
         )
+
+    def _audio(self, utterances: list[Utterance], mels: list[np.ndarray]) -> list[np.ndarray]:
+        """Sound and silence in turn."""
+        features = self.info.features
+        audio: list[np.ndarray] = []
+        remaining = iter(mels)
+        for utterance in utterances:
+            pause = utterance.pause
+            if pause is None:
+                pause = PAUSE_SECONDS if audio else 0.0
+            if pause:
+                audio.append(np.zeros(round(pause * features.sample_rate), dtype=np.float32))
+            if utterance.phones:
+                audio.append(mel_to_audio(next(remaining), features, limit=False))
+        return audio
 
     def _mel(
         self, phones: list[str], speed: float, pitch: float, energy: float
@@ -113,3 +127,12 @@ class Speaker:
             raise SpeechError(f"the model cannot speak: {error}") from error
         mel = statistics.denormalize_mel(out.mel[0].float().cpu().numpy())
         return mel.astype(np.float32), out.durations[0].cpu().numpy()
+
+
+def _check_controls(speed: float, pitch: float, energy: float) -> None:
+    if not 0.1 <= speed <= 10:
+        raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")
+    if not 0 < energy <= 10:
+        raise SpeechError(f"energy: expected a number above 0, at most 10, got {energy}")
+    if not abs(pitch) <= 48:
+        raise SpeechError(f"pitch: expected semitones within +-48, got {pitch}")

@@ -32,6 +32,7 @@ _PREFIXED = (
     ("Hz", "hertz", "kMGT"),
     ("W", "watt", "kMGTm"),
     ("Wh", "watt hour", "kMGT"),
+    ("F", "farad", "µμn"),
     ("V", "volt", "kMmµμ"),
     ("A", "amp", "mk"),
     ("Pa", "pascal", "khMG"),
@@ -90,6 +91,8 @@ _NAMED = {
     "tbsp": "tablespoon",
     "acre": "acre",
     "ha": "hectare",
+    "cu ft": "cubic foot",
+    "cu in": "cubic inch",
     "sq ft": "square foot",
     "sq in": "square inch",
     "sq m": "square meter",
@@ -146,11 +149,13 @@ _TOO_SHORT = {"in", "A", "mo", "bar"}
 _DOTTED = "in|ft|yds?|mi|lbs?|oz|gal|qt|tsp|tbsp|hrs?|mins?|secs?|yrs?|wks?|mo"
 _SYMBOLS = "|".join(re.escape(symbol) for symbol in sorted(UNITS, key=len, reverse=True))
 _POWER = r"(?:\^?[23]|[²³])"
-UNIT_END = r"(?![\w²³°]|/[\w]|')"
+UNIT_END = r"(?![\w²³°]|/[A-Za-z]|')"
 UNIT = rf"(?:{_SYMBOLS}){_POWER}?(?:\s?/\s?(?:{_SYMBOLS}){_POWER}?)?"
 # Groups: amount, what stands between, unit, dot.
 QUANTITY = rf"({NUMBER})([\s\u00a0\u202f]?|-)({UNIT}){UNIT_END}(\.(?=\s+[a-z\d(])|\.(?=,))?"
-ALONE = rf"(?<![\w/.])((?:{_SYMBOLS}){_POWER}?/(?:{_SYMBOLS}){_POWER}?|k?m[²³]|[cm]m[²³]|°[CF]|℃|℉){UNIT_END}"
+# A unit without a number is certain only where it has a slash, a power or a degree.
+_RATE = rf"(?:{_SYMBOLS}){_POWER}?/(?:{_SYMBOLS}){_POWER}?"
+ALONE = rf"(?<![\w/.])({_RATE}|k?m[²³]|[cm]m[²³]|°[CF]|℃|℉){UNIT_END}"
 _UNIT_PARTS = re.compile(rf"({_SYMBOLS})({_POWER})?")
 
 _PLURAL = {"penny": "pence", "yen": "yen", "yuan": "yuan", "won": "won", "baht": "baht"}
@@ -251,8 +256,9 @@ def quantity(match: re.Match) -> str | None:
     """A match of QUANTITY in words, or None where the letters are no unit."""
     amount, between, unit = match[1], match[2], match[3]
     dot = match[4] or ""
-    bare = not dot and not re.match(r"\.\s*$|\.\)", match.string[match.end() :])
-    if between and unit in _TOO_SHORT and bare:
+    bare = not dot and not re.match(r"\.(?:\s|$|\))", match.string[match.end() :])
+    words_follow = re.match(r"\s+\w|-", match.string[match.end() :])
+    if between and unit in _TOO_SHORT and bare and (words_follow or unit != "in"):
         return None
     if unit == "s" and not between:  # "the 5s" are no seconds
         return None

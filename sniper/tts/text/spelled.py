@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from sniper.tts.text.abbreviations import BEFORE_NUMBERS, expand
+from sniper.tts.text.abbreviations import BEFORE_NUMBERS, TITLES, expand
 from sniper.tts.text.numerals import (
     decimal_words,
     digit_words,
@@ -23,18 +23,23 @@ INITIALS = r"\b(?:[A-Za-z]\.){2,}(?:[A-Za-z]\b(?!['’]))?|\b(?:[A-Za-z]\.)+[A-Z
 INITIAL = r"(?<![\w'.])([A-Z])\.(?!\w)"
 
 _HEADS = (
-    "Chapter|Part|Volume|Vol\\.|Book|Act|Scene|Section|Article|Appendix|Title|Type|Class|Phase|Stage|"
-    "Level|Grade|Group|Mark|Table|Figure|Fig\\.|Page|Rule|Law|War|Bowl|Vatican|Apollo|Rocky|Rambo|"
-    "Fantasy|Star Wars|Episode|Season|Factor|Psalm|Canto|Lesson|Unit|Plate|No\\.|Chapters|Parts|Volumes|Olympiad"
+    "Chapter|Part|Volume|Vol\\.|Book|Act|Scene|Section|Article|Appendix|Title|Type|Class|Phase|"
+    "Stage|Level|Grade|Group|Mark|Table|Figure|Fig\\.|Page|Rule|Law|War|Bowl|Vatican|Apollo|Rocky|"
+    "Rambo|Fantasy|Star Wars|Episode|Season|Factor|Psalm|Canto|Lesson|Unit|Plate|No\\.|Chapters|"
+    "Parts|Volumes|Olympiad|Articles|Sections|Books|Acts|Figures|Tables"
 )
-NUMBERED = rf"\b({_HEADS})\s([IVXLC]+)\b(?!')"
+_HEADS += r"|(?:Art|Ch|Chap|Sec|Pt|Bk|Figs|Nos|Vols)\."
+NUMBERED = rf"\b({_HEADS})\s([IVXLC]+)(?:(\s?[-–]\s?|\s(?:and|to)\s)([IVXLC]+))?\b(?!')"
 # Kings and popes of one letter; others need two ("Malcolm X" is no tenth).
 _REGNAL_NAMES = (
     "George|Charles|Henry|Edward|Louis|Philip|Felipe|James|Pius|Gregory|Clement|Innocent|Urban|Leo|"
     "Alexander|Ramesses|Ptolemy|Christian|Frederick|Gustav|Ivan|Alfonso|Paul|Benedict|William"
 )
 REGNAL = rf"\b({_REGNAL_NAMES})\s([VX])\b(?!['.]\w)|\b([A-Z][a-z]+)\s([IVX]{{2,}})\b(?!\.\w)"
-ROMAN = r"\b([IVXLC]+)(?:st|nd|rd|th)?(?=\s(?:century|centuries)\b)|\b(M[MDCLXVI]{3,})\b|(?<=\()([ivx]{2,})(?=\))"
+_CENTURY = r"\b([IVXLC]+)(?:st|nd|rd|th)?(?=\s(?:century|centuries)\b)"
+# Those that are names or abbreviations as well stay letters.
+_BY_ITSELF = r"\b(?!(?:IV|VI|XI|XX|XXX|IX|XV)\b)([IVX]{2,})\b(?!')"
+ROMAN = rf"{_CENTURY}|\b(M[MDCLXVI]{{3,}})\b|(?<=\()([ivx]{{2,}})(?=\))|{_BY_ITSELF}"
 # Words that stand before a Roman numeral and are no names.
 _NO_NAMES = set("The In On At Of And From By For With Is Was As Type Page".split())
 
@@ -47,6 +52,8 @@ def abbreviation(match: re.Match) -> str | None:
     words = expand(word, text[: match.start()], text[match.end() :])
     if words is None:
         return None
+    if words == TITLES.get(word.lower()) and text[match.end() :].strip():
+        return words  # "Dr. No", whatever word follows
     before_number = word.lower() in BEFORE_NUMBERS and re.match(r"\s*\d", text[match.end() :])
     ends = match[0].endswith(".") and not before_number
     return words + ("." if ends and ends_sentence(word, text[match.end() :]) else "")
@@ -80,20 +87,17 @@ def regnal(match: re.Match) -> str | None:
 
 def numbered(match: re.Match) -> str | None:
     """ "Chapter IV" as "Chapter four"."""
-    value = roman_value(match[2])
-    if value is None:
+    values = [roman_value(text) for text in (match[2], match[4]) if text]
+    if None in values:
         return None
-    head = (
-        BEFORE_NUMBERS.get(match[1].rstrip(".").lower(), match[1])
-        if match[1][-1] == "."
-        else match[1]
-    )
-    return f"{head} {number_words(value)}"
+    head = BEFORE_NUMBERS.get(match[1].rstrip(".").lower(), match[1].rstrip("."))
+    joined = f" {match[3].strip()} " if match[3] and match[3].strip().isalpha() else " to "
+    return f"{head} {joined.join(number_words(value) for value in values if value is not None)}"
 
 
 def roman(match: re.Match) -> str | None:
     """Roman numerals of centuries, years and lists."""
-    value = roman_value((match[1] or match[2] or match[3]).upper())
+    value = roman_value((match[1] or match[2] or match[3] or match[4]).upper())
     if value is None:
         return None
     if match[1]:
@@ -126,8 +130,16 @@ def mixed(match: re.Match) -> str:
     return words + "s" if words[-1].isupper() else plural_words(words)
 
 
+def span(match: re.Match) -> str:
+    """A dash between numbers: "to", but nothing in a code ("i7-9700")."""
+    code = re.search(r"[A-Za-z]\d+$", match.string[: match.start()])
+    return " " if code and match[0] == "-" else " to "
+
+
 def slash(match: re.Match) -> str:
     """A slash between letters or acronyms joins them; between words or numbers it is read."""
+    if " " in match[0]:
+        return " slash "
     before = re.search(r"\w+$", match.string[: match.start()])
     after = re.match(r"\w+", match.string[match.end() :])
     sides = [side[0] for side in (before, after) if side]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 
 from sniper.tts.errors import SpeechError
@@ -12,7 +13,7 @@ from sniper.tts.errors import SpeechError
 _INSIDE_WORDS = "'-_\u200c\u200d"
 PAUSES = frozenset(",;:.!?…—―()[]{}，。、；：！？।॥،؛؟")
 # Quotation marks of all kinds, hyphens, and an underscore by itself.
-SILENT = frozenset("\"'`´“”„‟‚‘’‛«»‹›「」『』〝〞＂–‐‑‒_¿¡")
+SILENT = frozenset("\"'`´“”„‟‚‘’‛«»‹›「」『』〝〞〟＂–‐‑‒_¿¡")
 # They are not seen, nor spoken; some stand inside words (a soft hyphen), so they go before the cut.
 _UNSEEN = str.maketrans({char: None for char in "\u00ad\u2060\ufeff\u200e\u200f\ufe0e\ufe0f"})
 
@@ -54,8 +55,8 @@ def pieces(text: str) -> list[str]:
 def cut(text: str) -> list[str]:
     """`pieces` with capitals kept."""
     straight = text.replace("’", "'").replace("‘", "'").translate(_UNSEEN)
-    # A spaced en dash parts clauses; between words without spaces it joins them.
-    straight = unicodedata.normalize("NFC", straight).replace(" – ", " — ")
+    # An en dash beside a space parts clauses; between words without spaces it joins them.
+    straight = re.sub(r"(?<!\w)–|–(?!\w)", "—", unicodedata.normalize("NFC", straight))
     found: list[str] = []
     unknown: dict[str, None] = {}
     for inside, group in itertools.groupby(straight, in_word):

@@ -16,9 +16,8 @@ from sniper.tts.text.numerals import (
 from sniper.tts.text.sentences import ends_sentence
 
 _MONTH_NAMES = list(dict.fromkeys(MONTHS.values()))
-MONTH = (
-    rf"(?:{'|'.join(_MONTH_NAMES)}|(?:{'|'.join(n.title() for n in MONTHS if n != 'may')})\b\.?)"
-)
+_SHORT_MONTHS = "|".join(name.title() for name in MONTHS if name != "may")
+MONTH = rf"(?:{'|'.join(_MONTH_NAMES)}|(?:{_SHORT_MONTHS})\b\.?)"
 
 _MERIDIEM = r"\s?(?:([AaPp])\.\s?[mM]\.|([AaPp])[mM]\b\.?)"
 CLOCK = rf"(?<![\d:.])([01]?\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:\.\d+)?)?(?![\d:])(?:{_MERIDIEM})?"
@@ -27,7 +26,8 @@ DOTTED_CLOCK = rf"(?<![\d:.])(1[0-2]|0?[1-9])\.([0-5]\d){_MERIDIEM}"
 RATIO = r"(?<![\d:.])(\d+(?:\.\d+)?)((?::\d+(?:\.\d+)?)+)(?![\d:])"
 
 ISO_DATE = (
-    r"(?<![\d-])(1\d{3}|20\d\d)([-/])(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?![\d-])(?:T(?=\d\d:))?"
+    r"(?<![\d-])(1\d{3}|20\d\d)([-/.])(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])"
+    r"(?![\d-]|\.\d)(?:T(?=\d\d:))?"
 )
 NUMERIC_DATE = r"(?<![\w./-])(\d{1,2})([/.-])(\d{1,2})\2(\d{4}|\d\d)(?![\w/-]|\.\d)"
 # Groups: month, day, last day of a range.
@@ -41,9 +41,11 @@ _DAY = rf"(?:{_LONG_DAYS}|(?:{_SHORT_DAYS})\b\.?)"
 DAY_SPAN = rf"\b({_DAY})[-–]({_DAY})(?!\w)"
 # Without their dots; "Sat" and "Mar" are words where no date follows.
 DAY_NAME = rf"\b({_DAY})(,?)(?=\s\d{{1,2}}(?:st|nd|rd|th)?\s{MONTH}|\s{MONTH}\s\d|\s\d{{4}}\b)"
-# Groups: article, day, month.
+# Groups: article, first day of a range, day, month.
+_NTH = r"(\d{1,2})(?:st|nd|rd|th)?"
 DAY_MONTH = (
-    rf"(?<![\d.,:/$£€])\b(the\s|The\s)?(\d{{1,2}})(?:st|nd|rd|th)?\s(?:of\s)?({MONTH})(?!\w)"
+    rf"(?<![\d.,:/$£€])\b(the\s|The\s)?(?:{_NTH}\s?[-–]\s?)?{_NTH}[\s-](?:of\s)?({MONTH})"
+    r"(?!\w)(?:-(?=\d{4}\b))?"
 )
 
 # A telephone number is read digit by digit, or it would sound like an amount.
@@ -60,7 +62,10 @@ _PHONES = (
 PHONE = rf"(?<![\w.,$£€-])(?<!\d\s)(?:{'|'.join(_PHONES)})(?![\w-]|[.,\s]\d)"
 
 EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
-_TLD = "com|org|net|edu|gov|mil|int|info|biz|io|ai|app|dev|tv|me|co|uk|us|ca|au|de|fr|nl|es|it|eu|ch|in|jp|ie|nz"
+_TLD = (
+    "com|org|net|edu|gov|mil|int|info|biz|io|ai|app|dev|tv|me|co|uk|us|ca|au|de|fr|nl|es|it|eu|ch|"
+    "in|jp|ie|nz"
+)
 URL = (
     r"(?:(?:https?|ftp)://|www\.)[^\s<>\"”’]*[\w/]"
     rf"|\b(?:[\w-]+\.)+(?:{_TLD})\b(?:[/?#][^\s<>\"”’]*[\w/])?(?![\w@])"
@@ -71,8 +76,8 @@ _FILE_TYPES = (
     "mkv|mov|md|log|ini|cfg|toml|sql|db|net|onnx"
 )
 FILE = (
-    rf"(?<![\w./\\%])(?:[A-Za-z]:\\[^\s,;]*\w|~?/?(?:[\w.-]+[/\\])*[\w-]+(?:\.[\w-]+)*\.(?:{_FILE_TYPES})\b"
-    r"|~?/(?:[\w.-]+/)*[\w.-]*\w/?|(?:[\w-]+/){2,}[\w-]+(?<!\d))"
+    rf"(?<![\w./\\%])(?:[A-Za-z]:\\[^\s,;]*\w|(?:~?/|\.{{1,2}}/)?(?:[\w.-]+[/\\])*[\w-]+(?:\.[\w-]+)*\.(?i:{_FILE_TYPES})\b"
+    r"|(?:~|\.{1,2})?/(?:[\w.-]+/)*[\w.-]*\w/?|(?:[\w-]+/){2,}[\w-]+(?<!\d))"
 )
 _SPELLED_TYPES = set("txt csv html htm css js py cpp hpp rs rb sh dll pdf svg png jpg".split())
 _ADDRESS_SIGNS = {
@@ -101,7 +106,7 @@ def clock(match: re.Match) -> str:
     military = hour > 12 or match[1].startswith("0")
     if minute:
         words += (["oh"] if minute < 10 else []) + [number_words(minute)]
-    elif military or second:
+    elif military:
         words.append("hundred")
     if second and int(second):
         words += ["and", number_words(int(second)), "second" + "s" * (int(second) != 1)]
@@ -200,7 +205,8 @@ def short_year(match: re.Match) -> str:
 
 def year_pair(match: re.Match) -> str:
     """A season: "twenty twenty twenty one"."""
-    return f"{year_words(int(match[1]))} {_short_year(match[2])}"
+    second = year_words(int(match[2])) if len(match[2]) == 4 else _short_year(match[2])
+    return f"{year_words(int(match[1]))} {second}"
 
 
 def year_span(match: re.Match) -> str:
@@ -218,12 +224,14 @@ def month_day(match: re.Match) -> str | None:
 
 def day_month(match: re.Match) -> str | None:
     """A match of DAY_MONTH: "the fifth of January"."""
-    if not 1 <= int(match[2]) <= 31:
+    days = [int(day) for day in (match[2], match[3]) if day]
+    if not all(1 <= day <= 31 for day in days):
         return None
     before = match.string[: match.start()]
-    # "an early 5 January" and ranges ("3 to 5 May") have their own words in front.
-    article = match[1] or ("" if re.search(r"\b(?:the|to|and|[Tt]he)\s$", before) else "the ")
-    return f"{article}{ordinal_words(int(match[2]))} of {_month(match[3])}"
+    # Ranges ("3 to 5 May") have their own word in front.
+    article = match[1] or ("" if re.search(r"\b(?:to|and|[Tt]he)\s$", before) else "the ")
+    spoken = " to the ".join(map(ordinal_words, days))
+    return f"{article}{spoken} of {_month(match[4])}" + " " * match[0].endswith("-")
 
 
 def _month(text: str) -> str:
