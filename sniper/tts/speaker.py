@@ -13,7 +13,8 @@ from sniper.tts.audio.vocoder import limit_peak, mel_to_audio
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
-from sniper.tts.text.ssml import Utterance, plain_utterances, ssml_utterances
+from sniper.tts.text.ssml import Utterance, ssml_utterances
+from sniper.tts.text.text import Frontend, split_sentences, text_to_phones
 
 PAUSE_SECONDS = 0.2
 
@@ -73,7 +74,7 @@ class Speaker:
                 weights that give no sound.
         """
         _check_controls(speed, pitch, energy)
-        read = ssml_utterances if ssml else plain_utterances
+        read = ssml_utterances if ssml else _sentences
         utterances = read(text, self.info.frontend)
         if not any(utterance.phones for utterance in utterances):
             raise SpeechError(f"no known phoneme in the text {text!r}")
@@ -127,6 +128,12 @@ class Speaker:
             raise SpeechError(f"the model cannot speak: {error}") from error
         mel = statistics.denormalize_mel(out.mel[0].float().cpu().numpy())
         return mel.astype(np.float32), out.durations[0].cpu().numpy()
+
+
+def _sentences(text: str, frontend: Frontend) -> list[Utterance]:
+    return [
+        Utterance(tuple(text_to_phones(sentence, frontend))) for sentence in split_sentences(text)
+    ]
 
 
 def _check_controls(speed: float, pitch: float, energy: float) -> None:

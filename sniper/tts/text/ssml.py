@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.numerals import WHOLE, digit_words, number_words, ordinal_words
 from sniper.tts.text.sentences import split_sentences
-from sniper.tts.text.text import PAUSE, Frontend, text_to_phones
+from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, text_to_phones
 
 _BREAKS = {
     "none": 0.0,
@@ -40,6 +40,8 @@ _ATTRIBUTES = {
 _ALPHABETS = ("ipa", "x-arpabet", "arpabet", "cmu-arpabet")
 _MAX_DEPTH = 50
 # Phonemes stand in their sentence as a number between two characters that no text has.
+_FIRST_MARK = re.compile(r"^[\s\"'”’]*([,;:.!?…—()])")
+_LAST_MARK = re.compile(r"([,;:.!?…—()])[\s\"'“‘]*$")
 _PHONEMES = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -58,13 +60,6 @@ class Utterance:
     rate: float = 1.0
     pitch: float = 0.0
     pause: float | None = None
-
-
-def plain_utterances(text: str, frontend: Frontend) -> list[Utterance]:
-    """The sentences of plain text; raises SpeechError where they cannot be read."""
-    return [
-        Utterance(tuple(text_to_phones(sentence, frontend))) for sentence in split_sentences(text)
-    ]
 
 
 def ssml_utterances(text: str, frontend: Frontend) -> list[Utterance]:
@@ -153,7 +148,11 @@ class _Reader:
 
     def _write(self, text: str, rate: float, pitch: float) -> None:
         if text.strip() and (rate, pitch) != self._prosody:
+            before = self._text
             self.flush()
+            # Inside a sentence the voice changes without a pause.
+            if before.strip() and not re.search(r"[.!?…][\"'”’)]*\s*$|\n\n\s*$", before):
+                self.pause = 0.0
             self._prosody = (rate, pitch)
         self._text += text
 
@@ -166,30 +165,41 @@ class _Reader:
         self._text = ""
 
     def _phones(self, sentence: str) -> list[str]:
-        """Tokens of a sentence whose phonemes were given in part."""
+        """Tokens of a sentence, phonemes that were given among them."""
         parts = _PHONEMES.split(sentence)
-        spoken = [
-            self._phonemes[int(part)] if index % 2 else self._read(part)
-            for index, part in enumerate(parts)
-        ]
-        last = max((i for i, phones in enumerate(spoken) if phones), default=0)
+        if len(parts) == 1:
+            return text_to_phones(sentence, self.frontend)
         found: list[str] = []
-        for index, phones in enumerate(spoken):
-            # A part of a sentence is followed by no pause but that of its own punctuation.
-            inner = index < last and not re.search(r"[^\w\s'\"]\s*$", parts[index])
-            if inner and not index % 2 and phones and not any(map(str.isalnum, phones[-1])):
-                phones = phones[:-1]
-            elif inner and phones and phones[-1] == PAUSE:
-                phones = phones[:-1]
-            if found and phones and phones[0] == PAUSE:
-                phones = phones[1:]
-            found += phones
+        for index, part in enumerate(parts):
+            found += self._phonemes[int(part)] if index % 2 else self._inside(part)
+        if isinstance(self.frontend, LexiconFrontend):
+            while found and found[-1] == PAUSE:
+                found.pop()
+            found = [PAUSE] * self.frontend.leading_pause + found
+            found += [PAUSE] * self.frontend.trailing_pause
         return found
 
-    def _read(self, part: str) -> list[str]:
+    def _inside(self, part: str) -> list[str]:
+        """Tokens of a part of a sentence, with no pause at its ends but that of its own marks."""
+        before, after = self._mark(_FIRST_MARK, part), self._mark(_LAST_MARK, part)
         if not any(map(str.isalnum, part)):
+            return before or after
+        phones = text_to_phones(part, self.frontend)
+        pauses = {PAUSE} if isinstance(self.frontend, LexiconFrontend) else set(",;:.!?")
+        while phones[0] in pauses:
+            phones = phones[1:]
+        while phones[-1] in pauses:
+            phones = phones[:-1]
+        return before + phones + after
+
+    def _mark(self, where: re.Pattern, part: str) -> list[str]:
+        """The pause token of the mark at one end of a part, if there is one."""
+        mark = where.search(part)
+        if mark is None:
             return []
-        return text_to_phones(part, self.frontend)
+        if isinstance(self.frontend, LexiconFrontend):
+            return [PAUSE]
+        return [mark[1] if mark[1] in ",;:.!?" else "." if mark[1] == "…" else ","]
 
 
 def _name(node: ElementTree.Element) -> str:
@@ -281,7 +291,7 @@ def _say_as(kind: str, form: str | None, text: str) -> str:
 
 
 def _date(form: str, text: str) -> str:
-    """A date in one of the orders mdy, dmy, ymd as an ISO date, which is read one way only."""
+    """A date in one of the orders mdy, dmy, ymd, in the order that the normaliser expects."""
     numbers = re.split(r"[-/.\s]+", text)
     if not form:
         return text
@@ -291,4 +301,6 @@ def _date(form: str, text: str) -> str:
             f"got {form!r} and {text!r}"
         )
     parts = dict(zip(form, numbers, strict=True))
-    return f"{parts['y']}-{int(parts['m']):02}-{int(parts['d']):02}"
+    if not (1 <= int(parts["m"]) <= 12 and 1 <= int(parts["d"]) <= 31):
+        raise SpeechError(f"SSML: say-as date: {text!r} is no date in the order {form!r}")
+    return f"{parts['m']}/{parts['d']}/{parts['y']}"
