@@ -36,6 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("text", help='what to say; "-" reads standard input; {HH AH0} is phonemes')
     parser.add_argument("--checkpoint", required=True, type=path_argument, help="a run's folder")
+    parser.add_argument(
+        "--ssml", action="store_true", help="the text is SSML: <speak>…</speak>; see docs/text.md"
+    )
     parser.add_argument("--which", choices=("best", "last"), default="best", help="default: best")
     parser.add_argument(
         "-o", "--output", type=path_argument, help='WAV file to write; "-": standard output'
@@ -90,6 +93,7 @@ def _speak(options: argparse.Namespace) -> int:
                 pitch=options.pitch,
                 energy=options.energy,
                 vocode=options.output is not None,
+                ssml=options.ssml,
                 watch=watch,
             )
         _write(speech, speaker.info.features, options.output, options.mel)

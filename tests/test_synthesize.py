@@ -51,7 +51,7 @@ def test_controls_reach_the_speaker(trained_run: Path, tmp_path: Path):
     options = {"speed": 0.5, "pitch": -3.0, "energy": 2.0}
     flags = [f"--{name}={value}" for name, value in options.items()]
     assert _main(trained_run, TEXT, "--mel", tmp_path / "a.npy", *flags) == 0
-    expected = speaker.speak(TEXT, vocode=False, **options).mel
+    expected = speaker.speak(TEXT, vocode=False, ssml=False, **options).mel
     assert np.array_equal(np.load(tmp_path / "a.npy"), expected)
     assert not np.array_equal(speaker.speak(TEXT, vocode=False, speed=0.5).mel, expected)
 
@@ -65,6 +65,25 @@ def test_mel_with_its_settings(trained_run: Path, tmp_path: Path):
     assert settings["hop_length"] == 256 and settings["log_base"] == "10"
     audio, rate = soundfile.read(tmp_path / "a.wav")
     assert len(audio) == len(mel) * 256 + round(0.2 * rate)  # one pause
+
+
+def test_ssml(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    document = f'<speak>{TEXT}<break time="1s"/><prosody rate="200%">{TEXT}</prosody></speak>'
+    options = ["--mel", tmp_path / "a.npy", "-o", tmp_path / "a.wav"]
+    assert _main(trained_run, document, "--ssml", *options) == 0
+    speaker = load_speaker(trained_run)
+    once, fast = (speaker.speak(TEXT, vocode=False, speed=speed).mel for speed in (1.0, 2.0))
+    mel = np.load(tmp_path / "a.npy")
+    assert np.array_equal(mel, np.concatenate([once, fast]))
+    audio, rate = soundfile.read(tmp_path / "a.wav")
+    assert len(audio) == len(mel) * 256 + rate
+    middle = audio[len(once) * 256 :][:rate]
+    assert not middle.any(), "the break is silence"
+    assert _main(trained_run, "<speak><mark/></speak>", "--ssml", "-o", tmp_path / "b.wav") == 1
+    assert "<mark> is not supported" in capsys.readouterr().err
+    fast_twice = '<speak><prosody rate="10">Yes.</prosody></speak>'
+    assert _main(trained_run, fast_twice, "--ssml", "--speed=2", "-o", tmp_path / "b.wav") == 1
+    assert "from 0.1 to 10, got 20" in capsys.readouterr().err
 
 
 def test_best_and_last(trained_run: Path):

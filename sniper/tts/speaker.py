@@ -14,7 +14,8 @@ from sniper.tts.audio.vocoder import limit_peak, mel_to_audio
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
-from sniper.tts.text.text import split_sentences, text_to_phones
+from sniper.tts.text.ssml import Utterance, ssml_utterances
+from sniper.tts.text.text import Frontend, split_sentences, text_to_phones
 
 PAUSE_SECONDS = 0.2
 
@@ -56,6 +57,7 @@ class Speaker:
         pitch: float = 0.0,
         energy: float = 1.0,
         vocode: bool = True,
+        ssml: bool = False,
         watch: Callable[[int, int], None] | None = None,
     ) -> Speech:
         """Speaks a text of any length, sentence by sentence with a short pause between.
@@ -67,21 +69,22 @@ class Speaker:
             energy: factor on the loudness that the model is asked for; at most 10.
             vocode: False leaves `audio` empty, for an external vocoder.
             watch: is told after each sentence how many steps are done, and of how many.
+            ssml: the text is an SSML document; its rates and pitches go on top of these, and its
+                breaks are in `audio` alone, as the pauses between sentences are.
 
         Raises:
-            SpeechError: no known phoneme, a control out of range, or weights that give no sound.
+            SpeechError: no known phoneme, a control out of range, SSML that cannot be followed, or
+                weights that give no sound.
         """
-        if not 0.1 <= speed <= 10:
-            raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")
-        if not 0 < energy <= 10:
-            raise SpeechError(f"energy: expected a number above 0, at most 10, got {energy}")
-        if not abs(pitch) <= 48:
-            raise SpeechError(f"pitch: expected semitones within +-48, got {pitch}")
-        sentences = split_sentences(text)
-        if not sentences:
+        _check_controls(speed, pitch, energy)
+        read = ssml_utterances if ssml else _sentences
+        utterances = read(text, self.info.frontend)
+        if not any(utterance.phones for utterance in utterances):
             raise SpeechError(f"no known phoneme in the text {text!r}")
-        phones = [text_to_phones(sentence, self.info.frontend) for sentence in sentences]
-        done, steps = 0, len(phones) * (2 if vocode else 1)
+        for utterance in utterances:
+            _check_controls(speed * utterance.rate, pitch + utterance.pitch, energy)
+        voiced = [utterance for utterance in utterances if utterance.phones]
+        done, steps = 0, len(voiced) * (2 if vocode else 1)
 
         def step() -> None:
             nonlocal done
@@ -90,24 +93,36 @@ class Speaker:
                 watch(done, steps)
 
         spoken = []
-        for sentence in phones:
-            spoken.append(self._mel(sentence, speed, pitch, energy))
+        for u in voiced:
+            spoken.append(self._mel(list(u.phones), speed * u.rate, pitch + u.pitch, energy))
             step()
         if not all(np.isfinite(mel).all() for mel, _ in spoken):
             raise SpeechError("the model gives no finite sound: its weights are broken")
-        features = self.info.features
-        silence = np.zeros(round(PAUSE_SECONDS * features.sample_rate), dtype=np.float32)
-        audio: list[np.ndarray] = []
-        for mel, _ in spoken if vocode else []:
-            audio += [silence] if audio else []
-            audio.append(mel_to_audio(mel, features, limit=False))
-            step()
+        audio = self._audio(utterances, [mel for mel, _ in spoken], step) if vocode else []
         return Speech(
             audio=limit_peak(np.concatenate(audio)) if audio else np.zeros(0, dtype=np.float32),
             mel=np.concatenate([mel for mel, _ in spoken]),
-            phones=phones,
+            phones=[list(utterance.phones) for utterance in voiced],
             durations=[durations for _, durations in spoken],
         )
+
+    def _audio(
+        self, utterances: list[Utterance], mels: list[np.ndarray], step: Callable[[], None]
+    ) -> list[np.ndarray]:
+        """Sound and silence in turn; `step` is called after each sentence."""
+        features = self.info.features
+        audio: list[np.ndarray] = []
+        remaining = iter(mels)
+        for utterance in utterances:
+            pause = utterance.pause
+            if pause is None:
+                pause = PAUSE_SECONDS if audio else 0.0
+            if pause:
+                audio.append(np.zeros(round(pause * features.sample_rate), dtype=np.float32))
+            if utterance.phones:
+                audio.append(mel_to_audio(next(remaining), features, limit=False))
+                step()
+        return audio
 
     def _mel(
         self, phones: list[str], speed: float, pitch: float, energy: float
@@ -128,3 +143,18 @@ class Speaker:
             raise SpeechError(f"the model cannot speak: {error}") from error
         mel = statistics.denormalize_mel(out.mel[0].float().cpu().numpy())
         return mel.astype(np.float32), out.durations[0].cpu().numpy()
+
+
+def _sentences(text: str, frontend: Frontend) -> list[Utterance]:
+    return [
+        Utterance(tuple(text_to_phones(sentence, frontend))) for sentence in split_sentences(text)
+    ]
+
+
+def _check_controls(speed: float, pitch: float, energy: float) -> None:
+    if not 0.1 <= speed <= 10:
+        raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")
+    if not 0 < energy <= 10:
+        raise SpeechError(f"energy: expected a number above 0, at most 10, got {energy}")
+    if not abs(pitch) <= 48:
+        raise SpeechError(f"pitch: expected semitones within +-48, got {pitch}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
-from sniper.tts.text.text import Vocabulary, split_sentences, text_to_phones
+from sniper.tts.text.sentences import split_sentences
+from sniper.tts.text.text import Vocabulary, text_to_phones
 
 __all__ = ["Vocabulary", "split_sentences", "text_to_phones"]

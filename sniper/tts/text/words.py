@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 import itertools
+import re
 import unicodedata
 
 from sniper.tts.errors import SpeechError
 
 # Zero-width joiners stand inside words of Indic scripts and of Persian.
 _INSIDE_WORDS = "'-_\u200c\u200d"
-PAUSES = frozenset(",;:.!?…—()，。、；：！？।॥،؛؟")
-SILENT = frozenset("\"'`´“”„«»‹›‚[]*–‐‑_|~")
+PAUSES = frozenset(",;:.!?…—―()[]{}，。、；：！？।॥،؛؟")
+# Quotation marks of all kinds, hyphens, and an underscore by itself.
+SILENT = frozenset("\"'`´“”„‟‚‘’‛«»‹›「」『』〝〞〟＂–‐‑‒_¿¡")
+# They are not seen, nor spoken; some stand inside words (a soft hyphen), so they go before the cut.
+_UNSEEN = str.maketrans({char: None for char in "\u00ad\u2060\ufeff\u200e\u200f\ufe0e\ufe0f"})
 
 
 def word_key(word: str) -> str:
@@ -30,24 +34,38 @@ def has_letter(piece: str) -> bool:
     return any(unicodedata.category(char)[0] in "LN" for char in piece)
 
 
+def script(word: str) -> str | None:
+    """The name of a word's script where it is not the Latin one, else None."""
+    for char in word:
+        if char.isalpha():
+            name = unicodedata.name(char, "UNKNOWN").split()[0]
+            return None if name in ("LATIN", "FEMININE", "MASCULINE") else name.title()
+    return None
+
+
 def pieces(text: str) -> list[str]:
-    """Cut a text into words and single pauses, in order.
+    """Cut a text into words (as `word_key` writes them) and single pauses, in order.
 
     Raises:
         SpeechError: signs that are neither, nor known to be silent; all of them are named.
     """
-    # A spaced en dash parts clauses; between words without spaces it joins them.
-    text = word_key(text).replace(" – ", " — ")
+    return [word_key(piece) for piece in cut(text)]
+
+
+def cut(text: str) -> list[str]:
+    """`pieces` with capitals kept."""
+    straight = text.replace("’", "'").replace("‘", "'").translate(_UNSEEN)
+    # An en dash beside a space parts clauses; between words without spaces it joins them.
+    straight = re.sub(r"(?<!\w)–|–(?!\w)", "—", unicodedata.normalize("NFC", straight))
     found: list[str] = []
     unknown: dict[str, None] = {}
-    for inside, group in itertools.groupby(text, in_word):
+    for inside, group in itertools.groupby(straight, in_word):
         if inside:
             found.append("".join(group))
             continue
         for char in group:
             if char in PAUSES:
                 found.append(char)
-            # Format characters (a byte-order mark, a soft hyphen) are not seen, nor spoken.
             elif not (char.isspace() or char in SILENT or unicodedata.category(char) == "Cf"):
                 unknown[char] = None
     if unknown:

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Units and currencies: their signs, their names, and how an amount of them is read."""
+
+from __future__ import annotations
+
+import re
+
+from sniper.tts.text.numerals import NUMBER, WHOLE, decimal_words, number_words
+
+_PREFIXES = {
+    "k": "kilo",
+    "K": "kilo",
+    "M": "mega",
+    "G": "giga",
+    "T": "tera",
+    "P": "peta",
+    "h": "hecto",
+    "d": "deci",
+    "c": "centi",
+    "m": "milli",
+    "µ": "micro",
+    "μ": "micro",
+    "u": "micro",
+    "n": "nano",
+}
+# Symbol, name, and the prefixes that are in use with it.
+_PREFIXED = (
+    ("m", "meter", "kcdmµμn"),
+    ("g", "gram", "kmµμ"),
+    ("l", "liter", "hdcm"),
+    ("L", "liter", "dcmµμ"),
+    ("Hz", "hertz", "kMGT"),
+    ("W", "watt", "kMGTm"),
+    ("Wh", "watt hour", "kMGT"),
+    ("F", "farad", "µμn"),
+    ("V", "volt", "kMmµμ"),
+    ("A", "amp", "mk"),
+    ("Pa", "pascal", "khMG"),
+    ("J", "joule", "kMG"),
+    ("N", "newton", "k"),
+    ("s", "second", "mµμn"),
+    ("eV", "electron volt", "kMGT"),
+    ("cal", "calorie", "k"),
+    ("mol", "mole", "m"),
+    ("B", "byte", "kKMGTP"),
+    ("bit", "bit", "kKMGT"),
+    ("bps", "bit per second", "kKMGT"),
+)
+_NAMED = {
+    "m": "meter",
+    "g": "gram",
+    "l": "liter",
+    "L": "liter",
+    "s": "second",
+    "h": "hour",
+    "Hz": "hertz",
+    "W": "watt",
+    "Wh": "watt hour",
+    "V": "volt",
+    "Pa": "pascal",
+    "J": "joule",
+    "Ω": "ohm",
+    "eV": "electron volt",
+    "cal": "calorie",
+    "mol": "mole",
+    "bit": "bit",
+    "bps": "bit per second",
+    "min": "minute",
+    "mins": "minute",
+    "sec": "second",
+    "secs": "second",
+    "hr": "hour",
+    "hrs": "hour",
+    "yr": "year",
+    "yrs": "year",
+    "wk": "week",
+    "wks": "week",
+    "mo": "month",
+    "in": "inch",
+    "ft": "foot",
+    "yd": "yard",
+    "yds": "yard",
+    "mi": "mile",
+    "lb": "pound",
+    "lbs": "pound",
+    "oz": "ounce",
+    "fl oz": "fluid ounce",
+    "gal": "gallon",
+    "qt": "quart",
+    "tsp": "teaspoon",
+    "tbsp": "tablespoon",
+    "acre": "acre",
+    "ha": "hectare",
+    "cu ft": "cubic foot",
+    "cu in": "cubic inch",
+    "sq ft": "square foot",
+    "sq in": "square inch",
+    "sq m": "square meter",
+    "sq km": "square kilometer",
+    "sq mi": "square mile",
+    "cc": "cubic centimeter",
+    "Mb": "megabit",
+    "Gb": "gigabit",
+    "kb": "kilobit",
+    "kΩ": "kilohm",
+    "MΩ": "megohm",
+    "mmHg": "millimeter of mercury",
+    "MPH": "mile per hour",
+    "mph": "mile per hour",
+    "kph": "kilometer per hour",
+    "kmh": "kilometer per hour",
+    "km/h": "kilometer per hour",
+    "rpm": "revolution per minute",
+    "bpm": "beat per minute",
+    "fps": "frame per second",
+    "dpi": "dot per inch",
+    "ppm": "part per million",
+    "ppb": "part per billion",
+    "psi": "pound per square inch",
+    "mpg": "mile per gallon",
+    "dB": "decibel",
+    "dBA": "decibel",
+    "px": "pixel",
+    "hp": "horsepower",
+    "bar": "bar",
+    "atm": "atmosphere",
+    "°C": "degree Celsius",
+    "℃": "degree Celsius",
+    "°F": "degree Fahrenheit",
+    "℉": "degree Fahrenheit",
+    "°": "degree",
+    "%": "percent",
+    "‰": "per mille",
+    "°N": "degree north",
+    "°S": "degree south",
+    "°E": "degree east",
+    "°W": "degree west",
+}
+UNITS = _NAMED | {
+    prefix + symbol: _PREFIXES[prefix] + name
+    for symbol, name, prefixes in _PREFIXED
+    for prefix in prefixes
+}
+_SAME_PLURAL = {"hertz", "horsepower", "percent", "per mille"}
+_PLURALS = {"foot": "feet", "inch": "inches"}
+# With a space and without their dot these are words ("5 in a row", "10 min" is not).
+_TOO_SHORT = {"in", "A", "mo", "bar"}
+# Before a capital or the end their dot ends the sentence, else it belongs to them.
+_DOTTED = "in|ft|yds?|mi|lbs?|oz|gal|qt|tsp|tbsp|hrs?|mins?|secs?|yrs?|wks?|mo"
+_SYMBOLS = "|".join(re.escape(symbol) for symbol in sorted(UNITS, key=len, reverse=True))
+_POWER = r"(?:\^?[23]|[²³])"
+UNIT_END = r"(?![\w²³°]|/[A-Za-z]|')"
+UNIT = rf"(?:{_SYMBOLS}){_POWER}?(?:\s?/\s?(?:{_SYMBOLS}){_POWER}?)?"
+# Groups: amount, what stands between, unit, dot.
+QUANTITY = rf"({NUMBER})([\s\u00a0\u202f]?|-)({UNIT}){UNIT_END}(\.(?=\s+[a-z\d(])|\.(?=,))?"
+# A unit without a number is certain only where it has a slash, a power or a degree.
+_RATE = rf"(?:{_SYMBOLS}){_POWER}?/(?:{_SYMBOLS}){_POWER}?"
+ALONE = rf"(?<![\w/.])({_RATE}|k?m[²³]|[cm]m[²³]|°[CF]|℃|℉){UNIT_END}"
+_UNIT_PARTS = re.compile(rf"({_SYMBOLS})({_POWER})?")
+
+_PLURAL = {"penny": "pence", "yen": "yen", "yuan": "yuan", "won": "won", "baht": "baht"}
+_PLURAL |= {"dong": "dong", "satang": "satang", "Swiss franc": "Swiss francs"}
+CURRENCIES = {
+    "$": ("dollar", "cent"),
+    "US$": ("U S dollar", "cent"),
+    "A$": ("Australian dollar", "cent"),
+    "C$": ("Canadian dollar", "cent"),
+    "NZ$": ("New Zealand dollar", "cent"),
+    "HK$": ("Hong Kong dollar", "cent"),
+    "R$": ("real", "centavo"),
+    "£": ("pound", "penny"),
+    "€": ("euro", "cent"),
+    "¥": ("yen", "sen"),
+    "￥": ("yen", "sen"),
+    "₹": ("rupee", "paisa"),
+    "₩": ("won", "jeon"),
+    "₽": ("ruble", "kopek"),
+    "₺": ("lira", "kurus"),
+    "₴": ("hryvnia", "kopek"),
+    "₦": ("naira", "kobo"),
+    "₱": ("peso", "centavo"),
+    "₫": ("dong", "xu"),
+    "₪": ("shekel", "agora"),
+    "฿": ("baht", "satang"),
+    "₿": ("bitcoin", "cent"),
+    "USD": ("U S dollar", "cent"),
+    "EUR": ("euro", "cent"),
+    "GBP": ("pound", "penny"),
+    "JPY": ("yen", "sen"),
+    "CHF": ("Swiss franc", "centime"),
+    "CAD": ("Canadian dollar", "cent"),
+    "AUD": ("Australian dollar", "cent"),
+    "INR": ("rupee", "paisa"),
+    "CNY": ("yuan", "fen"),
+    "SEK": ("krona", "ore"),
+    "BTC": ("bitcoin", "cent"),
+}
+_MAGNITUDES = {"k": "thousand", "m": "million", "mn": "million", "mm": "million"}
+_MAGNITUDES |= {"b": "billion", "bn": "billion", "t": "trillion", "tn": "trillion"}
+_CODES = "|".join(re.escape(code) for code in sorted(CURRENCIES, key=len, reverse=True))
+_SIGNS = "".join(sign for sign in CURRENCIES if len(sign) == 1)
+_MAGNITUDE = (
+    r"(?:[\s\u00a0-]?(hundred|thousand|(?:m|b|tr|quadr)illion|[kKmMbBtT]n?|mm)(?:s\b)?(?![\w']))?"
+)
+# "5,50" as the continent of Europe writes it.
+_COMMA = r"\d{1,3}(?:\.\d{3})+,\d\d(?!\d)|\d+,\d\d(?![\d,])"
+# Groups: currency, sign, amount, amount that a range goes to, magnitude.
+MONEY = (
+    rf"(?<![\w$£€])({_CODES})\s?([-−]?)({_COMMA}|{WHOLE}(?:\.\d+)?|\.\d+)"
+    rf"(?:\s?[-–]\s?(?:{_CODES})?({NUMBER}))?(?!\d|/\d){_MAGNITUDE}"
+)
+# Groups: amount, magnitude, currency; "5$" alone, "$5 $6" not.
+MONEY_BEHIND = (
+    rf"({_COMMA}|{NUMBER}){_MAGNITUDE}[\s\u00a0]?([{re.escape(_SIGNS)}]|[A-Z]{{3}})(?![\w]|\s?\d)"
+)
+CENTS = rf"({NUMBER})\s?¢"
+
+
+def unit_words(unit: str, one: bool) -> str:
+    """ "km/h" as "kilometer per hour", or in the plural."""
+    if unit in UNITS:
+        return _name(UNITS[unit], one)
+    above, _, below = re.sub(r"\s?/\s?", "/", unit).partition("/")
+    words = _powered(above, one)
+    return f"{words} per {_powered(below, True)}" if below else words
+
+
+def _powered(unit: str, one: bool) -> str:
+    if unit in UNITS:
+        return _name(UNITS[unit], one)
+    match = _UNIT_PARTS.fullmatch(unit)
+    assert match is not None, unit
+    name, power = _name(UNITS[match[1]], one), (match[2] or "")[-1:]
+    if UNITS[match[1]].endswith("second"):
+        return name + (" squared" if power in "2²" else " cubed")
+    return ("square " if power in "2²" else "cubic ") + name
+
+
+def _name(name: str, one: bool) -> str:
+    if one or name in _SAME_PLURAL:
+        return name
+    first, per, rest = name.partition(" of " if " of " in name else " per ")
+    *others, noun = first.split(" ")
+    if noun in ("Celsius", "Fahrenheit", "north", "south", "east", "west"):
+        return f"{others[0]}s {noun}"
+    return " ".join([*others, _PLURALS.get(noun) or _plural(noun)]) + per + rest
+
+
+def _plural(noun: str) -> str:
+    if noun.endswith("hertz") or noun in _SAME_PLURAL or noun in _PLURAL.values():
+        return noun
+    return noun + "s"
+
+
+def quantity(match: re.Match) -> str | None:
+    """A match of QUANTITY in words, or None where the letters are no unit."""
+    amount, between, unit = match[1], match[2], match[3]
+    dot = match[4] or ""
+    bare = not dot and not re.match(r"\.(?:\s|$|\))", match.string[match.end() :])
+    words_follow = re.match(r"\s+\w|-", match.string[match.end() :])
+    if between and unit in _TOO_SHORT and bare and (words_follow or unit != "in"):
+        return None
+    if unit == "s" and not between:  # "the 5s" are no seconds
+        return None
+    if unit == "in" and not between and bare and match.string[match.end() :].startswith("-"):
+        return None
+    whole = amount == "1" or between == "-"
+    return f"{decimal_words(amount)} {unit_words(unit, whole)}" + ("," if dot == ".," else "")
+
+
+def money(match: re.Match) -> str:
+    """A match of MONEY in words."""
+    minus = "minus " if match[2] else ""
+    if match[4]:
+        upto = amount_words(match[1], match[4], match[5])
+        return f"{minus}{decimal_words(match[3])} to {upto}"
+    return minus + amount_words(match[1], match[3], match[5])
+
+
+def money_behind(match: re.Match) -> str | None:
+    """A match of MONEY_BEHIND in words, or None where three capitals are no currency."""
+    if match[3] not in CURRENCIES:
+        return None
+    return amount_words(match[3], match[1], match[2])
+
+
+def amount_words(currency: str, amount: str, magnitude: str | None) -> str:
+    """ "1.50" of "$" as one dollar and fifty cents, "1.5" with "m" as one point five million."""
+    unit, cent = CURRENCIES[currency]
+    if re.fullmatch(_COMMA, amount):
+        amount = amount.replace(".", "").replace(",", ".")
+    whole, _, fraction = amount.replace(",", "").partition(".")
+    plural = _PLURAL.get(unit) or unit + "s"
+    if magnitude or len(fraction) not in (0, 2) or (whole.startswith("0") and len(whole) > 1):
+        words = decimal_words(amount)
+        if magnitude:
+            words += " " + _MAGNITUDES.get(magnitude.lower(), magnitude.lower())
+        return f"{words} {plural}"
+    units, cents = int(whole or 0), int(fraction or 0)
+    parts = []
+    if units or not cents:
+        parts.append(f"{number_words(units)} {unit if units == 1 else plural}")
+    if cents:
+        many = _PLURAL.get(cent) or cent + "s"
+        parts.append(f"{number_words(cents)} {cent if cents == 1 else many}")
+    return " and ".join(parts)

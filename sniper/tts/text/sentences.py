@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where sentences end: one rule for the splitter and for the pauses of the normaliser."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+from sniper.tts.text.abbreviations import (
+    BEFORE_NUMBERS,
+    MONTHS,
+    NEVER_LAST,
+    OFTEN_LAST,
+    SOMETIMES_LAST,
+    STARTERS,
+    WEEKDAYS,
+)
+from sniper.tts.text.words import has_letter
+
+_DATES = frozenset(
+    [*(name.lower() for name in (*MONTHS.values(), *WEEKDAYS.values())), *MONTHS, *WEEKDAYS]
+)
+_CLOSING = "\"'”’»›)]}*_"
+_ENDINGS = re.compile(rf"(?<=[.!?…])[{re.escape(_CLOSING)}]*\s+(?=\S)|(?<=[。！？।॥])|\n\s*\n")
+_LAST_WORD = re.compile(r"((?:\w\.)+\w?|[\w'’]+)\.$")
+_NEXT_WORD = re.compile(r"\s+[\"'“‘«‹(\[*_¿¡]*([\w'’]+)")
+
+
+def ends_sentence(word: str, after: str) -> bool:
+    """Whether the dot behind an abbreviation or initial ends a sentence too.
+
+    Args:
+        word: in front of the dot: "U.S", "etc", "J".
+        after: the text that follows the dot.
+    """
+    after = after.lstrip(_CLOSING)
+    key = word.lower()
+    if not after.strip():
+        return True
+    if re.match(r"[^\S\n]*\n\s*\n", after):
+        return True
+    following = _NEXT_WORD.match(after)
+    if following is None or key in NEVER_LAST:
+        return False
+    first = following[1].replace("’", "'")
+    if not first[0].isupper():
+        return False
+    if key in OFTEN_LAST:
+        return first.lower() not in _DATES
+    return first.lower() in STARTERS and not (first == "I" and len(word) == 1)
+
+
+def _goes_on(before: str, after: str) -> bool:
+    """Whether a sentence goes on behind its last mark: an abbreviation, or dots that hesitate."""
+    if re.search(r"(?:…|\.\.)[^\w\s]*$", before):
+        return re.match(r"\W*[a-z]", after) is not None
+    last = _LAST_WORD.search(before)
+    if last is None:
+        return False
+    word, key = last[1], last[1].lower()
+    if key in BEFORE_NUMBERS and re.match(r"\W*\d", after):
+        return True
+    initial = len(word) == 1 and word.isalpha()
+    known = initial or "." in word or key in NEVER_LAST | OFTEN_LAST | SOMETIMES_LAST
+    return known and not ends_sentence(word, after)
+
+
+def split_sentences(text: str, max_chars: int = 300) -> list[str]:
+    """Split a long text at the ends of its sentences.
+
+    A sentence over `max_chars` is split again, at the last punctuation that fits, else at a space.
+    Text in braces (phonemes) stays whole.
+    """
+    if text.strip().startswith("{"):
+        return [text.strip()]
+    sentences, begin = [], 0
+    for match in _ENDINGS.finditer(text):
+        before = text[max(begin, match.start() - 40) : match.start()]
+        if match[0].count("\n") < 2 and _goes_on(before, text[match.start() : match.end() + 40]):
+            continue
+        # Closing quotes belong to the sentence they close.
+        sentences.append(text[begin : match.end()])
+        begin = match.end()
+    sentences.append(text[begin:])
+    parts = [part for sentence in sentences for part in _shorten(sentence, max_chars)]
+    return [part for part in parts if has_letter(part)]
+
+
+def _shorten(sentence: str, max_chars: int) -> list[str]:
+    rest = " ".join(sentence.split())
+    parts = []
+    while len(rest) > max_chars:
+        window = rest[:max_chars]
+        cut = max(window.rfind(mark + " ") for mark in ",;:—")
+        if cut < max_chars // 3:
+            cut = window.rfind(" ")
+        if cut <= 0:
+            warnings.warn(f"a word of over {max_chars} characters is cut", stacklevel=3)
+            cut = max_chars - 1
+        parts.append(rest[: cut + 1].strip())
+        rest = rest[cut + 1 :].strip()
+    return [*parts, rest] if rest else parts
