@@ -10,6 +10,7 @@ Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,14 +18,19 @@ from typing import TYPE_CHECKING
 from sniper.command import exit_with
 
 if TYPE_CHECKING:
-    from sniper.tts.speaker import Speaker
+    from sniper.tts.speaker import Speaker, Speech
 
 
-def load_speaker(checkpoint: str | Path, which: str = "best", device: str = "cpu") -> Speaker:
+def load_speaker(
+    checkpoint: str | Path,
+    which: str = "best",
+    device: str = "cpu",
+    vocoder: str | Path | None = None,
+) -> Speaker:
     """A `Speaker` from a run's or a checkpoint's folder; see `sniper.training.speaker`."""
     from sniper.training.speaker import load_speaker
 
-    return load_speaker(checkpoint, which, device)
+    return load_speaker(checkpoint, which, device, vocoder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         "--mel",
         type=Path,
         help="write the log-mel [T, n_mels] as .npy for another vocoder, its settings as .json",
+    )
+    parser.add_argument(
+        "--vocoder", type=Path, help="a HiFi-GAN (file or folder); default: Griffin-Lim"
     )
     parser.add_argument("--speed", type=float, default=1.0, help="2 takes half as long")
     parser.add_argument("--pitch", type=float, default=0.0, help="semitones up or down")
@@ -72,7 +81,8 @@ def _speak(options: argparse.Namespace) -> int:
 
     try:
         text = sys.stdin.read() if options.text == "-" else options.text
-        speaker = load_speaker(options.checkpoint, options.which, options.device)
+        vocoder = options.vocoder
+        speaker = load_speaker(options.checkpoint, options.which, options.device, vocoder)
         speech = speaker.speak(
             text,
             speed=options.speed,
@@ -81,10 +91,20 @@ def _speak(options: argparse.Namespace) -> int:
             vocode=options.output is not None,
         )
         _write(speech, speaker.info.features, options.output, options.mel)
+        if options.output is not None:
+            _say_how(speaker, speech)
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _say_how(speaker: Speaker, speech: Speech) -> None:
+    """Who made the sound, and what was done to its loudness."""
+    print(f"note: {speaker.vocoder.about}", file=sys.stderr)
+    if speech.gain < 1:
+        lower = -20 * math.log10(speech.gain)
+        print(f"note: all of it lowered by {lower:.1f} dB, or it would clip", file=sys.stderr)
 
 
 def _write(speech, features, output: Path | None, mel: Path | None) -> None:
@@ -92,7 +112,7 @@ def _write(speech, features, output: Path | None, mel: Path | None) -> None:
 
     import numpy as np
 
-    from sniper.tts.audio.vocoder import save_wav
+    from sniper.tts.audio.writing import save_wav
 
     for path in filter(None, (output, mel)):
         path.parent.mkdir(parents=True, exist_ok=True)

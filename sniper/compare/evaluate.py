@@ -25,7 +25,7 @@ from sniper.sparsity.state import mask_shape
 from sniper.synthesize import load_speaker
 from sniper.training import checkpoint
 from sniper.tts.audio.reading import read_audio
-from sniper.tts.audio.vocoder import mel_to_audio
+from sniper.tts.audio.griffin_lim import mel_to_audio
 from sniper.tts.corpus.dataset import FeatureDataset, Item, collate
 from sniper.tts.errors import UtteranceError
 from sniper.tts.speaker import Speaker

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from sniper.training.files import write_file
 from sniper.training.progress import EpochEnd, Observer, Progress
-from sniper.tts.audio.vocoder import mel_to_audio, save_wav
+from sniper.tts.audio.griffin_lim import mel_to_audio
+from sniper.tts.audio.writing import save_wav
 from sniper.tts.corpus.dataset import FeatureDataset, collate
 from sniper.tts.errors import SpeechError
 from sniper.tts.speaker import Speaker

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sniper.tts.audio.vocoder import limit_peak, mel_to_audio
+from sniper.tts.audio.vocoder import GriffinLim, Vocoder
+from sniper.tts.audio.writing import limit_peak, peak_of
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
@@ -27,12 +28,14 @@ class Speech:
         mel: `[T, n_mels]` float32, log-mel as the features have it (not normalised).
         phones: tokens of each sentence.
         durations: frames of each token of each sentence.
+        gain: what all of the audio was multiplied with, below 1 where its peak was above 1.
     """
 
     audio: np.ndarray
     mel: np.ndarray
     phones: list[list[str]]
     durations: list[np.ndarray]
+    gain: float = 1.0
 
 
 class Speaker:
@@ -41,11 +44,13 @@ class Speaker:
     Args:
         model: put into evaluation mode.
         info: vocabulary, text frontend, features, statistics.
+        vocoder: makes sound of the model's mels; None: Griffin-Lim.
     """
 
-    def __init__(self, model: FastSpeech2, info: CorpusInfo):
+    def __init__(self, model: FastSpeech2, info: CorpusInfo, vocoder: Vocoder | None = None):
         self.model = model.eval()
         self.info = info
+        self.vocoder = vocoder or GriffinLim(info.features)
 
     def speak(
         self,
@@ -86,12 +91,14 @@ class Speaker:
         audio: list[np.ndarray] = []
         for mel, _ in spoken if vocode else []:
             audio += [silence] if audio else []
-            audio.append(mel_to_audio(mel, features, limit=False))
+            audio.append(self.vocoder(mel))
+        whole = np.concatenate(audio) if audio else np.zeros(0, dtype=np.float32)
         return Speech(
-            audio=limit_peak(np.concatenate(audio)) if audio else np.zeros(0, dtype=np.float32),
+            audio=limit_peak(whole),
             mel=np.concatenate([mel for mel, _ in spoken]),
             phones=phones,
             durations=[durations for _, durations in spoken],
+            gain=1 / max(1.0, peak_of(whole)),
         )
 
     def _mel(
