@@ -84,8 +84,8 @@ def _work(options: argparse.Namespace) -> int:
     set_up_torch(config.train)
     valid = FeatureDataset(prepare_data(config) / "valid.safetensors")
     with folder_lock(options.truth):
-        truth = load_truth(options.truth, valid, options.sentences)
-    if read_evaluation(folder, len(truth.f0)) is None:
+        truth = load_truth(options.truth, valid, options.sentences, config.vocoder)
+    if read_evaluation(folder, len(truth.f0), config.vocoder) is None:
         evaluate(folder, truth, config.train.device)
     return 0
 

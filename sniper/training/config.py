@@ -45,6 +45,10 @@ class Config(Settings):
     name: Text = Field("run", description="Of the run.")
     output: PathText = Field("runs/run", description="Folder of the run.")
     sample_text: Text | None = Field(None, description="Spoken at the end of training.")
+    vocoder: PathText | None = Field(
+        None,
+        description="A HiFi-GAN, file or folder, that speaks the samples; null: Griffin-Lim.",
+    )
     # Type checkers do not see the defaults that `Field` takes by position.
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     features: FeatureSection = Field(

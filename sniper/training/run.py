@@ -22,6 +22,7 @@ from sniper.training.settings import ConfigError
 from sniper.training.speaker import load_speaker
 from sniper.training.step import pick_recorder
 from sniper.training.trainer import Trainer
+from sniper.tts.audio.vocoder import load_vocoder
 from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
@@ -32,6 +33,7 @@ FREE = {
     "name",
     "output",
     "sample_text",
+    "vocoder",
     "data.root",
     "data.prepared",
     "sparsity.block_size",
@@ -76,6 +78,7 @@ def _run(config: Config, folder: Path, fresh: bool) -> Trainer:
     data = prepare_data(config)
     train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     set_up_torch(config.train)
+    vocoder = load_vocoder(config.vocoder, train.info.features, pick_device(config.train.device))
     trainer = Trainer(config, train, valid, train.info)
     if fresh:
         _delete(folder)
@@ -86,7 +89,12 @@ def _run(config: Config, folder: Path, fresh: bool) -> Trainer:
     observer = trainer.observer = Observers(
         Terminal(settings.epochs),
         TensorBoard(
-            folder, trainer.progress.update, settings.log_every, settings.sample_every, valid
+            folder,
+            trainer.progress.update,
+            settings.log_every,
+            settings.sample_every,
+            valid,
+            vocoder,
         ),
     )
     try:
@@ -256,7 +264,7 @@ def _finish(trainer: Trainer, valid: FeatureDataset) -> None:
     from sniper.training.report import write_results
 
     run, rows = trainer.run, trainer.progress.history
-    speaker = load_speaker(run, "best", str(trainer.device))
+    speaker = load_speaker(run, "best", str(trainer.device), trainer.config.vocoder)
     text = trainer.config.sample_text or valid.texts[0]
     held_out, said = write_results(run, rows, speaker, valid, text)
     print(
@@ -267,7 +275,7 @@ def _finish(trainer: Trainer, valid: FeatureDataset) -> None:
         f"held-out {held_out.id}: mel L1 {held_out.mel_l1:.3f} against the ground truth; "
         f"the mean mel's is {held_out.mean_l1:.3f}"
     )
-    print(f'sample.wav says: "{said}"')
+    print(f'sample.wav says: "{said}"; {speaker.vocoder.about}')
     print(f"all in {run}/: sample.wav mel.png loss.png config.yaml checkpoints/ tensorboard/")
     print(f'speak:      python -m sniper.synthesize --checkpoint {run} "Some text." -o out.wav')
     print(f"follow:     tensorboard --logdir {run}/tensorboard")

@@ -30,7 +30,7 @@ class HifiGanConfig:
         channels: after the first convolution; each stage halves them.
         upsample_rates, upsample_kernel_sizes: one transposed convolution a stage; the rates
             multiply to the hop.
-        resblock_kernel_sizes, resblock_dilations: residual blocks of every stage, whose mean counts.
+        resblock_kernel_sizes, resblock_dilations: residual blocks of a stage; their mean counts.
         two_convs: whether each dilated convolution is followed by one without dilation.
         slope: of the leaky ReLUs.
         kernel_size: of the first and the last convolution.

@@ -228,7 +228,7 @@ def _read_parallel_wavegan(path: Path) -> tuple[HifiGan, MelSettings]:
     return _build(path, config, settings, weights, names)
 
 
-def _stages(c: Mapping[str, Any], dilations: Any, used: int | None = None) -> dict[str, tuple]:
+def _stages(c: Mapping[str, Any], dilations: Any, used: int | None = None) -> dict[str, Any]:
     """The lists of a description as `HifiGanConfig` has them."""
     lists = ("upsample_rates", "upsample_kernel_sizes", "resblock_kernel_sizes")
     found = {name: tuple(c[name]) for name in lists}

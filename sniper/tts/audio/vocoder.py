@@ -45,7 +45,10 @@ class Vocoder(Protocol):
 class GriffinLim:
     """Griffin-Lim for these features: no model, so it speaks for any settings of the mel."""
 
-    about = "sound by Griffin-Lim, a little metallic; --vocoder PATH takes a HiFi-GAN"
+    about = (
+        "sound by Griffin-Lim, a little metallic; a HiFi-GAN does better (--vocoder PATH, in "
+        "training vocoder=PATH)"
+    )
 
     def __init__(self, features: FeatureConfig):
         self.features = features
