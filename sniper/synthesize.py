@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="write the log-mel [T, n_mels] as .npy for another vocoder, its settings as .json",
     )
+    parser.add_argument("--speaker", help="name; default: the first of several")
     parser.add_argument(
         "--vocoder", type=Path, help="a HiFi-GAN (file or folder); default: Griffin-Lim"
     )
@@ -89,10 +90,14 @@ def _speak(options: argparse.Namespace) -> int:
             pitch=options.pitch,
             energy=options.energy,
             vocode=options.output is not None,
+            speaker=options.speaker,
         )
         _write(speech, speaker.info.features, options.output, options.mel)
         if options.output is not None:
             _say_how(speaker, speech)
+        if options.speaker is None and len(speaker.info.speakers) > 1:
+            names = len(speaker.info.speakers)
+            print(f"note: spoken by {speaker.who()}, the first of {names}", file=sys.stderr)
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

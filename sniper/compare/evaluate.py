@@ -217,8 +217,10 @@ def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
 def _infer(speaker: Speaker, item: Item) -> tuple[np.ndarray, np.ndarray] | None:
     """Log-mel `[T, n_mels]`, not normalised, and frames of each token; None for broken weights."""
     device = next(speaker.model.parameters()).device
+    tokens = torch.from_numpy(item.tokens)[None].to(device)
+    who = None if item.speaker is None else torch.tensor([item.speaker], device=device)
     try:
-        out = speaker.model.infer(torch.from_numpy(item.tokens)[None].to(device))
+        out = speaker.model.infer(tokens, speakers=who)
     except ValueError:
         return None
     mel = speaker.info.statistics.denormalize_mel(out.mel[0].float().cpu().numpy())

@@ -88,10 +88,13 @@ class Config(Settings):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"features: {error}") from None
 
-    def fastspeech2_config(self, vocab_size: int, n_mels: int) -> FastSpeech2Config:
-        """The model's settings for a vocabulary."""
+    def fastspeech2_config(
+        self, vocab_size: int, n_mels: int, speakers: int = 0
+    ) -> FastSpeech2Config:
+        """The model's settings for a corpus of so many tokens, mel bins and named speakers."""
+        sizes = {"vocab_size": vocab_size, "n_mels": n_mels, "speakers": speakers}
         try:
-            return FastSpeech2Config(vocab_size=vocab_size, n_mels=n_mels, **self.model)
+            return FastSpeech2Config(**sizes, **self.model)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model: {error}") from None
 

@@ -54,6 +54,9 @@ def read_speech(data: dict[str, Any]) -> CorpusInfo:
         mel = isinstance(value, np.ndarray) and value.shape == bins and np.isfinite(value).all()
         if not (mel if name.startswith("mel") else _is_number(value)):
             raise ValueError(f"speech: {name} cannot be {value!r:.60}")
+    for name, prosody in info.speakers.items():
+        if not all(_is_number(value) for value in vars(prosody).values()):
+            raise ValueError(f"speech: pitch and energy of {name} cannot be {prosody!r:.90}")
     if not all(isinstance(text, str) for text in (*info.vocabulary.symbols, info.speech)):
         raise ValueError("speech: expected text for the vocabulary and what speech it is")
     return info
@@ -117,8 +120,8 @@ def refuse_other_speech(saved: Checkpoint, info: CorpusInfo, run: object) -> Non
                 raise ValueError(f"speech: expected other {part} than {sorted(there[part])!r:.60}")
     except ValueError as error:
         raise damaged(saved.path, "meta.json", str(error)) from None
-    for part in ("vocabulary", "features", "statistics"):
-        if there[part] != here[part]:
+    for part in ("vocabulary", "features", "statistics", "speakers"):
+        if there.get(part) != here.get(part):
             raise ConfigError(
                 f"{run} was trained on other speech: the prepared corpus has other "
                 f"{part}; use another output=FOLDER, or --fresh to start anew"

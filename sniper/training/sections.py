@@ -237,7 +237,7 @@ class TrainConfig(Settings):
 
 # Largest whole numbers in these sections; above them memory ends before anything is checked.
 FeatureSettings = sizes_of(FeatureConfig, 1_000_000)
-ModelSettings = sizes_of(FastSpeech2Config, 65_536, leave_out=("vocab_size", "n_mels"))
+ModelSettings = sizes_of(FastSpeech2Config, 65_536, leave_out=("vocab_size", "n_mels", "speakers"))
 
 
 def _given(section: Settings) -> dict[str, Any]:

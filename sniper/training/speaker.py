@@ -38,7 +38,9 @@ def load_speaker(
     try:
         info = read_speech(saved.meta["speech"])
         config = from_dict(saved.meta["config"])
-        settings = config.fastspeech2_config(len(info.vocabulary), info.features.n_mels)
+        settings = config.fastspeech2_config(
+            len(info.vocabulary), info.features.n_mels, len(info.speakers)
+        )
         model = FastSpeech2(settings)
         model.load_state_dict(saved.weights)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:

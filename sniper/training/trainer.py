@@ -63,7 +63,9 @@ class Trainer:
         self.progress = Progress()
         self.stop = False  # set from a signal handler
         torch.manual_seed(settings.seed)
-        model_config = config.fastspeech2_config(len(info.vocabulary), info.features.n_mels)
+        model_config = config.fastspeech2_config(
+            len(info.vocabulary), info.features.n_mels, len(info.speakers)
+        )
         self.model = FastSpeech2(model_config).to(self.device)
         self.sniper = make_sniper(self.model, config)
         # One group in the model's order, whatever is masked: so a checkpoint fits any block size.

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sniper.tts.audio.vocoder import GriffinLim, Vocoder
 from sniper.tts.audio.writing import limit_peak, peak_of
@@ -60,6 +62,7 @@ class Speaker:
         pitch: float = 0.0,
         energy: float = 1.0,
         vocode: bool = True,
+        speaker: str | None = None,
     ) -> Speech:
         """Speaks a text of any length, sentence by sentence with a short pause between.
 
@@ -69,9 +72,10 @@ class Speaker:
             pitch: semitones up (down when negative).
             energy: factor on the loudness that the model is asked for; at most 10.
             vocode: False leaves `audio` empty, for an external vocoder.
+            speaker: a name of `info.speakers`; None: the first, where there are several.
 
         Raises:
-            SpeechError: no known phoneme, a control out of range, or weights that give no sound.
+            SpeechError: a speaker that is not among the model's, no known phoneme, a control out of range, or weights that give no sound.
         """
         if not 0.1 <= speed <= 10:
             raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")
@@ -79,11 +83,12 @@ class Speaker:
             raise SpeechError(f"energy: expected a number above 0, at most 10, got {energy}")
         if not abs(pitch) <= 48:
             raise SpeechError(f"pitch: expected semitones within +-48, got {pitch}")
+        who = self.who(speaker)
         sentences = split_sentences(text)
         if not sentences:
             raise SpeechError(f"no known phoneme in the text {text!r}")
         phones = [text_to_phones(sentence, self.info.frontend) for sentence in sentences]
-        spoken = [self._mel(p, speed, pitch, energy) for p in phones]
+        spoken = [self._mel(p, who, speed, pitch, energy) for p in phones]
         if not all(np.isfinite(mel).all() for mel, _ in spoken):
             raise SpeechError("the model gives no finite sound: its weights are broken")
         features = self.info.features
@@ -101,15 +106,38 @@ class Speaker:
             gain=1 / max(1.0, peak_of(whole)),
         )
 
+    def who(self, speaker: str | None = None) -> str | None:
+        """The name of who speaks where `speaker` is asked for; None for a model of one.
+
+        Raises:
+            SpeechError: there is no such speaker.
+        """
+        names = list(self.info.speakers)
+        if speaker is None:
+            return names[0] if names else None
+        if speaker not in names:
+            near = get_close_matches(speaker, names, n=5) or names[:5]
+            some = f"some of its {len(names)}: {', '.join(near)}" if names else "none with a name"
+            raise SpeechError(f"speaker: the model has no {speaker!r}, but {some}")
+        return speaker
+
+    def number(self, speaker: str | None) -> Tensor | None:
+        """A speaker as the model takes it, int64 `[1]`; None for a model of one."""
+        if speaker is None:
+            return None
+        device = next(self.model.parameters()).device
+        return torch.tensor([list(self.info.speakers).index(speaker)], device=device)
+
     def _mel(
-        self, phones: list[str], speed: float, pitch: float, energy: float
+        self, phones: list[str], who: str | None, speed: float, pitch: float, energy: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        statistics = self.info.statistics
+        statistics = self.info.statistics_of(who)
         device = next(self.model.parameters()).device
         tokens = torch.from_numpy(self.info.vocabulary.encode(phones))[None].to(device)
         try:
             out = self.model.infer(
                 tokens,
+                speakers=self.number(who),
                 speed=speed,
                 # The model's pitch is log-F0 over the corpus' standard deviation.
                 pitch_shift=pitch * math.log(2) / 12 / statistics.pitch_std,

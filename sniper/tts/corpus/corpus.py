@@ -27,12 +27,14 @@ class Utterance:
         id, text: the normalized text where there is one.
         wav: path of the audio.
         alignment: read already, or the path of a TextGrid.
+        speaker: name; "" in a corpus of one.
     """
 
     id: str
     text: str
     wav: Path
     alignment: Alignment | Path
+    speaker: str = ""
 
 
 def fingerprint(utterance: Utterance) -> str:

@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.batch import Batch
-from sniper.tts.corpus.features import Statistics
+from sniper.tts.corpus.features import Prosody, Statistics
 from sniper.tts.corpus.store import map_tensors
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.text import Frontend, Vocabulary, frontend_from_json
@@ -29,6 +29,8 @@ class CorpusInfo:
         statistics: of the training set.
         frontend: reads text the way the corpus was read.
         speech: one line on what kind of speech it is.
+        speakers: pitch and energy of each, by name, in the order of the model's numbers; empty: one
+            speaker, without a name.
     """
 
     vocabulary: Vocabulary
@@ -36,16 +38,26 @@ class CorpusInfo:
     statistics: Statistics
     frontend: Frontend
     speech: str
+    speakers: dict[str, Prosody] = field(default_factory=dict)
+
+    def statistics_of(self, speaker: str | None) -> Statistics:
+        """The statistics that one speaker's utterances are normalised with."""
+        return self.statistics if speaker is None else self.statistics.of(self.speakers[speaker])
 
     def to_json(self) -> dict:
         """Return plain values for `from_json`."""
-        return {
+        data = {
             "vocabulary": list(self.vocabulary.symbols),
             "features": self.features.to_json(),
             "statistics": self.statistics.to_json(),
             "frontend": self.frontend.to_json(),
             "speech": self.speech,
         }
+        if (
+            self.speakers
+        ):  # a list: its order counts, and not every reader of JSON keeps a mapping's
+            data["speakers"] = [{"name": n, **asdict(p)} for n, p in self.speakers.items()]
+        return data
 
     @classmethod
     def from_json(cls, data: dict) -> "CorpusInfo":
@@ -56,6 +68,10 @@ class CorpusInfo:
             statistics=Statistics.from_json(data["statistics"]),
             frontend=frontend_from_json(data["frontend"]),
             speech=data["speech"],
+            speakers={
+                str(each["name"]): Prosody(**{k: v for k, v in each.items() if k != "name"})
+                for each in data.get("speakers", ())
+            },
         )
 
 
@@ -84,6 +100,7 @@ class Item:
         tokens, durations: `[L]` int64.
         mel: `[T, n_mels]` float32.
         pitch, energy: `[L]` float32.
+        speaker: number of who speaks; None: the corpus has one speaker.
     """
 
     id: str
@@ -92,6 +109,7 @@ class Item:
     mel: np.ndarray
     pitch: np.ndarray
     energy: np.ndarray
+    speaker: int | None = None
 
 
 class FeatureDataset(torch.utils.data.Dataset):
@@ -113,6 +131,9 @@ class FeatureDataset(torch.utils.data.Dataset):
         self._tensors, metadata = map_tensors(self.path)
         self.ids: list[str] = json.loads(metadata["ids"])
         self.texts: list[str] = json.loads(metadata["texts"])
+        # Numbers of the speakers, in a corpus of several.
+        self._speakers: list[int] | None = json.loads(metadata.get("speakers", "null"))
+        self._statistics = [self.info.statistics_of(name) for name in self.info.speakers]
         # Read often and small: kept in memory.
         self._mel_offsets = np.array(self._tensors["mel_offsets"])
         self._token_offsets = np.array(self._tensors["token_offsets"])
@@ -144,7 +165,8 @@ class FeatureDataset(torch.utils.data.Dataset):
         index %= len(self)
         frames = slice(self._mel_offsets[index], self._mel_offsets[index + 1])
         tokens = slice(self._token_offsets[index], self._token_offsets[index + 1])
-        statistics = self.info.statistics
+        speaker = None if self._speakers is None else self._speakers[index]
+        statistics = self.info.statistics if speaker is None else self._statistics[speaker]
         data = self._tensors
         zero = np.zeros(1, dtype=np.float32)
         return Item(
@@ -154,6 +176,7 @@ class FeatureDataset(torch.utils.data.Dataset):
             mel=statistics.normalize_mel(data["mel"][frames]),
             pitch=np.append(statistics.normalize_pitch(data["pitch"][tokens]), zero),
             energy=np.append(statistics.normalize_energy(data["energy"][tokens]), zero),
+            speaker=speaker,
         )
 
 
@@ -187,6 +210,7 @@ def collate(items: Sequence[Item]) -> Batch:
         durations=pad("durations", np.int64),
         pitch=pad("pitch", np.float32),
         energy=pad("energy", np.float32),
+        speakers=None if items[0].speaker is None else torch.tensor([i.speaker for i in items]),
     )
 
 
