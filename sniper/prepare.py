@@ -92,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of ID.TextGrid files, also one folder deeper (default: TextGrid/, textgrids/, "
         "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl)",
     )
+    corpus.add_argument(
+        "--speakers",
+        choices=("none", "column", "folder"),
+        default="none",
+        help="who speaks: the last column of metadata.csv, or the folder in the ids (anna/0001); "
+        "VCTK's and LibriTTS' folders are known without (default: none, one speaker)",
+    )
     corpus.add_argument("--lexicon", type=Path, help="dictionary in MFA format for further words")
     return parser
 

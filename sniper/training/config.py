@@ -45,6 +45,11 @@ class Config(Settings):
     name: Text = Field("run", description="Of the run.")
     output: PathText = Field("runs/run", description="Folder of the run.")
     sample_text: Text | None = Field(None, description="Spoken at the end of training.")
+    init: PathText | None = Field(
+        None,
+        description="A run whose weights the first epoch starts from (`--init` of the command): "
+        "tokens and speakers are found by name, what is new starts fresh.",
+    )
     vocoder: PathText | None = Field(
         None,
         description="A HiFi-GAN, file or folder, that speaks the samples; null: Griffin-Lim.",

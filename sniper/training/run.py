@@ -33,6 +33,7 @@ FREE = {
     "name",
     "output",
     "sample_text",
+    "init",
     "vocoder",
     "data.root",
     "data.prepared",
@@ -78,8 +79,13 @@ def _run(config: Config, folder: Path, fresh: bool) -> Trainer:
     data = prepare_data(config)
     train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     set_up_torch(config.train)
+    # A run that goes on has weights of its own.
+    begins = fresh or not checkpoint.exists(folder)
+    initial = None
+    if config.init is not None and begins:
+        initial = checkpoint.load(Path(config.init), "best", weights_only=True)
     vocoder = load_vocoder(config.vocoder, train.info.features, pick_device(config.train.device))
-    trainer = Trainer(config, train, valid, train.info)
+    trainer = Trainer(config, train, valid, train.info, initial=initial)
     if fresh:
         _delete(folder)
     resumed = trainer.resume()
@@ -123,7 +129,12 @@ def prepare_data(config: Config) -> Path:
         if demo:
             return prepare_demo(out, utterances=data.utterances, **shared).folder
         return prepare_ljspeech(
-            data.root, out, textgrids=data.textgrids, lexicon=data.lexicon, **shared
+            data.root,
+            out,
+            textgrids=data.textgrids,
+            lexicon=data.lexicon,
+            speakers=data.speakers,
+            **shared,
         ).folder
     except SpeechError as error:
         if "--force" not in str(error):
@@ -181,6 +192,8 @@ def _announce(trainer: Trainer, train: FeatureDataset, resumed: bool) -> None:
     hours = hours / train.info.features.sample_rate / 3600
     print(f"{config.name}: FastSpeech2, {count:,} parameters, on {_place(trainer)}")
     print(f"{len(train)} utterances, {hours:.2f} h of {train.info.speech}")
+    if config.init is not None and not resumed:
+        print("\n".join([f"starts from the weights of {config.init}", *trainer.inherited]))
     print(_what_runs(trainer))
     kind = (
         "weights" if config.sparsity.block_size is None else f"{config.sparsity.block_size}-blocks"

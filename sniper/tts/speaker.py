@@ -75,7 +75,8 @@ class Speaker:
             speaker: a name of `info.speakers`; None: the first, where there are several.
 
         Raises:
-            SpeechError: a speaker that is not among the model's, no known phoneme, a control out of range, or weights that give no sound.
+            SpeechError: a speaker that the model does not have, no known phoneme, a control out of
+                range, or weights that give no sound.
         """
         if not 0.1 <= speed <= 10:
             raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")

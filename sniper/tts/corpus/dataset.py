@@ -53,9 +53,7 @@ class CorpusInfo:
             "frontend": self.frontend.to_json(),
             "speech": self.speech,
         }
-        if (
-            self.speakers
-        ):  # a list: its order counts, and not every reader of JSON keeps a mapping's
+        if self.speakers:  # a list: its order counts
             data["speakers"] = [{"name": n, **asdict(p)} for n, p in self.speakers.items()]
         return data
 

@@ -14,7 +14,7 @@ from sniper.tts.corpus.build import (
     find_finished,
     require_analysis_packages,
 )
-from sniper.tts.corpus.corpus import read_corpus, read_metadata, synthesis_voice
+from sniper.tts.corpus.corpus import list_utterances, read_corpus, synthesis_voice
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import SpeechError
 from sniper.tts.processes import default_workers
@@ -60,7 +60,7 @@ def prepare_demo(
         return finished
     require_analysis_packages()
     write_demo_corpus(out / "corpus", utterances, seed, voice, progress)
-    return _build(out / "corpus", None, plan, out, None, workers, progress)
+    return _build(out / "corpus", None, plan, out, None, workers, progress, "none")
 
 
 def prepare_ljspeech(
@@ -69,6 +69,7 @@ def prepare_ljspeech(
     *,
     textgrids: str | Path | None = None,
     lexicon: str | Path | None = None,
+    speakers: str = "none",
     features: FeatureConfig | None = None,
     valid: int | None = None,
     test: int | None = None,
@@ -77,12 +78,14 @@ def prepare_ljspeech(
     force: bool = False,
     progress: bool = True,
 ) -> Prepared:
-    """Prepare a corpus in LJSpeech's layout with alignments (MFA TextGrids or alignments.jsonl).
+    """Prepare recordings with alignments (MFA TextGrids or alignments.jsonl).
 
     Args:
-        root: folder with metadata.csv and wavs/.
+        root: folder with metadata.csv and wavs/, or of VCTK or LibriTTS.
         textgrids: folder of the TextGrids; by default a usual name in `root`.
         lexicon: a dictionary in MFA's format, for words that the corpus does not hold.
+        speakers: who speaks, in LJSpeech's layout: "none" (says it), "column" (the last one) or
+            "folder" (of the id).
         seed: of the split.
         features, valid, test, workers, force: as in `prepare_demo`.
 
@@ -90,24 +93,26 @@ def prepare_ljspeech(
         sniper.tts.errors.SpeechError: one line for the user; more where no utterance is usable.
     """
     root, out = Path(root), Path(out)
-    read_metadata(root / "metadata.csv")
+    listing, metadata = list_utterances(root, speakers), root / "metadata.csv"
     source = {
         "kind": "ljspeech",
         "root": str(root.resolve()),
         "textgrids": None if textgrids is None else str(textgrids),
-        "metadata_sha256": _sha256(root / "metadata.csv"),
+        "metadata_sha256": _sha256(metadata) if metadata.is_file() else listing.sha256(),
     }
+    if speakers != "none":  # absent otherwise, as in corpora from before there was a choice
+        source["speakers"] = speakers
     lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
     plan = Plan(source, features or FeatureConfig(), valid, test, seed, lexicon_sha256)
     finished = find_finished(out, plan, force)
     if finished is not None:
         return finished
-    return _build(root, textgrids, plan, out, lexicon, workers, progress)
+    return _build(root, textgrids, plan, out, lexicon, workers, progress, speakers)
 
 
-def _build(root, textgrids, plan, out, lexicon, workers, progress) -> Prepared:
+def _build(root, textgrids, plan, out, lexicon, workers, progress, speakers) -> Prepared:
     words = {} if lexicon is None else read_dictionary(Path(lexicon))
-    corpus = read_corpus(root, None if textgrids is None else Path(textgrids))
+    corpus = read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
     voice = None if corpus.has_textgrids else synthesis_voice(root)
     return build(
         corpus,

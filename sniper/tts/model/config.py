@@ -25,8 +25,8 @@ class FastSpeech2Config:
         vocab_size: tokens, padding (id 0) and the end of sentence included.
         n_mels: mel bins.
         speakers: of the corpus; 0: one, who has no embedding.
-        speaker_integration: "add" adds a speaker's embedding to the encoder's output, as ESPnet does
-            with `spks`; "concat" puts its direction beside it and projects both, as ESPnet does with
+        speaker_integration: "add" adds a speaker's embedding to the encoder's output, as ESPnet's
+            `spks`; "concat" puts its direction beside it and projects both, as ESPnet does with
             embeddings from outside.
         d_model, heads: of both stacks.
         encoder_layers, decoder_layers: blocks; at least 1.

@@ -138,9 +138,8 @@ class FastSpeech2(nn.Module):
             raise ValueError(f"mel: expected {self.config.n_mels} bins, got {batch.mel.shape[2]}")
         token_mask = length_mask(batch.token_lengths, batch.tokens.shape[1])
         frame_mask = length_mask(batch.mel_lengths, batch.mel.shape[1])
-        x = self.with_speaker(
-            self.encoder(self.token_embed(batch.tokens), token_mask), batch.speakers
-        )
+        x = self.encoder(self.token_embed(batch.tokens), token_mask)
+        x = self.with_speaker(x, batch.speakers)
         log_durations = self.duration_predictor(x, token_mask)
         pitch = self.pitch_predictor(x, token_mask)
         energy = self.energy_predictor(x, token_mask)
