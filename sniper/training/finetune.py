@@ -29,7 +29,7 @@ def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[
         Lines for the user: what starts fresh, and what is left behind.
 
     Raises:
-        ConfigError: mels of other settings, or nothing that fits.
+        ConfigError: mels of other settings, or a model of another width.
         CheckpointError: it does not say what speech it is of.
     """
     try:
@@ -41,7 +41,10 @@ def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[
     others = [line for line in others if not line.startswith("f0_")]  # the search, not the sound
     if others:
         raise ConfigError(f"init: {saved.path} was trained on other mels: {'; '.join(others)}")
-    own, fresh, used = model.state_dict(), [], 0
+    own, fresh = model.state_dict(), []
+    wide, width = saved.weights[_TOKENS].shape[1], own[_TOKENS].shape[1]
+    if wide != width:
+        raise ConfigError(f"init: {saved.path} has d_model {wide}, this model {width}")
     lines: list[str] = []
     names = {
         _TOKENS: ("tokens", there.vocabulary.symbols, info.vocabulary.symbols),
@@ -56,10 +59,6 @@ def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[
             value.copy_(other)
         else:
             fresh.append(name)
-            continue
-        used += 1
-    if not used:
-        raise ConfigError(f"init: no weight of {saved.path} fits this model: it has other sizes")
     model.load_state_dict(own)
     left = sorted(set(saved.weights) - set(own))
     for what, which in (("start fresh", fresh), ("are left behind", left)):

@@ -120,6 +120,10 @@ class HifiGanVocoder:
     def __call__(self, mel: np.ndarray) -> np.ndarray:
         return np.concatenate(list(self.stream(mel)))
 
+    def module(self) -> nn.Module:
+        """The whole way from `[T, n_mels]` to samples `[T * hop_length]`, for export."""
+        return _Alone(self.conversion, self.generator)
+
     def stream(self, mel: np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[np.ndarray]:
         """The samples that a call gives, in pieces of `chunk` frames as they are ready.
 
@@ -135,6 +139,15 @@ class HifiGanVocoder:
         frames = self.conversion(torch.as_tensor(mel, dtype=torch.float32).to(self.device))
         for samples in self.generator.stream(frames, chunk):
             yield samples.float().cpu().numpy()
+
+
+class _Alone(nn.Module):
+    def __init__(self, conversion: MelConversion, generator: HifiGan):
+        super().__init__()
+        self.conversion, self.generator = conversion, generator
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.generator(self.conversion(mel)[None])[0]
 
 
 def load_vocoder(
