@@ -3,7 +3,8 @@
 
     python -m sniper.export --checkpoint runs/demo -o model.onnx
 
-A name in .onnx gives ONNX, one in .pt2 a `torch.export` program. Both map token ids to the log-mel;
+A name in .onnx gives ONNX, one in .pt2 a `torch.export` program. Both map token ids to the log-mel,
+and with `--vocoder PATH` to samples too;
 FILE.json beside it has the tokens, the settings of the mel and what the inputs mean.
 
 Exit status: 0 written, 1 a checkpoint that cannot be used, 2 wrong arguments, 130 stopped
@@ -42,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--checkpoint", required=True, type=path_argument, help="a run's folder")
     parser.add_argument("--which", choices=("best", "last"), default="best", help="default: best")
     parser.add_argument(
+        "--vocoder", type=path_argument, help="a HiFi-GAN (file or folder) that goes into the file"
+    )
+    parser.add_argument(
         "-o", "--output", required=True, type=path_argument, help="FILE.onnx or FILE.pt2"
     )
     options = parser.parse_args(argv)
@@ -65,25 +69,33 @@ def _export(options: argparse.Namespace) -> int:
 
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.speaker import load_speaker
+    from sniper.tts.audio.vocoder import HifiGanVocoder
+    from sniper.tts.errors import SpeechError
     from sniper.tts.files import atomic_write, write_json
-    from sniper.tts.model.graph import export_onnx, export_program
+    from sniper.tts.model.graph import AUDIO, SPEAKER, export_onnx, export_program
 
     path = options.output
     try:
-        speaker = load_speaker(options.checkpoint, options.which)
+        speaker = load_speaker(options.checkpoint, options.which, vocoder=options.vocoder)
+        vocoder, info = speaker.vocoder, speaker.info
+        sound = vocoder.module() if isinstance(vocoder, HifiGanVocoder) else None
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:  # says why it cannot be written, before the work
             if path.suffix == ".onnx":
                 import_module("onnxscript")  # what the exporter needs and torch does not bring
                 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # advice on other packages
-                export_onnx(speaker.model, speaker.info.statistics, file)
+                export_onnx(speaker.model, info, file, sound)
             else:
-                program = export_program(speaker.model, speaker.info.statistics)
+                program = export_program(speaker.model, info, sound)
                 torch.export.save(program, made := io.BytesIO())
                 file.write(made.getbuffer())
-        about = {**ABOUT, **speaker.info.to_json()}
-        write_json(path.with_suffix(".json"), about)
-    except (CheckpointError, OSError) as error:
+        inputs = {SPEAKER: "int64 [1], place in `speakers`"} if info.speakers else {}
+        outputs = {AUDIO: "float32 [T * hop_length] within [-1, 1]"} if sound is not None else {}
+        about = {part: {**ABOUT[part]} for part in ABOUT}
+        about["inputs"] |= inputs
+        about["outputs"] |= outputs
+        write_json(path.with_suffix(".json"), {**about, **info.to_json()})
+    except (CheckpointError, SpeechError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; tokens and settings in {path.stem}.json")

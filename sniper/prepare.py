@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl)",
     )
     corpus.add_argument(
+        "--speakers",
+        choices=("none", "column", "folder"),
+        default="none",
+        help="who speaks: the last column of metadata.csv, or the folder in the ids (anna/0001); "
+        "VCTK's and LibriTTS' folders are known without (default: none, one speaker)",
+    )
+    corpus.add_argument(
         "--lexicon", type=path_argument, help="dictionary in MFA format for further words"
     )
     return parser

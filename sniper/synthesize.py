@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,14 +21,19 @@ from typing import TYPE_CHECKING
 from sniper.command import exit_with, path_argument, typed_text
 
 if TYPE_CHECKING:
-    from sniper.tts.speaker import Speaker
+    from sniper.tts.speaker import Speaker, Speech
 
 
-def load_speaker(checkpoint: str | Path, which: str = "best", device: str = "cpu") -> Speaker:
+def load_speaker(
+    checkpoint: str | Path,
+    which: str = "best",
+    device: str = "cpu",
+    vocoder: str | Path | None = None,
+) -> Speaker:
     """A `Speaker` from a run's or a checkpoint's folder; see `sniper.training.speaker`."""
     from sniper.training.speaker import load_speaker
 
-    return load_speaker(checkpoint, which, device)
+    return load_speaker(checkpoint, which, device, vocoder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
         "--mel",
         type=path_argument,
         help="write the log-mel [T, n_mels] as .npy for another vocoder, its settings as .json",
+    )
+    parser.add_argument("--speaker", help="name; default: the first of several")
+    parser.add_argument(
+        "--vocoder", type=path_argument, help="a HiFi-GAN (file or folder); default: Griffin-Lim"
     )
     parser.add_argument("--speed", type=float, default=1.0, help="2 takes half as long")
     parser.add_argument("--pitch", type=float, default=0.0, help="semitones up or down")
@@ -85,7 +95,8 @@ def _speak(options: argparse.Namespace) -> int:
         given = options.text
         # UTF-8 whatever the locale, like every other text of ours.
         text = sys.stdin.buffer.read().decode("utf-8") if given == "-" else typed_text(given)
-        speaker = load_speaker(options.checkpoint, options.which, options.device)
+        vocoder = options.vocoder
+        speaker = load_speaker(options.checkpoint, options.which, options.device, vocoder)
         with _bar() as watch:
             speech = speaker.speak(
                 text,
@@ -94,9 +105,15 @@ def _speak(options: argparse.Namespace) -> int:
                 energy=options.energy,
                 vocode=options.output is not None,
                 ssml=options.ssml,
+                speaker=options.speaker,
                 watch=watch,
             )
         _write(speech, speaker.info.features, options.output, options.mel)
+        if options.output is not None:
+            _say_how(speaker, speech)
+        if options.speaker is None and len(speaker.info.speakers) > 1:
+            names = len(speaker.info.speakers)
+            print(f"note: spoken by {speaker.who()}, the first of {names}", file=sys.stderr)
     except BrokenPipeError:
         raise  # whoever listened has gone
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:
@@ -107,6 +124,14 @@ def _speak(options: argparse.Namespace) -> int:
 
 def _to_stdout(options: argparse.Namespace) -> bool:
     return str(options.output) == "-"
+
+
+def _say_how(speaker: Speaker, speech: Speech) -> None:
+    """Who made the sound, and what was done to its loudness."""
+    print(f"note: {speaker.vocoder.about}", file=sys.stderr)
+    if speech.gain < 1:
+        lower = -20 * math.log10(speech.gain)
+        print(f"note: all of it lowered by {lower:.1f} dB, or it would clip", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -133,7 +158,7 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
 def _write(speech, features, output: Path | None, mel: Path | None) -> None:
     import numpy as np
 
-    from sniper.tts.audio.vocoder import save_wav
+    from sniper.tts.audio.writing import save_wav
     from sniper.tts.files import atomic_write, write_json
 
     piped = str(output) == "-"

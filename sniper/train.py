@@ -34,6 +34,9 @@ def _parser() -> argparse.ArgumentParser:
         "--fresh", action="store_true", help="delete the run's checkpoints and start anew"
     )
     parser.add_argument(
+        "--init", metavar="RUN", help="start from another run's weights (the setting `init`)"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="such as train.epochs=3 output=runs/x"
     )
     return parser
@@ -65,7 +68,8 @@ def _main(argv: list[str] | None) -> int:
     again = "the same command" + (" without --fresh" if options.fresh else "")
     try:
         with signals(interrupt):
-            config = load(options.config, options.overrides)
+            init = [f"init={options.init}"] if options.init is not None else []
+            config = load(options.config, [*options.overrides, *init])
             with open_run(config, options.fresh) as trainer:
                 trainer.fit()
     except (NotFinite, OutOfMemory, CheckpointError) as error:

@@ -84,6 +84,14 @@ def demo_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def speakers_corpus(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with three speakers; to be read only."""
+    from speech import make_speakers
+
+    return make_speakers(demo_corpus, tmp_path_factory.mktemp("speakers"))
+
+
+@pytest.fixture(scope="session")
 def trained_run(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder, trained from sparse to dense; to be read only."""
     from speech import fit, tiny

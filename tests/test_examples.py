@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
 import re
 import runpy
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 
 import sniper
 
@@ -52,7 +54,7 @@ def near(found: list[int], asked: list[int]) -> bool:
 
 
 def test_every_example_has_a_test_and_begins_with_its_command():
-    assert len(EXAMPLES) == 5 and all(f"test_{name}" in globals() for name in EXAMPLES)
+    assert len(EXAMPLES) == 6 and all(f"test_{name}" in globals() for name in EXAMPLES)
     for name, path in EXAMPLES.items():
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         command = docstring.split("\n")[2].strip()
@@ -112,6 +114,18 @@ def test_huggingface_trainer(tmp_path):
     assert sparsities(out) == [80, 40, 0]
     assert re.search(r"training loss \d+\.\d+, \d+ parameters were masked", out)
     assert (tmp_path / "run/checkpoint-3/sniper.pt").is_file()
+
+
+def test_serve(trained_run, monkeypatch):
+    monkeypatch.setenv("RUN", str(trained_run))
+    served = runpy.run_path(str(EXAMPLES["serve"]))
+    assert "/speak" in served["app"].openapi()["paths"]
+    answer = served["speak"]("The grey horse slept.")
+    assert answer.media_type == "audio/wav"
+    audio, rate = soundfile.read(io.BytesIO(answer.body))
+    assert rate == 22050 and abs(audio).max() > 0
+    with pytest.raises(served["HTTPException"], match="no known phoneme"):
+        served["speak"]("?!")
 
 
 def test_lightning_callback(tmp_path):

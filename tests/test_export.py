@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from speech import make_trainer, tiny
+from vocoders import write_jik876
 
 from sniper.export import main
 from sniper.synthesize import load_speaker
@@ -41,6 +44,32 @@ def test_onnx_gives_the_mels_of_the_model(trained_run: Path, tmp_path: Path, cap
             mel, durations = session.run(["mel", "durations"], {"tokens": tokens, **feed})
             assert durations.tolist() == wanted.durations[0].tolist()
             np.testing.assert_allclose(mel, wanted.mel, rtol=1e-3, atol=1e-4)
+
+
+def test_with_speakers_and_a_vocoder_in_one_file(speakers_corpus: Path, tmp_path: Path):
+    import onnxruntime
+
+    torch.manual_seed(0)
+    config = tiny(speakers_corpus, tmp_path / "run")
+    make_trainer(config).save()
+    write_jik876(tmp_path / "voc")
+    path, voice = tmp_path / "it.onnx", ["--vocoder", str(tmp_path / "voc")]
+    assert main(["--checkpoint", str(tmp_path / "run"), "-o", str(path), *voice]) == 0
+    about = json.loads(path.with_suffix(".json").read_text())
+    session = onnxruntime.InferenceSession(path)
+    assert {i.name for i in session.get_inputs()} == set(about["inputs"]) >= {"speaker"}
+    speaker = load_speaker(tmp_path / "run", vocoder=tmp_path / "voc")
+    for text, who in zip(TEXTS, ("clara", "anna"), strict=True):
+        controls = {"speed": 0.3, "pitch": 2.0, "energy": 1.5}
+        wanted = speaker.speak(text, speaker=who, **controls)
+        number = [each["name"] for each in about["speakers"]].index(who)
+        feed = {name: np.array(value, np.float32) for name, value in controls.items()}
+        feed["tokens"] = speaker.info.vocabulary.encode(wanted.phones[0])[None]
+        feed["speaker"] = np.array([number])
+        mel, durations, audio = session.run(["mel", "durations", "audio"], feed)
+        assert durations.tolist() == wanted.durations[0].tolist()
+        np.testing.assert_allclose(mel, wanted.mel, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(audio, wanted.audio, atol=1e-3)
 
 
 @pytest.mark.parametrize(

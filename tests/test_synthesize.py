@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
+from vocoders import write_jik876
 
 from sniper.synthesize import load_speaker, main
 from sniper.training import checkpoint
@@ -34,7 +36,36 @@ def test_text_to_wav(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert _main(trained_run, TEXT, "-o", wav) == 0
     audio, rate = soundfile.read(wav)
     assert rate == 22050 and np.abs(audio).max() > 0
-    assert capsys.readouterr().out == f"{wav}: {len(audio) / rate:.2f} s\n"
+    said = capsys.readouterr()
+    assert said.out == f"{wav}: {len(audio) / rate:.2f} s\n"
+    assert said.err.startswith("note: sound by Griffin-Lim")
+
+
+def test_a_neural_vocoder(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    reference = write_jik876(tmp_path / "voc")
+    wav, mel = tmp_path / "a.wav", tmp_path / "a.npy"
+    assert _main(trained_run, TEXT, "-o", wav, "--mel", mel, "--vocoder", tmp_path / "voc") == 0
+    assert capsys.readouterr().err == f"note: sound by the HiFi-GAN {tmp_path}/voc\n"
+    natural = torch.from_numpy(np.load(mel)) * np.log(10)
+    wanted = reference(natural.clamp_min(np.log(1e-5))[None])[0].numpy()
+    np.testing.assert_allclose(soundfile.read(wav)[0], wanted, atol=1e-4)
+    write_jik876(tmp_path / "voc", fmin=0)
+    assert _main(trained_run, TEXT, "-o", wav, "--vocoder", tmp_path / "voc") == 1
+    said = capsys.readouterr().err
+    assert "f_min 0 there, 80 here" in said and said.count("\n") == 1
+
+
+def test_loudness_is_lowered_aloud(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    def loud(self, mel: np.ndarray) -> np.ndarray:
+        return np.linspace(-2, 1, len(mel) * 256, dtype=np.float32)
+
+    monkeypatch.setattr("sniper.tts.audio.vocoder.GriffinLim.__call__", loud)
+    assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 0
+    assert capsys.readouterr().err.endswith("note: all of it lowered by 6.0 dB, or it would clip\n")
+    audio = soundfile.read(tmp_path / "a.wav")[0]
+    assert (audio.min(), audio.max()) == pytest.approx((-1, 0.5), abs=1e-3)
 
 
 def test_text_from_standard_input(

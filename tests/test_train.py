@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml
 from speech import command, differences, everything, fit, tiny
+from vocoders import write_jik876
 
+from sniper.synthesize import load_speaker
 from sniper.train import main
 from sniper.training import checkpoint
 from sniper.training.config import dump, load
@@ -96,7 +99,7 @@ def test_a_run_that_ends_prints_where_everything_lies(
     out = capsys.readouterr().out
     assert f"all in {run}/: sample.wav mel.png loss.png config.yaml checkpoints/" in out
     assert f"python -m sniper.synthesize --checkpoint {run}" in out
-    assert 'sample.wav says: "The grey horse slept by the river."' in out
+    assert 'sample.wav says: "The grey horse slept by the river."; sound by Griffin-Lim' in out
     assert "sparsity of 16-blocks: 60% from epoch 0 -> 30% from epoch 1 -> 0% from epoch 2" in out
     history = checkpoint.load(run).meta["progress"]["history"]
     assert f"{history[0]['valid']['total']:.3f} after the first epoch" in out
@@ -154,10 +157,16 @@ def test_settings_that_may_change(
         "train.log_every=3",
         "sparsity.block_size=8",
         "sample_text=Two children laughed.",
+        f"vocoder={tmp_path / 'voc'}",
     ]
+    write_jik876(tmp_path / "voc")
     assert _main(trained / "tiny.yaml", *overrides) == 0
     out = capsys.readouterr().out
     assert "resumed at epoch 2, batch 1" in out and "Two children laughed." in out
+    assert f"sound by the HiFi-GAN {tmp_path / 'voc'}" in out
+    speaker = load_speaker(tmp_path / "run", vocoder=tmp_path / "voc")
+    wanted = speaker.speak("Two children laughed.").audio
+    np.testing.assert_allclose(soundfile.read(tmp_path / "run/sample.wav")[0], wanted, atol=1e-4)
     history = checkpoint.load(tmp_path / "run").meta["progress"]["history"]
     assert [row["sparsity"] for row in history] == [0.6, 0.3]
 
@@ -169,7 +178,11 @@ def test_fresh_starts_anew_but_only_when_it_can(
     shutil.copytree(trained / "run", run)
     before = everything(run)
     changed = ["--fresh", f"output={run}", "train.seed=5"]
-    for broken in (["train.max_frames=10"], ["data.kind=ljspeech", "data.root=/nowhere"]):
+    for broken in (
+        ["train.max_frames=10"],
+        ["data.kind=ljspeech", "data.root=/nowhere"],
+        ["vocoder=/nowhere"],
+    ):
         assert _main(trained / "tiny.yaml", *changed, *broken) == 2
         _error(capsys)
         assert differences(everything(run), before) == []

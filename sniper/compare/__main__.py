@@ -55,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sentences", type=int, default=32, help="held-out sentences to measure, at most (32)"
     )
+    parser.add_argument(
+        "--vocoder", metavar="PATH", help="a HiFi-GAN that speaks the samples; default: Griffin-Lim"
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--evaluate-only", action="store_true", help="train nothing; measure what is trained"
@@ -112,9 +115,12 @@ def _main(options: argparse.Namespace, command: str) -> int:
     from sniper.tts.locks import only_one
     from sniper.tts.processes import default_workers
 
+    overrides = list(options.overrides)
+    if options.vocoder is not None:
+        overrides.append(f"vocoder={options.vocoder}")
     try:
         matrix = load_matrix(
-            options.config, seeds=options.seeds, arms=options.arms, overrides=options.overrides
+            options.config, seeds=options.seeds, arms=options.arms, overrides=overrides
         )
         out = options.output or Path("runs") / f"compare-{matrix.name}"
         threads = options.threads or max(1, default_workers() // options.jobs)
@@ -179,13 +185,17 @@ def _announce(matrix: Matrix, runs: Sequence[Run], out: Path) -> None:
 def _prepare(runs: Sequence[Run]) -> None:
     """Makes the prepared features once, before several processes want to."""
     from sniper.training.run import prepare_data
+    from sniper.tts.audio.vocoder import load_vocoder
+    from sniper.tts.corpus.dataset import load_corpus_info
 
     # Settings are no dictionary keys, and a matrix has few corpora.
     seen = []
     for run in runs:
         speech = (run.config.data, run.config.features)
         if speech not in seen:
-            prepare_data(run.config)
+            data = prepare_data(run.config)
+            # A vocoder that cannot speak is refused before the hours of training.
+            load_vocoder(run.config.vocoder, load_corpus_info(data).features)
             seen.append(speech)
 
 

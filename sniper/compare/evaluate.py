@@ -4,6 +4,7 @@
 RUN/evaluation.json      figures by sentence for the final and the best checkpoint, masks by layer
 RUN/samples/0.mp3, ...   the first sentences, spoken by the final checkpoint
 TRUTH/f0.npz, 0.mp3, ... the same of the true mels, by the same vocoder; 0-recorded.mp3: recordings
+TRUTH/vocoder.json       which vocoder that was; F0 is by Griffin-Lim, whoever speaks
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ from sniper.ops.bits import pack_bits, unpack_bits
 from sniper.sparsity.state import mask_shape
 from sniper.synthesize import load_speaker
 from sniper.training import checkpoint
+from sniper.tts.audio.griffin_lim import mel_to_audio
 from sniper.tts.audio.reading import read_audio
-from sniper.tts.audio.vocoder import mel_to_audio
+from sniper.tts.audio.vocoder import load_vocoder
 from sniper.tts.corpus.dataset import FeatureDataset, Item, collate
 from sniper.tts.errors import UtteranceError
 from sniper.tts.speaker import Speaker
 
 VERSION = 1
 SPOKEN = 3
+ANY = "any"  # vocoder
 # F0 does not need the sound to be good, and Griffin-Lim is most of the time.
 F0_ITERATIONS = 30
 METRICS = ("loss", "mel_l1", "mcd", "log_f0_rmse", "voicing_error", "duration_ms", "length_percent")
@@ -43,39 +46,47 @@ class Truth:
 
     Args:
         dataset: the split; its first `len(f0)` sentences are measured.
-        f0: Hz by frame of each true mel, spoken by our vocoder, 0 where unvoiced.
+        f0: Hz by frame of each true mel, spoken by Griffin-Lim, 0 where unvoiced.
+        vocoder: path of the HiFi-GAN that speaks the samples; None: Griffin-Lim does.
     """
 
     dataset: FeatureDataset
     f0: list[np.ndarray]
+    vocoder: str | None = None
 
     def mel(self, index: int) -> np.ndarray:
         """True log-mel `[T, n_mels]`, not normalised."""
         return self.dataset.info.statistics.denormalize_mel(self.dataset[index].mel)
 
 
-def load_truth(folder: Path, dataset: FeatureDataset, sentences: int) -> Truth:
+def load_truth(
+    folder: Path, dataset: FeatureDataset, sentences: int, vocoder: str | None = None
+) -> Truth:
     """Reads what is known of the true sentences, or finds it out once for all runs.
 
     Args:
         folder: where it is kept.
         dataset: the held-out split.
         sentences: how many to measure, at most.
+        vocoder: path of the HiFi-GAN that speaks the samples; None: Griffin-Lim does.
     """
     count = min(sentences, len(dataset))
-    truth, features = Truth(dataset, []), dataset.info.features
+    truth, features = Truth(dataset, [], vocoder), dataset.info.features
     known = _read_f0(folder / "f0.npz", dataset, count)
+    # Nothing is kept by a comparison of before there was a choice: that was Griffin-Lim.
+    same_voice = files.read_json(folder / "vocoder.json") == vocoder
+    speak = load_vocoder(vocoder, features)
     for index in range(min(SPOKEN, count)):
         spoken, recorded = folder / f"{index}.mp3", folder / f"{index}-recorded.mp3"
         if known is None:  # these may be of other sentences
             spoken.unlink(missing_ok=True)
             recorded.unlink(missing_ok=True)
-        if not spoken.exists():
-            audio = mel_to_audio(truth.mel(index), features)
-            files.write_mp3(spoken, audio, features.sample_rate)
+        if not spoken.exists() or not same_voice:
+            files.write_mp3(spoken, speak(truth.mel(index)), features.sample_rate)
         # A corpus that was prepared elsewhere has no recordings here; then there is one clip less.
         if not recorded.exists() and (audio := _recording(dataset, index)) is not None:
             files.write_mp3(recorded, audio, features.sample_rate)
+    files.write_json(folder / "vocoder.json", vocoder)
     if known is not None:
         truth.f0.extend(known)
         return truth
@@ -140,7 +151,7 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
         if same:
             checkpoints[name] = same[0]
             continue
-        speaker = load_speaker(path, device=device)
+        speaker = load_speaker(path, device=device, vocoder=truth.vocoder)
         figures = [_measure(speaker, truth, index) for index in range(len(truth.f0))]
         checkpoints[name] = {
             "step": path.name,
@@ -151,6 +162,7 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
             _speak(speaker, truth, run / "samples")
     result = {
         "version": VERSION,
+        "vocoder": truth.vocoder,
         "ids": truth.dataset.ids[: len(truth.f0)],
         "checkpoints": checkpoints,
         "layers": masks_by_layer(run),
@@ -159,8 +171,12 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
     return result
 
 
-def read_evaluation(run: Path, sentences: int | None = None) -> dict[str, Any] | None:
-    """The run's evaluation, if it has a whole one of this version and of so many sentences."""
+def read_evaluation(
+    run: Path, sentences: int | None = None, vocoder: str | None = ANY
+) -> dict[str, Any] | None:
+    """The run's evaluation, if it has a whole one of this version, of so many sentences, whose
+    samples this vocoder spoke.
+    """
     found = files.read_json(run / "evaluation.json")
     try:
         count = len(found["ids"])
@@ -170,7 +186,8 @@ def read_evaluation(run: Path, sentences: int | None = None) -> dict[str, Any] |
         whole = whole and all(isinstance(part["epoch"], int) for part in parts)
     except (KeyError, TypeError):
         return None
-    return found if whole and sentences in (None, count) else None
+    fits = sentences in (None, count) and vocoder in (ANY, found.get("vocoder"))
+    return found if whole and fits else None
 
 
 @torch.no_grad()
@@ -203,8 +220,10 @@ def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
 def _infer(speaker: Speaker, item: Item) -> tuple[np.ndarray, np.ndarray] | None:
     """Log-mel `[T, n_mels]`, not normalised, and frames of each token; None for broken weights."""
     device = next(speaker.model.parameters()).device
+    tokens = torch.from_numpy(item.tokens)[None].to(device)
+    who = None if item.speaker is None else torch.tensor([item.speaker], device=device)
     try:
-        out = speaker.model.infer(torch.from_numpy(item.tokens)[None].to(device))
+        out = speaker.model.infer(tokens, speakers=who)
     except ValueError:
         return None
     mel = speaker.info.statistics.denormalize_mel(out.mel[0].float().cpu().numpy())
@@ -216,7 +235,7 @@ def _speak(speaker: Speaker, truth: Truth, folder: Path) -> None:
     for index in range(min(SPOKEN, len(truth.f0))):
         spoken = _infer(speaker, truth.dataset[index])
         if spoken is not None and len(spoken[0]) and np.isfinite(spoken[0]).all():
-            audio = mel_to_audio(spoken[0], features)
+            audio = speaker.vocoder(spoken[0])
             files.write_mp3(folder / f"{index}.mp3", audio, features.sample_rate)
 
 

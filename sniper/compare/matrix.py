@@ -30,7 +30,8 @@ from sniper.training.config import Config, ConfigError, differences, dump, load
 from sniper.training.progress import Progress, is_done
 
 # Where things lie, and what does not touch the training.
-_MAY_DIFFER = ("name", "output", "sample_text", "data.root", "data.prepared", "data.workers")
+_MAY_DIFFER = ("name", "output", "sample_text", "vocoder")
+_MAY_DIFFER += ("data.root", "data.prepared", "data.workers")
 _POLL_SECONDS = 0.5  # between two looks at the running processes
 _LOG_SECONDS = 60.0  # between two lines on how far it is, where no bar is shown
 
@@ -72,7 +73,8 @@ class Run:
     def measured(self, sentences: int | None = None) -> bool:
         """Whether nothing is left to measure."""
         diverged = status(self.folder) == "diverged"
-        return diverged or read_evaluation(self.folder, sentences) is not None
+        found = read_evaluation(self.folder, sentences, self.config.vocoder)
+        return diverged or found is not None
 
 
 def epochs_of(runs: Sequence[Run]) -> str:

@@ -64,7 +64,7 @@ def write_page(
         for i, arm in enumerate(data["arms"])
     ]
     text = environment.get_template("report.html").render(
-        d={**data, "arms": arms},
+        d={"vocoder": None, **data, "arms": arms},
         to=reference["label"],
         reference=reference,
         stages=[{**stage, "arm": arm} for arm in arms for stage in arm["stages"]],

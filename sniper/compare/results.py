@@ -53,6 +53,7 @@ def collect(
         "epochs": epochs_of(runs),
         "speech": valid.info.speech,
         "sentences": sentences,
+        "vocoder": measured[0].get("vocoder") if measured else None,
         "spoken": [{"id": valid.ids[i], "text": valid.texts[i]} for i in spoken],
         "machines": _machines(found),
         "drawn": _drawn(arms),

@@ -89,8 +89,8 @@ def _work(options: argparse.Namespace) -> int:
     valid = FeatureDataset(prepare_data(config) / "valid.safetensors")
     options.truth.mkdir(parents=True, exist_ok=True)
     with only_one(options.truth, wait=float("inf")):  # the first one measures it for all
-        truth = load_truth(options.truth, valid, options.sentences)
-    if read_evaluation(folder, len(truth.f0)) is None:
+        truth = load_truth(options.truth, valid, options.sentences, config.vocoder)
+    if read_evaluation(folder, len(truth.f0), config.vocoder) is None:
         evaluate(folder, truth, config.train.device)
     return 0
 

@@ -45,6 +45,15 @@ class Config(Settings):
     name: Text = Field("run", description="Of the run.")
     output: PathText = Field("runs/run", description="Folder of the run.")
     sample_text: Text | None = Field(None, description="Spoken at the end of training.")
+    init: PathText | None = Field(
+        None,
+        description="A run whose weights the first epoch starts from (`--init` of the command): "
+        "tokens and speakers are found by name, what is new starts fresh.",
+    )
+    vocoder: PathText | None = Field(
+        None,
+        description="A HiFi-GAN, file or folder, that speaks the samples; null: Griffin-Lim.",
+    )
     # Type checkers do not see the defaults that `Field` takes by position.
     data: DataConfig = DataConfig()  # pyright: ignore[reportCallIssue]
     features: FeatureSection = Field(
@@ -84,10 +93,13 @@ class Config(Settings):
         except (TypeError, ValueError) as error:
             raise ConfigError(f"features: {error}") from None
 
-    def fastspeech2_config(self, vocab_size: int, n_mels: int) -> FastSpeech2Config:
-        """The model's settings for a vocabulary."""
+    def fastspeech2_config(
+        self, vocab_size: int, n_mels: int, speakers: int = 0
+    ) -> FastSpeech2Config:
+        """The model's settings for a corpus of so many tokens, mel bins and named speakers."""
+        sizes = {"vocab_size": vocab_size, "n_mels": n_mels, "speakers": speakers}
         try:
-            return FastSpeech2Config(vocab_size=vocab_size, n_mels=n_mels, **self.model)
+            return FastSpeech2Config(**sizes, **self.model)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model: {error}") from None
 

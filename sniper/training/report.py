@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from sniper.training.files import write_file
 from sniper.training.progress import EpochEnd, Observer, Progress
-from sniper.tts.audio.vocoder import mel_to_audio, save_wav
+from sniper.tts.audio.vocoder import GriffinLim, Vocoder
+from sniper.tts.audio.writing import limit_peak, save_wav
 from sniper.tts.corpus.dataset import FeatureDataset, collate
 from sniper.tts.errors import SpeechError
 from sniper.tts.speaker import Speaker
@@ -102,10 +103,17 @@ class TensorBoard(Observer):
         log_every: updates between two training points.
         sample_every: epochs between two plots and sounds; the last epoch has some too.
         dataset: its first utterance is plotted and spoken.
+        vocoder: speaks it; None: Griffin-Lim.
     """
 
     def __init__(
-        self, run: Path, update: int, log_every: int, sample_every: int, dataset: FeatureDataset
+        self,
+        run: Path,
+        update: int,
+        log_every: int,
+        sample_every: int,
+        dataset: FeatureDataset,
+        vocoder: Vocoder | None = None,
     ):
         from torch.utils.tensorboard import SummaryWriter
 
@@ -113,7 +121,7 @@ class TensorBoard(Observer):
         self._folder = run / "tensorboard"
         self._writer: SummaryWriter | None = None
         self._log_every, self._sample_every = log_every, sample_every
-        self._dataset = dataset
+        self._dataset, self._vocoder = dataset, vocoder
         self._hook = threading.excepthook
         with self._unless_full():
             # What is at purge_step is dropped too.
@@ -142,7 +150,8 @@ class TensorBoard(Observer):
                 self._writer.add_figure("mel", plot_mel(held_out), step)
                 info = self._dataset.info
                 mel = info.statistics.denormalize_mel(held_out.predicted)
-                audio = mel_to_audio(mel, info.features)
+                vocoder = self._vocoder or GriffinLim(info.features)
+                audio = limit_peak(vocoder(mel))
                 self._writer.add_audio("held-out", audio[None], step, info.features.sample_rate)
             self._writer.flush()
 

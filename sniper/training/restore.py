@@ -109,8 +109,8 @@ def refuse_other_speech(saved: Checkpoint, info: CorpusInfo, run: object) -> Non
                 raise ValueError(f"speech: expected other {part} than {sorted(there[part])!r:.60}")
     except ValueError as error:
         raise damaged(saved.path, "meta.json", str(error)) from None
-    for part in ("vocabulary", "features", "statistics"):
-        if there[part] != here[part]:
+    for part in ("vocabulary", "features", "statistics", "speakers"):
+        if there.get(part) != here.get(part):
             raise ConfigError(
                 f"{run} was trained on other speech: the prepared corpus has other "
                 f"{part}; use another output=FOLDER, or --fresh to start anew"

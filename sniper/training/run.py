@@ -24,6 +24,7 @@ from sniper.training.settings import ConfigError
 from sniper.training.speaker import load_speaker
 from sniper.training.step import pick_recorder
 from sniper.training.trainer import Trainer
+from sniper.tts.audio.vocoder import Vocoder, load_vocoder
 from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
@@ -34,6 +35,8 @@ FREE = {
     "name",
     "output",
     "sample_text",
+    "init",
+    "vocoder",
     "data.root",
     "data.prepared",
     "sparsity.block_size",
@@ -74,37 +77,48 @@ def open_run(config: Config, fresh: bool = False) -> Iterator[Trainer]:
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder):
-        trainer, valid = _take_up(config, folder, fresh)
-        with _observed(trainer, valid), signals(lambda: _stop_soon(trainer)):
+        trainer, valid, vocoder = _take_up(config, folder, fresh)
+        with _observed(trainer, valid, vocoder), signals(lambda: _stop_soon(trainer)):
             yield trainer
         _finish(trainer, valid)
 
 
-def _take_up(config: Config, folder: Path, fresh: bool) -> tuple[Trainer, FeatureDataset]:
-    """The trainer where the run stands, and the held-out utterances."""
+def _take_up(config: Config, folder: Path, fresh: bool) -> tuple[Trainer, FeatureDataset, Vocoder]:
+    """The trainer where the run stands, the held-out utterances, and who speaks its samples."""
     if not fresh:
         config = _as_begun(config, folder)
     data = prepare_data(config)
     train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     set_up_torch(config.train)
-    trainer = Trainer(config, train, valid, train.info)
+    # A run that goes on has weights of its own.
+    begins = fresh or not checkpoint.exists(folder)
+    initial = None
+    if config.init is not None and begins:
+        initial = checkpoint.load(Path(config.init), "best", weights_only=True)
+    vocoder = load_vocoder(config.vocoder, train.info.features, pick_device(config.train.device))
+    trainer = Trainer(config, train, valid, train.info, initial=initial)
     if fresh:
         _delete(folder)
     resumed = trainer.resume()
     write_file(folder / "config.yaml", dump(config).encode())
     _announce(trainer, train, resumed)
-    return trainer, valid
+    return trainer, valid, vocoder
 
 
 @contextlib.contextmanager
-def _observed(trainer: Trainer, valid: FeatureDataset) -> Iterator[None]:
+def _observed(trainer: Trainer, valid: FeatureDataset, vocoder: Vocoder) -> Iterator[None]:
     """Shows the run in the terminal and in TensorBoard, whatever becomes of it."""
     from sniper.training.report import Observers, TensorBoard, Terminal  # who measures needs none
 
     settings = trainer.config.train
     terminal = Terminal(settings.epochs)
     board = TensorBoard(
-        trainer.run, trainer.progress.update, settings.log_every, settings.sample_every, valid
+        trainer.run,
+        trainer.progress.update,
+        settings.log_every,
+        settings.sample_every,
+        valid,
+        vocoder,
     )
     observer = trainer.observer = Observers(terminal, board)
     try:
@@ -130,7 +144,12 @@ def prepare_data(config: Config) -> Path:
         if demo:
             return prepare_demo(out, utterances=data.utterances, **shared).folder
         return prepare_ljspeech(
-            data.root, out, textgrids=data.textgrids, lexicon=data.lexicon, **shared
+            data.root,
+            out,
+            textgrids=data.textgrids,
+            lexicon=data.lexicon,
+            speakers=data.speakers,
+            **shared,
         ).folder
     except SpeechError as error:
         if "--force" not in str(error):
@@ -189,6 +208,8 @@ def _announce(trainer: Trainer, train: FeatureDataset, resumed: bool) -> None:
     hours = hours / train.info.features.sample_rate / 3600
     print(f"{config.name}: FastSpeech2, {count:,} parameters, on {_place(trainer)}")
     print(f"{len(train)} utterances, {hours:.2f} h of {train.info.speech}")
+    if config.init is not None and not resumed:
+        print("\n".join([f"starts from the weights of {config.init}", *trainer.inherited]))
     print(_what_runs(trainer))
     kind = (
         "weights" if config.sparsity.block_size is None else f"{config.sparsity.block_size}-blocks"
@@ -287,7 +308,7 @@ def _finish(trainer: Trainer, valid: FeatureDataset) -> None:
     from sniper.training.report import write_results
 
     run, rows = trainer.run, trainer.progress.history
-    speaker = load_speaker(run, "best", str(trainer.device))
+    speaker = load_speaker(run, "best", str(trainer.device), trainer.config.vocoder)
     text = trainer.config.sample_text or valid.texts[0]
     held_out, said = write_results(run, rows, speaker, valid, text)
     print(
@@ -298,7 +319,7 @@ def _finish(trainer: Trainer, valid: FeatureDataset) -> None:
         f"held-out {held_out.id}: mel L1 {held_out.mel_l1:.3f} against the ground truth; "
         f"the mean mel's is {held_out.mean_l1:.3f}"
     )
-    print(f'sample.wav says: "{said}"')
+    print(f'sample.wav says: "{said}"; {speaker.vocoder.about}')
     print(f"all in {run}/: sample.wav mel.png loss.png config.yaml checkpoints/ tensorboard/")
     print(f'speak:      python -m sniper.synthesize --checkpoint {run} "Some text." -o out.wav')
     print(f"follow:     tensorboard --logdir {run}/tensorboard")

@@ -46,6 +46,11 @@ class DataConfig(Settings):
         None,
         description="Pronunciation dictionary for synthesis, beside what the TextGrids give.",
     )
+    speakers: Literal["none", "column", "folder"] = Field(
+        "none",
+        description="Who speaks: `column` (the last one of metadata.csv) or `folder` (in the ids); "
+        "VCTK's and LibriTTS' folders are known without.",
+    )
     utterances: int = Field(400, ge=1, le=100_000, description="Sentences of the demo corpus.")
     # The best checkpoint is the best on held-out speech, so there must be some.
     valid: int | None = Field(
@@ -244,7 +249,7 @@ class TrainConfig(Settings):
 
 # Largest whole numbers in these sections; above them memory ends before anything is checked.
 FeatureSettings = sizes_of(FeatureConfig, 1_000_000)
-ModelSettings = sizes_of(FastSpeech2Config, 65_536, leave_out=("vocab_size", "n_mels"))
+ModelSettings = sizes_of(FastSpeech2Config, 65_536, leave_out=("vocab_size", "n_mels", "speakers"))
 
 
 def _given(section: Settings) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sniper.training.data import (
     valid_batches,
 )
 from sniper.training.device import pick_device
+from sniper.training.finetune import initialise
 from sniper.training.progress import (
     EpochEnd,
     Interrupted,
@@ -51,6 +52,10 @@ class Trainer:
         train, valid: datasets of the two splits.
         info: vocabulary, features and statistics, carried in checkpoints.
         observer: is told of updates and epochs.
+        initial: of another run, whose weights are taken over; see `initialise`.
+
+    Attributes:
+        inherited: lines on what that run did not have, or what is left behind.
 
     Raises:
         ConfigError: settings that do not fit the data or the machine.
@@ -63,6 +68,7 @@ class Trainer:
         valid: FeatureDataset,
         info: CorpusInfo,
         observer: Observer | None = None,
+        initial: checkpoint.Checkpoint | None = None,
     ):
         settings = config.train
         self.config, self.info = config, info
@@ -73,8 +79,12 @@ class Trainer:
         self.stop = False  # set from a signal handler
         # Before the model, so that runs of one seed start from the same weights.
         torch.manual_seed(settings.seed)
-        model_config = config.fastspeech2_config(len(info.vocabulary), info.features.n_mels)
-        self.model = FastSpeech2(model_config).to(self.device)
+        model_config = config.fastspeech2_config(
+            len(info.vocabulary), info.features.n_mels, len(info.speakers)
+        )
+        self.model = FastSpeech2(model_config)
+        self.inherited = [] if initial is None else initialise(self.model, info, initial)
+        self.model.to(self.device)
         self.sniper = make_sniper(self.model, config)
         # One group in the model's order, whatever is masked: so a checkpoint fits any block size.
         params = self.model.parameters()

@@ -34,6 +34,9 @@ _PACKAGES = {
     "praatio": ("praatio", "tts"),
     "pyworld": ("pyworld-prebuilt", "tts"),
     "tqdm": ("tqdm", "tts"),
+    "yaml": ("pyyaml", "tts"),
+    "safetensors": ("safetensors", "tts"),
+    "h5py": ("h5py", "vocoder"),
     "espeakng_loader": ("espeakng-loader", "demo"),
 }
 

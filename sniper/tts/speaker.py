@@ -6,11 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sniper.tts.audio.vocoder import limit_peak, mel_to_audio
+from sniper.tts.audio.vocoder import GriffinLim, Vocoder
+from sniper.tts.audio.writing import limit_peak, peak_of
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
@@ -29,12 +32,14 @@ class Speech:
         mel: `[T, n_mels]` float32, log-mel as the features have it (not normalised).
         phones: tokens of each sentence.
         durations: frames of each token of each sentence.
+        gain: what all of the audio was multiplied with, below 1 where its peak was above 1.
     """
 
     audio: np.ndarray
     mel: np.ndarray
     phones: list[list[str]]
     durations: list[np.ndarray]
+    gain: float = 1.0
 
 
 class Speaker:
@@ -43,11 +48,13 @@ class Speaker:
     Args:
         model: put into evaluation mode.
         info: vocabulary, text frontend, features, statistics.
+        vocoder: makes sound of the model's mels; None: Griffin-Lim.
     """
 
-    def __init__(self, model: FastSpeech2, info: CorpusInfo):
+    def __init__(self, model: FastSpeech2, info: CorpusInfo, vocoder: Vocoder | None = None):
         self.model = model.eval()
         self.info = info
+        self.vocoder = vocoder or GriffinLim(info.features)
 
     def speak(
         self,
@@ -58,6 +65,7 @@ class Speaker:
         energy: float = 1.0,
         vocode: bool = True,
         ssml: bool = False,
+        speaker: str | None = None,
         watch: Callable[[int, int], None] | None = None,
     ) -> Speech:
         """Speaks a text of any length, sentence by sentence with a short pause between.
@@ -68,15 +76,17 @@ class Speaker:
             pitch: semitones up (down when negative).
             energy: factor on the loudness that the model is asked for; at most 10.
             vocode: False leaves `audio` empty, for an external vocoder.
-            watch: is told after each sentence how many steps are done, and of how many.
             ssml: the text is an SSML document; its rates and pitches go on top of these, and its
                 breaks are in `audio` alone, as the pauses between sentences are.
+            speaker: a name of `info.speakers`; None: the first, where there are several.
+            watch: is told after each sentence how many steps are done, and of how many.
 
         Raises:
-            SpeechError: no known phoneme, a control out of range, SSML that cannot be followed, or
-                weights that give no sound.
+            SpeechError: a speaker that the model does not have, no known phoneme, a control out of
+                range, SSML that cannot be followed, or weights that give no sound.
         """
         _check_controls(speed, pitch, energy)
+        who = self.who(speaker)
         read = ssml_utterances if ssml else _sentences
         utterances = read(text, self.info.frontend)
         if not any(utterance.phones for utterance in utterances):
@@ -94,16 +104,19 @@ class Speaker:
 
         spoken = []
         for u in voiced:
-            spoken.append(self._mel(list(u.phones), speed * u.rate, pitch + u.pitch, energy))
+            controls = (speed * u.rate, pitch + u.pitch, energy)
+            spoken.append(self._mel(list(u.phones), who, *controls))
             step()
         if not all(np.isfinite(mel).all() for mel, _ in spoken):
             raise SpeechError("the model gives no finite sound: its weights are broken")
         audio = self._audio(utterances, [mel for mel, _ in spoken], step) if vocode else []
+        whole = np.concatenate(audio) if audio else np.zeros(0, dtype=np.float32)
         return Speech(
-            audio=limit_peak(np.concatenate(audio)) if audio else np.zeros(0, dtype=np.float32),
+            audio=limit_peak(whole),
             mel=np.concatenate([mel for mel, _ in spoken]),
             phones=[list(utterance.phones) for utterance in voiced],
             durations=[durations for _, durations in spoken],
+            gain=1 / max(1.0, peak_of(whole)),
         )
 
     def _audio(
@@ -120,19 +133,42 @@ class Speaker:
             if pause:
                 audio.append(np.zeros(round(pause * features.sample_rate), dtype=np.float32))
             if utterance.phones:
-                audio.append(mel_to_audio(next(remaining), features, limit=False))
+                audio.append(self.vocoder(next(remaining)))
                 step()
         return audio
 
+    def who(self, speaker: str | None = None) -> str | None:
+        """The name of who speaks where `speaker` is asked for; None for a model of one.
+
+        Raises:
+            SpeechError: there is no such speaker.
+        """
+        names = list(self.info.speakers)
+        if speaker is None:
+            return names[0] if names else None
+        if speaker not in names:
+            near = get_close_matches(speaker, names, n=5) or names[:5]
+            some = f"some of its {len(names)}: {', '.join(near)}" if names else "none with a name"
+            raise SpeechError(f"speaker: the model has no {speaker!r}, but {some}")
+        return speaker
+
+    def number(self, speaker: str | None) -> Tensor | None:
+        """A speaker as the model takes it, int64 `[1]`; None for a model of one."""
+        if speaker is None:
+            return None
+        device = next(self.model.parameters()).device
+        return torch.tensor([list(self.info.speakers).index(speaker)], device=device)
+
     def _mel(
-        self, phones: list[str], speed: float, pitch: float, energy: float
+        self, phones: list[str], who: str | None, speed: float, pitch: float, energy: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        statistics = self.info.statistics
+        statistics = self.info.statistics_of(who)
         device = next(self.model.parameters()).device
         tokens = torch.from_numpy(self.info.vocabulary.encode(phones))[None].to(device)
         try:
             out = self.model.infer(
                 tokens,
+                speakers=self.number(who),
                 speed=speed,
                 # The model's pitch is log-F0 over the corpus' standard deviation.
                 pitch_shift=pitch * math.log(2) / 12 / statistics.pitch_std,

@@ -13,12 +13,14 @@ import soundfile
 import torch
 from comparing import Compared
 from safetensors.torch import load_file, save_file
+from vocoders import write_jik876
 
 from sniper.compare import evaluate as module
 from sniper.compare import files
 from sniper.compare.evaluate import METRICS, evaluate, load_truth, masks_by_layer, read_evaluation
 from sniper.training import checkpoint
 from sniper.training.trainer import make_sniper
+from sniper.tts.audio.vocoder import load_vocoder
 from sniper.tts.corpus.dataset import FeatureDataset
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
@@ -147,6 +149,28 @@ def test_samples_can_be_heard(compared: Compared, valid: FeatureDataset):
             assert rate == features.sample_rate and np.abs(audio).max() > 0.5
     recorded, _ = soundfile.read(compared.out / "truth" / "2-recorded.mp3")
     assert len(recorded) == pytest.approx(valid.mel_lengths[2] * features.hop_length, abs=3000)
+
+
+def test_another_vocoder_speaks_the_samples_anew(
+    compared: Compared, valid: FeatureDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_jik876(tmp_path / "voc")
+    run, voice = tmp_path / "run", str(tmp_path / "voc")
+    shutil.copytree(compared.run("dense").folder, run)
+    shutil.copytree(compared.out / "truth", tmp_path / "truth")
+    before = (tmp_path / "truth/1.mp3").read_bytes()
+    assert read_evaluation(run, 3, None) is not None and read_evaluation(run, 3, voice) is None
+    truth = load_truth(tmp_path / "truth", valid, 3, voice)
+    audio = load_vocoder(voice, valid.info.features)(truth.mel(1))
+    heard = soundfile.read(tmp_path / "truth/1.mp3")[0][: len(audio)]
+    assert np.corrcoef(heard, audio[: len(heard)])[0, 1] > 0.8
+    metrics = read_evaluation(run)["checkpoints"]["best"]["metrics"]
+    again = evaluate(run, truth)["checkpoints"]["best"]["metrics"]
+    assert all(again[name] == pytest.approx(metrics[name], nan_ok=True) for name in METRICS)
+    assert read_evaluation(run, 3, voice) is not None and read_evaluation(run, 3, None) is None
+    # And back: who has nothing to do with a vocoder hears Griffin-Lim.
+    load_truth(tmp_path / "truth", valid, 3)
+    assert (tmp_path / "truth/1.mp3").read_bytes() == before
 
 
 def test_broken_weights_give_no_figures(compared: Compared, valid: FeatureDataset, tmp_path: Path):

@@ -8,8 +8,8 @@ import pytest
 
 from sniper.compare.pitch import f0
 from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.griffin_lim import mel_to_audio
 from sniper.tts.audio.spectrogram import log_mel, spectrum
-from sniper.tts.audio.vocoder import mel_to_audio
 
 CONFIG = FeatureConfig()
 

@@ -1,144 +1,185 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-mel frames to audio by Griffin-Lim: no model, so it speaks for any mel settings.
+"""Who makes sound of log-mel frames: Griffin-Lim, or a HiFi-GAN trained for the same mels."""
 
-Phase is guessed, so the voice sounds a little metallic; a neural vocoder trained for the same mel
-settings does better.
-"""
+from __future__ import annotations
 
-import functools
-import io
-import warnings
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from sniper.tts.audio.config import FeatureConfig
-from sniper.tts.audio.spectrogram import mel_matrix
-from sniper.tts.errors import require
-from sniper.tts.files import atomic_write
+from sniper.tts.audio.griffin_lim import mel_to_audio
+from sniper.tts.audio.hifigan import HifiGan
+from sniper.tts.audio.hifigan_files import MelSettings, read_hifigan
+from sniper.tts.errors import SpeechError
+
+# Frames that a HiFi-GAN computes at once: memory stays bounded, and the frames around a chunk,
+# which are computed twice, stay few beside it.
+CHUNK_FRAMES = 256
+_COMPARED = ("sample_rate", "n_fft", "hop_length", "win_length", "n_mels", "f_min", "f_max")
+_LOG = {"10": math.log(10.0), "e": 1.0, "2": math.log(2.0)}
 
 
-@functools.lru_cache(maxsize=8)
-def _inverse_mel(config: FeatureConfig) -> torch.Tensor:
-    return torch.linalg.pinv(mel_matrix(config)).float()
+class Vocoder(Protocol):
+    """Sound of one piece of speech; pieces of one text are to be scaled together."""
+
+    @property
+    def about(self) -> str:
+        """One line on who it is, and what it could not make sure of."""
+        ...
+
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        """Samples `[T * hop_length]` float32 of log-mels `[T, n_mels]` as the features have them.
+
+        Raises:
+            ValueError: a wrong shape, or values that are not finite.
+        """
+        ...
 
 
-def mel_to_amplitude(log_mel: torch.Tensor, config: FeatureConfig) -> torch.Tensor:
-    """Amplitude spectrum max(0, pinv(M) exp(mel)) of log-mel frames.
+class GriffinLim:
+    """Griffin-Lim for these features: no model, so it speaks for any settings of the mel."""
+
+    about = (
+        "sound by Griffin-Lim, a little metallic; a HiFi-GAN does better (--vocoder PATH, in "
+        "training vocoder=PATH)"
+    )
+
+    def __init__(self, features: FeatureConfig):
+        self.features = features
+
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        return mel_to_audio(mel, self.features, limit=False)
+
+
+class MelConversion(nn.Module):
+    """Log-mels of one analysis as those of another that differs in logarithm and normalisation.
 
     Args:
-        log_mel: `[T, n_mels]`, not normalised, in the base of `config`.
-
-    Returns:
-        `[n_fft // 2 + 1, T]` float32.
+        features: what comes in.
+        settings: what goes out; its floor is not below that of `features`.
     """
-    mel = log_mel.float()
-    mel = 10.0**mel if config.log_base == "10" else mel.exp()
-    return (_inverse_mel(config).to(mel.device) @ mel.T).clamp_min(0.0)
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: FeatureConfig, settings: MelSettings):
+        super().__init__()
+        base = _LOG[settings.log_base]
+        self.factor = _LOG[features.log_base] / base
+        self.floor = None if settings.floor is None else math.log(settings.floor) / base
+        mean = np.zeros(features.n_mels) if settings.mean is None else settings.mean
+        scale = np.ones(features.n_mels) if settings.scale is None else settings.scale
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32))
+
+    def forward(self, mel: Tensor) -> Tensor:
+        mel = mel * self.factor
+        if self.floor is not None:  # what lies below, the other analysis would have raised to it
+            mel = mel.clamp_min(self.floor)
+        return (mel - self.mean) / self.scale
 
 
-def mel_to_audio(
-    log_mel: torch.Tensor | np.ndarray,
-    config: FeatureConfig,
-    n_iter: int = 60,
-    momentum: float = 0.99,
-    seed: int = 0,
-    limit: bool = True,
-) -> np.ndarray:
-    """Audio whose log-mel comes near the given one, by fast Griffin-Lim.
+class HifiGanVocoder:
+    """A HiFi-GAN that speaks a model's mels.
 
     Args:
-        log_mel: `[T, n_mels]`, not normalised, in the base of `config`; on any device.
-        n_iter: each costs one STFT and its inverse.
-        momentum: in [0, 1).
-        seed: of the first phase; equal input gives equal samples.
-        limit: whether audio with a peak above 1 is scaled down to it. Pieces of one recording are
-            to be scaled together, by `limit_peak`.
-
-    Returns:
-        `[T * hop_length]` float32 at `config.sample_rate`, within [-1, 1] where limited.
+        generator: in evaluation mode.
+        settings: of the mels that it was trained on.
+        features: of the mels that come.
+        name: what to call it.
+        device: where it computes.
 
     Raises:
-        ValueError: a wrong shape, or values that are not finite.
-
-    Source: Perraudin, Balazs, Søndergaard, A fast Griffin-Lim algorithm (WASPAA 2013).
+        SpeechError: mels that cannot be converted exactly.
     """
-    frames = torch.as_tensor(log_mel).detach()
-    if frames.ndim != 2 or frames.shape[1] != config.n_mels or len(frames) == 0:
-        raise ValueError(f"expected mel [T, {config.n_mels}], got {list(frames.shape)}")
-    if not torch.isfinite(frames).all():
-        raise ValueError("the mel holds NaN or infinite values: nothing can be heard in it")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-    amplitude = mel_to_amplitude(frames, config)
-    # A centred STFT has one frame more than the n // hop that features keep. A very short mel is
-    # held long enough for the reflect padding.
-    samples = len(frames) * config.hop_length
-    total = max(len(frames), -(-config.min_samples // config.hop_length)) + 1
-    last = amplitude[:, -1:].expand(-1, total - len(frames))
-    amplitude = torch.cat([amplitude, last], dim=1)
-    audio = _griffin_lim(amplitude, config, n_iter, momentum, seed)[:samples]
-    audio = audio * _fades(samples, config, audio.device)
-    samples_out = audio.cpu().numpy()
-    return limit_peak(samples_out) if limit else samples_out
+
+    def __init__(
+        self,
+        generator: HifiGan,
+        settings: MelSettings,
+        features: FeatureConfig,
+        name: str = "the vocoder",
+        device: torch.device | str = "cpu",
+    ):
+        refuse_other_mels(settings, features, name)
+        self.features = features
+        self.device = torch.device(device)
+        self.generator = generator.to(self.device)
+        self.conversion = MelConversion(features, settings).to(self.device)
+        unknown = [key for key in _COMPARED if getattr(settings, key) is None]
+        self.about = f"sound by the HiFi-GAN {name}"
+        if unknown:
+            self.about += f"; its files do not say {', '.join(unknown)}: taken to be the voice's"
+
+    def __call__(self, mel: np.ndarray) -> np.ndarray:
+        return np.concatenate(list(self.stream(mel)))
+
+    def module(self) -> nn.Module:
+        """The whole way from `[T, n_mels]` to samples `[T * hop_length]`, for export."""
+        return _Alone(self.conversion, self.generator)
+
+    def stream(self, mel: np.ndarray, chunk: int = CHUNK_FRAMES) -> Iterator[np.ndarray]:
+        """The samples that a call gives, in pieces of `chunk` frames as they are ready.
+
+        Raises:
+            ValueError: a wrong shape, or values that are not finite.
+        """
+        if mel.ndim != 2 or mel.shape[1] != self.features.n_mels or len(mel) == 0:
+            raise ValueError(f"expected mel [T, {self.features.n_mels}], got {list(mel.shape)}")
+        if not np.isfinite(mel).all():
+            raise ValueError("the mel holds NaN or infinite values: nothing can be heard in it")
+        if chunk < 1:
+            raise ValueError(f"chunk: expected at least 1 frame, got {chunk}")
+        frames = self.conversion(torch.as_tensor(mel, dtype=torch.float32).to(self.device))
+        for samples in self.generator.stream(frames, chunk):
+            yield samples.float().cpu().numpy()
 
 
-def limit_peak(audio: np.ndarray) -> np.ndarray:
-    """Scale `[n]` samples by one gain such that none lies outside [-1, 1]."""
-    peak = float(np.abs(audio).max(initial=0.0))
-    return audio / np.float32(max(1.0, peak))
+class _Alone(nn.Module):
+    def __init__(self, conversion: MelConversion, generator: HifiGan):
+        super().__init__()
+        self.conversion, self.generator = conversion, generator
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.generator(self.conversion(mel)[None])[0]
 
 
-def _griffin_lim(
-    amplitude: torch.Tensor, config: FeatureConfig, n_iter: int, momentum: float, seed: int
-) -> torch.Tensor:
-    window = torch.hann_window(config.win_length, device=amplitude.device)
-    shape = {"n_fft": config.n_fft, "hop_length": config.hop_length, "window": window}
-    shape["win_length"] = config.win_length
-    length = (amplitude.shape[1] - 1) * config.hop_length
-    # Drawn on the CPU, so that every device starts from the same phase.
-    generator = torch.Generator().manual_seed(seed)
-    angle = torch.rand(amplitude.shape, generator=generator).to(amplitude.device) * (2 * torch.pi)
-    phase = torch.polar(torch.ones_like(amplitude), angle)
-    previous = torch.zeros_like(phase)
-    for _ in range(n_iter):
-        audio = torch.istft(amplitude * phase, **shape, length=length)
-        rebuilt = torch.stft(audio, **shape, center=True, pad_mode="reflect", return_complex=True)
-        step = rebuilt - previous * (momentum / (1 + momentum))
-        phase = step / step.abs().clamp_min(1e-16)
-        previous = rebuilt
-    return torch.istft(amplitude * phase, **shape, length=length)
-
-
-def _fades(samples: int, config: FeatureConfig, device: torch.device) -> torch.Tensor:
-    """1 inside, 5 ms ramps at both ends: audio that starts off zero would click."""
-    ramp = max(1, min(samples // 2, config.sample_rate // 200))
-    position = torch.arange(samples, device=device)
-    return (torch.minimum(position, samples - 1 - position) / ramp).clamp_max(1.0)
-
-
-def save_wav(path: str | Path | BinaryIO, audio: np.ndarray, sample_rate: int) -> None:
-    """Write mono audio `[n]` as 16-bit PCM; values beyond [-1, 1] are limited, not wrapped.
-
-    Args:
-        path: a file, which is whole or not there, or an open stream such as a pipe.
+def load_vocoder(
+    path: str | Path | None, features: FeatureConfig, device: torch.device | str = "cpu"
+) -> Vocoder:
+    """The vocoder in `path`, see `read_hifigan`, for mels of `features`; None: Griffin-Lim.
 
     Raises:
-        OSError: it cannot be written, with its name.
+        SpeechError: it cannot be read, or was trained on mels that these are not.
     """
-    peak = float(np.abs(audio).max(initial=0.0))
-    if peak > 1.0:
-        warnings.warn(
-            f"{path}: samples up to {peak:.3g} are clipped to 1; scale them first", stacklevel=2
+    if path is None:
+        return GriffinLim(features)
+    generator, settings = read_hifigan(Path(path))
+    return HifiGanVocoder(generator, settings, features, str(path), device)
+
+
+def refuse_other_mels(settings: MelSettings, features: FeatureConfig, name: str) -> None:
+    """Refuses mels that no conversion turns exactly into those of the vocoder.
+
+    Raises:
+        SpeechError: with the settings of both side by side.
+    """
+    others = [
+        f"{key} {there:g} there, {getattr(features, key):g} here"
+        for key in _COMPARED
+        if (there := getattr(settings, key)) is not None and there != getattr(features, key)
+    ]
+    # A higher floor can be put on; what lay below a floor is lost.
+    if settings.floor is not None and settings.floor < features.floor:
+        others.append(f"floor {settings.floor:g} there, {features.floor:g} here")
+    if others:
+        raise SpeechError(
+            f"vocoder {name} was trained on other mels than the voice's: {'; '.join(others)}. Take "
+            "one for the voice's mels, or prepare and train with the vocoder's settings"
         )
-    samples = np.clip(np.asarray(audio, dtype=np.float32), -1.0, 1.0)
-    # In memory first: the sound library names neither the file nor the reason of a full disk.
-    encoded = io.BytesIO()
-    require("soundfile").write(encoded, samples, sample_rate, subtype="PCM_16", format="WAV")
-    if isinstance(path, str | Path):
-        with atomic_write(Path(path)) as file:
-            file.write(encoded.getvalue())
-    else:
-        path.write(encoded.getvalue())

@@ -31,6 +31,7 @@ class Batch:
             sentence.
         pitch: float32 `[B, L]`, normalised log-F0, averaged over each token.
         energy: float32 `[B, L]`, normalised energy, averaged over each token.
+        speakers: int64 `[B]`, the speaker of each utterance; None: the corpus has one.
         n_frames: unpadded frames in the batch, a Python int. Counted here when not given, so make
             the batch on the CPU: later uses (frames/s) then need no device synchronisation.
 
@@ -46,6 +47,7 @@ class Batch:
     durations: Tensor
     pitch: Tensor
     energy: Tensor
+    speakers: Tensor | None = None
     n_frames: int | None = None
 
     def __post_init__(self):
@@ -63,6 +65,8 @@ class Batch:
             "pitch": (B, L),
             "energy": (B, L),
         }
+        if self.speakers is not None:
+            expected["speakers"] = (B,)
         for name, shape in expected.items():
             got = tuple(getattr(self, name).shape)
             if got != shape:

@@ -13,7 +13,7 @@ from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.analyze import analyze_all, pause_share
 from sniper.tts.corpus.corpus import Corpus, fingerprint
 from sniper.tts.corpus.dataset import CORPUS, SPLITS, CorpusInfo, read_corpus_json
-from sniper.tts.corpus.features import compute_statistics
+from sniper.tts.corpus.features import Prosody, compute_prosody, compute_statistics
 from sniper.tts.corpus.health import Census
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
 from sniper.tts.corpus.verify import damaged
@@ -236,6 +236,19 @@ def _analyze_rest(
     return [held[u.id, keys[u.id]] for u in corpus.utterances]
 
 
+def _speakers(entries: list[Entry], work: WorkFile) -> dict[str, Prosody]:
+    """Pitch and energy of each speaker of the training set; empty where nobody has a name."""
+    by_name: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_name.setdefault(entry.speaker, []).append(entry)
+    if set(by_name) == {""}:
+        return {}
+    return {
+        name: compute_prosody(features_of(r) for r in read_entries(work, by_name[name]))
+        for name in sorted(by_name)
+    }
+
+
 def _finish(
     corpus: Corpus,
     plan: Plan,
@@ -249,6 +262,7 @@ def _finish(
     problems = list(corpus.problems)
     usable: list[Entry] = []
     census = Census(plan.features)
+    speaker_of = {u.id: u.speaker for u in corpus.utterances}
     pronunciations: list[tuple[str, str]] = []
     for position in positions:
         record = work.read(position)
@@ -257,7 +271,9 @@ def _finish(
             continue
         census.add(record)
         pronunciations += record.pronunciations
-        usable.append(Entry(position, record.id, record.text, record.phones, record.n_frames))
+        who = speaker_of[record.id]
+        entry = Entry(position, record.id, record.text, record.phones, record.n_frames, who)
+        usable.append(entry)
     if not usable:
         shown = "".join(f"\n  {where}: {reason}" for where, reason in problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
@@ -279,9 +295,17 @@ def _finish(
     statistics = compute_statistics(
         features_of(record) for record in read_entries(work, parts["train"])
     )
-    info = CorpusInfo(vocabulary, plan.features, statistics, frontend, speech)
+    speakers = _speakers(parts["train"], work)
+    unheard = sorted({e.speaker for e in usable} - set(speakers)) if speakers else []
+    if unheard:
+        raise SpeechError(
+            f"no utterance to train on is by {', '.join(unheard[:10])}: hold out fewer (--valid, "
+            "--test), or leave these speakers out"
+        )
+    info = CorpusInfo(vocabulary, plan.features, statistics, frontend, speech, speakers)
     for name, entries in parts.items():
-        write_split(out / f"{name}.safetensors", entries, work, vocabulary, plan.features.n_mels)
+        path, names = out / f"{name}.safetensors", list(speakers)
+        write_split(path, entries, work, vocabulary, plan.features.n_mels, names)
     frames = sum(entry.n_frames for entry in usable)
     counts = {name: len(entries) for name, entries in parts.items()}
     seconds = frames * plan.features.hop_length / plan.features.sample_rate

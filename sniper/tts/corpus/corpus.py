@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sniper.tts.corpus.alignment import Alignment, check_id, read_alignments
+from sniper.tts.corpus.layouts import Line, Listing, list_others
 from sniper.tts.errors import SpeechError, UtteranceError
 
 _TEXTGRID_FOLDERS = ("TextGrid", "textgrids", "TextGrids", "alignments")
 ALIGNMENTS = "alignments.jsonl"
+SPEAKERS = ("none", "column", "folder")
 DESCRIPTION = "synthesis.json"  # says who spoke a synthetic corpus
 
 
@@ -27,12 +29,14 @@ class Utterance:
         id, text: the normalized text where there is one.
         wav: path of the audio.
         alignment: read already, or the path of a TextGrid.
+        speaker: name; "" in a corpus of one.
     """
 
     id: str
     text: str
     wav: Path
     alignment: Alignment | Path
+    speaker: str = ""
 
 
 def fingerprint(utterance: Utterance) -> str:
@@ -82,6 +86,14 @@ def read_metadata(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, st
     Raises:
         SpeechError: there is no such file.
     """
+    entries, problems = _read_lines(path, column=False)
+    return [(name, text) for name, text, _ in entries], problems
+
+
+def _read_lines(
+    path: Path, column: bool
+) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
+    """`read_metadata` with the speaker, whom the last column names."""
     try:
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
@@ -89,52 +101,86 @@ def read_metadata(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, st
             f"{path} cannot be read ({error.strerror}): the corpus folder needs a metadata.csv "
             "with lines like id|text"
         ) from error
-    entries: dict[str, str] = {}
+    entries: dict[str, tuple[str, str]] = {}
     problems = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            name, text = _metadata_line(line)
+            name, text, speaker = _metadata_line(line, column)
             if name in entries:
                 raise UtteranceError(f"the id {name} came before; only its first line is used")
-            entries[name] = text
+            entries[name] = (text, speaker)
         except UtteranceError as error:
             problems.append((f"{path.name}:{number}", str(error)))
-    return list(entries.items()), problems
+    return [(name, *rest) for name, rest in entries.items()], problems
 
 
-def _metadata_line(line: bytes) -> tuple[str, str]:
+def _metadata_line(line: bytes, column: bool) -> tuple[str, str, str]:
     try:
         fields = [field.strip() for field in line.decode("utf-8").split("|")]
     except UnicodeDecodeError as error:
         raise UtteranceError("the line is not UTF-8") from error
-    if len(fields) not in (2, 3):
-        raise UtteranceError(f"expected id|text or id|text|normalized, got {len(fields)} fields")
+    if len(fields) - column not in (2, 3):
+        more = "|speaker" if column else ""
+        raise UtteranceError(
+            f"expected id|text{more} or id|text|normalized{more}, got {len(fields)} fields"
+        )
+    speaker = fields.pop() if column else ""
     name, text = fields[0], fields[-1] or fields[1]
     check_id(name)
     if not text:
         raise UtteranceError(f"{name} has no text")
-    return name, text
+    if column and not speaker:
+        raise UtteranceError(f"{name} has no speaker in its last column")
+    return name, text, speaker
 
 
-def read_corpus(root: Path, textgrids: Path | None = None) -> Corpus:
-    """List the utterances of a corpus in LJSpeech's layout.
+def list_utterances(root: Path, speakers: str = "none") -> Listing:
+    """List a corpus in LJSpeech's layout, or, found by what lies in `root`, VCTK's or LibriTTS'.
 
     Args:
-        root: folder with metadata.csv and wavs/.
+        speakers: for LJSpeech's layout: "none", "column" (the last one of metadata.csv: `id|text|
+            speaker` or `id|text|normalized|speaker`) or "folder" (ids such as `anna/0001`).
+
+    Raises:
+        SpeechError: none of the layouts, or a choice that is none.
+    """
+    if speakers not in SPEAKERS:
+        raise SpeechError(f"speakers: expected one of {', '.join(SPEAKERS)}, got {speakers!r}")
+    if not root.is_dir():
+        raise SpeechError(f"no such folder: {root}")
+    if not (root / "metadata.csv").is_file() and (found := list_others(root)) is not None:
+        return found
+    entries, problems = _read_lines(root / "metadata.csv", column=speakers == "column")
+    wavs = root / "wavs"
+    if not wavs.is_dir():
+        raise SpeechError(f"no folder {wavs}: the corpus needs its audio there as ID.wav")
+    lines = []
+    for name, text, speaker in entries:
+        folder = name.partition("/")[0] if "/" in name else ""
+        if speakers == "folder" and not folder:
+            problems.append((name, "its id has no folder that could name its speaker"))
+            continue
+        who = folder if speakers == "folder" else speaker
+        lines.append(Line(name, text, wavs / f"{name}.wav", who))
+    return Listing(lines, problems)
+
+
+def read_corpus(root: Path, textgrids: Path | None = None, speakers: str = "none") -> Corpus:
+    """List the utterances of a corpus in one of the layouts of `list_utterances`.
+
+    Args:
+        root: folder with metadata.csv and wavs/, or of VCTK or LibriTTS.
         textgrids: folder of the TextGrids; by default TextGrid/, textgrids/, TextGrids/ or
             alignments/ in `root`, else `root`/alignments.jsonl.
+        speakers: who speaks, see `list_utterances`.
 
     Raises:
         SpeechError: no metadata.csv, no wavs/, or no alignments at all.
     """
-    if not root.is_dir():
-        raise SpeechError(f"no such folder: {root}")
-    entries, problems = read_metadata(root / "metadata.csv")
-    wavs = root / "wavs"
-    if not wavs.is_dir():
-        raise SpeechError(f"no folder {wavs}: the corpus needs its audio there as ID.wav")
+    listing = list_utterances(root, speakers)
+    problems = list(listing.problems)
     folder = _textgrid_folder(root, textgrids)
     aligned: dict[str, Alignment] | dict[str, Path]
     same_name: dict[str, list[Path]] = {}
@@ -146,16 +192,21 @@ def read_corpus(root: Path, textgrids: Path | None = None) -> Corpus:
         # One speaker folder deep is how MFA writes a corpus with speakers.
         paths = sorted([*folder.glob("*/*.TextGrid"), *folder.glob("*.TextGrid")])
         aligned = {path.name.removesuffix(".TextGrid"): path for path in paths}
+        # Speakers may have the same names for their files: then an id is the path.
+        for path in paths:
+            aligned[path.relative_to(folder).as_posix().removesuffix(".TextGrid")] = path
         for path in paths:
             same_name.setdefault(path.name.removesuffix(".TextGrid"), []).append(path)
         missing = f"no TextGrid for it in {folder}"
     utterances = []
-    for name, text in entries:
+    for line in listing.lines:
+        name = line.id
         if len(same_name.get(name, ())) > 1:
             found = " and ".join(map(str, same_name[name]))
             problems.append((name, f"ambiguous, several TextGrids have its name: {found}"))
         elif name in aligned:
-            utterances.append(Utterance(name, text, wavs / f"{name}.wav", aligned[name]))
+            where = aligned[name]
+            utterances.append(Utterance(name, line.text, line.wav, where, line.speaker))
         else:
             problems.append((name, missing))
     return Corpus(utterances, problems, has_textgrids=folder is not None)

@@ -3,7 +3,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,9 @@ import torch
 
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.batch import Batch
-from sniper.tts.corpus.features import Statistics
+from sniper.tts.corpus.features import Prosody, Statistics
 from sniper.tts.corpus.store import map_tensors
-from sniper.tts.corpus.verify import check_info, check_split, damaged
+from sniper.tts.corpus.verify import check_info, check_speakers, check_split, check_voices, damaged
 from sniper.tts.errors import SpeechError
 from sniper.tts.files import damaged_file, is_as_written
 from sniper.tts.text.text import Frontend, Vocabulary, frontend_from_json
@@ -32,6 +32,8 @@ class CorpusInfo:
         statistics: of the training set.
         frontend: reads text the way the corpus was read.
         speech: one line on what kind of speech it is.
+        speakers: pitch and energy of each, by name, in the order of the model's numbers; empty: one
+            speaker, without a name.
     """
 
     vocabulary: Vocabulary
@@ -39,16 +41,24 @@ class CorpusInfo:
     statistics: Statistics
     frontend: Frontend
     speech: str
+    speakers: dict[str, Prosody] = field(default_factory=dict)
+
+    def statistics_of(self, speaker: str | None) -> Statistics:
+        """The statistics that one speaker's utterances are normalised with."""
+        return self.statistics if speaker is None else self.statistics.of(self.speakers[speaker])
 
     def to_json(self) -> dict:
         """Return plain values for `from_json`."""
-        return {
+        data = {
             "vocabulary": list(self.vocabulary.symbols),
             "features": self.features.to_json(),
             "statistics": self.statistics.to_json(),
             "frontend": self.frontend.to_json(),
             "speech": self.speech,
         }
+        if self.speakers:  # a list: its order counts
+            data["speakers"] = [{"name": n, **asdict(p)} for n, p in self.speakers.items()]
+        return data
 
     @classmethod
     def from_json(cls, data: dict) -> "CorpusInfo":
@@ -64,9 +74,14 @@ class CorpusInfo:
                 statistics=Statistics.from_json(data["statistics"]),
                 frontend=frontend_from_json(data["frontend"]),
                 speech=data["speech"],
+                speakers={
+                    str(each["name"]): Prosody(**{k: v for k, v in each.items() if k != "name"})
+                    for each in data.get("speakers", ())
+                },
             )
             bins = info.features.n_mels
             check_info(info.vocabulary, bins, info.statistics, info.frontend, info.speech)
+            check_speakers(info.speakers)
         # What reading contents of the wrong kind raises.
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:200]
@@ -122,6 +137,7 @@ class Item:
         tokens, durations: `[L]` int64.
         mel: `[T, n_mels]` float32.
         pitch, energy: `[L]` float32.
+        speaker: number of who speaks; None: the corpus has one speaker.
     """
 
     id: str
@@ -130,6 +146,7 @@ class Item:
     mel: np.ndarray
     pitch: np.ndarray
     energy: np.ndarray
+    speaker: int | None = None
 
 
 class FeatureDataset(torch.utils.data.Dataset):
@@ -165,9 +182,12 @@ class FeatureDataset(torch.utils.data.Dataset):
         try:
             about = (self.info.vocabulary, self.info.features.n_mels)
             found = check_split(self._tensors, metadata, *about)
+            # Numbers of the speakers, in a corpus of several.
+            self._speakers = check_voices(metadata, len(found[0]), len(self.info.speakers))
         except ValueError as error:
             raise damaged(self.path, str(error)) from error
         self.ids, self.texts = found
+        self._statistics = [self.info.statistics_of(name) for name in self.info.speakers]
         # Read often and small: kept in memory.
         self._mel_offsets = np.array(self._tensors["mel_offsets"])
         self._token_offsets = np.array(self._tensors["token_offsets"])
@@ -199,7 +219,8 @@ class FeatureDataset(torch.utils.data.Dataset):
         index %= len(self)
         frames = slice(self._mel_offsets[index], self._mel_offsets[index + 1])
         tokens = slice(self._token_offsets[index], self._token_offsets[index + 1])
-        statistics = self.info.statistics
+        speaker = None if self._speakers is None else self._speakers[index]
+        statistics = self.info.statistics if speaker is None else self._statistics[speaker]
         data = self._tensors
         zero = np.zeros(1, dtype=np.float32)
         return Item(
@@ -209,6 +230,7 @@ class FeatureDataset(torch.utils.data.Dataset):
             mel=statistics.normalize_mel(data["mel"][frames]),
             pitch=np.append(statistics.normalize_pitch(data["pitch"][tokens]), zero),
             energy=np.append(statistics.normalize_energy(data["energy"][tokens]), zero),
+            speaker=speaker,
         )
 
 
@@ -242,6 +264,7 @@ def collate(items: Sequence[Item]) -> Batch:
         durations=pad("durations", np.int64),
         pitch=pad("pitch", np.float32),
         energy=pad("energy", np.float32),
+        speakers=None if items[0].speaker is None else torch.tensor([i.speaker for i in items]),
     )
 
 

@@ -2,8 +2,8 @@
 """Features of one utterance, averaged per token, and their statistics over a corpus."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -96,6 +96,16 @@ def extract(samples: np.ndarray, boundaries: np.ndarray, config: FeatureConfig) 
 
 
 @dataclass(frozen=True)
+class Prosody:
+    """Mean and standard deviation of one speaker's pitch and energy, over tokens with a value."""
+
+    pitch_mean: float
+    pitch_std: float
+    energy_mean: float
+    energy_std: float
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation over the training set.
 
@@ -110,6 +120,10 @@ class Statistics:
     pitch_std: float
     energy_mean: float
     energy_std: float
+
+    def of(self, prosody: Prosody) -> "Statistics":
+        """These with pitch and energy of one speaker."""
+        return replace(self, **vars(prosody))
 
     def normalize_mel(self, mel: np.ndarray) -> np.ndarray:
         """(mel - mean) / std of `[..., n_mels]`, float32."""
@@ -128,6 +142,11 @@ class Statistics:
     def normalize_energy(self, energy: np.ndarray) -> np.ndarray:
         """(energy - mean) / std of `[L]`; 0, the mean, where there is no value."""
         return _standardize(energy, self.energy_mean, self.energy_std)
+
+    @property
+    def prosody(self) -> Prosody:
+        """What is of the speaker alone."""
+        return Prosody(self.pitch_mean, self.pitch_std, self.energy_mean, self.energy_std)
 
     def to_json(self) -> dict:
         """Return plain lists and numbers; `from_json` gives back the same bits."""
@@ -183,11 +202,22 @@ def compute_statistics(utterances: Iterable[Features]) -> Statistics:
 
     Tokens without a value (NaN: no frames, or no voiced frame in the utterance) do not count.
     """
-    mel, pitch, energy = _Moments(), _Moments(), _Moments()
+    mel = _Moments()
+
+    def listen() -> Iterator[Features]:
+        for features in utterances:
+            mel.add(features.mel)
+            yield features
+
+    prosody = compute_prosody(listen())
+    mean, std = mel.result()
+    return Statistics(mean.astype(np.float32), std.astype(np.float32), **vars(prosody))
+
+
+def compute_prosody(utterances: Iterable[Features]) -> Prosody:
+    """What `compute_statistics` says of pitch and energy."""
+    pitch, energy = _Moments(), _Moments()
     for features in utterances:
-        mel.add(features.mel)
         pitch.add(features.pitch[~np.isnan(features.pitch)])
         energy.add(features.energy[~np.isnan(features.energy)])
-    mel_mean, mel_std = mel.result()
-    scalars = [float(value) for moments in (pitch, energy) for value in moments.result()]
-    return Statistics(mel_mean.astype(np.float32), mel_std.astype(np.float32), *scalars)
+    return Prosody(*(float(value) for moments in (pitch, energy) for value in moments.result()))

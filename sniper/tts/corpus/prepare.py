@@ -16,7 +16,7 @@ from sniper.tts.corpus.build import (
     find_finished,
     require_analysis_packages,
 )
-from sniper.tts.corpus.corpus import read_corpus, read_metadata, synthesis_voice
+from sniper.tts.corpus.corpus import list_utterances, read_corpus, synthesis_voice
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import FolderInUse, SpeechError
 from sniper.tts.locks import only_one
@@ -65,7 +65,7 @@ def prepare_demo(
 
     def make() -> Prepared:
         write_demo_corpus(out / "corpus", utterances, seed, voice, progress)
-        return _build(out / "corpus", None, plan, out, None, workers, progress)
+        return _build(out / "corpus", None, plan, out, None, workers, progress, "none")
 
     return _once(out, plan, force, make)
 
@@ -76,6 +76,7 @@ def prepare_ljspeech(
     *,
     textgrids: str | Path | None = None,
     lexicon: str | Path | None = None,
+    speakers: str = "none",
     features: FeatureConfig | None = None,
     valid: int | None = None,
     test: int | None = None,
@@ -84,12 +85,14 @@ def prepare_ljspeech(
     force: bool = False,
     progress: bool = True,
 ) -> Prepared:
-    """Prepare a corpus in LJSpeech's layout with alignments (MFA TextGrids or alignments.jsonl).
+    """Prepare recordings with alignments (MFA TextGrids or alignments.jsonl).
 
     Args:
-        root: folder with metadata.csv and wavs/.
+        root: folder with metadata.csv and wavs/, or of VCTK or LibriTTS.
         textgrids: folder of the TextGrids; by default a usual name in `root`.
         lexicon: a dictionary in MFA's format, for words that the corpus does not hold.
+        speakers: who speaks, in LJSpeech's layout: "none" (says it), "column" (the last one) or
+            "folder" (of the id).
         seed: of the split.
         features, valid, test, workers, force: as in `prepare_demo`.
 
@@ -99,18 +102,20 @@ def prepare_ljspeech(
     _refuse_nul(root=root, out=out, textgrids=textgrids, lexicon=lexicon)
     _refuse_workers(workers)
     root, out = Path(root), Path(out)
-    read_metadata(root / "metadata.csv")
+    listing, metadata = list_utterances(root, speakers), root / "metadata.csv"
     source = {
         "kind": "ljspeech",
         "root": str(root.resolve()),
         "textgrids": None if textgrids is None else str(textgrids),
-        "metadata_sha256": _sha256(root / "metadata.csv"),
+        "metadata_sha256": _sha256(metadata) if metadata.is_file() else listing.sha256(),
     }
+    if speakers != "none":  # absent otherwise, as in corpora from before there was a choice
+        source["speakers"] = speakers
     lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
     plan = Plan(source, features or FeatureConfig(), valid, test, seed, lexicon_sha256)
 
     def make() -> Prepared:
-        return _build(root, textgrids, plan, out, lexicon, workers, progress)
+        return _build(root, textgrids, plan, out, lexicon, workers, progress, speakers)
 
     return _once(out, plan, force, make)
 
@@ -147,9 +152,9 @@ def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> P
                 out.rmdir()
 
 
-def _build(root, textgrids, plan, out, lexicon, workers, progress) -> Prepared:
+def _build(root, textgrids, plan, out, lexicon, workers, progress, speakers) -> Prepared:
     words = {} if lexicon is None else read_dictionary(Path(lexicon))
-    corpus = read_corpus(root, None if textgrids is None else Path(textgrids))
+    corpus = read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
     voice = None if corpus.has_textgrids else synthesis_voice(root)
     return build(
         corpus,

@@ -26,6 +26,7 @@ class Entry:
     text: str
     phones: tuple[str, ...]
     n_frames: int
+    speaker: str = ""
 
 
 def split_sizes(usable: int, valid: int | None, test: int | None) -> dict[str, int]:
@@ -89,9 +90,18 @@ def read_entries(work: WorkFile, entries: Sequence[Entry]) -> Iterator[Record]:
 
 
 def write_split(
-    path: Path, entries: Sequence[Entry], work: WorkFile, vocabulary: Vocabulary, n_mels: int
+    path: Path,
+    entries: Sequence[Entry],
+    work: WorkFile,
+    vocabulary: Vocabulary,
+    n_mels: int,
+    speakers: Sequence[str] = (),
 ) -> None:
-    """Write one split's feature file (`store` has its layout) from a work file."""
+    """Write one split's feature file (`store` has its layout) from a work file.
+
+    Args:
+        speakers: of the corpus, by number; empty: it has one.
+    """
     frames = np.cumsum([0, *(entry.n_frames for entry in entries)])
     tokens = np.cumsum([0, *(len(entry.phones) for entry in entries)])
     # One pass for the small arrays, one for the mel: only the mel is large.
@@ -115,4 +125,7 @@ def write_split(
         "ids": json.dumps([entry.id for entry in entries], ensure_ascii=False),
         "texts": json.dumps([entry.text for entry in entries], ensure_ascii=False),
     }
+    if speakers:
+        number = {name: i for i, name in enumerate(speakers)}
+        metadata["speakers"] = json.dumps([number[entry.speaker] for entry in entries])
     write_tensors(path, tensors, metadata)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sniper.tts.corpus.features import Statistics
+from sniper.tts.corpus.features import Prosody, Statistics
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.text import Frontend, Vocabulary
 
@@ -46,6 +46,40 @@ def check_info(
     lexicon = getattr(frontend, "lexicon", {})
     if not all(isinstance(text, str) for text in (*lexicon, *lexicon.values())):
         raise ValueError("expected text for the words of the lexicon and their phonemes")
+
+
+def check_speakers(speakers: dict[str, Prosody]) -> None:
+    """Look at pitch and energy of each speaker.
+
+    Raises:
+        ValueError: they cannot be those of anybody.
+    """
+    for name, prosody in speakers.items():
+        for key, value in vars(prosody).items():
+            good = type(value) in (int, float) and math.isfinite(value)
+            if not good or (key.endswith("std") and not value > 0):
+                raise ValueError(f"{key} of {name} cannot be {value!r:.60}")
+
+
+def check_voices(metadata: dict[str, Any], utterances: int, speakers: int) -> list[int] | None:
+    """Who speaks each utterance of a split, by number; None in a corpus without speakers.
+
+    Raises:
+        ValueError: other numbers than the corpus has speakers, or not one an utterance.
+    """
+    try:
+        found = json.loads(metadata.get("speakers", "null"))
+    except (TypeError, ValueError, RecursionError):
+        found = metadata.get("speakers")
+    if found is None and not speakers:
+        return None
+    if isinstance(found, list) and len(found) == utterances:
+        if all(type(n) is int and 0 <= n < speakers for n in found):
+            return found
+    raise ValueError(
+        f"expected a speaker from 0 to {speakers - 1} for each of {utterances} utterances, "
+        f"got {found!r:.60}"
+    )
 
 
 def check_split(

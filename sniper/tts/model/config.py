@@ -10,6 +10,8 @@ from sniper.tts.model.variance import PredictorConfig
 
 # What the mean of a loss term is over: see fastspeech2_loss.
 MASKINGS = ("entries", "utterances", "none")
+# How a speaker's embedding joins what the encoder gives: see FastSpeech2Config.
+INTEGRATIONS = ("add", "concat")
 _PREDICTORS = ("duration_predictor", "pitch_predictor", "energy_predictor")
 
 
@@ -22,6 +24,10 @@ class FastSpeech2Config:
     Args:
         vocab_size: tokens, padding (id 0) and the end of sentence included.
         n_mels: mel bins.
+        speakers: of the corpus; 0: one, who has no embedding.
+        speaker_integration: "add" adds a speaker's embedding to the encoder's output, as ESPnet's
+            `spks`; "concat" puts its direction beside it and projects both, as ESPnet does with
+            embeddings from outside.
         d_model, heads: of both stacks.
         encoder_layers, decoder_layers: blocks; at least 1.
         ffn_dim: hidden channels of the feed-forward layers.
@@ -43,6 +49,8 @@ class FastSpeech2Config:
 
     vocab_size: int
     n_mels: int = 80
+    speakers: int = 0
+    speaker_integration: str = "add"
     d_model: int = 384
     heads: int = 2
     encoder_layers: int = 4
@@ -148,5 +156,9 @@ def _validate(config: FastSpeech2Config) -> None:
         count(f"{name}.channels", predictor.channels)
         odd(f"{name}.kernel_size", predictor.kernel_size)
         rate(f"{name}.dropout", predictor.dropout)
+    count("speakers", config.speakers, 0)
+    known = config.speaker_integration in INTEGRATIONS
+    what = f"one of {', '.join(INTEGRATIONS)}"
+    check("speaker_integration", config.speaker_integration, known, what)
     known = config.loss_masking in MASKINGS
     check("loss_masking", config.loss_masking, known, f"one of {', '.join(MASKINGS)}")

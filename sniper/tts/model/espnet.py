@@ -59,6 +59,7 @@ _DEFAULTS: dict[str, Any] = {
     "stop_gradient_from_energy_predictor": False,
     "use_masking": False,
     "use_weighted_masking": False,
+    "spks": None,
 }
 # Settings with one supported value; None also stands for "off" in the numeric ones.
 _REQUIRED: dict[str, Any] = {
@@ -70,7 +71,7 @@ _REQUIRED: dict[str, Any] = {
     "use_gst": False,
 }
 # Off at or below this value, as ESPnet reads them.
-_OFF_AT: dict[str, int] = {"spks": 1, "langs": 1, "spk_embed_dim": 0}
+_OFF_AT: dict[str, int] = {"langs": 1, "spk_embed_dim": 0}
 # Details of what is off, or of the initialisation that the loaded weights replace.
 _IGNORED = re.compile(
     r"(conformer_|gst_|init_).*|use_macaron_style_in_conformer|use_cnn_in_conformer|zero_triu"
@@ -82,6 +83,7 @@ _NOT_MODEL = re.compile(r"((pitch_|energy_)?(normalize|extract)|feats_extract)\.
 # Our names to ESPnet's, applied in this order.
 _RENAMES = [
     (r"^token_embed\.", "encoder.embed.0."),
+    (r"^speaker_embed\.", "sid_emb."),
     (r"^encoder\.position_embed\.", "encoder.embed.1."),
     (r"^decoder\.position_embed\.", "decoder.embed.0."),
     (r"^(encoder|decoder)\.layers\.", r"\1.encoders."),
@@ -165,6 +167,8 @@ def espnet_config(tts_conf: Mapping[str, Any]) -> FastSpeech2Config:
     return FastSpeech2Config(
         vocab_size=c["idim"],
         n_mels=c["odim"],
+        # One speaker has no embedding there either.
+        speakers=c["spks"] if (c["spks"] or 0) > 1 else 0,
         d_model=c["adim"],
         heads=c["aheads"],
         encoder_layers=c["elayers"],

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sniper.tts.corpus.batch import Batch, length_mask
@@ -78,6 +79,10 @@ class FastSpeech2(nn.Module):
         C = config.d_model
         self.token_embed = nn.Embedding(config.vocab_size, C, padding_idx=0)
         self.encoder = TransformerStack(config.stack("encoder"))
+        self.speaker_embed = nn.Embedding(config.speakers, C) if config.speakers else None
+        self.speaker_projection = None
+        if config.speakers and config.speaker_integration == "concat":
+            self.speaker_projection = nn.Linear(2 * C, C)
         self.duration_predictor = VariancePredictor(C, config.duration_predictor)
         self.pitch_predictor = VariancePredictor(C, config.pitch_predictor)
         self.energy_predictor = VariancePredictor(C, config.energy_predictor)
@@ -113,6 +118,8 @@ class FastSpeech2(nn.Module):
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
         self.token_embed.reset_parameters()  # normal, and zero for padding
+        if self.speaker_embed is not None:
+            self.speaker_embed.reset_parameters()
 
     def forward(self, batch: Batch) -> FastSpeech2Output:
         """Predict with the batch's own durations, pitch and energy (teacher forcing).
@@ -124,13 +131,15 @@ class FastSpeech2(nn.Module):
             Predictions for all T frames, those in padding too. Nothing is read back to the host.
 
         Raises:
-            ValueError: mels of another size than the model's.
+            ValueError: mels of another size than the model's, or speakers where it has none or the
+                other way round.
         """
         if batch.mel.shape[2] != self.config.n_mels:
             raise ValueError(f"mel: expected {self.config.n_mels} bins, got {batch.mel.shape[2]}")
         token_mask = length_mask(batch.token_lengths, batch.tokens.shape[1])
         frame_mask = length_mask(batch.mel_lengths, batch.mel.shape[1])
         x = self.encoder(self.token_embed(batch.tokens), token_mask)
+        x = self.with_speaker(x, batch.speakers)
         log_durations = self.duration_predictor(x, token_mask)
         pitch = self.pitch_predictor(x, token_mask)
         energy = self.energy_predictor(x, token_mask)
@@ -154,6 +163,7 @@ class FastSpeech2(nn.Module):
         self,
         tokens: Tensor,
         token_lengths: Tensor | None = None,
+        speakers: Tensor | None = None,
         *,
         speed: float = 1.0,
         pitch_scale: float = 1.0,
@@ -174,6 +184,7 @@ class FastSpeech2(nn.Module):
         Args:
             tokens: int64 `[B, L]`, the end of sentence included, padded with 0.
             token_lengths: int64 `[B]`; None: no padding.
+            speakers: int64 `[B]`, for a model of several.
             speed: of speech; 2 gives half as many frames.
 
         Raises:
@@ -186,7 +197,7 @@ class FastSpeech2(nn.Module):
             raise ValueError(f"speed: expected a number above 0, got {speed}")
         token_lengths, padded = self._check_tokens(tokens, token_lengths)
         mask = length_mask(token_lengths, tokens.shape[1]) if padded else None
-        x = self.encoder(self.token_embed(tokens), mask)
+        x = self.with_speaker(self.encoder(self.token_embed(tokens), mask), speakers)
         log_durations = self.duration_predictor(x, mask)
         if not log_durations.isfinite().all():
             raise ValueError(
@@ -206,6 +217,24 @@ class FastSpeech2(nn.Module):
         )
         mel = (before if after is None else after).masked_fill(~frame_mask[..., None], 0.0)
         return FastSpeech2Speech(mel, mel_lengths, durations, pitch, energy)
+
+    def with_speaker(self, x: Tensor, speakers: Tensor | None) -> Tensor:
+        """The encoder's output `[B, L, C]` in the voice of each utterance's speaker `[B]`.
+
+        Raises:
+            ValueError: no speakers for a model that has some, or the other way round.
+        """
+        if (self.speaker_embed is None) != (speakers is None):
+            expected = "no speakers" if self.speaker_embed is None else "the speakers' numbers [B]"
+            got = "none" if speakers is None else f"them {list(speakers.shape)}"
+            raise ValueError(f"speakers: expected {expected}, got {got}")
+        if self.speaker_embed is None or speakers is None:
+            return x
+        voice = self.speaker_embed(speakers)[:, None]
+        if self.speaker_projection is None:
+            return x + voice
+        voice = F.normalize(voice, dim=-1).expand_as(x)
+        return self.speaker_projection(torch.cat([x, voice], dim=-1))
 
     def _decode(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         mel = self.mel_out(self.decoder(x, mask))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import densify
-from sniper.tts.corpus.features import Statistics
+from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.files import atomic_write
 from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.model.transformer import PositionEmbed, sinusoids
@@ -20,6 +20,8 @@ from sniper.tts.model.variance import durations_from_log
 
 INPUTS = ("tokens", "speed", "pitch", "energy")
 OUTPUTS = ("mel", "durations")
+# Only where there are several speakers, or a vocoder.
+SPEAKER, AUDIO = "speaker", "audio"
 
 
 class SpeechGraph(nn.Module):
@@ -27,48 +29,66 @@ class SpeechGraph(nn.Module):
 
     Args:
         model: copied, in evaluation mode, with plain dense layers.
-        statistics: of the corpus; the mel leaves as its features have it, not normalised.
+        info: of its corpus; the mel leaves as its features have it, not normalised.
+        vocoder: from such mels `[T, n_mels]` to samples; None: the mel is all that leaves.
     """
 
     mel_mean: Tensor
     mel_std: Tensor
+    prosody: Tensor
 
-    def __init__(self, model: FastSpeech2, statistics: Statistics):
+    def __init__(self, model: FastSpeech2, info: CorpusInfo, vocoder: nn.Module | None = None):
         super().__init__()
+        self.vocoder = None if vocoder is None else copy.deepcopy(vocoder).float().cpu().eval()
         self.model = densify(copy.deepcopy(model)).float().cpu().eval()
         for module in self.model.modules():
             if type(module) is PositionEmbed:
                 module.__class__ = _UnboundedPositionEmbed
-        self.pitch_std, self.energy_mean = statistics.pitch_std, statistics.energy_mean
-        self.energy_std = statistics.energy_std
         for name in ("mel_mean", "mel_std"):
-            value = torch.as_tensor(getattr(statistics, name), dtype=torch.float32)
+            value = torch.as_tensor(getattr(info.statistics, name), dtype=torch.float32)
             self.register_buffer(name, value)
+        # What a semitone and a loudness are in the units of each speaker. `[speakers, 2]`
+        voices = list(info.speakers.values()) or [info.statistics.prosody]
+        units = [(math.log(2) / 12 / v.pitch_std, v.energy_mean / v.energy_std) for v in voices]
+        self.register_buffer("prosody", torch.tensor(units))
 
     def forward(
-        self, tokens: Tensor, speed: Tensor, pitch: Tensor, energy: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        tokens: Tensor,
+        speed: Tensor,
+        pitch: Tensor,
+        energy: Tensor,
+        speaker: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Speaks one sentence.
 
         Args:
             tokens: int64 `[1, L]`, the end of sentence included, no padding.
             speed, pitch, energy: float32 scalars, as `Speaker.speak` has them: 1 is as trained,
                 semitones, a factor.
+            speaker: int64 `[1]`, for a model of several.
 
         Returns:
-            The log-mel `[T, n_mels]` and the frames of each token, int64 `[L]`.
+            The log-mel `[T, n_mels]`, the frames of each token, int64 `[L]`, and with a vocoder the
+            samples `[T * hop_length]`.
         """
         model = self.model
-        x = model.encoder(model.token_embed(tokens), None)
+        x = model.with_speaker(model.encoder(model.token_embed(tokens), None), speaker)
+        semitone, loudness = (
+            self.prosody[0] if speaker is None else self.prosody[speaker[0]]
+        ).unbind()
         lengths = torch.full((1,), tokens.shape[1])
         durations = durations_from_log(model.duration_predictor(x, None), lengths, speed)
-        pitches = model.pitch_predictor(x, None) + pitch * (math.log(2) / 12 / self.pitch_std)
-        shift = (energy - 1) * (self.energy_mean / self.energy_std)
+        pitches = model.pitch_predictor(x, None) + pitch * semitone
+        shift = (energy - 1) * loudness
         energies = model.energy_predictor(x, None) * energy + shift
         x = x + model.energy_embed(energies) + model.pitch_embed(pitches)
         before, after = model._decode(_repeat(x[0], durations[0])[None], None)
         mel = (before if after is None else after)[0]
-        return mel * self.mel_std + self.mel_mean, durations[0]
+        mel = mel * self.mel_std + self.mel_mean
+        if self.vocoder is None:
+            return mel, durations[0]
+        return mel, durations[0], self.vocoder(mel)
 
 
 class _UnboundedPositionEmbed(PositionEmbed):
@@ -90,40 +110,52 @@ def _repeat(x: Tensor, durations: Tensor) -> Tensor:
     return x[(frames[:, None] >= ends).sum(1)]  # tokens that have ended
 
 
-def export_program(model: FastSpeech2, statistics: Statistics) -> torch.export.ExportedProgram:
+def export_program(
+    model: FastSpeech2, info: CorpusInfo, vocoder: nn.Module | None = None
+) -> torch.export.ExportedProgram:
     """The inference path as a `torch.export` program for sentences of any length.
 
     Args:
         model: trained, dense or still sparse; it stays as it is.
-        statistics: of the corpus that it was trained on.
+        info: of the corpus that it was trained on.
+        vocoder: see `SpeechGraph`.
 
     Returns:
-        A program of `(tokens, speed, pitch, energy) -> (mel, durations)`, see
+        A program of `(tokens, speed, pitch, energy[, speaker]) -> (mel, durations[, audio])`, see
         `SpeechGraph.forward`.
     """
-    graph = SpeechGraph(model, statistics)
+    graph = SpeechGraph(model, info, vocoder)
     # Each a tensor of its own: export takes one object for one input.
-    example = (torch.ones(1, 7, dtype=torch.int64), *(torch.ones(()) for _ in INPUTS[1:]))
-    shapes = {"tokens": {1: torch.export.Dim("length", min=1)}}
+    example = [torch.ones(1, 7, dtype=torch.int64), *(torch.ones(()) for _ in INPUTS[1:])]
+    shapes: dict[str, object] = {"tokens": {1: torch.export.Dim("length", min=1)}}
     shapes |= dict.fromkeys(INPUTS[1:], None)
+    if info.speakers:
+        example.append(torch.zeros(1, dtype=torch.int64))
+        shapes[SPEAKER] = None
     with torch.no_grad():
-        return torch.export.export(graph, example, dynamic_shapes=shapes)
+        return torch.export.export(graph, tuple(example), dynamic_shapes=shapes)
 
 
-def export_onnx(model: FastSpeech2, statistics: Statistics, path: str | Path | BinaryIO) -> None:
+def export_onnx(
+    model: FastSpeech2,
+    info: CorpusInfo,
+    path: str | Path | BinaryIO,
+    vocoder: nn.Module | None = None,
+) -> None:
     """Writes the inference path as one ONNX file, to a path (whole or not at all) or an open file;
     other arguments as in `export_program`.
 
-    Inputs `tokens` int64 `[1, L]`, `speed`, `pitch`, `energy` float32 scalars; outputs `mel`
-    float32 `[T, n_mels]`, `durations` int64 `[L]`.
+    Inputs `tokens` int64 `[1, L]`, `speed`, `pitch`, `energy` float32 scalars and, for several
+    speakers, `speaker` int64 `[1]`; outputs `mel` float32 `[T, n_mels]`, `durations` int64 `[L]`
+    and, with a vocoder, `audio` float32 `[T * hop_length]`.
     """
-    program = export_program(model, statistics)
+    program = export_program(model, info, vocoder)
     made = torch.onnx.export(
         program,
         (),
         None,
-        input_names=INPUTS,
-        output_names=OUTPUTS,
+        input_names=(*INPUTS, SPEAKER) if info.speakers else INPUTS,
+        output_names=OUTPUTS if vocoder is None else (*OUTPUTS, AUDIO),
         dynamo=True,
         external_data=False,
         verbose=False,

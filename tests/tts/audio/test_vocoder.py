@@ -1,112 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Griffin-Lim: near the mel it was given, deterministic, without clicks or clipping."""
+"""Vocoders for a voice: mels are converted exactly or refused, pieces are the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
+from vocoders import write_hugging_face, write_jik876, write_parallel_wavegan
 
 from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.audio.griffin_lim import mel_to_audio
 from sniper.tts.audio.spectrogram import log_mel, spectrum
-from sniper.tts.audio.vocoder import limit_peak, mel_to_amplitude, mel_to_audio, save_wav
-from sniper.tts.text.espeak import espeak
+from sniper.tts.audio.vocoder import GriffinLim, HifiGanVocoder, load_vocoder
+from sniper.tts.errors import SpeechError
 
-CONFIG = FeatureConfig()
+HERE = FeatureConfig()  # base 10, from 1e-10
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Short transforms: handing them to more threads costs more than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def speech() -> np.ndarray:
-    return espeak().synthesize("The quiet teacher walked by the river.").audio / 32768.0
+def sound() -> np.ndarray:
+    """Loud noise, and silence below every floor."""
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.normal(0, 0.1, 256 * 40), np.zeros(256 * 20)])
 
 
-@pytest.mark.parametrize("log_base", ["10", "e"])
-def test_round_trip(speech, log_base):
-    config = FeatureConfig(log_base=log_base, floor=1e-4)
-    mel = log_mel(spectrum(speech, config), config)
-    audio = mel_to_audio(mel, config, n_iter=40)
-    assert audio.dtype == np.float32 and len(audio) == len(mel) * 256
-    again = log_mel(spectrum(audio, config), config)
-    unit = 1.0 if log_base == "10" else np.log(10)
-    heard = mel > np.log10(1e-2) * unit
-    assert np.abs(again - mel)[heard].mean() < 0.08 * unit
+def _mel(sound: np.ndarray, **settings) -> np.ndarray:
+    features = dataclasses.replace(HERE, **settings)
+    return log_mel(spectrum(sound, features), features)
 
 
-def test_more_iterations_come_nearer(speech):
-    mel = log_mel(spectrum(speech, CONFIG), CONFIG)
-
-    def distance(n_iter):
-        amplitude = mel_to_amplitude(torch.from_numpy(mel), CONFIG)
-        audio = mel_to_audio(mel, CONFIG, n_iter=n_iter)
-        return float((spectrum(audio, CONFIG) - amplitude).norm() / amplitude.norm())
-
-    assert distance(30) < 0.6 * distance(0)
+def test_griffin_lim_is_the_default(sound: np.ndarray):
+    vocoder, mel = load_vocoder(None, HERE), _mel(sound)
+    assert isinstance(vocoder, GriffinLim) and "--vocoder" in vocoder.about
+    np.testing.assert_array_equal(vocoder(mel), mel_to_audio(mel, HERE, limit=False))
 
 
-def test_deterministic_and_leaves_the_random_state(speech):
-    mel = torch.from_numpy(log_mel(spectrum(speech, CONFIG), CONFIG))
-    state = torch.get_rng_state()
-    first = mel_to_audio(mel, CONFIG, n_iter=3)
-    assert torch.equal(torch.get_rng_state(), state)
-    np.testing.assert_array_equal(mel_to_audio(mel, CONFIG, n_iter=3), first)
-    assert not np.array_equal(mel_to_audio(mel, CONFIG, n_iter=3, seed=1), first)
+def test_the_logarithm_is_converted(tmp_path: Path, sound: np.ndarray):
+    """As if the sound had been analysed as the vocoder's was."""
+    reference = write_jik876(tmp_path)
+    theirs = torch.from_numpy(_mel(sound, log_base="e", floor=1e-5))
+    audio = load_vocoder(tmp_path, HERE)(_mel(sound))
+    assert audio.dtype == np.float32 and np.abs(audio).max() <= 1
+    np.testing.assert_allclose(audio, reference(theirs[None])[0].numpy(), atol=1e-4)
 
 
-def test_loud_input_is_scaled_and_the_ends_are_silent(speech):
-    mel = log_mel(spectrum(speech * 20, CONFIG), CONFIG)
-    audio = mel_to_audio(mel, CONFIG, n_iter=3)
-    assert np.abs(audio).max() == pytest.approx(1.0)
-    assert audio[0] == 0 and audio[-1] == 0
+def test_the_normalisation_is_converted(tmp_path: Path, sound: np.ndarray):
+    reference, mean, scale = write_parallel_wavegan(tmp_path)
+    theirs = torch.from_numpy((_mel(sound) - mean) / scale)
+    from_e = load_vocoder(tmp_path, dataclasses.replace(HERE, log_base="e"))
+    wanted = reference(theirs[None])[0].numpy()
+    np.testing.assert_allclose(load_vocoder(tmp_path, HERE)(_mel(sound)), wanted, atol=1e-4)
+    np.testing.assert_allclose(from_e(_mel(sound, log_base="e")), wanted, atol=1e-4)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 4])
-def test_very_short(frames):
-    assert (
-        len(mel_to_audio(np.full((frames, 80), -3.0, dtype=np.float32), CONFIG, 2)) == frames * 256
+def test_what_files_do_not_say_is_said(tmp_path: Path, sound: np.ndarray):
+    reference = write_hugging_face(tmp_path)
+    vocoder = load_vocoder(tmp_path, HERE)
+    assert "do not say sample_rate, n_fft, win_length, f_min, f_max" in vocoder.about
+    wanted = reference(torch.from_numpy(_mel(sound))).numpy()
+    np.testing.assert_allclose(vocoder(_mel(sound)), wanted, atol=1e-4)
+
+
+def test_streaming_gives_the_same_samples(tmp_path: Path, sound: np.ndarray):
+    write_jik876(tmp_path)
+    vocoder, mel = load_vocoder(tmp_path, HERE), _mel(sound)
+    assert isinstance(vocoder, HifiGanVocoder)
+    whole = vocoder.generator(vocoder.conversion(torch.from_numpy(mel)[None]))[0].numpy()
+    pieces = list(vocoder.stream(mel, chunk=7))
+    assert [len(piece) for piece in pieces] == [7 * 256] * 8 + [4 * 256]
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-4)
+    np.testing.assert_allclose(vocoder(mel), whole, atol=1e-4)
+
+
+def test_other_mels_are_refused_with_both_side_by_side(tmp_path: Path):
+    write_jik876(tmp_path, fmin=0, fmax=8000, sampling_rate=24000)
+    with pytest.raises(SpeechError) as error:
+        load_vocoder(tmp_path, HERE)
+    assert str(error.value).startswith(
+        f"vocoder {tmp_path} was trained on other mels than the voice's: sample_rate 24000 there, "
+        "22050 here; f_min 0 there, 80 here; f_max 8000 there, 7600 here. "
     )
+    write_jik876(tmp_path)
+    with pytest.raises(SpeechError, match="floor 1e-05 there, 0.001 here"):
+        load_vocoder(tmp_path, dataclasses.replace(HERE, floor=1e-3))
 
 
-def test_bad_values():
-    for mel, message in (
+def test_mels_that_cannot_be_heard(tmp_path: Path):
+    write_jik876(tmp_path)
+    vocoder = load_vocoder(tmp_path, HERE)
+    for mel, said in (
         (np.zeros((0, 80)), "expected mel"),
         (np.zeros((5, 79)), r"expected mel \[T, 80\], got \[5, 79\]"),
         (np.full((5, 80), np.nan), "NaN"),
     ):
-        with pytest.raises(ValueError, match=message):
-            mel_to_audio(mel.astype(np.float32), CONFIG)
-    with pytest.raises(ValueError, match="momentum"):
-        mel_to_audio(np.zeros((5, 80), dtype=np.float32), CONFIG, momentum=1.0)
-
-
-def test_save_wav(tmp_path):
-    save_wav(tmp_path / "a.wav", np.array([0.0, 0.5, -2.0, 2.0]), 22050)
-    audio, rate = soundfile.read(tmp_path / "a.wav")
-    assert rate == 22050
-    np.testing.assert_allclose(audio, [0, 0.5, -1, 1], atol=1e-4)
-
-
-def test_pieces_of_one_recording_have_one_gain():
-    rng = np.random.default_rng(0)
-    config = FeatureConfig()
-    soft = rng.normal(-2.0, 0.1, (20, 80)).astype(np.float32)
-    pieces = [mel_to_audio(mel, config, n_iter=2, limit=False) for mel in (soft, soft + 3)]
-    assert np.abs(pieces[1]).max() > 1
-    whole = limit_peak(np.concatenate(pieces))
-    assert np.abs(whole).max() == pytest.approx(1)
-    ratio = np.abs(whole[len(pieces[0]) :]).max() / np.abs(whole[: len(pieces[0])]).max()
-    assert ratio == pytest.approx(1000, rel=1e-3), "loud stays as much louder as it was"
-    again = mel_to_audio(soft + 3, config, n_iter=2)
-    assert np.abs(again).max() == pytest.approx(1)
-
-
-def test_clipping_is_said(tmp_path):
-    with pytest.warns(UserWarning, match="loud.wav: samples up to 2 are clipped"):
-        save_wav(tmp_path / "loud.wav", np.array([0.5, 2.0]), 22050)
+        with pytest.raises(ValueError, match=said):
+            vocoder(mel.astype(np.float32))

@@ -167,3 +167,23 @@ def test_missing_or_damaged_corpus_is_said(tmp_path):
     (tmp_path / "corpus.json").write_text("{}")
     with pytest.raises(SpeechError, match="damaged"):
         load_corpus_info(tmp_path)
+
+
+def test_speakers_are_normalised_each_by_their_own(speakers_corpus, demo_corpus):
+    train = FeatureDataset(speakers_corpus / "train.safetensors")
+    valid = FeatureDataset(speakers_corpus / "valid.safetensors")
+    assert list(train.info.speakers) == ["anna", "ben", "clara"]
+    assert len({p.pitch_mean for p in train.info.speakers.values()}) == 3
+    by_id = {name: i % 3 for i, name in enumerate(sorted(train.ids + valid.ids))}
+    for number in range(3):
+        items = [item for item in train if item.speaker == number]
+        assert {by_id[item.id] for item in items} == {number}
+        for name in ("pitch", "energy"):
+            values = np.concatenate([getattr(i, name)[i.durations > 0] for i in items])
+            assert abs(values.mean()) < 1e-4 and values.std() == pytest.approx(1, abs=1e-4)
+    batch = collate([train[0], train[1]])
+    assert batch.speakers.tolist() == [train[0].speaker, train[1].speaker]
+    # One speaker: nothing of this is written, so old and new corpora are alike.
+    alone = FeatureDataset(demo_corpus / "train.safetensors")
+    assert alone[0].speaker is None and collate([alone[0]]).speakers is None
+    assert "speakers" not in alone.info.to_json()

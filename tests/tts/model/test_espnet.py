@@ -163,7 +163,6 @@ def test_weights_are_copies():
         ("encoder_type", "conformer"),
         ("decoder_type", "conformer"),
         ("reduction_factor", 2),
-        ("spks", 4),
         ("langs", 2),
         ("spk_embed_dim", 192),
         ("use_gst", True),
@@ -177,6 +176,24 @@ def test_unsupported_settings_are_named(name, value):
     golden = Golden("paper")
     with pytest.raises(ValueError, match=f"{name}: expected .*, got "):
         load_espnet(golden.state, **{**golden.conf, name: value})
+
+
+def test_speakers_are_added_to_what_the_encoder_gives():
+    """A speaker whose embedding is c speaks as one in whose encoder the last norm's bias has c."""
+    golden = Golden("paper")
+    voices = torch.randn(3, golden.conf["adim"])
+    model = load_espnet({**golden.state, "sid_emb.weight": voices}, spks=3, **golden.conf).eval()
+    assert model.speaker_embed.weight.equal(voices)
+    batch, number = golden.batch(), torch.tensor([2, 2, 2])
+    shifted = dict(golden.state)
+    shifted["encoder.after_norm.bias"] = shifted["encoder.after_norm.bias"] + voices[2]
+    with torch.no_grad():
+        got = model(replace(batch, speakers=number))
+        expected = load_espnet(shifted, **golden.conf).eval()(batch)
+    for name, value in vars(expected).items():
+        torch.testing.assert_close(getattr(got, name), value, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="missing weights: expected none, got sid_emb.weight"):
+        load_espnet(golden.state, spks=3, **golden.conf)
 
 
 def test_settings_that_change_nothing_are_accepted():

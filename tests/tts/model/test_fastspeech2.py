@@ -65,6 +65,23 @@ def model() -> FastSpeech2:
     return FastSpeech2(TINY).eval()
 
 
+def test_concatenated_speakers():
+    """The direction of the embedding beside what the encoder gives, then a projection."""
+    sizes = {"d_model": 16, "ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+    config = FastSpeech2Config(9, 8, speakers=3, speaker_integration="concat", **sizes)
+    model = FastSpeech2(config).eval()
+    x, speakers = torch.randn(2, 5, 16), torch.tensor([2, 0])
+    voice = model.speaker_embed.weight[speakers]
+    voice = voice / voice.norm(dim=1, keepdim=True)
+    weight, bias = model.speaker_projection.weight, model.speaker_projection.bias
+    expected = x @ weight[:, :16].T + (voice @ weight[:, 16:].T)[:, None] + bias
+    torch.testing.assert_close(model.with_speaker(x, speakers), expected)
+    with pytest.raises(ValueError, match="speaker_integration: expected one of add, concat"):
+        FastSpeech2Config(9, speakers=3, speaker_integration="sum")
+    with pytest.raises(ValueError, match="speakers: expected no speakers, got them"):
+        FastSpeech2(FastSpeech2Config(9, 8, **sizes)).with_speaker(x, speakers)
+
+
 def test_default_is_the_paper_model():
     with torch.device("meta"):
         model = FastSpeech2(FastSpeech2Config(vocab_size=78))

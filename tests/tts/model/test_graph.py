@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from sniper import sparsify
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.corpus.features import Statistics
 from sniper.tts.model.config import FastSpeech2Config, PredictorConfig
 from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.model.graph import SpeechGraph, export_program
+from sniper.tts.text.text import LexiconFrontend, Vocabulary
 
 CONTROLS = [(7, 1.0, 0.0, 1.0), (1, 1.0, 0.0, 1.0), (40, 0.7, 3.0, 1.5), (12, 2.5, -5.0, 0.5)]
 
@@ -45,6 +48,12 @@ def statistics() -> Statistics:
     return Statistics(mean.astype(np.float32), std.astype(np.float32), 5.0, 0.3, 2.0, 0.7)
 
 
+def info(statistics: Statistics) -> CorpusInfo:
+    """Of a corpus of one speaker."""
+    frontend = LexiconFrontend({}, False, False)
+    return CorpusInfo(Vocabulary.from_phones("AB"), FeatureConfig(), statistics, frontend, "noise")
+
+
 def check(call, model, statistics) -> None:
     """`call(tokens, speed, pitch, energy)` must give the model's mel and durations."""
     for length, speed, pitch, energy in CONTROLS:
@@ -74,14 +83,16 @@ def check(call, model, statistics) -> None:
 def test_the_graph_is_the_inference_path(changes, statistics):
     model = make_model(**changes)
     with torch.no_grad():
-        check(SpeechGraph(model, statistics), model, statistics)
+        check(SpeechGraph(model, info(statistics)), model, statistics)
 
 
 def test_a_sentence_without_frames_gets_one_a_token(statistics):
     model = make_model()
     torch.nn.init.constant_(model.duration_predictor.out.bias, -9.0)
     with torch.no_grad():
-        _, durations = SpeechGraph(model, statistics)(torch.ones(1, 5, dtype=torch.int64), 1, 0, 1)
+        _, durations = SpeechGraph(model, info(statistics))(
+            torch.ones(1, 5, dtype=torch.int64), 1, 0, 1
+        )
     assert durations.tolist() == [1] * 5
 
 
@@ -91,7 +102,7 @@ def test_a_program_speaks_any_length_and_leaves_the_model_sparse(statistics, tmp
     for name in taken:
         layer = model.get_submodule(name)
         layer.set_block_mask(torch.rand(layer.block_mask_shape) < 0.6)
-    torch.export.save(export_program(model, statistics), tmp_path / "it.pt2")
+    torch.export.save(export_program(model, info(statistics)), tmp_path / "it.pt2")
     program = torch.export.load(tmp_path / "it.pt2")
     operations = {str(node.target) for node in program.graph.nodes}
     assert not [name for name in operations if name.startswith("sniper")]

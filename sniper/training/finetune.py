@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained model as the beginning of another: rows of tokens and speakers are found by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sniper.training.checkpoint import Checkpoint, damaged, section
+from sniper.training.restore import read_speech
+from sniper.training.settings import ConfigError
+from sniper.tts.corpus.dataset import CorpusInfo
+from sniper.tts.model.fastspeech2 import FastSpeech2
+
+_TOKENS, _SPEAKERS = "token_embed.weight", "speaker_embed.weight"
+
+
+def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[str]:
+    """Puts the weights of another run into a fresh model as far as they fit.
+
+    Args:
+        model: with new weights; what the other run does not have keeps them.
+        info: of the corpus that it will learn from.
+        saved: of the other run.
+
+    Returns:
+        Lines for the user: what starts fresh, and what is left behind.
+
+    Raises:
+        ConfigError: mels of other settings, or a model of another width.
+        CheckpointError: it does not say what speech it is of.
+    """
+    try:
+        there = read_speech(section(saved, "speech"))
+    except ValueError as error:
+        raise damaged(saved.path, "meta.json", str(error)) from None
+    before, now = there.features.to_json(), info.features.to_json()
+    others = [f"{k} {before[k]} there, {now[k]} here" for k in now if before[k] != now[k]]
+    others = [line for line in others if not line.startswith("f0_")]  # the search, not the sound
+    if others:
+        raise ConfigError(f"init: {saved.path} was trained on other mels: {'; '.join(others)}")
+    own, fresh = model.state_dict(), []
+    wide, width = saved.weights[_TOKENS].shape[1], own[_TOKENS].shape[1]
+    if wide != width:
+        raise ConfigError(f"init: {saved.path} has d_model {wide}, this model {width}")
+    lines: list[str] = []
+    names = {
+        _TOKENS: ("tokens", there.vocabulary.symbols, info.vocabulary.symbols),
+        _SPEAKERS: ("speakers", list(there.speakers), list(info.speakers)),
+    }
+    for name, value in own.items():
+        other = saved.weights.get(name)
+        if other is not None and name in names and other.shape[1:] == value.shape[1:]:
+            what, theirs, ours = names[name]
+            lines += _move_rows(value, other, what, theirs, ours)
+        elif other is not None and other.shape == value.shape:
+            value.copy_(other)
+        else:
+            fresh.append(name)
+    model.load_state_dict(own)
+    left = sorted(set(saved.weights) - set(own))
+    for what, which in (("start fresh", fresh), ("are left behind", left)):
+        if which:
+            lines.append(f"weights that {what}: {_some(which)}")
+    return lines
+
+
+@torch.no_grad()
+def _move_rows(
+    value: Tensor, other: Tensor, what: str, theirs: Sequence[str], ours: Sequence[str]
+) -> list[str]:
+    """Rows of an embedding by name."""
+    place = {name: i for i, name in enumerate(theirs)}
+    for i, name in enumerate(ours):
+        if name in place:
+            value[i] = other[place[name]]
+    new = [name for name in ours if name not in place]
+    gone = [name for name in theirs if name not in set(ours)]
+    return [
+        f"{what} that {how}: {_some(which)}"
+        for how, which in (("start fresh", new), ("are left behind", gone))
+        if which
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more

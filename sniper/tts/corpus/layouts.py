@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How other corpora than LJSpeech name their utterances, texts and speakers.
+
+VCTK      ROOT/txt/SPEAKER/ID.txt, ROOT/wav48_silence_trimmed/SPEAKER/ID_mic1.flac
+          or ROOT/wav48/SPEAKER/ID.wav
+LibriTTS  ROOT/SPEAKER/CHAPTER/ID.normalized.txt and ID.wav, also one folder deeper
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Line:
+    """An utterance as the corpus lists it.
+
+    Args:
+        id: a path below wavs/ without its ending, or a name that no other utterance has.
+        speaker: name; "" in a corpus of one.
+    """
+
+    id: str
+    text: str
+    wav: Path
+    speaker: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All utterances of a corpus, and (where, reason) of the lines that cannot be used."""
+
+    lines: list[Line]
+    problems: list[tuple[str, str]]
+
+    def sha256(self) -> str:
+        """What changes when a text or a speaker does."""
+        content = "\n".join(f"{line.id}|{line.text}|{line.speaker}" for line in self.lines)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def list_others(root: Path) -> Listing | None:
+    """The utterances of a corpus in VCTK's or LibriTTS' layout; None where `root` holds neither."""
+    for read in (_vctk, _libritts):
+        lines, problems = _usable(read(root))
+        if lines:
+            return Listing(lines, problems)
+    return None
+
+
+def _vctk(root: Path) -> Iterator[tuple[Path, Line]]:
+    for path in sorted((root / "txt").glob("*/*.txt")):
+        name, speaker = path.stem, path.parent.name
+        new = root / "wav48_silence_trimmed" / speaker / f"{name}_mic1.flac"
+        old = root / "wav48" / speaker / f"{name}.wav"
+        yield path, Line(name, "", old if old.is_file() and not new.is_file() else new, speaker)
+
+
+def _libritts(root: Path) -> Iterator[tuple[Path, Line]]:
+    ending = ".normalized.txt"
+    for path in sorted([*root.glob(f"*/*/*{ending}"), *root.glob(f"*/*/*/*{ending}")]):
+        name = path.name.removesuffix(ending)
+        yield path, Line(name, "", path.with_name(f"{name}.wav"), path.parent.parent.name)
+
+
+def _usable(found: Iterator[tuple[Path, Line]]) -> tuple[list[Line], list[tuple[str, str]]]:
+    """The lines with their texts, which lie in a file each."""
+    lines, problems = [], []
+    for path, line in found:
+        try:
+            text = " ".join(path.read_text(encoding="utf-8-sig").split())
+        except (OSError, UnicodeDecodeError):
+            problems.append((line.id, f"its text {path} cannot be read as UTF-8"))
+            continue
+        if text:
+            lines.append(Line(line.id, text, line.wav, line.speaker))
+        else:
+            problems.append((line.id, f"its text {path} is empty"))
+    return lines, problems
