@@ -41,7 +41,7 @@ FLOORS = (
     ("sniper.sparsity", "sniper.tts.errors", "sniper.tts.processes"),
     ("sniper.tts.text", "sniper.tts.audio"),
     ("sniper.tts.corpus",),
-    ("sniper.tts.model",),
+    ("sniper.tts.aligners", "sniper.tts.model"),
     ("sniper.tts",),
     ("sniper.training", "sniper.integrations"),
     (
@@ -49,6 +49,7 @@ FLOORS = (
         "sniper.__main__",
         "sniper.command",
         "sniper.train",
+        "sniper.align",
         "sniper.prepare",
         "sniper.synthesize",
         "sniper.export",

@@ -28,9 +28,11 @@ _PACKAGES = {
     "soundfile": ("soundfile", "tts"),
     "soxr": ("soxr", "tts"),
     "praatio": ("praatio", "tts"),
+    "matplotlib": ("matplotlib", "tts"),
     "pyworld": ("pyworld-prebuilt", "tts"),
     "tqdm": ("tqdm", "tts"),
     "espeakng_loader": ("espeakng-loader", "demo"),
+    "pocketsphinx": ("pocketsphinx", "align"),
 }
 
 

@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forced alignment of recordings and their transcripts, written as TextGrids.
+
+`english` needs no training: pocketsphinx with its own acoustic model. `learned` trains a small
+aligner on the corpus itself, for any language and any set of phones.
+"""
+
+from __future__ import annotations
+
+from sniper.tts.aligners.run import Aligned, align_corpus
+
+__all__ = ["Aligned", "align_corpus"]
