@@ -16,46 +16,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from sniper.command import exit_with
-
-if TYPE_CHECKING:
-    from sniper.tts.aligners import Aligned
-
-
-def add_options(parser: Any) -> None:
-    """The options that say how to align, for a parser or a group of one."""
-    parser.add_argument(
-        "--align",
-        choices=("english", "learned"),
-        help="english: pocketsphinx and its own acoustic model; learned: train an aligner on the "
-        "corpus itself, for any language (default: english where --language is, else learned)",
-    )
-    parser.add_argument(
-        "--language",
-        default="en-us",
-        help="of the transcripts, as espeak-ng's voices are named: en-us, de, fr-fr, ... "
-        "(default: en-us)",
-    )
-    parser.add_argument(
-        "--phones",
-        choices=("espeak", "characters"),
-        default="espeak",
-        help="what --align learned aligns: phones by espeak-ng, or letters (default: espeak)",
-    )
-    parser.add_argument(
-        "--align-steps",
-        type=_positive,
-        metavar="N",
-        help="training steps of --align learned (default: 3000)",
-    )
-    parser.add_argument(
-        "--align-device",
-        choices=("auto", "cpu", "cuda"),
-        default="auto",
-        help="for the training of --align learned (default: auto)",
-    )
+from sniper.tts.aligners.options import add_options, print_report, take_options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,14 +52,6 @@ def _positive(text: str) -> int:
     return value
 
 
-def print_report(aligned: Aligned) -> None:
-    """Print what an alignment says of its corpus, a line each."""
-    for line in aligned.report.lines():
-        print(line)
-    folder = aligned.textgrids.parent
-    print(f"{aligned.textgrids}: look at {folder / 'report.md'} and {folder / 'alignment.png'}")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     try:
@@ -108,15 +63,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> int:
     options = vars(_parser().parse_args(argv))
-    from sniper.tts.aligners import align_corpus
+    how, progress = take_options(options), not options.pop("quiet")
+    from sniper.tts.aligners.run import align_corpus
     from sniper.tts.errors import NothingUsable, SpeechError
 
-    options["way"] = options.pop("align")
-    options["steps"] = options.pop("align_steps")
-    options["device"] = options.pop("align_device")
-    options["progress"] = not options.pop("quiet")
     try:
-        print_report(align_corpus(**options))
+        print_report(align_corpus(**options, **how, progress=progress))
         return 0
     except NothingUsable as error:
         print(f"error: {error}", file=sys.stderr)

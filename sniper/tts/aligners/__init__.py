@@ -4,9 +4,3 @@
 `english` needs no training: pocketsphinx with its own acoustic model. `learned` trains a small
 aligner on the corpus itself, for any language and any set of phones.
 """
-
-from __future__ import annotations
-
-from sniper.tts.aligners.run import Aligned, align_corpus
-
-__all__ = ["Aligned", "align_corpus"]

@@ -69,16 +69,19 @@ def beta_binomial_prior(n_frames: int, n_tokens: int) -> Tensor:
 
     Row t (from 1) is the beta-binomial distribution of K − 1 with α = t and β = T − t + 1.
     """
-    k = torch.arange(n_tokens, dtype=torch.float64)[None, :]
-    alpha = torch.arange(1, n_frames + 1, dtype=torch.float64)[:, None]
+    # lgamma of whole numbers, from a table: the direct formula would cost more than the network.
+    table = np.concatenate([[0.0, 0.0], np.cumsum(np.log(np.arange(1, n_frames + n_tokens + 1)))])
+    n = n_tokens - 1
+    k = np.arange(n_tokens)[None, :]
+    alpha = np.arange(1, n_frames + 1)[:, None]
     beta = n_frames - alpha + 1
-    n = torch.tensor(n_tokens - 1.0, dtype=torch.float64)
 
-    def log_beta(a: Tensor, b: Tensor) -> Tensor:
-        return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
+    def log_beta(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return table[a] + table[b] - table[a + b]
 
-    choose = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    return (choose + log_beta(k + alpha, n - k + beta) - log_beta(alpha, beta)).float()
+    choose = table[n + 1] - table[k + 1] - table[n - k + 1]
+    log_prior = choose + log_beta(k + alpha, n - k + beta) - log_beta(alpha, beta)
+    return torch.from_numpy(log_prior.astype(np.float32))
 
 
 def forward_sum_loss(log_prob: Tensor, lengths: Tensor, frames: Tensor) -> Tensor:
