@@ -31,10 +31,10 @@ from sniper.tts.errors import SpeechError, UtteranceError
 
 AUDIO = FeatureConfig()
 FRAME_SECONDS = AUDIO.hop_length / AUDIO.sample_rate
-STEPS = 3000
+STEPS = 1000
 # The binarisation loss comes in once the paths have formed, over as many steps again.
 _BINARIZE_FROM, _BINARIZE_FULL = 0.4, 0.8
-_MAX_BATCH_FRAMES = 10_000
+_MAX_BATCH_FRAMES = 5_000
 _LEARNING_RATE = 1e-3
 _SAVE_EVERY = 100
 _CHECKPOINT_FORMAT = 1

@@ -31,8 +31,10 @@ class AlignerNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(n_tokens, channels, padding_idx=0)
+        # Of one tap, unlike the paper's three: a token that knows its neighbours may stand for
+        # their frames as well, and then all borders are late (by 17 ms on the synthetic corpus).
         self.text = nn.Sequential(
-            nn.Conv1d(channels, 2 * channels, 3, padding=1),
+            nn.Conv1d(channels, 2 * channels, 1),
             nn.ReLU(),
             nn.Conv1d(2 * channels, attention, 1),
         )

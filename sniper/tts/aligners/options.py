@@ -34,7 +34,7 @@ def add_options(parser: Any) -> None:
         "--align-steps",
         type=_positive,
         metavar="N",
-        help="training steps of --align learned (default: 3000)",
+        help="training steps of --align learned (default: 1000)",
     )
     parser.add_argument(
         "--align-device",

@@ -82,7 +82,7 @@ def align_corpus(
         language: name of an espeak-ng voice, such as en-us or de.
         phones: what "learned" aligns: "espeak" or "characters".
         lexicon: a dictionary in MFA's format, which goes before any other pronunciation.
-        steps: of the training of "learned"; by default 3000.
+        steps: of the training of "learned"; by default 1000.
         device: for that training: auto, cpu or cuda.
         seed: of that training.
         workers: processes; by default one per CPU.
