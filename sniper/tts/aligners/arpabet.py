@@ -129,6 +129,10 @@ def with_stress(phones: Sequence[str], model: Sequence[str] | None) -> list[str]
             digit = "0" if phone == "AH" and like[:-1] != "AH" else like[-1]
         found.append(phone + digit)
         vowel += 1
+    full = [at for at, phone in enumerate(found) if phone.endswith("0") and phone != "AH0"]
+    if total > 1 and full and not any(phone.endswith("1") for phone in found):
+        # The model stresses a vowel that is weak here: a longer word has its stress somewhere.
+        found[full[0]] = found[full[0]][:-1] + "1"
     return found
 
 
