@@ -125,7 +125,9 @@ def _cpu_seconds() -> float:
 
 def main() -> None:
     """Measure, print and append the rows."""
-    parser = argparse.ArgumentParser(description="Accuracy and speed of the aligners on the synthetic corpus.")
+    parser = argparse.ArgumentParser(
+        description="Accuracy and speed of the aligners on the synthetic corpus."
+    )
     parser.add_argument("--ways", nargs="+", default=["english", "learned"])
     parser.add_argument("--utterances", type=int, default=200)
     parser.add_argument("--steps", type=int, help="of the training of learned (default: its own)")

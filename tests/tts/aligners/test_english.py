@@ -54,7 +54,7 @@ def test_borders_of_synthetic_speech(words, tmp_path):
         if phone == "s"
     ]
     ours = [phone.start for phone in found.phones if phone.label == "S"]
-    assert len(exact) == len(ours) == 3
+    assert len(exact) == len(ours) == 4
     np.testing.assert_allclose(ours, exact, atol=0.05)
     assert np.median(np.abs(np.subtract(ours, exact))) < 0.025
 

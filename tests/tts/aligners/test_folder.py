@@ -63,7 +63,8 @@ def test_one_process_at_a_time(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "from sniper.tts.aligners.folder import open_folder\n"
-        "with open_folder(Path(sys.argv[1]), {'align': 'x'}, False): print('in', flush=True); input()"
+        "with open_folder(Path(sys.argv[1]), {'align': 'x'}, False):\n"
+        "    print('in', flush=True); input()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)],

@@ -14,18 +14,18 @@ from sniper.tts.errors import SpeechError, UtteranceError
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Utterances of four "phones", each a band of its own, with the durations they have."""
+    """Utterances of eight "phones", each a band of its own, with the durations they have."""
     folder = tmp_path_factory.mktemp("mels")
     rng = np.random.default_rng(0)
     examples, durations = [], []
-    for number in range(40):
-        phones = rng.permutation(list("abcd")).tolist()
+    for number in range(32):
+        phones = rng.permutation(list("abcdefgh")).tolist()
         lengths = rng.integers(3, 12, len(phones))
         mel = rng.normal(-4, 0.1, (int(lengths.sum()), AUDIO.n_mels))
         start = 0
         for phone, length in zip(phones, lengths, strict=True):
-            band = 20 * "abcd".index(phone)
-            mel[start : start + length, band : band + 20] += 3
+            band = 10 * "abcdefgh".index(phone)
+            mel[start : start + length, band : band + 10] += 3
             start += length
         path = folder / f"{number}.npy"
         np.save(path, mel.astype(np.float16))
@@ -36,22 +36,22 @@ def corpus(tmp_path_factory):
 
 def test_it_finds_the_borders(corpus, tmp_path):
     examples, durations = corpus
-    training = Training(examples[:32], tmp_path / "a.pt", "key", steps=250)
+    training = Training(examples[:24], tmp_path / "a.pt", "key", steps=100)
     losses = list(training.run())
-    assert len(losses) == 250
-    trained = load_trained(tmp_path / "a.pt", 250)
+    assert len(losses) == 100
+    trained = load_trained(tmp_path / "a.pt", 100)
     wrong = 0
-    for example, exact in zip(examples[32:], durations[32:], strict=True):  # never seen
+    for example, exact in zip(examples[24:], durations[24:], strict=True):  # never seen
         found, likelihood = trained.durations(example.tokens, np.load(example.mel).astype("f4"))
         wrong += np.abs(np.cumsum(found) - np.cumsum(exact)).sum()
         assert likelihood < 0
-    assert wrong / 24 < 1.0, "frames per border"
+    assert wrong / 56 < 1.5, "frames per border"
     mel = np.load(examples[0].mel).astype("f4")
     _, right = trained.durations(examples[0].tokens, mel)
     _, mixed = trained.durations(examples[0].tokens[::-1], mel)
-    assert mixed < right - 0.3, "a transcript that does not match"
-    with pytest.raises(UtteranceError, match="was not trained with: x y; --force"):
-        trained.durations(("a", "y", "x"), mel)
+    assert mixed < right - 0.1, "a transcript that does not match"
+    with pytest.raises(UtteranceError, match="was not trained with: x z; --force"):
+        trained.durations(("a", "z", "x"), mel)
     with pytest.raises(UtteranceError, match="30 phones, but its audio 5 frames"):
         trained.durations(("a",) * 30, mel[:5])
 
