@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command: what it prints and how it ends, killed or whole; and prepare with nothing aligned."""
+"""The command: what it prints, how it ends, killed or whole; and prepare without alignments."""
 
 from __future__ import annotations
 

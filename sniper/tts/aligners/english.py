@@ -129,6 +129,9 @@ class EnglishAligner:
 
 
 def _decode(decoder, data: bytes) -> None:
+    # A new front end: its estimate of the noise would carry over from the utterance before, and
+    # borders would depend on the order, and so on the number of processes.
+    decoder.reinit_feat()
     decoder.start_utt()
     decoder.process_raw(data, full_utt=True)
     decoder.end_utt()
