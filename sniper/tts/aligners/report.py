@@ -15,9 +15,9 @@ from sniper.tts.corpus.store import atomic_write
 
 REPORT = "report.md"
 # Standard deviations (by the median deviation, which outliers do not move) below the median.
-_SUSPICIOUS_DEVIATIONS = 3.5
+_SUSPICIOUS_DEVIATIONS = 4.0
 # Nats a frame: a corpus of clean speech varies less than its outliers are to be believed.
-_LEAST_DEVIATION = 0.3
+_LEAST_DEVIATION = 0.5
 
 
 @dataclass(frozen=True)
