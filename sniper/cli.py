@@ -17,6 +17,7 @@ from sniper.command import exit_with
 # What each does, in one line; the module's own --help says the rest.
 COMMANDS = {
     "train": "train FastSpeech2 with SNIPER; without arguments, the demo",
+    "align": "say where each word and phone of recordings begins",
     "prepare": "turn recordings and their alignments into features for training",
     "synthesize": "speak a text with a trained model",
     "export": "write a trained model as ONNX or a torch.export program",

@@ -2,7 +2,7 @@
 """Prepare speech for training.
 
     python -m sniper.prepare demo --out data/demo
-    python -m sniper.prepare ljspeech --root LJSpeech-1.1 --textgrids TextGrid --out data/ljspeech
+    python -m sniper.prepare ljspeech --root LJSpeech-1.1 --out data/ljspeech
 
 A run that was stopped, however it ended, is continued by the same command. Exit status: 0 when the
 feature files are there, even if some utterances had to be left out (they are listed); 1 when no
@@ -18,6 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sniper.command import exit_with, path_argument
+from sniper.tts.aligners.options import add_options, print_report, take_options
 
 if TYPE_CHECKING:
     from sniper.tts.corpus.build import Prepared
@@ -82,16 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     corpus = commands.add_parser(
         "ljspeech",
         parents=[shared],
-        help="recordings in LJSpeech's layout with alignments",
+        help="recordings in LJSpeech's layout, aligned on the way where they are not",
         description="Prepare ROOT/metadata.csv (id|text or id|text|normalized), ROOT/wavs/ID.wav "
-        "and MFA TextGrids. Utterances that cannot be used are left out and listed.",
+        "and TextGrids; without any, they are made in OUT/alignment, with a report. Utterances "
+        "that cannot be used are left out and listed.",
     )
     corpus.add_argument("--root", required=True, type=path_argument, help="corpus folder")
     corpus.add_argument(
         "--textgrids",
         type=path_argument,
         help="folder of ID.TextGrid files, also one folder deeper (default: TextGrid/, textgrids/, "
-        "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl)",
+        "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl, else they are made)",
     )
     corpus.add_argument(
         "--speakers",
@@ -100,10 +102,30 @@ def _parser() -> argparse.ArgumentParser:
         help="who speaks: the last column of metadata.csv, or the folder in the ids (anna/0001); "
         "VCTK's and LibriTTS' folders are known without (default: none, one speaker)",
     )
+    add_options(corpus.add_argument_group("alignment, where there are no TextGrids"))
     corpus.add_argument(
         "--lexicon", type=path_argument, help="dictionary in MFA format for further words"
     )
     return parser
+
+
+def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
+    """Align the corpus where it has no alignments, or where --align asks for it."""
+    from sniper.tts.aligners.run import align_corpus
+    from sniper.tts.corpus.corpus import has_alignments
+
+    how = take_options(options)
+    asked, given = how["way"] is not None, options["textgrids"] is not None
+    if given and asked:
+        raise ValueError("--align makes TextGrids and --textgrids has them: give one of the two")
+    if given or (has_alignments(options["root"]) and not asked):
+        return
+    shared = {name: options[name] for name in ("root", "lexicon", "seed", "workers", "force")}
+    out = (options["out"] / "alignment").resolve()
+    aligned = align_corpus(out=out, **shared, **how, progress=progress)
+    if aligned.fresh:
+        print_report(aligned)
+    options["textgrids"] = aligned.textgrids
 
 
 def _count(text: str) -> int:
@@ -163,6 +185,8 @@ def _main(argv: list[str] | None) -> int:
     try:
         names = [field.name for field in dataclasses.fields(FeatureConfig)]
         features = FeatureConfig(**{name: options.pop(name) for name in names})
+        if command == "ljspeech":
+            _with_textgrids(options, not quiet)
         run = prepare_demo if command == "demo" else prepare_ljspeech
         prepared = run(**options, features=features, progress=not quiet)
         _report(prepared)

@@ -53,7 +53,7 @@ FLOORS = (
     ),
     ("sniper.tts.text", "sniper.tts.audio"),
     ("sniper.tts.corpus",),
-    ("sniper.tts.model",),
+    ("sniper.tts.aligners", "sniper.tts.model"),
     ("sniper.tts",),
     ("sniper.training", "sniper.integrations"),
     (
@@ -61,6 +61,7 @@ FLOORS = (
         "sniper.__main__",
         "sniper.command",
         "sniper.train",
+        "sniper.align",
         "sniper.prepare",
         "sniper.synthesize",
         "sniper.export",

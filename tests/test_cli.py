@@ -15,13 +15,13 @@ from sniper import __version__, cli
 def test_help_has_a_line_for_every_command(capsys):
     assert cli.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name in ("train", "prepare", "synthesize", "export", "compare", "doctor"):
+    for name in ("train", "align", "prepare", "synthesize", "export", "compare", "doctor"):
         (line,) = [x for x in lines if x.startswith(f"  {name} ")]
         assert len(line.split()) > 3 and len(line) <= 80
     assert cli.main([]) == 2 and "commands:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["train", "prepare", "synthesize", "export", "compare"])
+@pytest.mark.parametrize("name", ["train", "align", "prepare", "synthesize", "export", "compare"])
 def test_each_command_answers_help(name, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])
@@ -60,7 +60,7 @@ def test_a_slip_gets_the_nearest(typed, answer, capsys):
 
 def test_what_is_near_nothing_gets_the_list(capsys):
     assert cli.main(["--frobnicate"]) == 2
-    assert "expected one of train, prepare," in capsys.readouterr().err
+    assert "expected one of train, align, prepare," in capsys.readouterr().err
 
 
 def test_a_command_loads_no_other(tmp_path):

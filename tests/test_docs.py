@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), *(ROOT / f"{n}.md" for n in ("README", "CONTRIBUTING"))]
 PAGES.append(ROOT / "CHANGELOG.md")
-COMMANDS = {"train", "prepare", "synthesize", "export", "compare", "doctor"}
+COMMANDS = {"train", "align", "prepare", "synthesize", "export", "compare", "doctor"}
 
 
 def ids(path: Path) -> str:

@@ -32,12 +32,14 @@ _PACKAGES = {
     "soundfile": ("soundfile", "tts"),
     "soxr": ("soxr", "tts"),
     "praatio": ("praatio", "tts"),
+    "matplotlib": ("matplotlib", "tts"),
     "pyworld": ("pyworld-prebuilt", "tts"),
     "tqdm": ("tqdm", "tts"),
     "yaml": ("pyyaml", "tts"),
     "safetensors": ("safetensors", "tts"),
     "h5py": ("h5py", "vocoder"),
     "espeakng_loader": ("espeakng-loader", "demo"),
+    "pocketsphinx": ("pocketsphinx", "align"),
 }
 
 

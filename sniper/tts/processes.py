@@ -3,6 +3,7 @@
 not run the caller's script again, and leave Ctrl-C to it.
 """
 
+import collections
 import contextlib
 import multiprocessing
 import multiprocessing.connection
@@ -11,7 +12,9 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 from sniper.tts.errors import SpeechError
 
@@ -82,6 +85,48 @@ def run_in_fresh_process(function: Callable[..., None], *args) -> None:
             process.join()
     if error is not None:
         raise error
+
+
+def map_in_processes(
+    function: Callable, items: Iterable, workers: int, start: Callable[..., None], *args
+) -> Iterator:
+    """Call a module-level function on each item in `workers` processes; results come in order.
+
+    Args:
+        workers: 1 works in this process.
+        start: called first in each process, with `args`.
+
+    Raises:
+        SpeechError: a worker process was killed.
+    """
+    if workers <= 1:
+        start(*args)
+        yield from map(function, items)
+        return
+    begin = (start, args)
+    pool = ProcessPoolExecutor(workers, mp_context=SPAWN, initializer=_begin, initargs=begin)
+    waiting: collections.deque = collections.deque()
+    try:
+        for item in items:
+            with without_main_module():  # workers start here, when there is work for them
+                waiting.append(pool.submit(function, item))
+            # A bounded queue: results of a whole corpus may not fit in memory.
+            if len(waiting) >= 8 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise SpeechError(
+            "a worker process was killed (out of memory?); what is done is kept: run the same "
+            "command again, perhaps with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(start: Callable[..., None], args: tuple) -> None:
+    end_with_parent()
+    start(*args)
 
 
 def _call(sender, function: Callable[..., None], args: tuple) -> None:

@@ -212,6 +212,12 @@ def read_corpus(root: Path, textgrids: Path | None = None, speakers: str = "none
     return Corpus(utterances, problems, has_textgrids=folder is not None)
 
 
+def has_alignments(root: Path) -> bool:
+    """Whether there are TextGrids or alignments.jsonl at a usual place in a corpus' folder."""
+    folders = any((root / name).is_dir() for name in _TEXTGRID_FOLDERS)
+    return folders or (root / ALIGNMENTS).is_file()
+
+
 def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
     if textgrids is not None:
         # A relative path may be meant from either place.
@@ -226,7 +232,7 @@ def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
         return None
     raise SpeechError(
         f"no alignments in {root}: none of {', '.join(_TEXTGRID_FOLDERS)} and no {ALIGNMENTS}; "
-        "align the corpus with the Montreal Forced Aligner and pass --textgrids FOLDER"
+        "`python -m sniper.align` makes TextGrids; pass them with --textgrids FOLDER"
     )
 
 

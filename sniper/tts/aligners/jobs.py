@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Utterances on their way through an aligner, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sniper.tts.aligners.audio import read_speech
+from sniper.tts.aligners.folder import Folder, Outcome
+from sniper.tts.aligners.textgrid import write_textgrid
+from sniper.tts.errors import UtteranceError, progress_bar
+from sniper.tts.processes import map_in_processes
+
+
+@dataclass(frozen=True)
+class Job:
+    """One utterance for a worker: id, wav, fingerprint, TextGrid, words, and those guessed."""
+
+    id: str
+    wav: Path
+    mark: str
+    textgrid: Path
+    words: tuple
+    guessed: dict[str, str]
+
+
+class Jobs:
+    """What every way of aligning does with its utterances."""
+
+    def __init__(self, root: Path, folder: Folder, marks: dict, workers: int, progress: bool):
+        self.root, self.folder, self.marks = root, folder, marks
+        self.workers, self.progress = workers, progress
+
+    def make(self, todo: Sequence[tuple[str, str]], words_of, guessed=None) -> list[Job]:
+        """Jobs for what can be read; the rest goes into the journal as problems."""
+        how = guessed or {}
+        jobs = []
+        for name, text in todo:
+            wav = self.root / "wavs" / f"{name}.wav"
+            try:
+                words = tuple(words_of(text))
+            except UtteranceError as error:
+                self.folder.add(Outcome(name, self.marks[name], problem=str(error)))
+                continue
+            found = {word: how[word] for word in words if word in how}
+            jobs.append(Job(name, wav, self.marks[name], self.folder.textgrid(name), words, found))
+        return jobs
+
+    def run(self, jobs: Sequence[Job], function, start, *args) -> None:
+        """Align in processes and write the journal."""
+        done = map_in_processes(function, jobs, min(self.workers, len(jobs)), start, *args)
+        for outcome in self.bar(done, "aligning", len(jobs)):
+            self.folder.add(outcome)
+
+    def bar(self, items: Iterable, label: str, total: int):
+        """A progress bar with the time that is left."""
+        return progress_bar(items, label, total, show=self.progress)
+
+
+def outcome_of(job: Job, align, audio, frame_seconds: float) -> Outcome:
+    """Read, align and write one utterance; what is wrong with it becomes `Outcome.problem`."""
+    try:
+        samples, rate, remarks = read_speech(job.wav, audio)
+        text, more = align(samples)
+        write_textgrid(job.textgrid, text)
+    except (UtteranceError, OSError) as error:
+        return Outcome(job.id, job.mark, problem=" ".join(str(error).split()))
+    # Whatever else one file causes must name that file, and not end the work on all others.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome(job.id, job.mark, problem=f"unexpected error in {job.wav}: {reason}")
+    phones: dict[str, tuple[int, float]] = {}
+    for interval in text.phones:
+        if interval.label:
+            times, frames = phones.get(interval.label, (0, 0.0))
+            frames += (interval.end - interval.start) / frame_seconds
+            phones[interval.label] = times + 1, round(frames, 3)
+    return Outcome(
+        job.id,
+        job.mark,
+        remarks=(*remarks, *more),
+        likelihood=round(text.likelihood, 4),
+        seconds=len(samples) / audio.sample_rate,
+        rate=rate,
+        phones=phones,
+        guessed=job.guessed,
+        frame_seconds=frame_seconds,
+    )

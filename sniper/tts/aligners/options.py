@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of aligning, which two commands share, and what both print."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sniper.tts.aligners.run import Aligned
+
+
+def add_options(parser: Any) -> None:
+    """The options that say how to align, for a parser or a group of one."""
+    parser.add_argument(
+        "--align",
+        choices=("english", "learned"),
+        help="english: pocketsphinx and its own acoustic model; learned: train an aligner on the "
+        "corpus itself, for any language (default: english where --language is, else learned)",
+    )
+    parser.add_argument(
+        "--language",
+        default="en-us",
+        help="of the transcripts, as espeak-ng's voices are named: en-us, de, fr-fr, ... "
+        "(default: en-us)",
+    )
+    parser.add_argument(
+        "--phones",
+        choices=("espeak", "characters"),
+        default="espeak",
+        help="what --align learned aligns: phones by espeak-ng, or letters (default: espeak)",
+    )
+    parser.add_argument(
+        "--align-steps",
+        type=_positive,
+        metavar="N",
+        help="training steps of --align learned (default: 1000)",
+    )
+    parser.add_argument(
+        "--align-device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="for the training of --align learned (default: auto)",
+    )
+
+
+def take_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the values of `add_options` out of parsed ones, as arguments of `align_corpus`."""
+    names = {
+        "align": "way",
+        "language": "language",
+        "phones": "phones",
+        "align_steps": "steps",
+        "align_device": "device",
+    }
+    return {to: options.pop(name) for name, to in names.items()}
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def print_report(aligned: Aligned) -> None:
+    """Print what an alignment says of its corpus, a line each."""
+    for line in aligned.report.lines():
+        print(line)
+    folder = aligned.textgrids.parent
+    print(f"{aligned.textgrids}: look at {folder / 'report.md'} and {folder / 'alignment.png'}")

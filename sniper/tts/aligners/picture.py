@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ten utterances of an alignment to look at: their mels, with the borders of the phones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sniper.tts import audio as analysis
+from sniper.tts.aligners.folder import Folder, Outcome
+from sniper.tts.audio.config import FeatureConfig
+from sniper.tts.corpus.alignment import read_textgrid
+from sniper.tts.corpus.store import atomic_write
+from sniper.tts.errors import UtteranceError
+from sniper.tts.text.text import PAUSE
+
+PICTURE = "alignment.png"
+_UTTERANCES = 10
+_SECONDS = 6.0  # of each: more could not be read
+
+
+def chosen(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Ten utterances from the most to the least likely, evenly by rank."""
+    ranked = sorted(outcomes, key=lambda outcome: (-outcome.likelihood, outcome.id))
+    count = min(_UTTERANCES, len(ranked))
+    places = np.linspace(0, len(ranked) - 1, count).round().astype(int)
+    return [ranked[place] for place in places]
+
+
+def draw(path: Path, root: Path, folder: Folder, outcomes: Sequence[Outcome]) -> None:
+    """Write the picture as PNG.
+
+    Args:
+        root: the corpus' folder.
+        outcomes: at least one, of utterances with a TextGrid.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    config = FeatureConfig()
+    shown = chosen(outcomes)
+    figure = Figure(figsize=(14, 1.9 * len(shown) + 0.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axis, outcome in zip(axes, shown, strict=True):
+        title = f"{outcome.id}   log-likelihood per frame {outcome.likelihood:.2f}"
+        axis.set_title(title, fontsize=8, loc="left")
+        try:
+            samples = analysis.read_audio(root / "wavs" / f"{outcome.id}.wav", config)
+            alignment = read_textgrid(folder.textgrid(outcome.id))
+        except UtteranceError as error:  # changed since it was aligned
+            axis.text(0.5, 0.5, str(error), ha="center", fontsize=7, transform=axis.transAxes)
+            continue
+        samples = samples[: int(_SECONDS * config.sample_rate)]
+        mel = analysis.log_mel(analysis.spectrum(samples, config), config)
+        seconds = len(samples) / config.sample_rate
+        extent = (0.0, seconds, 0.0, 1.0)
+        axis.imshow(
+            mel.T, origin="lower", aspect="auto", extent=extent, cmap="Greys", vmin=-5, vmax=1
+        )
+        borders = alignment.boundaries
+        for phone, start, end in zip(alignment.phones, borders, borders[1:], strict=False):
+            if start < seconds:
+                axis.axvline(start, color="tab:red", linewidth=0.6)
+                label = "" if phone == PAUSE else phone
+                middle = (start + min(end, seconds)) / 2
+                axis.text(middle, 0.93, label, ha="center", va="top", fontsize=6, color="tab:blue")
+        axis.set_xlim(0, _SECONDS)
+        axis.set_yticks([])
+        axis.tick_params(labelsize=6)
+    axes[-1].set_xlabel("seconds", fontsize=7)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)

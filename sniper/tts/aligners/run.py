@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corpus aligned: resumable, in several processes, with a report at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sniper.tts.aligners import english, learned
+from sniper.tts.aligners.audio import read_speech
+from sniper.tts.aligners.folder import (
+    TEXTGRIDS,
+    Outcome,
+    begun_with,
+    fingerprint,
+    open_folder,
+)
+from sniper.tts.aligners.jobs import Job, Jobs, outcome_of
+from sniper.tts.aligners.picture import PICTURE, draw
+from sniper.tts.aligners.pronounce import (
+    EnglishWords,
+    acoustic_model,
+    has_espeak,
+    read_variants,
+)
+from sniper.tts.aligners.report import Report, nothing_aligned, summarize, write_report
+from sniper.tts.aligners.textgrid import TimedText
+from sniper.tts.aligners.tokens import PHONES, TokenReader
+from sniper.tts.corpus.corpus import read_metadata
+from sniper.tts.errors import NothingUsable, SpeechError, UtteranceError, require
+from sniper.tts.processes import default_workers, map_in_processes
+
+WAYS = ("english", "learned")
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A finished alignment.
+
+    Args:
+        textgrids: folder of the TextGrids.
+        report: what it says of the corpus.
+        fresh: how many utterances were aligned in this call.
+    """
+
+    textgrids: Path
+    report: Report
+    fresh: int
+
+
+def align_corpus(
+    root: str | Path,
+    out: str | Path,
+    *,
+    way: str | None = None,
+    language: str = "en-us",
+    phones: str = "espeak",
+    lexicon: str | Path | None = None,
+    steps: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    workers: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Aligned:
+    """Align a corpus in LJSpeech's layout and write OUT/TextGrid/ID.TextGrid and a report.
+
+    Utterances that cannot be aligned are left out and listed. The same call continues what was
+    stopped, and takes up what is new or changed.
+
+    Args:
+        root: folder with metadata.csv and wavs/.
+        way: "english" or "learned"; by default english where the language is.
+        language: name of an espeak-ng voice, such as en-us or de.
+        phones: what "learned" aligns: "espeak" or "characters".
+        lexicon: a dictionary in MFA's format, which goes before any other pronunciation.
+        steps: of the training of "learned"; by default 1000.
+        device: for that training: auto, cpu or cuda.
+        seed: of that training.
+        workers: processes; by default one per CPU.
+        force: align everything anew.
+
+    Raises:
+        SpeechError: one line for the user.
+        NothingUsable: no utterance could be aligned.
+        ValueError: an argument that is not one of those named here.
+    """
+    root, out = Path(root), Path(out)
+    chosen = way or ("english" if language.split("-")[0] == "en" else "learned")
+    _refuse_wrong(chosen, language, phones)
+    entries, problems = read_metadata(root / "metadata.csv")
+    if not (root / "wavs").is_dir():
+        raise SpeechError(f"no folder {root / 'wavs'}: the corpus needs its audio there as ID.wav")
+    for module in ("soundfile", "soxr", "tqdm", "praatio", "matplotlib"):
+        require(module)
+    settings = _settings(root, out, force, chosen, language, phones, lexicon, seed, steps)
+    with open_folder(out, settings, force) as folder:
+        marks = {name: fingerprint(text, root / "wavs" / f"{name}.wav") for name, text in entries}
+        todo = [(n, text) for n, text in entries if not folder.is_done(n, marks[n])]
+        jobs = Jobs(root, folder, marks, workers or default_workers(), progress)
+        known = {} if lexicon is None else read_variants(Path(lexicon))
+        if todo and chosen == "english":
+            _align_english(todo, jobs, settings["stress"], known)
+        elif todo:
+            reader = TokenReader(language, phones, known)
+            _align_learned(entries, todo, jobs, reader, steps, seed, device)
+        outcomes = [folder.outcomes[name] for name, _ in entries]
+        report = summarize(outcomes, problems, settings)
+        if report.aligned == 0:
+            raise NothingUsable(nothing_aligned(report))
+        if todo or not (out / PICTURE).is_file():
+            write_report(out, report)
+            draw(out / PICTURE, root, folder, [o for o in outcomes if not o.problem])
+        return Aligned(out / TEXTGRIDS, report, len(todo))
+
+
+def _refuse_wrong(way: str, language: str, phones: str) -> None:
+    if way not in WAYS:
+        raise ValueError(f"align must be one of {', '.join(WAYS)}, got {way!r}")
+    if phones not in PHONES:
+        raise ValueError(f"phones must be one of {', '.join(PHONES)}, got {phones!r}")
+    if way == "english" and language.split("-")[0] != "en":
+        raise ValueError(
+            f"--align english knows English alone, got the language {language!r}: use --align "
+            "learned"
+        )
+
+
+def _settings(root, out, force, way, language, phones, lexicon, seed, steps) -> dict:
+    """Plain values that make one alignment differ from another."""
+    data = None if lexicon is None else _read(Path(lexicon))
+    common = {
+        "format": _FORMAT,
+        "align": way,
+        "root": str(root.resolve()),
+        "language": language,
+        "lexicon_sha256": None if data is None else hashlib.sha256(data).hexdigest(),
+    }
+    if way == "learned":
+        return {**common, "phones": phones, "seed": seed, "steps": steps}
+    words = EnglishWords({}, {} if lexicon is None else read_variants(Path(lexicon)))
+    stress = "espeak-ng" if has_espeak() else "lexicon" if words.stress else "none"
+    # A finished alignment does not need what it was made with.
+    return {**common, "stress": ({} if force else begun_with(out)).get("stress", stress)}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SpeechError(f"the lexicon {path} cannot be read: {error.strerror}") from error
+
+
+def _align_english(todo, jobs: Jobs, stress: str, known: dict[str, list[str]]) -> None:
+    if stress == "espeak-ng" and not has_espeak():
+        raise SpeechError(
+            f"{jobs.folder.path} was begun with espeak-ng, which is not there now: install "
+            "sniper-tts[espeak], or align everything anew with --force"
+        )
+    dictionary = read_variants(acoustic_model()[1])
+    words = EnglishWords(dictionary, known, espeak=stress == "espeak-ng")
+    made = jobs.make(todo, words.words, words.guessed)
+    variants = {word: words.variants(word) for job in made for word in job.words}
+    with tempfile.TemporaryDirectory(prefix="sniper-align-") as scratch:
+        jobs.run(made, _align_one_english, _start_english, variants, Path(scratch))
+
+
+_aligner: english.EnglishAligner | None = None
+
+
+def _start_english(variants: dict, scratch: Path) -> None:
+    global _aligner  # one decoder a process, and its jobs come as calls of a function
+    own = Path(tempfile.mkdtemp(dir=scratch))
+    _aligner = english.EnglishAligner(variants, own)
+
+
+def _align_one_english(job: Job) -> Outcome:
+    def align(samples: np.ndarray) -> tuple[TimedText, list[str]]:
+        assert _aligner is not None
+        return _aligner.align(samples, job.words)
+
+    return outcome_of(job, align, english.AUDIO, english.FRAME_SECONDS)
+
+
+def _align_learned(
+    entries, todo, jobs: Jobs, reader: TokenReader, steps: int | None, seed: int, device: str
+) -> None:
+    """Train on the whole corpus where that is still to be done, and align what is to be aligned."""
+    torch_device = learned.pick_device(device)
+    total = learned.STEPS if steps is None else steps
+    work = jobs.folder.path / "learned"
+    work.mkdir(exist_ok=True)
+    checkpoint = work / "aligner.pt"
+    if learned.load_trained(checkpoint, total) is None:
+        _train(entries, jobs, reader, checkpoint, total, seed, torch_device)
+    made = jobs.make(todo, reader.spoken)
+    jobs.run(made, _align_one_learned, _start_learned, checkpoint, total)
+
+
+def _train(entries, jobs: Jobs, reader, checkpoint: Path, steps, seed, device) -> None:
+    made = jobs.make(entries, reader.spoken)
+    mels = checkpoint.parent / "mels"
+    mels.mkdir(exist_ok=True)
+    done = map_in_processes(
+        partial(_write_mel, mels), made, min(jobs.workers, len(made)), _start_one_thread
+    )
+    examples, names = [], []
+    for job, frames in zip(made, jobs.bar(done, "mels", len(made)), strict=True):
+        if isinstance(frames, str):
+            jobs.folder.add(Outcome(job.id, job.mark, problem=frames))
+            continue
+        tokens = tuple(token for _, part in job.words for token in part)
+        examples.append(learned.Example(tokens, _mel_path(mels, job), frames))
+        names.append(f"{job.id} {job.mark} {' '.join(tokens)}")
+    if not examples:
+        return
+    key = hashlib.sha256(repr((names, seed, steps)).encode()).hexdigest()
+    training = learned.Training(examples, checkpoint, key, seed=seed, steps=steps, device=device)
+    left = steps - training.step
+    for _ in jobs.bar(training.run(), "training the aligner", left):
+        pass
+    shutil.rmtree(mels)  # as large as the recordings, and of no use any more
+
+
+def _mel_path(mels: Path, job: Job) -> Path:
+    return mels / f"{hashlib.sha256(f'{job.id} {job.mark}'.encode()).hexdigest()[:32]}.npy"
+
+
+def _write_mel(mels: Path, job: Job) -> int | str:
+    """Frames of an utterance's mel, or what is wrong with it."""
+    path = _mel_path(mels, job)
+    try:
+        if path.is_file():
+            return len(np.load(path, mmap_mode="r"))
+        samples, _, _ = read_speech(job.wav, learned.AUDIO)
+        return learned.write_mel(path, samples)
+    except (UtteranceError, OSError) as error:
+        return " ".join(str(error).split())
+
+
+_trained: learned.LearnedAligner | None = None
+
+
+def _start_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _start_learned(checkpoint: Path, steps: int) -> None:
+    global _trained
+    _start_one_thread()
+    _trained = learned.load_trained(checkpoint, steps)
+
+
+def _align_one_learned(job: Job) -> Outcome:
+    def align(samples: np.ndarray) -> tuple[TimedText, list[str]]:
+        assert _trained is not None
+        return _trained.align(samples, job.words)
+
+    return outcome_of(job, align, learned.AUDIO, learned.FRAME_SECONDS)

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A corpus aligned: both ways, continued, and with every fault a corpus may have."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from sniper.tts.aligners import run
+from sniper.tts.aligners.pronounce import has_espeak
+from sniper.tts.aligners.run import align_corpus
+from sniper.tts.corpus.alignment import read_textgrid
+from sniper.tts.corpus.demo import write_demo_corpus
+from sniper.tts.errors import NothingUsable, SpeechError
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("spoken")
+    write_demo_corpus(root, 6, seed=3, voice="en-us", progress=False)
+    return root
+
+
+@pytest.fixture
+def corpus(spoken, tmp_path) -> Path:
+    return Path(shutil.copytree(spoken, tmp_path / "corpus"))
+
+
+def texts(root: Path) -> dict[str, str]:
+    lines = (root / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    return {line.split("|")[0]: line.split("|")[1] for line in lines}
+
+
+def add(root: Path, name: str, text: str, samples=None, rate: int = 22050) -> None:
+    if samples is not None:
+        soundfile.write(root / "wavs" / f"{name}.wav", samples, rate)
+    with (root / "metadata.csv").open("a", encoding="utf-8") as file:
+        file.write(f"{name}|{text}\n")
+
+
+def align(root: Path, **options):
+    return align_corpus(root, root.parent / "out", workers=1, progress=False, **options)
+
+
+def test_english_and_what_a_corpus_may_hold(corpus):
+    sound = {n: soundfile.read(corpus / "wavs" / f"{n}.wav")[0] for n in texts(corpus)}
+    said = texts(corpus)
+    one, two = sorted(said)[:2]
+    add(corpus, "other-rate", said[one], sound[one], 22050)
+    raw, _ = soundfile.read(corpus / "wavs" / f"{one}.wav")
+    soundfile.write(corpus / "wavs" / "other-rate.wav", np.repeat(raw, 2), 44100)
+    add(corpus, "mismatch", "These are entirely other words than anyone said here", sound[two])
+    add(corpus, "silence", said[one], np.zeros(22050))
+    add(corpus, "clipped", said[one], (sound[one] * 20).clip(-1, 1))
+    chain = [name for name in sound for _ in range(3)]
+    add(corpus, "long", " ".join(said[n] for n in chain), np.concatenate([sound[n] for n in chain]))
+    add(corpus, "script", "Он не был злым.", sound[one])
+    add(corpus, "missing", "Nothing is there.")
+    with (corpus / "metadata.csv").open("ab") as file:
+        file.write(b"no fields\n")
+    aligned = align(corpus)
+    report = aligned.report
+    problems = dict(report.problems)
+    assert "expected id|text" in problems.pop("metadata.csv:14")
+    assert "is silent" in problems.pop("silence")
+    assert problems.pop("script") == "words that are not in Latin letters: он, не, был, злым"
+    assert "no such wav file" in problems.pop("missing")
+    lines = {**dict(report.remarks), **{name: why for name, _, why in report.suspicious}}
+    assert lines["other-rate"].startswith("44100 Hz, unlike the 22050 Hz of most")
+    assert "clipped: " in lines["clipped"] and "lasts " in lines["long"]
+    suspicious = {name for name, _, _ in report.suspicious}
+    assert "mismatch" in suspicious or "do not lead to the end" in problems.pop("mismatch")
+    assert problems == {}
+    assert {path.stem for path in aligned.textgrids.iterdir()} >= {*said, "clipped", "other-rate"}
+    grid = read_textgrid(aligned.textgrids / f"{one}.TextGrid")
+    assert grid.boundaries[-1] == pytest.approx(len(sound[one]) / 22050, abs=1e-3)
+    out = aligned.textgrids.parent
+    assert (out / "alignment.png").read_bytes().startswith(b"\x89PNG")
+    assert "- script: words" in (out / "report.md").read_text()
+    assert all("\n" not in line for line in report.lines())
+
+
+def test_only_what_is_new_or_changed_is_aligned(corpus, monkeypatch):
+    first = align(corpus)
+    names = sorted(texts(corpus))
+    assert first.fresh == 6 and first.report.aligned == 6 and first.report.problems == []
+    stamps = {p: p.stat().st_mtime_ns for p in first.textgrids.iterdir()}
+    # Nothing to do needs no aligner.
+    monkeypatch.setattr(run, "acoustic_model", None)
+    again = align(corpus)
+    assert again.fresh == 0 and again.report == first.report
+    monkeypatch.undo()
+    # By hand, in Praat: stays. Removed, or with another text: done again.
+    corrected = first.textgrids / f"{names[0]}.TextGrid"
+    corrected.write_text(corrected.read_text().replace("xmin = 0\n", "xmin = 0 \n", 1))
+    by_hand = corrected.read_text()
+    (first.textgrids / f"{names[1]}.TextGrid").unlink()
+    text = (corpus / "metadata.csv").read_text()
+    said = texts(corpus)[names[2]]
+    (corpus / "metadata.csv").write_text(text.replace(said, "☃ " + said))
+    third = align(corpus)
+    assert third.fresh == 2 and [name for name, _ in third.report.problems] == [names[2]]
+    assert corrected.read_text() == by_hand
+    kept = [p for p in stamps if p.stem in names[3:]]
+    assert [p.stat().st_mtime_ns for p in kept] == [stamps[p] for p in kept]
+    with pytest.raises(SpeechError, match="language is 'en-us' there, 'en-gb' now"):
+        align(corpus, language="en-gb")
+
+
+def test_two_processes_write_what_one_does(corpus):
+    one = align(corpus)
+    two = align_corpus(corpus, corpus.parent / "two", workers=2, progress=False)
+    for path in one.textgrids.iterdir():
+        assert path.read_bytes() == (two.textgrids / path.name).read_bytes(), path.name
+    assert two.report == one.report
+
+
+def test_a_finished_alignment_needs_no_espeak_but_an_unfinished_one_does(corpus, monkeypatch):
+    assert has_espeak()
+    aligned = align(corpus)
+    monkeypatch.setattr(run, "has_espeak", lambda: False)
+    assert align(corpus).fresh == 0
+    next(aligned.textgrids.iterdir()).unlink()
+    with pytest.raises(SpeechError, match="was begun with espeak-ng, which is not there now"):
+        align(corpus)
+    bare = align(corpus, force=True)
+    phones = {p for path in bare.textgrids.iterdir() for p in read_textgrid(path).phones}
+    assert bare.fresh == 6 and not any(phone[-1].isdigit() for phone in phones)
+    assert "no stress digits" in "\n".join(bare.report.lines())
+
+
+def test_learned_by_phones_and_characters(corpus):
+    (corpus / "metadata.csv").write_text(
+        (corpus / "metadata.csv").read_text().rstrip("\n") + "\nnone|no file\n"
+    )
+    aligned = align(corpus, way="learned", steps=3, device="cpu")
+    assert aligned.report.aligned == 6 and [n for n, _ in aligned.report.problems] == ["none"]
+    out = aligned.textgrids.parent
+    assert not (out / "learned" / "mels").exists()
+    stamp = (out / "learned" / "aligner.pt").stat().st_mtime_ns
+    next(aligned.textgrids.iterdir()).unlink()
+    assert align(corpus, way="learned", steps=3).fresh == 1
+    assert (out / "learned" / "aligner.pt").stat().st_mtime_ns == stamp, "trained once"
+    letters = align_corpus(
+        corpus, corpus.parent / "c", way="learned", phones="characters", steps=2, progress=False
+    )
+    name, text = next(iter(texts(corpus).items()))
+    grid = read_textgrid(letters.textgrids / f"{name}.TextGrid")
+    spelt = [char for char in text.lower() if char.isalpha()]
+    assert [phone for phone in grid.phones if phone != "sil"] == spelt
+    assert json.loads((corpus.parent / "c" / "align.json").read_text())["phones"] == "characters"
+
+
+def test_refusals(corpus, tmp_path):
+    with pytest.raises(ValueError, match="knows English alone, got the language 'de'"):
+        align(corpus, way="english", language="de")
+    with pytest.raises(ValueError, match="align must be one of english, learned, got 'mfa'"):
+        align(corpus, way="mfa")
+    with pytest.raises(SpeechError, match="the lexicon .* cannot be read"):
+        align(corpus, lexicon=tmp_path / "none.dict")
+    for wav in (corpus / "wavs").iterdir():
+        wav.unlink()
+    with pytest.raises(
+        NothingUsable, match="no utterance could be aligned:\n  demo-00001: no such"
+    ):
+        align(corpus)
