@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from sniper.command import exit_with
-from sniper.tts.aligners.options import add_options, print_report, take_options
+from sniper.command import exit_with, path_argument
+from sniper.tts.aligners.options import add_options, add_speakers, print_report, take_options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,12 +29,13 @@ def _parser() -> argparse.ArgumentParser:
         "2 wrong arguments or settings or a missing package, 130 stopped by Ctrl-C. A stopped run "
         "is continued by the same command.",
     )
-    parser.add_argument("--root", required=True, type=Path, help="corpus folder")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the TextGrids")
+    parser.add_argument("--root", required=True, type=path_argument, help="corpus folder")
+    parser.add_argument("--out", required=True, type=path_argument, help="folder for the TextGrids")
+    add_speakers(parser)
     add_options(parser)
     parser.add_argument(
         "--lexicon",
-        type=Path,
+        type=path_argument,
         help="dictionary in MFA's format that goes before any other pronunciation",
     )
     parser.add_argument("--seed", type=int, default=0, help="of --align learned (default: 0)")

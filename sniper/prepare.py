@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sniper.command import exit_with, path_argument
-from sniper.tts.aligners.options import add_options, print_report, take_options
+from sniper.tts.aligners.options import add_options, add_speakers, print_report, take_options
 
 if TYPE_CHECKING:
     from sniper.tts.corpus.build import Prepared
@@ -95,13 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of ID.TextGrid files, also one folder deeper (default: TextGrid/, textgrids/, "
         "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl, else they are made)",
     )
-    corpus.add_argument(
-        "--speakers",
-        choices=("none", "column", "folder"),
-        default="none",
-        help="who speaks: the last column of metadata.csv, or the folder in the ids (anna/0001); "
-        "VCTK's and LibriTTS' folders are known without (default: none, one speaker)",
-    )
+    add_speakers(corpus)
     add_options(corpus.add_argument_group("alignment, where there are no TextGrids"))
     corpus.add_argument(
         "--lexicon", type=path_argument, help="dictionary in MFA format for further words"
@@ -120,7 +114,9 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
         raise ValueError("--align makes TextGrids and --textgrids has them: give one of the two")
     if given or (has_alignments(options["root"]) and not asked):
         return
-    shared = {name: options[name] for name in ("root", "lexicon", "seed", "workers", "force")}
+    shared = {
+        name: options[name] for name in ("root", "lexicon", "speakers", "seed", "workers", "force")
+    }
     out = (options["out"] / "alignment").resolve()
     aligned = align_corpus(out=out, **shared, **how, progress=progress)
     if aligned.fresh:

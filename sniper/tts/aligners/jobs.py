@@ -29,8 +29,15 @@ class Job:
 class Jobs:
     """What every way of aligning does with its utterances."""
 
-    def __init__(self, root: Path, folder: Folder, marks: dict, workers: int, progress: bool):
-        self.root, self.folder, self.marks = root, folder, marks
+    def __init__(
+        self,
+        wavs: dict[str, Path],
+        folder: Folder,
+        marks: dict[str, str],
+        workers: int,
+        progress: bool,
+    ):
+        self.wavs, self.folder, self.marks = wavs, folder, marks
         self.workers, self.progress = workers, progress
 
     def make(self, todo: Sequence[tuple[str, str]], words_of, guessed=None) -> list[Job]:
@@ -38,14 +45,14 @@ class Jobs:
         how = guessed or {}
         jobs = []
         for name, text in todo:
-            wav = self.root / "wavs" / f"{name}.wav"
             try:
                 words = tuple(words_of(text))
             except UtteranceError as error:
                 self.folder.add(Outcome(name, self.marks[name], problem=str(error)))
                 continue
             found = {word: how[word] for word in words if word in how}
-            jobs.append(Job(name, wav, self.marks[name], self.folder.textgrid(name), words, found))
+            textgrid = self.folder.textgrid(name)
+            jobs.append(Job(name, self.wavs[name], self.marks[name], textgrid, words, found))
         return jobs
 
     def run(self, jobs: Sequence[Job], function, start, *args) -> None:

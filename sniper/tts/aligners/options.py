@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from sniper.tts.aligners.run import Aligned
 
 
+def add_speakers(parser: Any) -> None:
+    """The option that says who speaks in a corpus."""
+    parser.add_argument(
+        "--speakers",
+        choices=("none", "column", "folder"),
+        default="none",
+        help="who speaks: the last column of metadata.csv, or the folder in the ids (anna/0001); "
+        "VCTK's and LibriTTS' folders are known without (default: none, one speaker)",
+    )
+
+
 def add_options(parser: Any) -> None:
     """The options that say how to align, for a parser or a group of one."""
     parser.add_argument(

@@ -29,11 +29,11 @@ def chosen(outcomes: Sequence[Outcome]) -> list[Outcome]:
     return [ranked[place] for place in places]
 
 
-def draw(path: Path, root: Path, folder: Folder, outcomes: Sequence[Outcome]) -> None:
+def draw(path: Path, wavs: dict[str, Path], folder: Folder, outcomes: Sequence[Outcome]) -> None:
     """Write the picture as PNG.
 
     Args:
-        root: the corpus' folder.
+        wavs: recordings by id.
         outcomes: at least one, of utterances with a TextGrid.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,7 +48,7 @@ def draw(path: Path, root: Path, folder: Folder, outcomes: Sequence[Outcome]) ->
         title = f"{outcome.id}   log-likelihood per frame {outcome.likelihood:.2f}"
         axis.set_title(title, fontsize=8, loc="left")
         try:
-            samples = analysis.read_audio(root / "wavs" / f"{outcome.id}.wav", config)
+            samples = analysis.read_audio(wavs[outcome.id], config)
             alignment = read_textgrid(folder.textgrid(outcome.id))
         except UtteranceError as error:  # changed since it was aligned
             axis.text(0.5, 0.5, str(error), ha="center", fontsize=7, transform=axis.transAxes)

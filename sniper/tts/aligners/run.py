@@ -33,7 +33,7 @@ from sniper.tts.aligners.pronounce import (
 from sniper.tts.aligners.report import Report, nothing_aligned, summarize, write_report
 from sniper.tts.aligners.textgrid import TimedText
 from sniper.tts.aligners.tokens import PHONES, TokenReader
-from sniper.tts.corpus.corpus import read_metadata
+from sniper.tts.corpus.corpus import list_utterances
 from sniper.tts.errors import NothingUsable, SpeechError, UtteranceError, require
 from sniper.tts.processes import default_workers, map_in_processes
 
@@ -64,6 +64,7 @@ def align_corpus(
     language: str = "en-us",
     phones: str = "espeak",
     lexicon: str | Path | None = None,
+    speakers: str = "none",
     steps: int | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -71,17 +72,18 @@ def align_corpus(
     force: bool = False,
     progress: bool = True,
 ) -> Aligned:
-    """Align a corpus in LJSpeech's layout and write OUT/TextGrid/ID.TextGrid and a report.
+    """Align a corpus and write OUT/TextGrid/ID.TextGrid and a report.
 
     Utterances that cannot be aligned are left out and listed. The same call continues what was
     stopped, and takes up what is new or changed.
 
     Args:
-        root: folder with metadata.csv and wavs/.
+        root: folder with metadata.csv and wavs/, or of VCTK or LibriTTS.
         way: "english" or "learned"; by default english where the language is.
         language: name of an espeak-ng voice, such as en-us or de.
         phones: what "learned" aligns: "espeak" or "characters".
         lexicon: a dictionary in MFA's format, which goes before any other pronunciation.
+        speakers: who speaks, as `sniper.tts.corpus.corpus.list_utterances` takes it.
         steps: of the training of "learned"; by default 1000.
         device: for that training: auto, cpu or cuda.
         seed: of that training.
@@ -96,16 +98,16 @@ def align_corpus(
     root, out = Path(root), Path(out)
     chosen = way or ("english" if language.split("-")[0] == "en" else "learned")
     _refuse_wrong(chosen, language, phones)
-    entries, problems = read_metadata(root / "metadata.csv")
-    if not (root / "wavs").is_dir():
-        raise SpeechError(f"no folder {root / 'wavs'}: the corpus needs its audio there as ID.wav")
+    listing = list_utterances(root, speakers)
+    entries, problems = [(line.id, line.text) for line in listing.lines], listing.problems
+    wavs = {line.id: line.wav for line in listing.lines}
     for module in ("soundfile", "soxr", "tqdm", "praatio", "matplotlib"):
         require(module)
     settings = _settings(root, out, force, chosen, language, phones, lexicon, seed, steps)
     with open_folder(out, settings, force) as folder:
-        marks = {name: fingerprint(text, root / "wavs" / f"{name}.wav") for name, text in entries}
+        marks = {name: fingerprint(text, wavs[name]) for name, text in entries}
         todo = [(n, text) for n, text in entries if not folder.is_done(n, marks[n])]
-        jobs = Jobs(root, folder, marks, workers or default_workers(), progress)
+        jobs = Jobs(wavs, folder, marks, workers or default_workers(), progress)
         known = {} if lexicon is None else read_variants(Path(lexicon))
         if todo and chosen == "english":
             _align_english(todo, jobs, settings["stress"], known)
@@ -118,7 +120,7 @@ def align_corpus(
             raise NothingUsable(nothing_aligned(report))
         if todo or not (out / PICTURE).is_file():
             write_report(out, report)
-            draw(out / PICTURE, root, folder, [o for o in outcomes if not o.problem])
+            draw(out / PICTURE, wavs, folder, [o for o in outcomes if not o.problem])
         return Aligned(out / TEXTGRIDS, report, len(todo))
 
 

@@ -15,6 +15,7 @@ from sniper.tts.aligners import run
 from sniper.tts.aligners.pronounce import has_espeak
 from sniper.tts.aligners.run import align_corpus
 from sniper.tts.corpus.alignment import read_textgrid
+from sniper.tts.corpus.corpus import read_corpus
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import NothingUsable, SpeechError
 
@@ -45,6 +46,31 @@ def add(root: Path, name: str, text: str, samples=None, rate: int = 22050) -> No
 
 def align(root: Path, **options):
     return align_corpus(root, root.parent / "out", workers=1, progress=False, **options)
+
+
+@pytest.mark.parametrize("layout", ["vctk", "folder", "column"])
+def test_several_speakers(spoken, tmp_path, layout):
+    """Whatever lists the utterances, their TextGrids are found by what prepares them."""
+    root = tmp_path / "corpus"
+    lines = []
+    for number, (name, text) in enumerate(sorted(texts(spoken).items())[:4]):
+        who = ("anna", "ben")[number % 2]
+        wav = root / ("wav48" if layout == "vctk" else "wavs")
+        target = wav / f"{name}.wav" if layout == "column" else wav / who / f"{name}.wav"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(spoken / "wavs" / f"{name}.wav", target)
+        if layout == "vctk":
+            (root / "txt" / who).mkdir(parents=True, exist_ok=True)
+            (root / "txt" / who / f"{name}.txt").write_text(text)
+        lines.append(f"{who}/{name}|{text}" if layout == "folder" else f"{name}|{text}|{who}")
+    speakers = "none" if layout == "vctk" else layout
+    if layout != "vctk":
+        (root / "metadata.csv").write_text("\n".join(lines))
+    aligned = align(root, speakers=speakers)
+    assert aligned.report.aligned == 4
+    found = read_corpus(root, aligned.textgrids, speakers)
+    assert not found.problems
+    assert sorted(u.speaker for u in found.utterances) == ["anna", "anna", "ben", "ben"]
 
 
 def test_english_and_what_a_corpus_may_hold(corpus):
