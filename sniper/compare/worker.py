@@ -41,13 +41,13 @@ def main(argv: list[str] | None = None) -> int:
 
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
-    from sniper.training.progress import Interrupted
+    from sniper.training.progress import Interrupted, OutOfMemory
     from sniper.tts.errors import SpeechError
 
     try:
         with folder_lock(options.run):
             return _work(options)
-    except (SpeechError, ConfigError, CheckpointError, OSError) as error:
+    except (SpeechError, ConfigError, CheckpointError, OutOfMemory, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         _record(options.run, "failed", str(error))
         return 1
@@ -64,7 +64,7 @@ def _work(options: argparse.Namespace) -> int:
     from sniper.compare.evaluate import evaluate, load_truth, read_evaluation
     from sniper.training.config import load
     from sniper.training.device import set_up_torch
-    from sniper.training.progress import NotFinite, OutOfMemory
+    from sniper.training.progress import NotFinite
     from sniper.training.run import prepare_data, run
     from sniper.tts.corpus.dataset import FeatureDataset
 
@@ -73,7 +73,7 @@ def _work(options: argparse.Namespace) -> int:
         started = time.time()
         try:
             run(config)
-        except (NotFinite, OutOfMemory) as error:
+        except NotFinite as error:
             print(f"diverged: {error}", file=sys.stderr)
             _record(folder, "diverged", str(error), started)
             return 0
