@@ -356,7 +356,8 @@ class Trainer:
         return (
             f"the GPU is out of memory in epoch {progress.epoch + 1}, after {progress.update} "
             f"updates: a step of train.max_frames={settings.max_frames} takes more than the "
-            f"{used:.1f} GiB that this process could get ({words}). Needs less: {lower}. Last checkpoint: {where}"
+            f"{used:.1f} GiB that this process could get ({words}). "
+            f"Needs less: {lower}. Last checkpoint: {where}"
         )
 
     def _must_save(self) -> bool:
