@@ -313,7 +313,7 @@ def test_a_signal_before_training(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     monkeypatch.setattr(
-        "sniper.training.run.prepare_data", lambda config: os.kill(os.getpid(), signal.SIGTERM)
+        "sniper.training.run.prepare_data", lambda config: signal.raise_signal(signal.SIGTERM)
     )
     assert _main(config_file, "--fresh") == 130
     assert "the same command without --fresh continues" in capsys.readouterr().err

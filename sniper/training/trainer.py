@@ -367,7 +367,6 @@ class Trainer:
     def _too_large(self, error: Exception) -> str:
         """What a step needs, what lowers it, and where the run stands."""
         settings, progress = self.config.train, self.progress
-        frames = f"train.max_frames={settings.max_frames}"
         lower = f"a smaller train.max_frames (now {settings.max_frames}) with a larger "
         lower += f"train.accumulation (now {settings.accumulation}) in a new output folder"
         if self.step.graphs is not None:
@@ -379,8 +378,9 @@ class Trainer:
             where = f"{checkpoint.find(self.run)}, from which the same command continues"
         return (
             f"the GPU is out of memory in epoch {progress.epoch + 1}, after {progress.update} "
-            f"updates: a step of {frames} takes more than the {used:.1f} GiB that this process "
-            f"could get ({words}). Needs less: {lower}. Last checkpoint: {where}"
+            f"updates: a step of train.max_frames={settings.max_frames} takes more than the "
+            f"{used:.1f} GiB that this process could get ({words}). "
+            f"Needs less: {lower}. Last checkpoint: {where}"
         )
 
     def _must_save(self) -> bool:

@@ -336,3 +336,20 @@ def test_noam_is_the_formula():
     assert used[:4] == [0.03125, 0.0625, 0.09375, 0.125]
     assert used[15] == 0.0625
     assert used[8] == pytest.approx(0.25 / 3)
+
+
+def test_a_replay_that_reads_other_memory_is_refused():
+    """A buffer that is replaced behind the step's back, and a number that has changed."""
+    run = Run(True)
+    run.sniper.step(0, run.optimizer)
+    mask = [torch.ones(MELS)]
+    scale = [1.0]
+    run.model.mel_out.register_forward_hook(lambda module, args, y: y * mask[0] * scale[0])
+    run.step.backward(BATCHES[0], 1.0)
+    run.step.backward(BATCHES[0], 1.0)
+    before, mask[0] = mask[0], torch.ones(MELS)
+    with pytest.raises(AssertionError, match="recorded .*aten::mul.*, replayed"):
+        run.step.backward(BATCHES[0], 1.0)
+    mask[0], scale[0] = before, 2.0
+    with pytest.raises(AssertionError, match="recorded .*aten::mul.* 1.0.*, replayed .* 2.0"):
+        run.step.backward(BATCHES[0], 1.0)

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,10 @@ from speech import differences, everything, fit, make_trainer, tiny
 from torch import Tensor, nn
 
 from sniper import Fixed, Following, LearningRateScale, NewWeights
+from sniper.ops import autotune, dispatch, timings
+from sniper.ops.backends import CPU
+from sniper.ops.backends.cpu.products import CpuBackend
+from sniper.ops.backends.triton import tuning
 from sniper.training import checkpoint
 from sniper.training.config import Config, from_dict
 from sniper.training.progress import Interrupted, NotFinite, Observer, Progress
@@ -124,6 +130,57 @@ def test_recorded_steps_resume_bit_for_bit(
     batches = sum(trainer._batches.seek(e) or len(trainer._batches) for e in range(3))
     assert 3 <= whole.recordings <= 3 * shapes
     assert whole.replays == batches
+
+
+def test_recorded_steps_meet_longer_sequences_and_tuning_in_the_middle(
+    demo_corpus: Path,
+    tmp_path: Path,
+    recorders: list[SimulatedRecorder],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Positions laid out for the shortest shape must grow while graphs are there, and a played GPU
+    tunes each pass at its first use: with micro-batches, changes of masks and a resumption the bits
+    are those of a recorded run without either.
+    """
+    sections = VARIANTS["accumulation"]
+    with monkeypatch.context() as patch:
+        patch.setattr(dispatch, "candidates", lambda which, layout, x: [CPU])
+        fit(tiny(demo_corpus, tmp_path / "through", **sections))
+    tuned: list[str] = []
+
+    class PlayedTriton(CpuBackend):
+        """The CPU's kernels under another name, in two tilings."""
+
+        def tune(self, which: str, layout, geometry, *args) -> str:
+            call = partial(getattr(CPU, which), *args[:2], layout, geometry, *args[2:])
+            if which == "fwd":
+                call = partial(CPU.fwd, *args, layout, geometry)
+            tuned.append(which)
+            return tuning.tune(which, layout, geometry, args[:2], lambda tiling: call())
+
+    played = PlayedTriton(name="triton")
+    monkeypatch.setattr(dispatch, "TRITON", played)
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", played)
+    monkeypatch.setattr(dispatch, "candidates", lambda which, layout, x: [played])
+    monkeypatch.setattr(tuning, "tilings", lambda *args: ["small", "large"])
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(timings, "_choices", None)
+    config = tiny(demo_corpus, tmp_path / "parts", train={**sections["train"], "autotune": True})
+    try:
+        for stop in (4, None):
+            observer = _StopAt(stop or 10**6)
+            trainer = observer.trainer = make_trainer(config, observer)
+            for module in trainer.model.modules():
+                if hasattr(module, "encoding"):
+                    module.encoding = module.encoding[:8].clone()
+            trainer.resume()
+            with pytest.raises(Interrupted) if stop else contextlib.nullcontext():
+                trainer.fit()
+    finally:
+        autotune(False)
+    assert set(tuned) == {"fwd", "dgrad", "wgrad"}
+    assert all(r.replays >= r.recordings >= 3 and r.clears >= 2 for r in recorders[-2:])
+    assert differences(everything(tmp_path / "parts"), everything(tmp_path / "through")) == []
 
 
 def _lengths(trainer: Trainer) -> tuple:
