@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import kernel_report
 from kernel_report import ARCHS, Case, Failed, Row
@@ -85,7 +86,10 @@ def read_report() -> list[Compiled]:
     numbers = {f.name for f in fields(Compiled) if f.type == "int"}
     with REPORT.open(newline="") as file:
         lines = list(csv.DictReader(file))
-    return [Compiled(**{k: int(v) if k in numbers else v for k, v in x.items()}) for x in lines]
+    rows: list[dict[str, Any]] = [
+        {name: int(v) if name in numbers else v for name, v in line.items()} for line in lines
+    ]
+    return [Compiled(**row) for row in rows]
 
 
 def write_report(rows: Iterable[Compiled]) -> None:
@@ -95,7 +99,7 @@ def write_report(rows: Iterable[Compiled]) -> None:
     with REPORT.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Compiled)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(asdict, order))
+        writer.writerows(asdict(row) for row in order)
 
 
 def released() -> list[str]:
