@@ -87,7 +87,7 @@ def read_report() -> list[Compiled]:
     with REPORT.open(newline="") as file:
         lines = list(csv.DictReader(file))
     rows: list[dict[str, Any]] = [
-        {k: int(v) if k in numbers else v for k, v in line.items()} for line in lines
+        {name: int(v) if name in numbers else v for name, v in line.items()} for line in lines
     ]
     return [Compiled(**row) for row in rows]
 
@@ -99,7 +99,7 @@ def write_report(rows: Iterable[Compiled]) -> None:
     with REPORT.open("w", newline="") as file:
         writer = csv.DictWriter(file, [f.name for f in fields(Compiled)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows([asdict(row) for row in order])
+        writer.writerows(asdict(row) for row in order)
 
 
 def released() -> list[str]:

@@ -257,7 +257,7 @@ def report() -> str:
                         writer.writerow(asdict(predict(chip, layer, pass_, block, density)))
     for chip in CHIPS:
         for density in STEP_DENSITIES:
-            writer.writerows([asdict(row) for row in predict_step(chip, density)])
+            writer.writerows(asdict(part) for part in predict_step(chip, density))
     return text.getvalue()
 
 

@@ -74,8 +74,8 @@ def _candidates(
             able.add(name)
         # Without dropout, whose draws would make results differ.
         with torch.enable_grad():
-            leaves = q_, k_, v_ = [t.detach().requires_grad_() for t in (q, k, v)]
-            y = _run(name, q_, k_, v_, mask, 0.0)
+            leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+            y = _run(name, leaves[0], leaves[1], leaves[2], mask, 0.0)
             return y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))
 
     names = [n for n in _IMPLEMENTATIONS if n != "flash" or mask is None or _hides_keys(mask)]

@@ -97,7 +97,8 @@ def _fresh(y: Tensor) -> Tensor:
     if whole and y.is_contiguous():
         # Of a result that nobody else has, all: the memory need not be copied, the tensor must be
         # another one.
-        return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), y.shape, y.stride())
+        memory = y.untyped_storage()
+        return y.new_empty(0).set_(memory, y.storage_offset(), y.shape, y.stride())
     y = y.contiguous()
     return y.clone() if y._is_view() else y
 
