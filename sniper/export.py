@@ -13,9 +13,11 @@ by Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
 
@@ -63,22 +65,27 @@ def _export(options: argparse.Namespace) -> int:
     import torch
 
     from sniper.training.checkpoint import CheckpointError
+    from sniper.training.files import expect_writable, write_output
     from sniper.training.speaker import load_speaker
     from sniper.tts.model.graph import export_onnx, export_program
 
     path = options.output
     try:
         speaker = load_speaker(options.checkpoint, options.which)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()  # says why it cannot be written, before the work
+        for file in (path, path.with_suffix(".json")):
+            expect_writable(file)
+        packed = io.BytesIO()
         if path.suffix == ".onnx":
             import_module("onnxscript")  # what the exporter needs and torch does not bring
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # advice on other packages
-            export_onnx(speaker.model, speaker.info.statistics, path)
+            with tempfile.TemporaryDirectory() as folder:  # the exporter writes to a path only
+                export_onnx(speaker.model, speaker.info.statistics, Path(folder) / "model.onnx")
+                packed.write((Path(folder) / "model.onnx").read_bytes())
         else:
-            torch.export.save(export_program(speaker.model, speaker.info.statistics), path)
+            torch.export.save(export_program(speaker.model, speaker.info.statistics), packed)
         about = {**ABOUT, **speaker.info.to_json()}
-        path.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+        write_output(path, packed.getvalue())
+        write_output(path.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode())
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -10,6 +10,7 @@ Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,18 +93,22 @@ def _write(speech, features, output: Path | None, mel: Path | None) -> None:
 
     import numpy as np
 
+    from sniper.training.files import write_output
     from sniper.tts.audio.vocoder import save_wav
 
-    for path in filter(None, (output, mel)):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    # Made in memory, so that a full disk or a kill leaves what was there, and no half file.
     if output is not None:
-        output.open("ab").close()  # says why it cannot be written; the sound library does not
-        save_wav(output, speech.audio, features.sample_rate)
+        sound = io.BytesIO()
+        save_wav(sound, speech.audio, features.sample_rate)
+        write_output(output, sound.getvalue())
         print(f"{output}: {len(speech.audio) / features.sample_rate:.2f} s")
     if mel is not None:
         mel = mel if mel.suffix == ".npy" else Path(f"{mel}.npy")
-        np.save(mel, speech.mel)
-        mel.with_suffix(".json").write_text(json.dumps(features.to_json(), indent=1) + "\n")
+        frames = io.BytesIO()
+        np.save(frames, speech.mel)
+        about = json.dumps(features.to_json(), indent=1) + "\n"
+        write_output(mel.with_suffix(".json"), about.encode())
+        write_output(mel, frames.getvalue())
         print(f"{mel}: {speech.mel.shape[0]} frames; its settings are in {mel.stem}.json")
 
 

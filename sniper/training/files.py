@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,40 @@ def write_file(path: Path, data: bytes) -> None:
     try:
         with atomic_write(path) as file:
             file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def expect_writable(path: Path) -> None:
+    """Before long work: whether `write_output` could write here; its folder is made.
+
+    Raises:
+        OSError: it could not, with its name.
+    """
+    try:
+        if path.is_dir():
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Writes what a user asked for where he said: a file is replaced whole, its folder is made, and
+    a device or a pipe takes it as it comes.
+
+    Raises:
+        OSError: it cannot be written, with its name; a file that was there stays.
+    """
+    expect_writable(path)
+    try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)
+        else:
+            write_file(path.resolve() if path.is_file() else path, data)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
 

@@ -299,5 +299,7 @@ def write_results(
         symbols = speaker.info.vocabulary.symbols
         text = " ".join(["{", *(symbols[i] for i in dataset[0].tokens[:-1]), "}"])
         speech = speaker.speak(text)
-    save_wav(run / "sample.wav", speech.audio, speaker.info.features.sample_rate)
+    sound = io.BytesIO()
+    save_wav(sound, speech.audio, speaker.info.features.sample_rate)
+    write_file(run / "sample.wav", sound.getvalue())
     return held_out, text

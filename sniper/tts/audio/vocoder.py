@@ -8,6 +8,7 @@ settings does better.
 import functools
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -116,7 +117,7 @@ def _fades(samples: int, config: FeatureConfig, device: torch.device) -> torch.T
     return (torch.minimum(position, samples - 1 - position) / ramp).clamp_max(1.0)
 
 
-def save_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
+def save_wav(path: str | Path | BinaryIO, audio: np.ndarray, sample_rate: int) -> None:
     """Write mono audio `[n]` as 16-bit PCM; values beyond [-1, 1] are limited, not wrapped."""
     peak = float(np.abs(audio).max(initial=0.0))
     if peak > 1.0:
@@ -124,4 +125,5 @@ def save_wav(path: str | Path, audio: np.ndarray, sample_rate: int) -> None:
             f"{path}: samples up to {peak:.3g} are clipped to 1; scale them first", stacklevel=2
         )
     samples = np.clip(np.asarray(audio, dtype=np.float32), -1.0, 1.0)
-    require("soundfile").write(str(path), samples, sample_rate, subtype="PCM_16", format="WAV")
+    where = str(path) if isinstance(path, Path) else path
+    require("soundfile").write(where, samples, sample_rate, subtype="PCM_16", format="WAV")
