@@ -102,7 +102,7 @@ NUMBER_OPTIONS = [(o, v) for o in ("--speed", "--pitch", "--energy") for v in
 def test_a_factor_out_of_range(option: str, value: str, trained: Trained, tmp_path: Path):
     wav = tmp_path / "out.wav"
     done = call("synthesize", TEXT, "--checkpoint", trained.run, "-o", wav, f"{option}={value}")
-    if (option, value) in (("--pitch", "0"), ("--pitch", "-1"), ("--energy", "0")):
+    if (option, value) in (("--pitch", "0"), ("--pitch", "-1")):
         assert done.status == 0 and wav.stat().st_size > 44
         return
     if done.status == 0:
@@ -131,7 +131,6 @@ def test_a_place_that_cannot_be_written(
     command: str, where: str, trained: Trained, tmp_path: Path
 ):
     place = _places(tmp_path)[where]
-    before = tree(tmp_path)
     if command in ("train", "prepare", "compare"):
         # These make a folder, and one that is there is theirs to fill.
         place = place / "out" if where == "a folder" and command != "train" else place
@@ -149,7 +148,10 @@ def test_a_place_that_cannot_be_written(
         pytest.skip("a name with a suffix is no device")
     if where == "a folder" and command in ("mel", "export"):
         (tmp_path / f"a folder.wav.{'npy' if command == 'mel' else 'pt2'}").mkdir()
-        before = tree(tmp_path)
+    if where == "a loop" and command in ("mel", "export"):
+        name = f"loop.{'npy' if command == 'mel' else 'pt2'}"
+        (tmp_path / name).symlink_to(name)
+    before = tree(tmp_path)
     done = call("synthesize" if command == "mel" else command, *words)
     refused(done, place.name, "too long", statuses=(1, 2))
     assert tree(tmp_path) == before
