@@ -107,8 +107,8 @@ def _write(speech, features, output: Path | None, mel: Path | None) -> None:
         frames = io.BytesIO()
         np.save(frames, speech.mel)
         about = json.dumps(features.to_json(), indent=1) + "\n"
+        write_output(mel, frames.getvalue())  # the larger first, so that a full disk leaves neither
         write_output(mel.with_suffix(".json"), about.encode())
-        write_output(mel, frames.getvalue())
         print(f"{mel}: {speech.mel.shape[0]} frames; its settings are in {mel.stem}.json")
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from sniper.tts.corpus.store import atomic_write
+from sniper.training.files import write_file
 from sniper.tts.errors import require
 
 LOUDEST = 0.9  # MP3 may overshoot
@@ -91,5 +91,4 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(content)
+    write_file(path, content)

@@ -269,10 +269,6 @@ def _write(key: str, verdicts: dict[str, Verdict]) -> None:
     try:
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(
-            json.dumps({"format": FORMAT, "verdicts": plain}, indent=1), encoding="utf-8"
-        )
-        os.replace(temporary, path)
+        timings.replace_file(path, json.dumps({"format": FORMAT, "verdicts": plain}, indent=1))
     except (OSError, RuntimeError):
         pass  # a read-only home: checked again by the next process

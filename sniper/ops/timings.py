@@ -427,8 +427,17 @@ def _store(dropped: str | None = None, measured: str | None = None) -> None:
     try:
         path = _path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(data, indent=0), encoding="utf-8")
-        os.replace(temporary, path)
+        replace_file(path, json.dumps(data, indent=0))
     except (OSError, RuntimeError):
-        pass  # a read-only home: choices live as long as the process
+        pass  # a read-only or full home: choices live as long as the process
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Replaces a file of the cache at once; after an OSError nothing new lies beside it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -76,6 +77,10 @@ def _run(config: Config, folder: Path, fresh: bool) -> Trainer:
     data = prepare_data(config)
     train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     set_up_torch(config.train)
+    with held_signals():
+        # The first optimizer loads it, and parts of it that are C++ abort the process when an
+        # exception of Python comes through them.
+        import_module("torch._dynamo")
     trainer = Trainer(config, train, valid, train.info)
     if fresh:
         _delete(folder)
@@ -224,6 +229,16 @@ def ends_sparse(config: Config) -> str | None:
     else:
         why = "the schedule does not come down to 0"
     return f"note: training ends {left:.0%} sparse: {why}"
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM count when this ends, not in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

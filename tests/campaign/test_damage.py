@@ -62,6 +62,7 @@ def test_a_damaged_run_goes_on_right_or_not_at_all(
     before = tree(run)
     done = call("train", *trained.arguments(run))
     if done.status == 0:
+        assert "resumed at epoch 2" in done.out  # no checkpoint was thrown away in silence
         assert differences(everything(run), trained.result) == []
         return
     said = refused(done, path.name, path.parent.name, statuses=(1, 2))
@@ -85,7 +86,7 @@ def test_a_damaged_checkpoint_speaks_right_or_not_at_all(
     if done.status == 0:
         assert wav.read_bytes() == trained.spoken
     else:
-        refused(done, path.name, path.parent.name, statuses=(1,))
+        refused(done, path.name, path.parent.name, str(run), statuses=(1,))
         assert not wav.exists()
     nothing_lost(before, run)
 
