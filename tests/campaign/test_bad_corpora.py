@@ -302,9 +302,7 @@ TABLES: dict[str, Mutation] = {
     "a folder": replaced(lambda r: r / "metadata.csv", "folder"),
     "a loop": replaced(lambda r: r / "metadata.csv", "loop"),
     "empty": written(lambda r: r / "metadata.csv", b""),
-    "UTF-16": lambda r: put(
-        r / "metadata.csv", (r / "metadata.csv").read_text().encode("utf-16")
-    ),
+    "UTF-16": lambda r: put(r / "metadata.csv", (r / "metadata.csv").read_text().encode("utf-16")),
     "random": written(lambda r: r / "metadata.csv", seeded("table").randbytes(3000)),
     "no folder of wavs": lambda r: (r / "wavs").rename(r / "elsewhere"),
     "no folder of grids": lambda r: (r / "TextGrid").rename(r / "elsewhere"),

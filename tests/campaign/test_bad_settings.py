@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

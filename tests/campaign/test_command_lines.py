@@ -127,9 +127,7 @@ def _places(folder: Path) -> dict[str, Path]:
 
 @pytest.mark.parametrize("where", ["below a file", "a folder", "a loop", "too long", "full"])
 @pytest.mark.parametrize("command", ["synthesize", "mel", "export", "train", "prepare", "compare"])
-def test_a_place_that_cannot_be_written(
-    command: str, where: str, trained: Trained, tmp_path: Path
-):
+def test_a_place_that_cannot_be_written(command: str, where: str, trained: Trained, tmp_path: Path):
     place = _places(tmp_path)[where]
     if command in ("train", "prepare", "compare"):
         # These make a folder, and one that is there is theirs to fill.
