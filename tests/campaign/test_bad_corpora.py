@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings, alignments and tables as strangers have them: an utterance is taken as it is, left out
-by name, or the whole refused; the others never suffer.
+"""Recordings, alignments and tables as strangers have them: an utterance is taken as it is, left
+out by name, or the whole refused; the others never suffer.
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ def test_a_line_of_alignments_that_is_none(case: str, root: Path, tmp_path: Path
     assert sorted(sound_corpus(tmp_path / "out")) == ["u0", "u2", "u3"]
 
 
-# Nothing is wrong with a file, and still a person must be told: (change, words of the health report).
+# Nothing is wrong with a file, and still a person must be told: change, and words of the report.
 HEALTH: dict[str, tuple[Mutation, str]] = {
     "all voices above the limits": (
         lambda r: [soundfile.write(r / "wavs" / f"{n}.wav", buzz(hz=900), RATE) for n in NAMES],

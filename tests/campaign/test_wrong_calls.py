@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every public callable, called with each argument in turn replaced by what it is not, made from its
-signature: it takes the value, or says in one sentence what it expected and what it got.
+"""Every public callable, called with each argument in turn replaced by what it is not, made from
+its signature: it takes the value, or says in one sentence what it expected and what it got.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sniper.training.files import only_run, write_file
+from sniper.training.files import only_run, write_file, write_output
 from sniper.training.settings import ConfigError
 
 _HOLD = """
@@ -74,3 +74,19 @@ def test_a_file_is_replaced_whole_and_a_full_disk_is_named(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(path) in str(error.value)
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_asked_for_goes_where_it_was_asked_for(tmp_path: Path):
+    path, link = tmp_path / "new folder" / "out.wav", tmp_path / "link.wav"
+    write_output(path, b"one")
+    link.symlink_to(path)
+    write_output(link, b"two")
+    assert path.read_bytes() == b"two" and link.is_symlink()
+    write_output(Path("/dev/null"), b"a device stays one")
+    assert Path("/dev/null").is_char_device()
+    for place in (tmp_path, path / "below a file"):
+        with pytest.raises(OSError) as error:
+            write_output(place, b"")
+        assert str(place) in str(error.value)
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_output(Path("/dev/full"), b"x")
