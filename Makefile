@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format bench gpu-compat wheel wheels constraints sanitize mutate clean
+.PHONY: demo test campaign lint format bench gpu-compat wheel wheels constraints sanitize mutate clean
 
 demo: .venv/.demo
 	$(BIN)/python -m sniper.train
 
 test: .venv/.dev
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+# Every case of tests/campaign, minutes; `make test` runs a sample. As root also those with full disks.
+campaign: .venv/.dev
+	$(BIN)/python -m pytest -q -n 2 --dist load tests/campaign --campaign
 
 NATIVE = $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' '*.inc')
 

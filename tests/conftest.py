@@ -18,6 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--all-kernels", action="store_true", help="every Triton kernel and case, not a sample"
     )
+    parser.addoption(
+        "--campaign", action="store_true", help="every case of tests/campaign, not a sample"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

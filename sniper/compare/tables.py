@@ -48,7 +48,9 @@ def _line(run: dict[str, Any]) -> dict[str, Any]:
         losses = timing.losses(history)
         line |= {"valid_final": float(losses[-1]), "valid_best": float(losses.min())}
         line["best_epoch"] = int(losses.argmin()) + 1
-        as_arm = {"name": "", "stages": timing.stages(history), "runs": [shown(run)]}
+        # A run that is not finished has rates too: those of its epochs so far.
+        own = {**shown(run), "status": "trained"}
+        as_arm = {"name": "", "stages": timing.stages(history), "runs": [own]}
         line["rate_spread"] = rates.judge(as_arm, as_arm).spread
     if run["evaluation"]:
         for which in CHECKPOINTS:

@@ -43,10 +43,9 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
         if self._layout is None:
             y = super().forward(input)
             return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
-        if not isinstance(input, Tensor) or not input.dim():
-            raise ValueError(
-                f"input: expected a tensor [..., {self.in_features}], got {input!r:.80}"
-            )
+        if not isinstance(input, Tensor) or input.shape[-1:] != (self.in_features,):
+            got = list(input.shape) if isinstance(input, Tensor) else f"{input!r:.80}"
+            raise ValueError(f"input: expected a tensor [..., {self.in_features}], got {got}")
         # One long sequence: a linear layer treats every row alike, and one launch serves them all.
         rows = input.reshape(1, -1, input.shape[-1])
         y = ops.block_matmul(rows, self.weight, self.bias, self._layout, relu_dropout=relu_dropout)

@@ -47,6 +47,8 @@ def check_sizes(**sizes: object) -> None:
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name}: expected a whole number >= 1, got {size!r}")
+        if size >= 2**31:  # torch would say so in twenty lines, most of them C++
+            raise ValueError(f"{name}: expected a size that memory can hold, got {size}")
 
 
 class BlockMaskedLayer(nn.Module):

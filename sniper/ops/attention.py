@@ -67,7 +67,7 @@ def _check(
     if q.dim() != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2]:
         shapes = ", ".join(str(list(t.shape)) for t in (q, k, v))
         raise ValueError(f"attention: expected q, k, v [B, T, C] that fit together, got {shapes}")
-    if not isinstance(heads, int) or heads < 1 or q.shape[2] % heads:
+    if type(heads) is not int or heads < 1 or q.shape[2] % heads:
         raise ValueError(f"heads: expected a divisor of {q.shape[2]}, got {heads!r}")
     if key_mask is not None:
         check_tensor("key_mask", key_mask)

@@ -257,8 +257,9 @@ class Sniper:
         Raises:
             ValueError: no number.
         """
-        if not (is_number(lr) or isinstance(lr, Tensor)) or not lr >= 0:
-            raise ValueError(f"lr: expected a number >= 0, got {lr!r}")
+        scalar = isinstance(lr, Tensor) and lr.numel() == 1
+        if not (is_number(lr) or scalar) or not lr >= 0:
+            raise ValueError(f"lr: expected a number >= 0, got {lr!r:.80}")
         masked = {id(p) for p in self._targets.parameters.values()}
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         groups = {

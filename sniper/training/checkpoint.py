@@ -123,6 +123,11 @@ def _own(folder: Path) -> list[Path]:
     return [p for p in paths if p.is_dir() and not p.is_symlink()]
 
 
+def _holds_ours(folder: Path) -> bool:
+    # What --fresh leaves, a folder under one of our names, is no checkpoint.
+    return any((folder / name).is_file() for name in _FILES)
+
+
 def _number(folder: Path) -> tuple[int, ...]:
     """Update and repetition in a checkpoint's name, for sorting."""
     found = _NAME.fullmatch(folder.name)
@@ -131,9 +136,10 @@ def _number(folder: Path) -> tuple[int, ...]:
 
 def _remove(folder: Path) -> None:
     """Removes our files, and the folder if that leaves it empty."""
-    with contextlib.suppress(OSError):
-        for name in _FILES:
+    for name in _FILES:
+        with contextlib.suppress(OSError):  # a folder under this name is somebody else's
             (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
         folder.rmdir()
 
 
@@ -304,7 +310,8 @@ def _read_index(folder: Path) -> dict[str, str]:
             f"{path}: expected names of checkpoints, got {index!r:.60}; remove it, the complete "
             "checkpoints are found without it"
         )
-    return index
+    # One that names none must not begin a run anew over the checkpoints that are there.
+    return index if "last" in index else _found(folder)
 
 
 def _found(folder: Path) -> dict[str, str]:
@@ -313,7 +320,7 @@ def _found(folder: Path) -> dict[str, str]:
     Raises:
         CheckpointError: there are checkpoints, and not one is complete.
     """
-    there = [p for p in _own(folder) if not p.name.startswith(_WRITING)]
+    there = [p for p in _own(folder) if not p.name.startswith(_WRITING) and _holds_ours(p)]
     there.sort(key=_number)
     complete = [p for p in there if all((p / name).is_file() for name in _FILES)]
     if not complete:

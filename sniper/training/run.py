@@ -8,6 +8,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -96,6 +97,10 @@ def _take_up(config: Config, folder: Path, fresh: bool) -> tuple[Trainer, Featur
     if config.init is not None and begins:
         initial = checkpoint.load(Path(config.init), "best", weights_only=True)
     vocoder = load_vocoder(config.vocoder, train.info.features, pick_device(config.train.device))
+    with held_signals():
+        # The first optimizer loads it, and parts of it that are C++ abort the process when an
+        # exception of Python comes through them.
+        import_module("torch._dynamo")
     trainer = Trainer(config, train, valid, train.info, initial=initial)
     if fresh:
         _delete(folder)
@@ -276,6 +281,16 @@ def ends_sparse(config: Config) -> str | None:
     else:
         why = "the schedule does not come down to 0"
     return f"note: training ends {left:.0%} sparse: {why}"
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM count when this ends, not in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,17 @@ def test_the_report_of_what_there_is(compared: Compared, tmp_path: Path):
     assert "SNIPER 60→0 %, seed 0, is not finished (not begun)" in text
     assert main([*options, "--arms", "dense", "--seeds", "0"]) == 0
     assert "not finished" not in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_the_report_while_a_run_is_stopped(compared: Compared, tmp_path: Path):
+    run = tmp_path / "runs" / "dense" / "seed-0"
+    shutil.copytree(compared.run("dense").folder, run)
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"status": "stopped"}))
+    options = ["--config", str(compared.file), "--output", str(tmp_path), "--report-only"]
+    assert main(options) == 0
+    rows = (tmp_path / "report" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[2:4] for row in rows if row.startswith("dense,0,")] == [["stopped", "3"]]
 
 
 def test_other_settings_are_refused(compared: Compared, capsys: pytest.CaptureFixture):

@@ -188,7 +188,7 @@ def test_a_damaged_index(index: str, tmp_path: Path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("index", [None, "", "\0" * 30])
+@pytest.mark.parametrize("index", [None, "", "\0" * 30, "{}", '{"best": "step-00000009"}'])
 def test_without_an_index_the_complete_checkpoints_are_found(index: str | None, tmp_path: Path):
     folder = tmp_path / "checkpoints"
     _save(tmp_path, 9)
@@ -207,6 +207,17 @@ def test_without_an_index_the_complete_checkpoints_are_found(index: str | None, 
     assert checkpoint.load(tmp_path).meta["progress"]["update"] == 10
     path = _save(tmp_path, 14, best=True)
     assert _folders(tmp_path) == [path.name, "step-00000099 of mine"]
+
+
+def test_fresh_after_a_folder_under_the_name_of_a_file(tmp_path: Path):
+    path = _save(tmp_path, 9)
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError):
+        checkpoint.load(tmp_path)
+    checkpoint.delete(tmp_path)
+    assert not checkpoint.exists(tmp_path)
+    assert [p.name for p in path.iterdir()] == ["model.safetensors"]  # not ours
 
 
 def test_without_an_index_the_best_is_that_of_the_lowest_loss(tmp_path: Path):
