@@ -128,6 +128,7 @@ void bind_cpu(py::module_ m) {
   m.def("set_instruction_set", &sniper::cpu::set_instruction_set);
   m.def("has_bfloat16", &sniper::cpu::has_bfloat16);
   m.def("thread_source", &sniper::cpu::thread_source);
+  m.def("waits_are_short", &sniper::cpu::waits_are_short);
   m.def("keep_freed_memory", &sniper::cpu::keep_freed_memory);
   m.def("advise_huge_pages",
         [](uintptr_t data, int64_t bytes) { sniper::cpu::advise_huge_pages(as<void>(data), bytes); });

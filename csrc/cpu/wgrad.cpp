@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kTokens = 96;  // of a panel: its packed x block stays in the first-level cache
 constexpr int kGroup = 8;        // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
-constexpr int kTasksPerThread = 6;  // fewer: idle threads at the end; more: partial sums to write and add
+constexpr int kTasks = 32;       // at least, where there are tokens enough: fewer leave threads idle at the end
+constexpr int kLeastPanels = 8;  // of a chunk: with fewer the partial sums cost more than they save
 
 // Some entries of one block row: the work of one task in one chunk of tokens.
 struct Group {
@@ -87,12 +88,12 @@ void finish_rows(const Shape& shape, const Index& index, const Plan& plan, const
     }
 }
 
-// Few groups make too few tasks: then the tokens are cut into chunks too. A chunk is four panels at least.
-int64_t count_chunks(const Plan& plan, int64_t panels, int threads) {
+// Few groups make too few tasks: then the tokens are cut into chunks too, however many threads there are, so that sums
+// have one order.
+int64_t count_chunks(const Plan& plan, int64_t panels) {
   const int64_t groups = plan.groups.size();
-  if (threads < 2 || groups == 0) return 1;
-  const int64_t wanted = (kTasksPerThread * threads + groups - 1) / groups;
-  return std::max<int64_t>(1, std::min(wanted, panels / 4));
+  if (groups == 0) return 1;
+  return std::max<int64_t>(1, std::min((kTasks + groups - 1) / groups, panels / kLeastPanels));
 }
 
 void add_bias_chunks(const Partial& partial, int64_t out, float* db) {
@@ -120,7 +121,7 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
   const int64_t nnz = plan.entries.size();
 
   // With one chunk the sums go to dw itself, else beside it.
-  Partial partial{nullptr, nullptr, count_chunks(plan, panel_count, threads)};
+  Partial partial{nullptr, nullptr, count_chunks(plan, panel_count)};
   std::vector<float*> places = plan.dw;
   const bool split = partial.chunks > 1;
   if (split) {
