@@ -60,9 +60,9 @@ void bind_cpu_kernels(py::module_ m) {
   m.def(
       "weight_grad",
       [](const cpu::Shape& shape, IndexArg layout, IndexArg twin, RowsArg dy, RowsArg x, uintptr_t dw, uintptr_t db,
-         int threads) {
+         bool add, int threads) {
         cpu::weight_grad(cpu::kernels<T>(), shape, index(layout), index(twin), rows<const T>(dy, shape.length_out),
-                         rows<const T>(x, shape.length_in), as<float>(dw), as<float>(db), threads);
+                         rows<const T>(x, shape.length_in), as<float>(dw), as<float>(db), add, threads);
       },
       no_gil);
   m.def(
@@ -151,6 +151,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("with_cuda") = false;
 #endif
   sniper::bind_masks(m);
+  sniper::bind_adam(m);
   bind_pruned(m);
   bind_cpu(m.def_submodule("cpu"));
 }

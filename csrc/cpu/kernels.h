@@ -55,6 +55,19 @@ struct Product {
   Dropout dropout;
 };
 
+// One update of Adam or AdamW, as `torch.optim.Adam` has it.
+struct AdamStep {
+  double lr, beta1, beta2, eps, weight_decay, step;
+  float scale;  // of the gradients
+  bool clear;   // gradients are zero afterwards; otherwise scaled
+  bool amsgrad, decoupled, maximize;
+};
+
+// Weight, gradient, moments and, for amsgrad, the largest second moment, in one memory order.
+struct AdamTensors {
+  float *w, *g, *m, *v, *largest;
+};
+
 // dw_p[i, j] (+)= sum over the panel's tokens t: dy[b, t, r * block + i] * x[b, t + shift_p, column_p + j], for entries
 // p of one block row r, sorted by column, then shift. db[i] (+)= sum_t dy[b, t, r * block + i].
 template <typename T>
@@ -68,6 +81,7 @@ struct WeightGrad {
   int64_t block_row;
   int count;
   int block;
+  bool add;  // the sums are added to what dw holds, not written over it
 };
 
 template <typename T>
@@ -92,6 +106,9 @@ struct Kernels {
   // ds for dy = dL/d(dropped); ds may be dy.
   void (*softmax_backward)(const T* dy, const T* p, T* ds, int64_t columns, int64_t begin, int64_t end, float scale,
                            const Dropout&);
+  // Numbers [begin, begin + n) of a parameter.
+  void (*adam)(const AdamStep&, const AdamTensors&, int64_t begin, int64_t n);
+  double (*sum_squares)(const float* g, int64_t n);
 };
 
 // All but the first only in builds for x86-64.

@@ -30,8 +30,8 @@ OpenMpParallel openmp() {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kLook{50};    // how often the caller's interruptions are counted
-constexpr int64_t kOften = 3;                     // so many since the last look: somebody else wants the core
+constexpr std::chrono::milliseconds kLook{50};     // how often the caller's interruptions are counted
+constexpr int64_t kOften = 3;                      // so many since the last look: somebody else wants the core
 constexpr std::chrono::milliseconds kLease{1000};  // how long waits stay short after that
 
 // libgomp's threads spin for milliseconds before they sleep. On a core that others want too, a thread that waits so

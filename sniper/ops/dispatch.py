@@ -72,12 +72,15 @@ def forced() -> str | None:
     return None if _forced is None else _forced.name
 
 
-def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
+def run(
+    which: str, layout: BlockLayout, geometry: Geometry, *args: Any, into: Tensor | None = None
+) -> Any:
     """Runs pass `which` (`fwd`, `dgrad` or `wgrad`) on the backend in force.
 
     Args:
         args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`;
             dy, x, whether dL/db is wanted for `wgrad`, which gives a pair.
+        into: `[N, taps * C]` that `wgrad` adds dL/dW to, in active blocks, and returns.
     """
     backends = candidates(which, layout, args[0])
     key = _key(which, layout, geometry, args[0])
@@ -96,7 +99,12 @@ def run(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Any:
         noise = rounding.noise(which, args[0], args[1], geometry, tf32, p)
         chosen = BACKENDS[timings.fastest(key, calls, noise=noise)]
     _last.setdefault(layout, {})[which] = (chosen.name, key)
-    return _call(chosen, which, layout, geometry, args)()
+    if into is None:
+        return _call(chosen, which, layout, geometry, args)()
+    if chosen is CPU:
+        return CPU.wgrad(args[0], args[1], layout, geometry, args[2], into)
+    dw, db = _call(chosen, which, layout, geometry, args)()
+    return into.add_(dw), db
 
 
 def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:
