@@ -2,6 +2,7 @@
 // Adam's one visit of all parameters, for Python.
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <tuple>
 #include <vector>
 
@@ -28,8 +29,21 @@ std::vector<cpu::Parameter> table(const TableArg& rows, float scale, bool clear)
     const auto [w, g, m, v, largest] = tensors;
     const auto [size, mask, block_rows, block_cols, block] = extent;
     const auto [lr, beta1, beta2, eps, weight_decay, step] = rates;
-    const cpu::AdamStep how{
-        lr, beta1, beta2, eps, weight_decay, step, scale, clear, largest != 0, std::get<0>(kind), std::get<1>(kind)};
+    const bool decoupled = std::get<0>(kind), maximize = std::get<1>(kind);
+    cpu::AdamStep how{};
+    how.mean = static_cast<float>(1 - beta1);
+    how.decay = static_cast<float>(decoupled ? 1 - lr * weight_decay : weight_decay);
+    how.beta2 = static_cast<float>(beta2);
+    how.square = static_cast<float>(1 - beta2);
+    how.root = static_cast<float>(std::sqrt(1 - std::pow(beta2, step)));
+    how.eps = static_cast<float>(eps);
+    how.size = static_cast<float>(-(lr / (1 - std::pow(beta1, step))));
+    how.scale = scale;
+    how.clear = clear;
+    how.amsgrad = largest != 0;
+    how.decays = weight_decay != 0;
+    how.decoupled = decoupled;
+    how.maximize = maximize;
     parameters.push_back({{as<float>(w), as<float>(g), as<float>(m), as<float>(v), as<float>(largest)},
                           how,
                           size,

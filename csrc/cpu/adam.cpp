@@ -29,24 +29,27 @@ std::vector<Piece> cut(const std::vector<Parameter>& parameters) {
   return pieces;
 }
 
-// Calls visit(begin, n) for the stretches of a piece that count, neighbours joined.
-template <typename Visit>
-void each_stretch(const Piece& piece, const Visit& visit) {
+// The stretches of a piece, neighbouring blocks joined.
+const std::vector<Stretch>& stretches_of(const Piece& piece) {
+  thread_local std::vector<Stretch> runs, found;
   const Parameter& p = *piece.parameter;
-  if (!p.mask) return visit(piece.begin, piece.end - piece.begin);
-  const uint8_t* active = p.mask + piece.begin / p.block * p.block_cols;
-  for (int64_t row = piece.begin; row < piece.end; row++) {
-    const int64_t at = row * p.block_cols * p.block;
-    for (int64_t c = 0; c < p.block_cols;) {
-      if (!active[c]) {
-        c++;
-        continue;
-      }
-      const int64_t first = c;
-      while (c < p.block_cols && active[c]) c++;
-      visit(at + first * p.block, (c - first) * p.block);
-    }
+  found.clear();
+  if (!p.mask) {
+    found.push_back({piece.begin, piece.end - piece.begin});
+    return found;
   }
+  runs.clear();  // of one row: all rows of a row of blocks have the same
+  const uint8_t* active = p.mask + piece.begin / p.block * p.block_cols;
+  for (int64_t c = 0; c < p.block_cols; c++) {
+    if (!active[c]) continue;
+    if (c && active[c - 1])
+      runs.back().n += p.block;
+    else
+      runs.push_back({c * p.block, p.block});
+  }
+  for (int64_t row = piece.begin; row < piece.end; row++)
+    for (const Stretch& run : runs) found.push_back({row * p.block_cols * p.block + run.begin, run.n});
+  return found;
 }
 
 }  // namespace
@@ -56,10 +59,8 @@ double sum_squares(const std::vector<Parameter>& parameters, int threads) {
   const auto sum = kernels<float>().sum_squares;
   std::vector<double> sums(pieces.size());
   parallel_for(threads, pieces.size(), [&](int64_t i, int) {
-    double total = 0;
-    const float* g = pieces[i].parameter->tensors.g;
-    each_stretch(pieces[i], [&](int64_t begin, int64_t n) { total += sum(g + begin, n); });
-    sums[i] = total;
+    const auto& found = stretches_of(pieces[i]);
+    sums[i] = sum(pieces[i].parameter->tensors.g, found.data(), found.size());
   });
   double total = 0;
   for (const double each : sums) total += each;
@@ -71,7 +72,8 @@ void adam(const std::vector<Parameter>& parameters, int threads) {
   const auto update = kernels<float>().adam;
   parallel_for(threads, pieces.size(), [&](int64_t i, int) {
     const Parameter& p = *pieces[i].parameter;
-    each_stretch(pieces[i], [&](int64_t begin, int64_t n) { update(p.step, p.tensors, begin, n); });
+    const auto& found = stretches_of(pieces[i]);
+    update(p.step, p.tensors, found.data(), found.size());
   });
 }
 

@@ -55,12 +55,20 @@ struct Product {
   Dropout dropout;
 };
 
-// One update of Adam or AdamW, as `torch.optim.Adam` has it.
+// One update of Adam or AdamW, as `torch.optim.Adam` has it: its rates at this step, rounded once as torch rounds them.
 struct AdamStep {
-  double lr, beta1, beta2, eps, weight_decay, step;
-  float scale;  // of the gradients
-  bool clear;   // gradients are zero afterwards; otherwise scaled
-  bool amsgrad, decoupled, maximize;
+  float mean, decay;    // 1 - beta1; of the weight: added to the gradient, or decoupled what is left of the weight
+  float beta2, square;  // and 1 - beta2
+  float root, eps;      // sqrt(1 - beta2^step)
+  float size;           // -lr / (1 - beta1^step)
+  float scale;          // of the gradients
+  bool clear;           // gradients are zero afterwards; otherwise scaled
+  bool amsgrad, decays, decoupled, maximize;
+};
+
+// Numbers of a parameter that lie together and all count.
+struct Stretch {
+  int64_t begin, n;
 };
 
 // Weight, gradient, moments and, for amsgrad, the largest second moment, in one memory order.
@@ -106,9 +114,8 @@ struct Kernels {
   // ds for dy = dL/d(dropped); ds may be dy.
   void (*softmax_backward)(const T* dy, const T* p, T* ds, int64_t columns, int64_t begin, int64_t end, float scale,
                            const Dropout&);
-  // Numbers [begin, begin + n) of a parameter.
-  void (*adam)(const AdamStep&, const AdamTensors&, int64_t begin, int64_t n);
-  double (*sum_squares)(const float* g, int64_t n);
+  void (*adam)(const AdamStep&, const AdamTensors&, const Stretch*, int64_t count);
+  double (*sum_squares)(const float* g, const Stretch*, int64_t count);
 };
 
 // All but the first only in builds for x86-64.

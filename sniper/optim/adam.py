@@ -19,7 +19,7 @@ from torch.optim.adam import adam
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper import _C
-from sniper.optim.table import Row, Rows, torch_lists
+from sniper.optim.table import Collected, Row, Rows, torch_lists
 
 _OURS = ("max_norm", "clear")
 
@@ -93,7 +93,8 @@ class Adam(torch.optim.Adam):
         self.max_norm, self.clear = max_norm, clear
         self.rate_factors: Mapping[Any, float] = {}
         self.kept_zeros: frozenset[int] = frozenset()
-        self._scale: Tensor | None = None
+        # What `clip` found for the step that follows: what it visits, and the scale or None.
+        self._clipped: tuple[Collected, Tensor | None] | None = None
         # Gradients that are zero since they were cleared, with the version that they had then.
         self._cleared = WeakTensorKeyDictionary()
         self._rows = Rows(self)
@@ -148,11 +149,13 @@ class Adam(torch.optim.Adam):
         """
         if not _is_number(max_norm) or not max_norm > 0:
             raise ValueError(f"max_norm: expected a number above 0, got {max_norm!r}")
-        norm = self._norm(self._rows.collect())
-        self._scale = (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm < math.inf else None
+        collected = self._rows.collect()
+        norm = self._norm(collected)
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm < math.inf else None
+        self._clipped = collected, scale
         return norm
 
-    def _norm(self, collected: tuple[list[Row], list[dict[str, Any]]]) -> Tensor:
+    def _norm(self, collected: Collected) -> Tensor:
         rows, groups = collected
         squares = (
             _C.sum_squares([r.entry() for r in rows], torch.get_num_threads()) if rows else 0.0
@@ -186,11 +189,10 @@ class Adam(torch.optim.Adam):
         return loss
 
     def _step(self) -> None:
-        rows, groups = self._rows.collect()
-        if self.max_norm is not None and self._scale is None:
-            norm = self._norm((rows, groups))
-            self._scale = (self.max_norm / (norm + 1e-6)).clamp(max=1.0)
-        scale, self._scale = self._scale, None
+        if self.max_norm is not None and self._clipped is None:
+            self.clip(self.max_norm)
+        (rows, groups), scale = self._clipped or (self._rows.collect(), None)
+        self._clipped = None
         if rows:
             self._update(rows, 1.0 if scale is None else float(scale))
         for group in groups:

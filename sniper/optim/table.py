@@ -17,6 +17,10 @@ from sniper.ops.pruned import mask_blocks_, zero_pruned_
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
+# Rows for our kernel, and param groups for torch's functions.
+Collected = tuple[list["Row"], list[dict[str, Any]]]
+
+
 @dataclass
 class Row:
     """A parameter that our kernel updates.
@@ -88,7 +92,7 @@ class Rows:
         params = (p for group in self._optimizer.param_groups for p in group["params"])
         return {id(p): found[id(p)] for p in params if id(p) in found and _served(p)}
 
-    def collect(self) -> tuple[list[Row], list[dict[str, Any]]]:
+    def collect(self) -> Collected:
         """What a step visits now.
 
         Returns:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sniper
-from sniper import BlockSparseConv1d, BlockSparseLinear, LearningRateScale, Sniper
+from sniper import _C, BlockSparseConv1d, BlockSparseLinear, LearningRateScale, Sniper
 from sniper.layers import zeros
 from sniper.ops import gradients
 from sniper.ops.backends import CPU
@@ -67,6 +67,8 @@ def weights(model):
 
 
 def assert_close(got, wanted, relative=1e-7):
+    # Without fused multiply-add the bits are others from the first update on.
+    relative = max(relative, 1e-4 if _C.cpu.instruction_set() == "portable" else 0)
     for a, b in zip(got, wanted, strict=True):
         assert (a - b).norm() <= relative * b.norm().clamp_min(1e-12)
 
@@ -83,6 +85,7 @@ def test_equals_torchs_adam(options, density):
         assert not layer.weight[~mask].any()
 
 
+@pytest.mark.skipif(_C.cpu.instruction_set() == "portable", reason="torch fuses, SSE2 cannot")
 def test_bits_of_torchs_kernel():
     """One update of the same gradients, on the instruction set that torch uses too."""
     torch.manual_seed(0)
