@@ -123,7 +123,11 @@ class TrainingStep:
         return self._gradients(batch, share)
 
     def clip(self) -> Tensor:
-        """Clips the gradients, an optimizer of `sniper.optim` within `update`; returns their norm before that, on the device."""
+        """Clips the gradients, an optimizer of `sniper.optim` within `update`.
+
+        Returns:
+            Their norm before that, on the device.
+        """
         if isinstance(self.optimizer, Adam):
             return self.optimizer.clip(self._limit)  # in the visit that updates
         return nn.utils.clip_grad_norm_(self.model.parameters(), self._limit)
