@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from typing import cast
 
 import common
 import torch
@@ -37,7 +38,7 @@ class Update:
         self.model = FastSpeech2(FastSpeech2Config(vocab_size=VOCABULARY))
         schedule = {0: sparsity} if sparsity else {0: 0.5, 1: 0.0}
         snip = Sniper(self.model, schedule, block_size=64)
-        snip.score([make_batch(1)], lambda m, b: m.loss(b)[0])
+        snip.score([make_batch(1)], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
         params, self.ours = self.model.parameters(), ours
         make = {True: lambda: Adam(params, 1e-4, clear=True, fused=True)}
         self.optimizer = make.get(ours, lambda: torch.optim.Adam(params, 1e-4, fused=True))()

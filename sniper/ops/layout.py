@@ -152,6 +152,12 @@ class BlockLayout:
     def marked(self, weight: Tensor) -> bool:
         """Whether nothing but writes through `.data` can have changed `weight` since
         `mark_zeros(weight)`.
+
+        Args:
+            weight: the parameter.
+
+        Returns:
+            False too where it never was marked, or the mask has changed since.
         """
         if self._zeros is None or self._zeros[0]() is not weight:
             return False

@@ -102,9 +102,14 @@ class Adam(torch.optim.Adam):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's.
 
+        Args:
+            param_group: `params`, and settings of their own.
+
         Raises:
             ValueError: as torch's, or a flag that asks for another implementation.
         """
+        if not isinstance(param_group, dict):
+            raise ValueError(f"param_group: expected a dictionary, got {param_group!r:.80}")
         group = {**self.defaults, **param_group}
         for name, allowed in (("foreach", (None, False)), ("fused", (None, True))):
             if group.get(name) not in allowed:
@@ -164,7 +169,8 @@ class Adam(torch.optim.Adam):
         ours = torch.tensor(squares, dtype=torch.float64).sqrt().float()
         if not grads:
             return ours
-        norms = torch.stack([n.to(grads[0].device) for n in torch._foreach_norm(grads)])
+        each = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
+        norms = torch.stack([n.to(grads[0].device) for n in each])
         return torch.linalg.vector_norm(torch.stack([ours.to(norms.device), norms.norm()]))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -178,8 +184,10 @@ class Adam(torch.optim.Adam):
             What `closure` returned.
 
         Raises:
-            ValueError: `capturable` for parameters on a CPU.
+            ValueError: no function, or `capturable` for parameters on a CPU.
         """
+        if closure is not None and not callable(closure):
+            raise ValueError(f"closure: expected a function or None, got {closure!r:.80}")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -197,14 +205,14 @@ class Adam(torch.optim.Adam):
             self._update(rows, 1.0 if scale is None else float(scale))
         for group in groups:
             if scale is not None:
-                torch._foreach_mul_(group["grads"], scale.to(group["grads"][0].device))
+                torch._foreach_mul_(group["grads"], scale.to(group["grads"][0].device))  # pyright: ignore[reportPrivateImportUsage]
             adam(**torch_lists(group))
         self.kept_zeros = frozenset(id(r.weight) for r in rows if r.layout is not None)
         if self.clear:
             self.zero_grad()
 
     def _update(self, rows: list[Row], scale: float) -> None:
-        torch._foreach_add_([r.state["step"] for r in rows], 1)
+        torch._foreach_add_([r.state["step"] for r in rows], 1)  # pyright: ignore[reportPrivateImportUsage]
         clean = [r.layout is None or r.layout.marked(r.weight) for r in rows]
         entries = [r.entry() for r in rows]
         _C.adam(entries, scale, self.clear, torch.get_num_threads())
@@ -219,7 +227,14 @@ class Adam(torch.optim.Adam):
                 self._cleared[row.weight] = row.grad._version
 
     def has_gradient(self, p: Tensor) -> bool:
-        """Whether a gradient has arrived since the last one was cleared."""
+        """Whether a gradient has arrived since the last one was cleared.
+
+        Args:
+            p: one of its parameters.
+
+        Returns:
+            False too where there is none.
+        """
         return p.grad is not None and self._cleared.get(p) != p.grad._version
 
     @torch.no_grad()
@@ -229,7 +244,12 @@ class Adam(torch.optim.Adam):
 
         Args:
             set_to_none: whether the gradients of all others become None.
+
+        Raises:
+            ValueError: no bool.
         """
+        if not isinstance(set_to_none, bool):
+            raise ValueError(f"set_to_none: expected a bool, got {set_to_none!r}")
         masked = self._rows.masked()
         for group in self.param_groups:
             for p in group["params"]:
@@ -249,8 +269,15 @@ class Adam(torch.optim.Adam):
 
 
 class AdamW(Adam):
-    """`torch.optim.AdamW` over active blocks; see `Adam`, whose arguments it takes, with a
-    `weight_decay` of 0.01 that is decoupled from the gradient.
+    """`torch.optim.AdamW` over active blocks; see `Adam`.
+
+    Args:
+        params, lr, betas, eps, amsgrad: as torch's.
+        weight_decay: decoupled from the gradient.
+        options: what else `Adam` takes.
+
+    Raises:
+        ValueError: as `Adam`, or `decoupled_weight_decay`, which is a matter of course.
     """
 
     def __init__(
@@ -264,7 +291,9 @@ class AdamW(Adam):
         **options: Any,
     ):
         if "decoupled_weight_decay" in options:
-            raise ValueError("decoupled_weight_decay: expected none, AdamW's always is")
+            raise ValueError(
+                "decoupled_weight_decay: expected none, got one: AdamW's always is decoupled"
+            )
         options["decoupled_weight_decay"] = True
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
 

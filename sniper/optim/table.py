@@ -80,7 +80,7 @@ class Rows:
     def __init__(self, optimizer: Any):
         self._optimizer = optimizer
         # Layouts by the id of their weight, and their versions, that gradients were prepared for.
-        self._prepared: dict[int, tuple[int, int, int]] = {}
+        self._prepared: dict[int, tuple[int, ...]] = {}
 
     def forget(self) -> None:
         """Moments may be other tensors now."""
@@ -129,6 +129,7 @@ class Rows:
 
     def clear_gradient(self, p: Tensor, layout: BlockLayout | None) -> None:
         """Zeroes a gradient, of a masked weight its active blocks."""
+        assert p.grad is not None
         if layout is None:
             p.grad.zero_()
             return
