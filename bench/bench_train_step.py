@@ -26,6 +26,7 @@ from torch import nn
 from sniper import LearningRateScale, Sniper, densify
 from sniper.layers import Dropout
 from sniper.ops import keep_freed_memory
+from sniper.optim import Adam
 from sniper.training.step import TrainingStep, peak_memory, pick_recorder
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
@@ -75,10 +76,14 @@ class Step:
         graphs: bool = True,
     ):
         self.batch, self.sniper = batch, sniper
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        device = next(model.parameters()).device
+        if sniper is None:
+            self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        else:  # as `Trainer` has it
+            clear = pick_recorder(device, "auto" if graphs else "off") is None
+            self.optimizer = Adam(model.parameters(), lr=1e-4, clear=clear, fused=True)
         if sniper is not None:
             sniper.step(0, self.optimizer)
-        device = next(model.parameters()).device
         self.step = TrainingStep(
             model.train(),
             self.optimizer,

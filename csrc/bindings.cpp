@@ -65,9 +65,9 @@ void bind_cpu_kernels(py::module_ m) {
   m.def(
       "weight_grad",
       [](const cpu::Shape& shape, IndexArg layout, IndexArg twin, RowsArg dy, RowsArg x, uintptr_t dw, uintptr_t db,
-         int threads) {
+         bool add, int threads) {
         cpu::weight_grad(cpu::kernels<T>(), shape, index(layout), index(twin), rows<const T>(dy, shape.length_out),
-                         rows<const T>(x, shape.length_in), as<float>(dw), as<float>(db), threads);
+                         rows<const T>(x, shape.length_in), as<float>(dw), as<float>(db), add, threads);
       },
       no_gil);
   m.def(
@@ -133,6 +133,7 @@ void bind_cpu(py::module_ m) {
   m.def("set_instruction_set", &sniper::cpu::set_instruction_set);
   m.def("has_bfloat16", &sniper::cpu::has_bfloat16);
   m.def("thread_source", &sniper::cpu::thread_source);
+  m.def("waits_are_short", &sniper::cpu::waits_are_short);
   m.def("keep_freed_memory", &sniper::cpu::keep_freed_memory);
   m.def("advise_huge_pages",
         [](uintptr_t data, int64_t bytes) { sniper::cpu::advise_huge_pages(as<void>(data), bytes); });
@@ -158,6 +159,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = SNIPER_CUDA_VERSION;
   m.attr("cuda_architectures") = SNIPER_CUDA_ARCHITECTURES;
   sniper::bind_masks(m);
+  sniper::bind_adam(m);
   bind_pruned(m);
   bind_cpu(m.def_submodule("cpu"));
 }

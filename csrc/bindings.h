@@ -15,6 +15,7 @@ T* as(uintptr_t address) {
 }
 
 // Everything about masks: bits, saliencies, stages, layouts.
+void bind_adam(pybind11::module_& m);
 void bind_masks(pybind11::module_& m);
 
 }  // namespace sniper

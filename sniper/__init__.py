@@ -34,7 +34,7 @@ __all__ = [
     "sparsify",
 ]
 
-_ROOMS = ("layers", "ops", "sparsity")
+_ROOMS = ("layers", "ops", "optim", "sparsity")
 
 
 def __getattr__(name: str) -> Any:

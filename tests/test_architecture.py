@@ -33,6 +33,7 @@ FLOORS = (
     (
         "sniper.ops.backend",
         "sniper.ops.bits",
+        "sniper.ops.gradients",
         "sniper.ops.memory",
         "sniper.ops.pruned",
         "sniper.ops.rebuild",
@@ -44,6 +45,7 @@ FLOORS = (
     ("sniper.ops.dispatch", "sniper.ops.selfcheck_cases", "sniper.ops.selfcheck_child"),
     ("sniper.ops",),
     ("sniper.layers",),
+    ("sniper.optim",),
     (
         "sniper.sparsity",
         "sniper.tts.errors",

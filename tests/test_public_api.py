@@ -30,7 +30,15 @@ from sniper import (
 )
 from sniper.integrations import huggingface, lightning
 
-ROOMS = ("", ".sparsity", ".layers", ".ops", ".integrations.huggingface", ".integrations.lightning")
+ROOMS = (
+    "",
+    ".sparsity",
+    ".layers",
+    ".ops",
+    ".optim",
+    ".integrations.huggingface",
+    ".integrations.lightning",
+)
 
 
 def symbols() -> dict[str, Any]:
@@ -90,7 +98,8 @@ RECORDS = ("ModuleReport", "SparsifyReport")
 # They take what their callers were given by us, and refuse nothing themselves.
 TRUSTING = (
     *("BlockLayout.unwritten", "BlockLayout.rewritten", "BlockLayout.to"),
-    *("BlockLayout.mark_zeros", "BlockLayout.zeros_known"),
+    *("BlockLayout.mark_zeros", "BlockLayout.zeros_known", "BlockLayout.marked"),
+    "Adam.has_gradient",
     *("ops.Geometry", "Geometry.out_length"),
 )
 
@@ -148,6 +157,10 @@ def masked(kind: type = BlockSparseLinear) -> nn.Module:
 
 def other_adam() -> torch.optim.Optimizer:
     return torch.optim.Adam(net().parameters())
+
+
+def adam(kind: type = sniper.optim.Adam, **options: Any) -> Any:
+    return kind(net().parameters(), **options)
 
 
 def meta() -> nn.Module:
@@ -353,6 +366,24 @@ BAD: dict[str, list[Callable[[], Any]]] = {
     ],
     "sniper.ops.autotune": [lambda v=v: ops.autotune(v) for v in ("yes", None, 1)],
     "sniper.ops.explain": [lambda v=v: ops.explain(v) for v in (None, "model", torch.ones(2))],
+    "sniper.optim.Adam": [
+        *[lambda v=v: adam(max_norm=v) for v in (0.0, -1, NAN, "1", True)],
+        *[lambda v=v: adam(clear=v) for v in (1, "yes", None)],
+        *[lambda v=v: adam(foreach=v) for v in (True, "yes")],
+        lambda: adam(fused=False),
+        lambda: adam(differentiable=True),
+    ],
+    "sniper.optim.Adam.add_param_group": [
+        *[lambda v=v: adam().add_param_group(v) for v in (None, "group", [net()])],
+        lambda: adam().add_param_group({"params": net().parameters(), "fused": False}),
+    ],
+    "sniper.optim.Adam.clip": [lambda v=v: adam().clip(v) for v in (0, -1, NAN, "1", None, True)],
+    "sniper.optim.Adam.step": [lambda v=v: adam().step(v) for v in ("closure", 3)],
+    "sniper.optim.Adam.zero_grad": [lambda v=v: adam().zero_grad(v) for v in ("no", None, 1)],
+    "sniper.optim.AdamW": [
+        lambda: adam(sniper.optim.AdamW, max_norm=0.0),
+        lambda: adam(sniper.optim.AdamW, decoupled_weight_decay=True),
+    ],
     "sniper.integrations.huggingface.SniperCallback": [
         *[lambda v=v: HF(v) for v in (None, {0: 80}, {1: 0.5}, "0.5")],
         *[lambda v=v: HF({0: 0.5}, score_batches=v) for v in (0, 2.5, "8", True, None)],

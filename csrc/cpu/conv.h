@@ -34,9 +34,11 @@ template <typename T>
 void input_grad(const Kernels<T>& kernels, const Shape& shape, const Index& twin, const Sequences<const T>& dy,
                 const T* w, int64_t w_stride, const Sequences<T>& dx, int threads);
 
-// dw [out, taps * in] contiguous: the gradient in active blocks, 0 elsewhere. db [out] may be null.
+// dw [out, taps * in] contiguous: the gradient in active blocks, 0 elsewhere. With `add` it is added in active blocks,
+// and others are not touched. db [out] may be null.
 template <typename T>
 void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& index, const Index& twin,
-                 const Sequences<const T>& dy, const Sequences<const T>& x, float* dw, float* db, int threads);
+                 const Sequences<const T>& dy, const Sequences<const T>& x, float* dw, float* db, bool add,
+                 int threads);
 
 }  // namespace sniper::cpu

@@ -55,6 +55,27 @@ struct Product {
   Dropout dropout;
 };
 
+// One update of Adam or AdamW, as `torch.optim.Adam` has it: its rates at this step, rounded once as torch rounds them.
+struct AdamStep {
+  float mean, decay;    // 1 - beta1; of the weight: added to the gradient, or decoupled what is left of the weight
+  float beta2, square;  // and 1 - beta2
+  float root, eps;      // sqrt(1 - beta2^step)
+  float size;           // -lr / (1 - beta1^step)
+  float scale;          // of the gradients
+  bool clear;           // gradients are zero afterwards; otherwise scaled
+  bool amsgrad, decays, decoupled, maximize;
+};
+
+// Numbers of a parameter that lie together and all count.
+struct Stretch {
+  int64_t begin, n;
+};
+
+// Weight, gradient, moments and, for amsgrad, the largest second moment, in one memory order.
+struct AdamTensors {
+  float *w, *g, *m, *v, *largest;
+};
+
 // dw_p[i, j] (+)= sum over the panel's tokens t: dy[b, t, r * block + i] * x[b, t + shift_p, column_p + j], for entries
 // p of one block row r, sorted by column, then shift. db[i] (+)= sum_t dy[b, t, r * block + i].
 template <typename T>
@@ -68,6 +89,7 @@ struct WeightGrad {
   int64_t block_row;
   int count;
   int block;
+  bool add;  // the sums are added to what dw holds, not written over it
 };
 
 template <typename T>
@@ -92,6 +114,8 @@ struct Kernels {
   // ds for dy = dL/d(dropped); ds may be dy.
   void (*softmax_backward)(const T* dy, const T* p, T* ds, int64_t columns, int64_t begin, int64_t end, float scale,
                            const Dropout&);
+  void (*adam)(const AdamStep&, const AdamTensors&, const Stretch*, int64_t count);
+  double (*sum_squares)(const float* g, const Stretch*, int64_t count);
 };
 
 // All but the first only in builds for x86-64.

@@ -16,6 +16,9 @@ void run_on_threads(int threads, void (*body)(void*), void* data);
 // Where run_on_threads gets its threads: "openmp" (the runtime that torch loaded) or "std".
 const char* thread_source();
 
+// Whether threads that wait sleep at once, since others were seen to want the cores. Results do not depend on it.
+bool waits_are_short();
+
 // Calls task(i, slot) for every i in [0, count), handed out in ascending order. Each thread has a slot of its own in
 // [0, threads), for scratch memory that the caller allocated: tasks must not throw.
 template <typename Task>

@@ -13,7 +13,8 @@ namespace {
 
 constexpr int64_t kTokens = 96;  // of a panel: its packed x block stays in the first-level cache
 constexpr int kGroup = 8;        // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
-constexpr int kTasksPerThread = 6;  // fewer: idle threads at the end; more: partial sums to write and add
+constexpr int kTasks = 32;       // at least, where there are tokens enough: fewer leave threads idle at the end
+constexpr int kLeastPanels = 8;  // of a chunk: with fewer the partial sums cost more than they save
 
 // Some entries of one block row: the work of one task in one chunk of tokens.
 struct Group {
@@ -61,10 +62,9 @@ struct Partial {
   int64_t chunks;
 };
 
-// Zeros the pruned blocks of 16 rows of dw and adds up the chunks of the active ones, in order.
-void finish_rows(const Shape& shape, const Index& index, const Plan& plan, const Partial& partial, int64_t r,
-                 int64_t first, float* dw) {
-  const int64_t block = shape.block, area = block * block, width = shape.taps * shape.in, nnz = plan.entries.size();
+// Zeros the pruned blocks of 16 rows of dw.
+void zero_pruned_rows(const Shape& shape, const Index& index, int64_t r, int64_t first, float* dw) {
+  const int64_t block = shape.block, width = shape.taps * shape.in;
   const int32_t begin = index.crow[r], end = index.crow[r + 1];
   for (int64_t i = first; i < first + 16; i++) {
     float* row = dw + (r * block + i) * width;
@@ -76,24 +76,33 @@ void finish_rows(const Shape& shape, const Index& index, const Plan& plan, const
     }
     std::memset(row + done, 0, (width - done) * sizeof(float));
   }
-  if (partial.chunks < 2) return;
-  for (int32_t p = begin; p < end; p++)
+}
+
+// Adds up the chunks of the active blocks of 16 rows, in order, and writes the sums to dw or adds them to it.
+void add_chunks(const Shape& shape, const Index& index, const Plan& plan, const Partial& partial, int64_t r,
+                int64_t first, bool add) {
+  const int64_t block = shape.block, area = block * block, width = shape.taps * shape.in, nnz = plan.entries.size();
+  for (int32_t p = index.crow[r]; p < index.crow[r + 1]; p++)
     for (int64_t i = first; i < first + 16; i++) {
-      float* sum = plan.dw[p] + i * width;
+      float sum[kMaxBlock];
       const float* part = partial.dw + p * area + i * block;
       std::memcpy(sum, part, block * sizeof(float));
       for (int64_t c = 1; c < partial.chunks; c++)
         for (int64_t j = 0; j < block; j++) sum[j] += part[c * nnz * area + j];
+      float* to = plan.dw[p] + i * width;
+      for (int64_t j = 0; j < block; j++) to[j] = add ? to[j] + sum[j] : sum[j];
     }
 }
 
-// Few groups make too few tasks: then the tokens are cut into chunks too. A chunk is four panels at least.
-int64_t count_chunks(const Plan& plan, int64_t panels, int threads) {
+// Few groups make too few tasks: then the tokens are cut into chunks too, however many threads there are, so that sums
+// have one order.
+int64_t count_chunks(const Plan& plan, int64_t panels) {
   const int64_t groups = plan.groups.size();
-  if (threads < 2 || groups == 0) return 1;
-  const int64_t wanted = (kTasksPerThread * threads + groups - 1) / groups;
-  return std::max<int64_t>(1, std::min(wanted, panels / 4));
+  if (groups == 0) return 1;
+  return std::max<int64_t>(1, std::min((kTasks + groups - 1) / groups, panels / kLeastPanels));
 }
+
+int64_t index_size(const Shape& shape) { return shape.out / shape.block * shape.taps * (shape.in / shape.block); }
 
 void add_bias_chunks(const Partial& partial, int64_t out, float* db) {
   for (int64_t n = 0; n < out; n++) {
@@ -106,13 +115,14 @@ void add_bias_chunks(const Partial& partial, int64_t out, float* db) {
 
 template <typename T>
 void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& index, const Index& twin,
-                 const Sequences<const T>& dy, const Sequences<const T>& x, float* dw, float* db, int threads) {
+                 const Sequences<const T>& dy, const Sequences<const T>& x, float* dw, float* db, bool add,
+                 int threads) {
   thread_local Scratch sum_scratch, panel_scratch;
   const int64_t block = shape.block, width = shape.taps * shape.in, area = block * block;
   const auto panels = cut_panels(shape.batch, shape.length_out, kTokens, 1);
   const int64_t panel_count = panels.size();
   if (panel_count == 0) {
-    std::fill_n(dw, shape.out * width, 0.0f);
+    if (!add) std::fill_n(dw, shape.out * width, 0.0f);
     if (db) std::fill_n(db, shape.out, 0.0f);
     return;
   }
@@ -120,7 +130,7 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
   const int64_t nnz = plan.entries.size();
 
   // With one chunk the sums go to dw itself, else beside it.
-  Partial partial{nullptr, nullptr, count_chunks(plan, panel_count, threads)};
+  Partial partial{nullptr, nullptr, count_chunks(plan, panel_count)};
   std::vector<float*> places = plan.dw;
   const bool split = partial.chunks > 1;
   if (split) {
@@ -146,21 +156,27 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
     g.block_row = group.row;
     g.count = group.count;
     g.block = shape.block;
+    g.add = add && !split;
     const int64_t begin = panel_count * chunk / partial.chunks, end = panel_count * (chunk + 1) / partial.chunks;
     for (int64_t i = begin; i < end; i++) {
       const Panel* next = i + 1 < end ? &panels[i + 1] : nullptr;
       kernels.wgrad(g, panels[i], next, i > begin, scratch + slot * bytes);
     }
   });
-  parallel_for(threads, shape.out / 16, [&](int64_t task, int) {
-    finish_rows(shape, index, plan, partial, task * 16 / block, task * 16 % block, dw);
-  });
+  const bool full = nnz == index_size(shape);
+  if (split || !(add || full))
+    parallel_for(threads, shape.out / 16, [&](int64_t task, int) {
+      const int64_t r = task * 16 / block, first = task * 16 % block;
+      if (!add && !full) zero_pruned_rows(shape, index, r, first, dw);
+      if (split) add_chunks(shape, index, plan, partial, r, first, add);
+    });
   if (db && split) add_bias_chunks(partial, shape.out, db);
 }
 
 template void weight_grad(const Kernels<float>&, const Shape&, const Index&, const Index&,
-                          const Sequences<const float>&, const Sequences<const float>&, float*, float*, int);
+                          const Sequences<const float>&, const Sequences<const float>&, float*, float*, bool, int);
 template void weight_grad(const Kernels<uint16_t>&, const Shape&, const Index&, const Index&,
-                          const Sequences<const uint16_t>&, const Sequences<const uint16_t>&, float*, float*, int);
+                          const Sequences<const uint16_t>&, const Sequences<const uint16_t>&, float*, float*, bool,
+                          int);
 
 }  // namespace sniper::cpu

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from sniper.ops.layout import BlockLayout
+
 
 class MaskedWeights(Protocol):
     """Somebody whose pruned weights must stay zero."""
@@ -51,7 +53,25 @@ def _after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         return
     # Only what this optimizer owns: a second one (a discriminator's, say) must not cost a visit.
     stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    # An optimizer that never writes to pruned blocks says of which weights.
+    kept = getattr(optimizer, "kept_zeros", ())
     for owner in list(_owners):
         for p in owner.masked_parameters():
-            if id(p) in stepped:
+            if id(p) in stepped and id(p) not in kept:
                 owner.zero_pruned(p)
+
+
+def layouts_of_weights() -> dict[int, BlockLayout]:
+    """The layout of every weight that has pruned blocks, by the weight's id; without those that
+    several owners mask.
+    """
+    found: dict[int, BlockLayout] = {}
+    several = set()
+    for owner in list(_owners):
+        for p in owner.masked_parameters():
+            layout = getattr(owner, "layout", None)
+            if id(p) in found or layout is None:
+                several.add(id(p))
+            else:
+                found[id(p)] = layout
+    return {key: layout for key, layout in found.items() if key not in several}

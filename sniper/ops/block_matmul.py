@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops import dispatch
+from sniper.ops import dispatch, gradients
 from sniper.ops.autocast import autocast_dtype
 from sniper.ops.backends import TRITON, elementwise
 from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_dropout_grad_bias
@@ -209,6 +209,30 @@ def _(dy, x, taps, bias, layout, dilation, pad_left, pad_right):
     return dy.new_empty(n, taps * x.shape[-1]), dy.new_empty(n if bias else 0)
 
 
+@torch.library.custom_op("sniper::block_wgrad_add", mutates_args=("into",))
+def _wgrad_add(
+    into: Tensor,
+    dy: Tensor,
+    x: Tensor,
+    taps: int,
+    bias: bool,
+    layout: int,
+    dilation: int,
+    pad_left: int,
+    pad_right: int,
+) -> Tensor:
+    """Adds dL/dW to the active blocks of `into`; returns dL/db, which is empty unless `bias`."""
+    geometry = Geometry(taps, dilation, pad_left, pad_right)
+    args = (find_layout(layout), geometry, dy, x, bias)
+    db = dispatch.choose("wgrad", *args, into=into)()[1]
+    return dy.new_empty(0) if db is None else db
+
+
+@_wgrad_add.register_fake
+def _(into, dy, x, taps, bias, layout, dilation, pad_left, pad_right):
+    return dy.new_empty(dy.shape[-1] if bias else 0)
+
+
 def _save(ctx, inputs, output):
     x, weight, _, handle, *geometry, ctx.relu, ctx.p, _ = inputs
     ctx.geometry = geometry
@@ -230,8 +254,14 @@ def _backward(ctx, dy):
         dx = _dgrad(dy, weight, handle, *ctx.geometry, x.shape[1])
     if need_w:
         summed = need_b and db is None
-        dw, sums = _wgrad(dy, x, _taps(weight), summed, handle, *ctx.geometry)
-        dw, db = as_weight(dw, weight), sums if summed else db
+        into = gradients.place_of(weight)
+        args = (dy, x, _taps(weight), summed, handle, *ctx.geometry)
+        if into is None:
+            dw, sums = _wgrad(*args)
+            dw = as_weight(dw, weight)
+        else:
+            sums = _wgrad_add(into, *args)
+        db = sums if summed else db
     elif need_b and db is None:
         db = dy.sum((0, 1))
     return dx, dw, db, *[None] * 7

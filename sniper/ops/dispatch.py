@@ -84,12 +84,15 @@ def forced() -> str | None:
     return None if _forced is None else _forced.name
 
 
-def choose(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> Callable[[], Any]:
+def choose(
+    which: str, layout: BlockLayout, geometry: Geometry, *args: Any, into: Tensor | None = None
+) -> Callable[[], Any]:
     """Pass `which` (`fwd`, `dgrad` or `wgrad`) on the backend in force, ready to be called.
 
     Args:
         args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`;
             dy, x, whether dL/db is wanted for `wgrad`, which gives a pair.
+        into: `[N, taps * C]` that `wgrad` adds dL/dW to, in active blocks, and returns.
     """
     backends = candidates(which, layout, args[0])
     key = _key(which, layout, geometry, args[0])
@@ -110,7 +113,17 @@ def choose(which: str, layout: BlockLayout, geometry: Geometry, *args: Any) -> C
     x, forced = args[0], chosen is _forced
     made = _Run(chosen.name, key, len(backends), forced, x.dtype, x.device)
     _last.setdefault(layout, {})[which] = made
-    return _call(chosen, which, layout, geometry, args)
+    call = _call(chosen, which, layout, geometry, args)
+    if into is None:
+        return call
+    if chosen is CPU:
+        return partial(CPU.wgrad, args[0], args[1], layout, geometry, args[2], into)
+    return partial(_add_to, into, call)
+
+
+def _add_to(into: Tensor, wgrad: Callable[[], Any]) -> Any:
+    dw, db = wgrad()
+    return into.add_(dw), db
 
 
 def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:

@@ -153,6 +153,20 @@ class BlockLayout:
         # have been written to.
         self._zeros = (weakref.ref(weight), weight.data_ptr(), weight._version)
 
+    def marked(self, weight: Tensor) -> bool:
+        """Whether nothing but writes through `.data` can have changed `weight` since
+        `mark_zeros(weight)`.
+
+        Args:
+            weight: the parameter.
+
+        Returns:
+            False too where it never was marked, or the mask has changed since.
+        """
+        if self._zeros is None or self._zeros[0]() is not weight:
+            return False
+        return self._zeros[1:] == (weight.data_ptr(), weight._version)
+
     def zeros_known(self, matrix: Tensor) -> bool:
         """Whether a view of the weight that was marked has not been written to since.
 

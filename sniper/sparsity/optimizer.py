@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sniper.optim import Adam
 from sniper.sparsity.schedule import check_sparsity, is_number
 
 # Adam's running means of squared gradients, by the names that torch gives them.
@@ -84,14 +85,15 @@ class NewWeights:
 class RateFactors:
     """Multiplies learning rates by a factor a parameter, during `optimizer.step()` only.
 
-    Just before a step each param group is split by factor, and put back just after. So any grouping
+    An optimizer of `sniper.optim` reads the factors itself. For any other, just before a step each
+    param group is split by factor, and put back just after. So any grouping
     and any scheduler (multiplicative, absolute, on plateau) works, and what they read and write is
     the rate without the factor. Optimizer state is kept by parameter and does not notice.
     """
 
     def __init__(self) -> None:
-        self._factors: dict[nn.Parameter, float] = {}
-        self._hooks: WeakKeyDictionary[Optimizer, tuple[Any, Any]] = WeakKeyDictionary()
+        self._factors: dict[nn.Parameter, float] = {}  # one object: optimizers may read it
+        self._hooks: WeakKeyDictionary[Optimizer, tuple[Any, ...]] = WeakKeyDictionary()
         self._unsplit: WeakKeyDictionary[Optimizer, list[dict]] = WeakKeyDictionary()
 
     @property
@@ -102,11 +104,17 @@ class RateFactors:
     def set(self, factors: dict[nn.Parameter, float]) -> None:
         """Replaces all factors; parameters not named have 1."""
         # Factors of 1 are left out, so that a dense stage splits nothing and costs nothing.
-        self._factors = {p: f for p, f in factors.items() if f != 1.0}
+        self._factors.clear()
+        self._factors.update({p: f for p, f in factors.items() if f != 1.0})
 
     def attach(self, optimizer: Optimizer) -> None:
         """Hooks into `optimizer`, once."""
-        if optimizer not in self._hooks:
+        if optimizer in self._hooks:
+            return
+        if isinstance(optimizer, Adam):
+            optimizer.rate_factors = self._factors
+            self._hooks[optimizer] = ()
+        else:
             self._hooks[optimizer] = (
                 optimizer.register_step_pre_hook(self._split),
                 optimizer.register_step_post_hook(self._join),
@@ -114,7 +122,9 @@ class RateFactors:
 
     def detach(self) -> None:
         """Leaves every optimizer as it was found."""
-        for hooks in self._hooks.values():
+        for optimizer, hooks in self._hooks.items():
+            if isinstance(optimizer, Adam):
+                optimizer.rate_factors = {}
             for hook in hooks:
                 hook.remove()
         self._hooks.clear()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sniper.layers import layout_versions
 from sniper.ops import dispatch, timings
+from sniper.optim import Adam
 from sniper.training.graphs import CudaRecorder, NotRecorded, Recorder, StepGraphs, Values
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.batch import Batch
@@ -125,7 +126,13 @@ class TrainingStep:
         return self._gradients(batch, share)
 
     def clip(self) -> Tensor:
-        """Clips the gradients; returns their norm before that, on the device."""
+        """Clips the gradients, an optimizer of `sniper.optim` within `update`.
+
+        Returns:
+            Their norm before that, on the device.
+        """
+        if isinstance(self.optimizer, Adam):
+            return self.optimizer.clip(self._limit)  # in the visit that updates
         return nn.utils.clip_grad_norm_(self.model.parameters(), self._limit)
 
     def update(self) -> None:

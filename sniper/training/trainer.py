@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers.selection import unmatched
+from sniper.optim import Adam
 from sniper.sparsity import Fixed, Following, LearningRateScale, NewWeights, Sniper
 from sniper.training import checkpoint, restore
 from sniper.training.config import Config
@@ -88,9 +89,11 @@ class Trainer:
         self.sniper = make_sniper(self.model, config)
         # One group in the model's order, whatever is masked: so a checkpoint fits any block size.
         params = self.model.parameters()
-        self.optimizer = torch.optim.Adam(params, lr=settings.lr, fused=True)
-        self.scheduler = noam(self.optimizer, model_config.d_model, settings.warmup)
         recorder = pick_recorder(self.device, settings.cuda_graphs)
+        # Recorded graphs add to gradients that stay where they are.
+        clear = recorder is None
+        self.optimizer = Adam(params, lr=settings.lr, clear=clear, fused=True)
+        self.scheduler = noam(self.optimizer, model_config.d_model, settings.warmup)
         self.step = TrainingStep(
             self.model,
             self.optimizer,

@@ -103,14 +103,23 @@ class CpuBackend:
         layout: BlockLayout,
         geometry: Geometry,
         with_bias: bool = False,
+        into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        """As the protocol has it. With `into`, contiguous float32 of dL/dW's shape, the active
+        blocks are added to it, its pruned ones are neither read nor written, and it is returned.
+        """
         check_tensor("dy", dy, 3)
         check_tensor("x", x, 3, dy.dtype)
         n, c = check_layout(layout, geometry)
         check_shape("x", x, (None, None, c))
         check_shape("dy", dy, (x.shape[0], out_length(geometry, x.shape[1]), n))
         dtype, dy, x = dy.dtype, operand(dy), operand(x)
-        dw = empty(torch.float32, n, geometry.taps * c)
+        dw = empty(torch.float32, n, geometry.taps * c) if into is None else into
+        if into is not None:
+            check_tensor("into", into, 2, torch.float32)
+            check_shape("into", into, (n, geometry.taps * c))
+            if not into.is_contiguous():
+                raise ValueError(f"into: expected contiguous rows, got strides {into.stride()}")
         db = empty(torch.float32, n) if with_bias else None
         kernels(x).weight_grad(
             kernel_shape(layout, geometry, x, dy),
@@ -120,9 +129,10 @@ class CpuBackend:
             rows_of(x),
             dw.data_ptr(),
             0 if db is None else db.data_ptr(),
+            into is not None,
             torch.get_num_threads(),
         )
-        return dw.to(dtype), None if db is None else db.to(dtype)
+        return dw.to(dtype) if into is None else dw, None if db is None else db.to(dtype)
 
 
 CPU = CpuBackend()

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weight gradients that are added to `.grad` where blocks are active, and touch nothing else.
+
+Autograd adds a gradient to `.grad` as a whole, pruned blocks and all. Whoever keeps the `.grad` of
+a weight allocated (`sniper.optim`) has it adopted here; then the weight gradient adds to it itself,
+and autograd has nothing left to add. Whatever may want to see the gradient on its way there, a hook
+say, gets it as from any other layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sniper.ops.geometry import as_matrix
+
+_adopted = WeakTensorKeyDictionary()
+
+
+def adopt(weight: Tensor) -> None:
+    """From now on gradients may be added straight to `weight.grad`, while that is allocated. Copies
+    of the weight are not adopted with it.
+    """
+    _adopted[weight] = True
+
+
+def place_of(weight: Tensor) -> Tensor | None:
+    """Where a backward pass may add the gradient of a saved weight.
+
+    Args:
+        weight: as autograd saved it.
+
+    Returns:
+        `.grad` as `[N, taps * C]`, or None where the gradient has to go through autograd: not
+        adopted, `.grad` not allocated or of another dtype or memory order, hooks on it, gradients
+        of gradients, `torch.autograd.grad`, or processes that train together and hook in where no
+        one can look.
+    """
+    if weight not in _adopted or torch.is_grad_enabled():
+        return None
+    grad = weight.grad
+    if grad is None or grad.dtype != torch.float32 or grad.device.type != "cpu":
+        return None
+    if grad.stride() != weight.stride() or grad.layout != torch.strided:
+        return None
+    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+        return None
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return None
+    matrix = as_matrix(grad)
+    return matrix if matrix.is_contiguous() and _is_accumulated(weight) else None
+
+
+def _is_accumulated(weight: Tensor) -> bool:
+    """Whether the running backward pass adds to `.grad` of this leaf."""
+    try:
+        node = torch.autograd.graph.get_gradient_edge(weight).node
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # torch.autograd.grad wants it returned
+        return False

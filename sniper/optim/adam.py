@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam and AdamW over active blocks: what is pruned is neither read nor written.
+
+Each is torch's own class with the same states, so that either loads what the other saved. Where our
+kernel serves, on a CPU in float32, one visit clips, updates and clears; for whatever else torch's
+functions do the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.optim.adam import adam
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sniper import _C
+from sniper.optim.table import Collected, Row, Rows, torch_lists
+
+_OURS = ("max_norm", "clear")
+
+
+class Adam(torch.optim.Adam):
+    """`torch.optim.Adam` over the active blocks of block-sparse layers and all other parameters.
+
+    Computes what torch's computes when the gradients of pruned weights are zero. A masked weight's
+    `.grad` stays allocated, also through `zero_grad(set_to_none=True)`: there it becomes zero, and
+    the weight is not updated until a gradient has arrived.
+
+    Args:
+        params, lr, betas, eps, weight_decay, amsgrad, maximize, capturable,
+            decoupled_weight_decay: as torch's.
+        max_norm: gradients are scaled in each step as `clip_grad_norm_` of all of them would; None:
+            not.
+        clear: gradients are gone after a step, as by `zero_grad()`, without a visit of their own.
+        foreach, fused, differentiable: None, None or True, False; there is one implementation, a
+            fused one.
+
+    Attributes:
+        rate_factors: by parameter, what its learning rate is multiplied by; a Sniper sets it.
+        kept_zeros: ids of the masked weights whose pruned blocks the last step left at zero.
+
+    Raises:
+        ValueError: settings that torch's refuses, a `max_norm` that is no number above 0, or a flag
+            that asks for another implementation.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        max_norm: float | None = None,
+        clear: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+    ):
+        if max_norm is not None and not (_is_number(max_norm) and max_norm > 0):
+            raise ValueError(f"max_norm: expected a number above 0 or None, got {max_norm!r}")
+        if not isinstance(clear, bool):
+            raise ValueError(f"clear: expected a bool, got {clear!r}")
+        self._begin(max_norm, clear)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+        # A GradScaler unscales gradients itself: then what is clipped is what is meant.
+        self._step_supports_amp_scaling = False
+
+    def _begin(self, max_norm: float | None, clear: bool) -> None:
+        self.max_norm, self.clear = max_norm, clear
+        self.rate_factors: Mapping[Any, float] = {}
+        self.kept_zeros: frozenset[int] = frozenset()
+        # What `clip` found for the step that follows: what it visits, and the scale or None.
+        self._clipped: tuple[Collected, Tensor | None] | None = None
+        # Gradients that are zero since they were cleared, with the version that they had then.
+        self._cleared = WeakTensorKeyDictionary()
+        self._rows = Rows(self)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's.
+
+        Args:
+            param_group: `params`, and settings of their own.
+
+        Raises:
+            ValueError: as torch's, or a flag that asks for another implementation.
+        """
+        if not isinstance(param_group, dict):
+            raise ValueError(f"param_group: expected a dictionary, got {param_group!r:.80}")
+        group = {**self.defaults, **param_group}
+        for name, allowed in (("foreach", (None, False)), ("fused", (None, True))):
+            if group.get(name) not in allowed:
+                said = " or ".join(map(str, allowed))
+                raise ValueError(
+                    f"{name}: expected {said}, got {group[name]!r}: {type(self).__name__} of "
+                    "sniper.optim has one implementation, a fused one; torch.optim has others"
+                )
+        if group.get("differentiable"):
+            raise ValueError(
+                "differentiable: expected False, got True: use torch.optim for gradients through "
+                "an update"
+            )
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _OURS}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_rows" not in self.__dict__:  # a copy
+            self._begin(state.get("max_norm"), state.get("clear", False))
+        super().__setstate__(state)
+        self._step_supports_amp_scaling = False
+        for group in self.param_groups:  # what torch's may have been saved with
+            group["foreach"] = None
+            group["fused"] = group["fused"] or None
+        self._rows.forget()
+
+    @torch.no_grad()
+    def clip(self, max_norm: float = math.inf) -> Tensor:
+        """Has the next `step` scale gradients as `clip_grad_norm_` would now; they stay as they are
+        until then, and must.
+
+        Args:
+            max_norm: above 0; infinite: nothing is scaled.
+
+        Returns:
+            The norm of all gradients, over active blocks, as a scalar on their device.
+
+        Raises:
+            ValueError: no number above 0.
+        """
+        if not _is_number(max_norm) or not max_norm > 0:
+            raise ValueError(f"max_norm: expected a number above 0, got {max_norm!r}")
+        collected = self._rows.collect()
+        norm = self._norm(collected)
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0) if max_norm < math.inf else None
+        self._clipped = collected, scale
+        return norm
+
+    def _norm(self, collected: Collected) -> Tensor:
+        rows, groups = collected
+        squares = (
+            _C.sum_squares([r.entry() for r in rows], torch.get_num_threads()) if rows else 0.0
+        )
+        grads = [g for group in groups for g in group["grads"]]
+        ours = torch.tensor(squares, dtype=torch.float64).sqrt().float()
+        if not grads:
+            return ours
+        each = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
+        norms = torch.stack([n.to(grads[0].device) for n in each])
+        return torch.linalg.vector_norm(torch.stack([ours.to(norms.device), norms.norm()]))
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient; clips and clears as the optimizer was
+        made to.
+
+        Args:
+            closure: computes the loss anew, if given.
+
+        Returns:
+            What `closure` returned.
+
+        Raises:
+            ValueError: no function, or `capturable` for parameters on a CPU.
+        """
+        if closure is not None and not callable(closure):
+            raise ValueError(f"closure: expected a function or None, got {closure!r:.80}")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        if self.max_norm is not None and self._clipped is None:
+            self.clip(self.max_norm)
+        (rows, groups), scale = self._clipped or (self._rows.collect(), None)
+        self._clipped = None
+        if rows:
+            self._update(rows, 1.0 if scale is None else float(scale))
+        for group in groups:
+            if scale is not None:
+                torch._foreach_mul_(group["grads"], scale.to(group["grads"][0].device))  # pyright: ignore[reportPrivateImportUsage]
+            adam(**torch_lists(group))
+        self.kept_zeros = frozenset(id(r.weight) for r in rows if r.layout is not None)
+        if self.clear:
+            self.zero_grad()
+
+    def _update(self, rows: list[Row], scale: float) -> None:
+        torch._foreach_add_([r.state["step"] for r in rows], 1)  # pyright: ignore[reportPrivateImportUsage]
+        clean = [r.layout is None or r.layout.marked(r.weight) for r in rows]
+        entries = [r.entry() for r in rows]
+        _C.adam(entries, scale, self.clear, torch.get_num_threads())
+        weights = [r.weight for r in rows]
+        increment_version(weights)
+        if self.clear or scale != 1:
+            increment_version([r.grad for r in rows])
+        for row, kept in zip(rows, clean, strict=True):
+            if row.layout is not None:
+                row.leave_zeros(kept)
+            if self.clear:
+                self._cleared[row.weight] = row.grad._version
+
+    def has_gradient(self, p: Tensor) -> bool:
+        """Whether a gradient has arrived since the last one was cleared.
+
+        Args:
+            p: one of its parameters.
+
+        Returns:
+            False too where there is none.
+        """
+        return p.grad is not None and self._cleared.get(p) != p.grad._version
+
+    @torch.no_grad()
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's, but for masked weights, whose gradient becomes zero in active blocks and
+        stays allocated.
+
+        Args:
+            set_to_none: whether the gradients of all others become None.
+
+        Raises:
+            ValueError: no bool.
+        """
+        if not isinstance(set_to_none, bool):
+            raise ValueError(f"set_to_none: expected a bool, got {set_to_none!r}")
+        masked = self._rows.masked()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                layout = masked.get(id(p))
+                if layout is None and set_to_none:
+                    p.grad = None
+                    self._cleared.pop(p, None)
+                    continue
+                if self.has_gradient(p):
+                    self._rows.clear_gradient(p, layout)
+                if set_to_none:
+                    self._cleared[p] = p.grad._version
+                else:  # as torch has it, a step takes this for a gradient
+                    self._cleared.pop(p, None)
+
+
+class AdamW(Adam):
+    """`torch.optim.AdamW` over active blocks; see `Adam`.
+
+    Args:
+        params, lr, betas, eps, amsgrad: as torch's.
+        weight_decay: decoupled from the gradient.
+        options: what else `Adam` takes.
+
+    Raises:
+        ValueError: as `Adam`, or `decoupled_weight_decay`, which is a matter of course.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        **options: Any,
+    ):
+        if "decoupled_weight_decay" in options:
+            raise ValueError(
+                "decoupled_weight_decay: expected none, got one: AdamW's always is decoupled"
+            )
+        options["decoupled_weight_decay"] = True
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

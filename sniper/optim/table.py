@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which parameters a step visits, and what the kernel is told of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sniper.layers.zeros import layouts_of_weights
+from sniper.ops.gradients import adopt
+from sniper.ops.layout import BlockLayout
+from sniper.ops.pruned import mask_blocks_, zero_pruned_
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+# Rows for our kernel, and param groups for torch's functions.
+Collected = tuple[list["Row"], list[dict[str, Any]]]
+
+
+@dataclass
+class Row:
+    """A parameter that our kernel updates.
+
+    Attributes:
+        weight, grad: in one memory order.
+        state: the optimizer's.
+        group: its param group.
+        factor: of its learning rate.
+        layout: its active blocks; None: all of it.
+    """
+
+    weight: Tensor
+    grad: Tensor
+    state: dict[str, Any]
+    group: dict[str, Any]
+    factor: float
+    layout: BlockLayout | None
+
+    def entry(self) -> tuple:
+        """As `_C.adam` takes it: addresses, extent, rates, kind."""
+        state, group = self.state, self.group
+        largest = state["max_exp_avg_sq"].data_ptr() if group["amsgrad"] else 0
+        tensors = (
+            self.weight.data_ptr(),
+            self.grad.data_ptr(),
+            state["exp_avg"].data_ptr(),
+            state["exp_avg_sq"].data_ptr(),
+            largest,
+        )
+        extent = (self.weight.numel(), 0, 0, 0, 0)
+        if self.layout is not None:
+            rows, taps, cols = self.layout.shape
+            mask = self.layout.block_mask.data_ptr()
+            extent = (self.weight.numel(), mask, rows, taps * cols, self.layout.block_size)
+        beta1, beta2 = group["betas"]
+        rates = (float(group["lr"]) * self.factor, beta1, beta2, group["eps"])
+        rates = (*rates, group["weight_decay"], state["step"].item())
+        return tensors, extent, rates, (group["decoupled_weight_decay"], group["maximize"])
+
+    def leave_zeros(self, kept: bool) -> None:
+        """After an update, which wrote to active blocks alone.
+
+        Args:
+            kept: whether the pruned ones were zero before.
+        """
+        assert self.layout is not None
+        if kept:
+            self.layout.mark_zeros(self.weight)
+        else:
+            zero_pruned_(self.weight, self.layout)
+
+
+class Rows:
+    """Sorts an optimizer's parameters into what our kernel takes and what torch does."""
+
+    def __init__(self, optimizer: Any):
+        self._optimizer = optimizer
+        # Layouts by the id of their weight, and their versions, that gradients were prepared for.
+        self._prepared: dict[int, tuple[int, ...]] = {}
+
+    def forget(self) -> None:
+        """Moments may be other tensors now."""
+        self._prepared.clear()
+
+    def masked(self) -> dict[int, BlockLayout]:
+        """Layouts of the weights that our kernel masks, by the weight's id."""
+        found = layouts_of_weights()
+        params = (p for group in self._optimizer.param_groups for p in group["params"])
+        return {id(p): found[id(p)] for p in params if id(p) in found and _served(p)}
+
+    def collect(self) -> Collected:
+        """What a step visits now.
+
+        Returns:
+            Rows for our kernel, and param groups for torch's functions, each with `grads`, `states`
+            and a learning rate that has its factor.
+
+        Raises:
+            ValueError: `capturable` for parameters on a CPU.
+        """
+        optimizer, masked = self._optimizer, self.masked()
+        rows, groups = [], []
+        for group in optimizer.param_groups:
+            params = [p for p in group["params"] if optimizer.has_gradient(p)]
+            if not params:
+                continue
+            if group["capturable"] and any(p.device.type == "cpu" for p in params):
+                raise ValueError("capturable: expected parameters on a GPU, got some on a CPU")
+            # Its checks and the states that it makes are torch's.
+            optimizer._init_group({**group, "params": params}, [], [], [], [], [], [])
+            others: dict[float, list[Tensor]] = {}
+            for p in params:
+                factor = optimizer.rate_factors.get(p, 1.0)
+                if _served(p):
+                    row = Row(p, p.grad, optimizer.state[p], group, factor, masked.get(id(p)))
+                    self._prepare(row)
+                    rows.append(row)
+                else:
+                    others.setdefault(factor, []).append(p)
+            for factor, ps in others.items():
+                states = [optimizer.state[p] for p in ps]
+                lists = {"params": ps, "grads": [p.grad for p in ps], "states": states}
+                groups.append({**group, **lists, "lr": group["lr"] * factor})
+        return rows, groups
+
+    def clear_gradient(self, p: Tensor, layout: BlockLayout | None) -> None:
+        """Zeroes a gradient, of a masked weight its active blocks."""
+        assert p.grad is not None
+        if layout is None:
+            p.grad.zero_()
+            return
+        grad = self._relaid(p, p.grad)
+        if grad is not p.grad:
+            p.grad = grad
+        matrix = _matrix(grad, layout)
+        # The inverse of what masks a gradient: it zeroes the active blocks.
+        rows, taps, cols = layout.shape
+        b = layout.block_size
+        blocks = matrix.view(rows, b, taps, cols, b)
+        blocks.masked_fill_(layout.block_mask[:, None, :, :, None], 0)
+
+    def _prepare(self, row: Row) -> None:
+        """Once a layout's version: one memory order for all, and zeros where a gradient or a moment
+        is not visited any more.
+        """
+        p, layout = row.weight, row.layout
+        row.grad = self._relaid(p, row.grad)
+        if row.grad is not p.grad:
+            p.grad = row.grad
+        version = (0, 0) if layout is None else (layout.handle, layout.version)
+        key = (p.data_ptr(), *version)
+        if self._prepared.get(id(p)) == key:
+            return
+        moments = [name for name in _MOMENTS if name in row.state]
+        for name in moments:
+            row.state[name] = self._relaid(p, row.state[name])
+        if layout is not None:
+            for tensor in (row.grad, *(row.state[name] for name in moments)):
+                mask_blocks_(_matrix(tensor, layout), layout)
+            adopt(p)
+        self._prepared[id(p)] = key
+
+    @staticmethod
+    def _relaid(p: Tensor, tensor: Tensor) -> Tensor:
+        if tensor.stride() == p.stride():
+            return tensor
+        return torch.empty_like(p, memory_format=torch.preserve_format).copy_(tensor)
+
+
+def torch_lists(group: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `torch.optim.adam.adam` for a group of `Rows.collect`."""
+    states = group["states"]
+    beta1, beta2 = group["betas"]
+    return {
+        "params": group["params"],
+        "grads": group["grads"],
+        "exp_avgs": [s["exp_avg"] for s in states],
+        "exp_avg_sqs": [s["exp_avg_sq"] for s in states],
+        "max_exp_avg_sqs": [s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else [],
+        "state_steps": [s["step"] for s in states],
+        "amsgrad": group["amsgrad"],
+        "has_complex": any(torch.is_complex(p) for p in group["params"]),
+        "beta1": beta1,
+        "beta2": beta2,
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
+        "eps": group["eps"],
+        "maximize": group["maximize"],
+        "capturable": group["capturable"],
+        "fused": group["fused"],
+        "decoupled_weight_decay": group["decoupled_weight_decay"],
+    }
+
+
+def _served(p: Tensor) -> bool:
+    """Whether our kernel takes a parameter, with a gradient of its shape and dtype if it has one:
+    float32 numbers of a CPU that lie together.
+    """
+    if p.device.type != "cpu" or p.dtype != torch.float32 or p.layout != torch.strided:
+        return False
+    return p.is_contiguous() or (p.dim() == 3 and p.permute(0, 2, 1).is_contiguous())
+
+
+def _matrix(t: Tensor, layout: BlockLayout) -> Tensor:
+    """`[N, taps * C]` of a weight, gradient or moment, as a view."""
+    rows = t.detach()
+    rows = rows.permute(0, 2, 1) if rows.dim() == 3 else rows
+    return rows.view(rows.shape[0], -1)

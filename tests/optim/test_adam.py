@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam over active blocks against torch's Adam on gradients that are zero in pruned ones."""
+
+import copy
+import io
+
+import pytest
+import torch
+from torch import nn
+
+import sniper
+from sniper import _C, BlockSparseConv1d, BlockSparseLinear, LearningRateScale, Sniper
+from sniper.layers import zeros
+from sniper.ops import gradients
+from sniper.ops.backends import CPU
+from sniper.ops.geometry import as_matrix
+from sniper.optim import Adam, AdamW
+
+OPTIONS = [
+    {},
+    {"weight_decay": 0.1},
+    {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    {"amsgrad": True, "betas": (0.4, 0.99), "eps": 1e-6},
+]
+
+
+class Model(nn.Module):
+    """A convolution and a linear layer with masks, and dense parameters of odd sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = BlockSparseConv1d(32, 64, 3, padding=1, block_size=16)
+        self.linear = BlockSparseLinear(64, 48, block_size=16)
+        self.norm = nn.LayerNorm(48)
+        self.out = nn.Linear(48, 5)
+
+    def forward(self, x):
+        y = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return self.out(self.norm(torch.relu(self.linear(y)))).square().mean()
+
+
+def make_model(density=0.3, seed=0):
+    torch.manual_seed(seed)
+    model = Model()
+    for layer in (model.conv, model.linear):
+        layer.set_block_mask(torch.rand(layer.block_mask_shape) < density)
+    return model
+
+
+def batch(step):
+    return torch.randn(3, 20, 32, generator=torch.Generator().manual_seed(step))
+
+
+def train(model, optimizer, steps, clip=None, first=0):
+    """As a loop of a user of torch has it; accumulates two gradients a step."""
+    for step in range(first, first + steps):
+        for half in range(2):
+            model(batch(2 * step + half)).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def assert_close(got, wanted, relative=1e-7):
+    # Without fused multiply-add the bits are others from the first update on.
+    relative = max(relative, 1e-4 if _C.cpu.instruction_set() == "portable" else 0)
+    for a, b in zip(got, wanted, strict=True):
+        assert (a - b).norm() <= relative * b.norm().clamp_min(1e-12)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_torchs_adam(options, density):
+    ours, theirs = make_model(density), make_model(density)
+    train(ours, Adam(ours.parameters(), lr=3e-3, **options), 100)
+    train(theirs, torch.optim.Adam(theirs.parameters(), lr=3e-3, fused=True, **options), 100)
+    assert_close(weights(ours), weights(theirs))
+    for layer in (ours.conv, ours.linear):
+        mask = layer.layout.element_mask().permute(0, 2, 1).reshape(layer.weight.shape)
+        assert not layer.weight[~mask].any()
+
+
+@pytest.mark.skipif(_C.cpu.instruction_set() == "portable", reason="torch fuses, SSE2 cannot")
+def test_bits_of_torchs_kernel():
+    """One update of the same gradients, on the instruction set that torch uses too."""
+    torch.manual_seed(0)
+    values, grads = torch.randn(2, 1000), torch.randn(4, 2, 1000)
+    results = []
+    for cls in (Adam, torch.optim.Adam):
+        p = nn.Parameter(values.clone())
+        optimizer = cls([p], lr=1e-2, weight_decay=0.01, fused=True)
+        for grad in grads:
+            p.grad = grad.clone()
+            optimizer.step()
+        state = optimizer.state[p]
+        results.append([p.detach(), state["exp_avg"], state["exp_avg_sq"]])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_clips_and_clears_in_its_visit(count):
+    before = torch.get_num_threads()
+    ours, theirs = make_model(), make_model()
+    torch.set_num_threads(count)
+    try:
+        optimizer = Adam(ours.parameters(), lr=3e-3, max_norm=0.01, clear=True)
+        for step in range(20):
+            for half in range(2):
+                ours(batch(2 * step + half)).backward()
+            optimizer.step()
+            assert ours.out.weight.grad is None
+            assert not ours.conv.weight.grad.any()
+    finally:
+        torch.set_num_threads(before)
+    train(theirs, torch.optim.Adam(theirs.parameters(), lr=3e-3, fused=True), 20, clip=0.01)
+    assert_close(weights(ours), weights(theirs), 1e-6)
+
+
+def test_clip_gives_the_norm_and_the_step_scales():
+    ours, theirs = make_model(), make_model()
+    optimizer = Adam(ours.parameters())
+    for model in (ours, theirs):
+        model(batch(0)).backward()
+    norm = optimizer.clip(1e-3)
+    wanted = nn.utils.clip_grad_norm_(theirs.parameters(), 1e-3)
+    assert float(norm) == pytest.approx(float(wanted), rel=1e-6)
+    optimizer.step()
+    # What a step leaves are the gradients that it used.
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=0)
+
+
+def test_gradients_are_added_in_place_and_pruned_blocks_not_visited():
+    model = make_model()
+    optimizer = Adam(model.parameters(), clear=True)
+    model(batch(0)).backward()
+    optimizer.step()
+    grad, layout = model.conv.weight.grad, model.conv.layout
+    mask = layout.element_mask().permute(0, 2, 1)
+    # Canaries: whoever reads one makes a NaN of something, whoever writes removes one.
+    moments = [optimizer.state[model.conv.weight][n] for n in ("exp_avg", "exp_avg_sq")]
+    for tensor in (grad, *moments):
+        tensor.data[~mask] = float("nan")
+    model(batch(1)).backward()
+    model(batch(2)).backward()
+    assert model.conv.weight.grad is grad and grad[mask].isfinite().all()
+    assert float(optimizer.clip(0.5)) > 0
+    optimizer.step()
+    assert model.conv.weight.grad is grad and not grad[mask].any()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all(t[~mask].isnan().all() for t in (grad, *moments))
+
+
+def test_no_gradient_no_update():
+    model = make_model()
+    optimizer = Adam(model.parameters(), weight_decay=0.1)
+    model(batch(0)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = weights(model)
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    optimizer.zero_grad(set_to_none=False)  # torch's takes zeros for a gradient
+    optimizer.step()
+    assert not torch.equal(before[0], model.conv.weight)
+
+
+@pytest.mark.parametrize("there", [Adam, torch.optim.Adam])
+def test_states_go_both_ways(there):
+    reference, model = make_model(), make_model()
+    train(reference, torch.optim.Adam(reference.parameters(), lr=3e-3, fused=True), 8)
+    first = there(model.parameters(), lr=3e-3)
+    train(model, first, 4)
+    file = io.BytesIO()
+    torch.save((model.state_dict(), first.state_dict()), file)
+    file.seek(0)
+    values, state = torch.load(file, weights_only=True)
+    again = make_model()
+    again.load_state_dict(values)
+    other = torch.optim.Adam if there is Adam else Adam
+    second = other(again.parameters(), lr=3e-3)
+    second.load_state_dict(state)
+    assert second.state_dict()["state"].keys() == first.state_dict()["state"].keys()
+    train(again, second, 4, first=4)
+    assert_close(weights(again), weights(reference), 1e-6)
+
+
+def test_adamw_is_torchs():
+    ours, theirs = make_model(), make_model()
+    train(ours, AdamW(ours.parameters(), lr=3e-3), 30)
+    train(theirs, torch.optim.AdamW(theirs.parameters(), lr=3e-3, fused=True), 30)
+    assert_close(weights(ours), weights(theirs))
+    with pytest.raises(ValueError, match="decoupled_weight_decay"):
+        AdamW(ours.parameters(), decoupled_weight_decay=False)
+
+
+def test_groups_and_factors():
+    """A Sniper's factors act inside the visit, on top of groups and schedulers of the user."""
+    results = []
+    for cls in (Adam, torch.optim.Adam):
+        torch.manual_seed(0)
+        model = Model()
+        snip = Sniper(model, {0: 0.6, 1: 0.0}, block_size=16, lr_scale=LearningRateScale(max=5.0))
+        snip.score([batch(9)], lambda m, x: m(x))
+        optimizer = cls(snip.param_groups(lr=1e-3), fused=True)
+        snip.step(0, optimizer)
+        seen = []
+        optimizer.register_step_post_hook(
+            lambda o, *_, seen=seen: seen.append([len(g["params"]) for g in o.param_groups])
+        )
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        for step in range(6):
+            if step == 3:
+                snip.step(1, optimizer)
+            train(model, optimizer, 1, first=step)
+            scheduler.step()
+        assert {tuple(s) for s in seen} == {(2, 6)}
+        results.append(weights(model))
+        snip.detach()
+    assert_close(*results, relative=1e-6)
+
+
+def test_grad_scaler():
+    results = []
+    for cls in (Adam, torch.optim.Adam):
+        model = make_model()
+        optimizer = cls(model.parameters(), lr=3e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
+        for step in range(6):
+            loss = model(batch(step)) * (float("inf") if step == 3 else 1.0)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        assert scaler.get_scale() == 512
+        results.append(weights(model))
+    assert_close(*results)
+
+
+def test_other_dtypes_go_torchs_way():
+    results = []
+    for cls in (Adam, torch.optim.Adam):
+        model = make_model().double()
+        model.norm.float()
+        optimizer = cls(model.linear.parameters(), lr=3e-3)
+        for step in range(5):
+            y = model.linear(torch.full((4, 64), 0.1 * step + 0.1, dtype=torch.float64))
+            y.square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(weights(model.linear))
+        mask = model.linear.layout.element_mask()[:, 0]
+        assert not model.linear.weight[~mask].any()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_pruned_weights_that_somebody_wrote_are_zero_again():
+    model = make_model()
+    optimizer = Adam(model.parameters(), clear=True)
+    for step in range(3):
+        model(batch(step)).backward()
+        if step:
+            model.linear.reset_parameters()
+        optimizer.step()
+        mask = model.linear.layout.element_mask()[:, 0]
+        assert not model.linear.weight[~mask].any()
+        assert model.linear.weight[mask].any()
+
+
+def test_masks_that_change_under_way():
+    """Blocks that come back have moments and gradients of zero; those that go are zero."""
+    model = make_model(0.3)
+    optimizer = Adam(model.parameters(), clear=True)
+    for step, density in enumerate((0.3, 0.6, 1.0, 0.2)):
+        mask = torch.rand(model.linear.block_mask_shape, generator=torch.manual_seed(1)) < density
+        model.linear.set_block_mask(mask)
+        model(batch(step)).backward()
+        optimizer.step()
+        pruned = ~model.linear.layout.element_mask()[:, 0]
+        state = optimizer.state[model.linear.weight]
+        for tensor in (model.linear.weight, state["exp_avg"], state["exp_avg_sq"]):
+            assert not tensor[pruned].any() and tensor[~pruned].any()
+
+
+def test_a_deep_copy_trains_on_its_own():
+    model = make_model()
+    optimizer = Adam(model.parameters(), max_norm=1.0, clear=True)
+    for step in range(2):
+        model(batch(step)).backward()
+        optimizer.step()
+    twin, other = copy.deepcopy((model, optimizer))
+    assert (other.max_norm, other.clear) == (1.0, True)
+    before = weights(model)
+    for each, optim in ((twin, other), (model, optimizer)):
+        each(batch(7)).backward()
+        optim.step()
+    assert all(torch.equal(a, b) for a, b in zip(weights(twin), weights(model), strict=True))
+    assert not torch.equal(before[0], weights(model)[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"foreach": True}, "foreach: expected None or False, got True"),
+        ({"fused": False}, "fused: expected None or True, got False"),
+        ({"differentiable": True}, "differentiable: expected False"),
+        ({"max_norm": 0.0}, "max_norm: expected a number above 0 or None, got 0.0"),
+        ({"max_norm": True}, "max_norm: expected"),
+        ({"clear": 1}, "clear: expected a bool, got 1"),
+    ],
+)
+def test_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Adam([nn.Parameter(torch.zeros(3))], **options)
+
+
+def test_a_group_of_the_user_is_refused_too():
+    optimizer = Adam([nn.Parameter(torch.zeros(3))])
+    with pytest.raises(ValueError, match="foreach: expected"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "foreach": True})
+
+
+def test_capturable_is_for_gpus():
+    p = nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    with pytest.raises(ValueError, match="capturable: expected parameters on a GPU"):
+        Adam([p], capturable=True).step()
+
+
+class TestWhereGradientsGo:
+    """Through autograd wherever somebody may look."""
+
+    @pytest.fixture
+    def layer(self):
+        layer = make_model().linear
+        gradients.adopt(layer.weight)
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        return layer
+
+    def test_autograd_grad_returns_it(self, layer):
+        x = torch.randn(4, 64, requires_grad=True)
+        dx, dw = torch.autograd.grad(layer(x).sum(), (x, layer.weight))
+        assert dw.any() and dx.any() and not layer.weight.grad.any()
+        (dx,) = torch.autograd.grad(layer(x).sum(), (x,))
+        assert dx.any() and not layer.weight.grad.any()
+        layer(x).sum().backward(inputs=[x])
+        assert not layer.weight.grad.any()
+        layer(x).sum().backward(inputs=[layer.weight])
+        assert torch.equal(layer.weight.grad, dw)
+
+    def test_hooks_see_it(self, layer):
+        seen = []
+        layer.weight.register_hook(lambda g: seen.append(g.abs().sum()))
+        layer(torch.ones(4, 64)).sum().backward()
+        assert seen[0] > 0 and layer.weight.grad.abs().sum() == seen[0]
+
+    def test_gradients_of_gradients(self, layer):
+        x = torch.randn(4, 64, requires_grad=True)
+        (dx,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        got = layer.weight.grad.clone()
+        plain = nn.Linear(64, 48)
+        plain.load_state_dict(layer.state_dict())
+        (dx,) = torch.autograd.grad(plain(x).square().sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        mask = layer.layout.element_mask()[:, 0]
+        assert torch.allclose(got, plain.weight.grad * mask, rtol=1e-4, atol=1e-4)
+
+    def test_copies_are_not_adopted(self, layer):
+        twin = copy.deepcopy(layer)
+        twin.weight.grad = torch.zeros_like(twin.weight)
+        calls = []
+        twin.weight.register_hook(lambda g: calls.append(g))
+        twin(torch.ones(4, 64)).sum().backward()
+        assert len(calls) == 1 and calls[0].any()
+
+
+def test_wgrad_adds_to_active_blocks_alone():
+    model = make_model()
+    layer, x = model.conv, torch.randn(2, 700, 32)
+    dy = torch.randn(2, 700, 64)
+    geometry = sniper.ops.Geometry(3, 1, 1, 1)
+    dw, db = CPU.wgrad(dy, x, layer.layout, geometry, True)
+    mask = as_matrix(layer.layout.element_mask().permute(0, 2, 1)).contiguous()
+    before = torch.randn_like(dw)
+    into = before.clone()
+    into[~mask] = float("nan")
+    got, same = CPU.wgrad(dy, x, layer.layout, geometry, True, into)
+    assert got is into and torch.equal(db, same)
+    assert torch.equal(into[mask], before[mask] + dw[mask])
+    assert into[~mask].isnan().all()
+    with pytest.raises(ValueError, match="into: expected"):
+        CPU.wgrad(dy, x, layer.layout, geometry, True, into[:, ::2].repeat(1, 2).t()[:64])
+
+
+def test_the_general_hook_leaves_kept_weights_alone(monkeypatch):
+    model = make_model()
+    optimizer = Adam(model.parameters())
+    model(batch(0)).backward()
+    optimizer.step()
+    monkeypatch.setattr(BlockSparseLinear, "zero_pruned", lambda *_: pytest.fail("visited"))
+    assert id(model.linear.weight) in zeros.layouts_of_weights()
+    optimizer.step()
