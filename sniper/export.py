@@ -71,7 +71,7 @@ def _export(options: argparse.Namespace) -> int:
     from sniper.training.speaker import load_speaker
     from sniper.tts.audio.vocoder import HifiGanVocoder
     from sniper.tts.errors import SpeechError
-    from sniper.tts.files import atomic_write, write_json
+    from sniper.tts.files import atomic_write, make_folder_of, write_json
     from sniper.tts.model.graph import AUDIO, SPEAKER, export_onnx, export_program
 
     path = options.output
@@ -79,7 +79,7 @@ def _export(options: argparse.Namespace) -> int:
         speaker = load_speaker(options.checkpoint, options.which, vocoder=options.vocoder)
         vocoder, info = speaker.vocoder, speaker.info
         sound = vocoder.module() if isinstance(vocoder, HifiGanVocoder) else None
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(path)
         with atomic_write(path) as file:  # says why it cannot be written, before the work
             if path.suffix == ".onnx":
                 import_module("onnxscript")  # what the exporter needs and torch does not bring

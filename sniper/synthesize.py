@@ -159,12 +159,12 @@ def _write(speech, features, output: Path | None, mel: Path | None) -> None:
     import numpy as np
 
     from sniper.tts.audio.writing import save_wav
-    from sniper.tts.files import atomic_write, write_json
+    from sniper.tts.files import atomic_write, make_folder_of, write_json
 
     piped = str(output) == "-"
     said = sys.stderr if piped else sys.stdout  # which then holds sound and nothing else
     for path in filter(None, (None if piped else output, mel)):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(path)
     if output is not None:
         target = sys.stdout.buffer if piped else output
         save_wav(target, speech.audio, features.sample_rate)

@@ -10,6 +10,7 @@ TRUTH/vocoder.json       which vocoder that was; F0 is by Griffin-Lim, whoever s
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,11 @@ from sniper.tts.audio.reading import read_audio
 from sniper.tts.audio.vocoder import load_vocoder
 from sniper.tts.corpus.dataset import FeatureDataset, Item, collate
 from sniper.tts.errors import UtteranceError
+from sniper.tts.files import is_as_written, sealed
 from sniper.tts.speaker import Speaker
 
 VERSION = 1
+EVALUATION = "evaluation.json"
 SPOKEN = 3
 ANY = "any"  # vocoder
 # F0 does not need the sound to be good, and Griffin-Lim is most of the time.
@@ -167,7 +170,9 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
         "checkpoints": checkpoints,
         "layers": masks_by_layer(run),
     }
-    files.write_json(run / "evaluation.json", result)
+    # As it is read again: NaN is null there.
+    plain = json.loads(files.dumps(result))
+    files.write_json(run / EVALUATION, sealed(plain, EVALUATION, run, []))
     return result
 
 
@@ -177,7 +182,9 @@ def read_evaluation(
     """The run's evaluation, if it has a whole one of this version, of so many sentences, whose
     samples this vocoder spoke.
     """
-    found = files.read_json(run / "evaluation.json")
+    found = files.read_json(run / EVALUATION)
+    if not isinstance(found, dict) or not is_as_written(found, EVALUATION):
+        return None
     try:
         count = len(found["ids"])
         parts = [found["checkpoints"][which] for which in ("final", "best")]

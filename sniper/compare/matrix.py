@@ -212,7 +212,7 @@ def _describe_end(run: Run, code: int, train: bool) -> str:
         return f"killed by {signal.Signals(-code).name}; the same command goes on with it"
     result = read_result(run.folder)
     if code:
-        return f"failed: {result['message'] or f'see {run.folder}/log.txt'}"
+        return f"failed: {result['message'] or _last_words(run.folder / 'log.txt')}"
     if result["status"] == "diverged":
         return f"diverged: {result['message']}"
     if not train:
@@ -220,6 +220,15 @@ def _describe_end(run: Run, code: int, train: bool) -> str:
     saved = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
     minutes = result["wall_seconds"] / 60
     return f"validation loss {saved['best_loss']:.3f} in {minutes:.1f} min"
+
+
+def _last_words(log: Path) -> str:
+    """The last line that a run wrote, for one that could not record what went wrong."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        return f"{said[-1][:300] if said else 'without a word'}; see {log}"
+    return f"see {log}"
 
 
 class _Clock:

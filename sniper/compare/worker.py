@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
             return _work(options)
     except (SpeechError, ConfigError, CheckpointError, OutOfMemory, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        _record(options.run, "failed", str(error))
+        with contextlib.suppress(OSError):  # it may be this very file that cannot be written
+            _record(options.run, "failed", str(error))
         return 1
     except (Interrupted, KeyboardInterrupt):
         return 130

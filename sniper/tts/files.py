@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import zlib
@@ -25,6 +26,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written; always with the file's name.
     """
     target = Path(os.path.realpath(path))
+    if target.is_symlink():  # a loop of links leads nowhere
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     # A file in the place of /dev/null would break it for everybody.
     special = target.exists() and not target.is_file()
     temporary = target if special else target.with_name(target.name + ".tmp")
@@ -47,6 +50,21 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def make_folder_of(path: Path) -> None:
+    """Make the folder that a file is to be written to.
+
+    Raises:
+        OSError: it cannot be made, with the file's name.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        reason = f"{error.filename} is a file, and it should be a folder"
+        raise OSError(errno.ENOTDIR, reason, str(path)) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _flush_folder(folder: Path) -> None:

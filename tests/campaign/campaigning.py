@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speech import everything
 
 # What a run may leave beside its results, whatever happened to it.
 TRACES = re.compile(r"(^|/)(lock|\.lock|tensorboard(/.*)?)$")
@@ -133,6 +134,49 @@ def put(path: Path, content: bytes) -> None:
     """Writes a file anew, never through a hard link."""
     path.unlink(missing_ok=True)
     path.write_bytes(content)
+
+
+TEXT = "The grey horse slept by the river."
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run after the first of two epochs, and what it becomes without a disturbance.
+
+    Args:
+        corpus: the prepared features.
+        config: the settings' YAML; its output is `run` where a case puts it.
+        run: the folder after one epoch.
+        whole: the folder after both.
+        spoken: bytes of the wav that says TEXT after one epoch.
+    """
+
+    corpus: Path
+    config: Path
+    run: Path
+    whole: Path
+    spoken: bytes
+
+    @property
+    def result(self) -> dict:
+        """All that training ends in."""
+        return everything(self.whole)
+
+    def arguments(self, output: Path, corpus: Path | None = None, epochs: int = 2) -> list[str]:
+        """Of the command that trains to the end."""
+        root = f"data.root={corpus or self.corpus}"
+        return ["--config", str(self.config), f"output={output}", root, f"train.epochs={epochs}"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A finished comparison of two arms."""
+
+    file: Path
+    out: Path
+
+    def options(self, out: Path) -> list[str]:
+        return ["--config", str(self.file), "--output", str(out), "--threads", "1"]
 
 
 # --- damage -----------------------------------------------------------------------------------

@@ -292,7 +292,8 @@ def test_a_line_of_the_table_that_cannot_be_used(case: str, root: Path, tmp_path
         file.write(line + b"\n")
     done = prepare(root, tmp_path / "out")
     assert done.status == 0 and "1 left out" in done.out, done.out + done.err
-    (told,) = done.out.splitlines()[2:3]
+    lines = done.out.splitlines()
+    told = lines[1 + next(i for i, line in enumerate(lines) if "1 left out" in line)]
     assert said in told, told
     assert len(told) < 6000 and sorted(sound_corpus(tmp_path / "out")) == list(NAMES)
 
@@ -305,7 +306,6 @@ TABLES: dict[str, Mutation] = {
     "UTF-16": lambda r: put(r / "metadata.csv", (r / "metadata.csv").read_text().encode("utf-16")),
     "random": written(lambda r: r / "metadata.csv", seeded("table").randbytes(3000)),
     "no folder of wavs": lambda r: (r / "wavs").rename(r / "elsewhere"),
-    "no folder of grids": lambda r: (r / "TextGrid").rename(r / "elsewhere"),
 }
 
 

@@ -7,8 +7,7 @@ import argparse
 from pathlib import Path
 
 import pytest
-from campaigning import call, refused, tree
-from conftest import TEXT, Trained
+from campaigning import TEXT, Trained, call, refused, tree
 
 from sniper.cli import COMMANDS
 

@@ -12,7 +12,10 @@ import torch
 from campaigning import (
     DAMAGES,
     JSON_DAMAGES,
+    TEXT,
     Damage,
+    Matrix,
+    Trained,
     call,
     linked,
     nothing_lost,
@@ -20,7 +23,6 @@ from campaigning import (
     seeded,
     tree,
 )
-from conftest import TEXT, Matrix, Trained
 from speech import differences, everything
 
 from sniper import BlockSparseLinear, ops
@@ -212,7 +214,7 @@ def test_damaged_verdicts_are_found_anew(how: str, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
     found = {"tma product": selfcheck.Verdict(True, 0.001, 2.0)}
     ran = []
-    monkeypatch.setattr(selfcheck, "run", lambda *more: ran.append(more) or found)
+    monkeypatch.setattr(selfcheck, "run", lambda *more, **known: ran.append(more) or found)
 
     def verdicts() -> dict:
         monkeypatch.setattr(selfcheck, "_verdicts", {})

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from campaigning import call, linked, refused, tree
-from conftest import TEXT, Matrix, Trained
+from campaigning import TEXT, Matrix, Trained, call, linked, refused, tree
 from speech import differences, everything
 
 # kB, from not even a lock to nearly enough.

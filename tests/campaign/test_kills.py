@@ -11,8 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from campaigning import call, linked, refused, seeded, started, tree, until_free
-from conftest import TEXT, Matrix, Trained
+from campaigning import (
+    TEXT,
+    Matrix,
+    Trained,
+    call,
+    linked,
+    refused,
+    seeded,
+    started,
+    tree,
+    until_free,
+)
 from speech import differences, everything
 
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}

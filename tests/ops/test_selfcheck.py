@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from sniper.kernels import configs
 
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import launch, tuning
@@ -31,6 +32,7 @@ def a_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(selfcheck, "_machine", lambda index: "Some GPU sm_90")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index=None: "Some GPU")
     monkeypatch.setattr(launch, "arch", lambda device: 90)
+    monkeypatch.setattr(launch, "shared_memory", lambda device: configs.shared_memory(90))
     runs: list[tuple] = []
 
     def play(**verdicts: bool | Verdict):

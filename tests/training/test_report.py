@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.image
@@ -143,6 +144,7 @@ def test_points_of_a_lost_part_are_dropped(tmp_path: Path, valid: FeatureDataset
         for update in range(begin + 1, end + 1):
             board.updated(Progress(update=update), {"total": torch.tensor(value)})
         board.close()
+        time.sleep(1.1)  # event files are read in the order of their names, which have the second
     points = _events(tmp_path).Scalars("train/total")
     assert [(p.step, p.value) for p in points] == [(s, 1.0 if s < 7 else 2.0) for s in range(1, 9)]
 

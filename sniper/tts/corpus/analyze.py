@@ -25,6 +25,9 @@ MAX_MISMATCH_FRAMES = 4
 # No one speaks a phoneme that long; an aligner that lost its place does.
 MAX_PHONE_SECONDS = 5.0
 
+# Two steps of 16 bits: what is left where two channels cancel, or of a muted microphone.
+SILENCE = 2**-14
+
 
 def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
     """Read, align and analyse one utterance; what is wrong with it becomes `Record.problem`."""
@@ -38,8 +41,10 @@ def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
         samples, boundaries = sound.samples, alignment.boundaries * config.sample_rate
         if not any(map(_is_phoneme, alignment.phones)):
             raise UtteranceError("its alignment holds no known phoneme")
-        if not samples.any():
-            raise UtteranceError(f"{utterance.wav} is silent: all of its samples are zero")
+        if np.abs(samples).max() < SILENCE:
+            raise UtteranceError(
+                f"{utterance.wav} is silent: mixed to one channel, no sample is above {SILENCE:.1g}"
+            )
         _refuse_long_phones(alignment)
         features = extract(samples, boundaries, config)
     except (UtteranceError, OSError) as error:

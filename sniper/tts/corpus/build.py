@@ -109,6 +109,9 @@ def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None
         for name in (CORPUS, *(f"{split}.safetensors" for split in SPLITS), _WORK):
             (out / name).unlink(missing_ok=True)
         return None
+    if path.is_dir() or (path.is_symlink() and not path.exists()):
+        # Before an analysis that could not be finished.
+        raise damaged(path, "it is a folder, or a link to nowhere")
     if not path.is_file():
         return None
     try:
@@ -277,7 +280,8 @@ def _finish(
     if not usable:
         shown = "".join(f"\n  {where}: {reason}" for where, reason in problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise NothingUsable(f"no usable utterance{':' if problems else ''}{shown}{more}")
+        where = f"{root}: " if (root := plan.corpus.get("root")) else ""
+        raise NothingUsable(f"{where}no usable utterance{':' if problems else ''}{shown}{more}")
     vocabulary = Vocabulary.from_phones(phone for entry in usable for phone in entry.phones)
     if frontend is None:
         known = {

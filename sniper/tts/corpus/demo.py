@@ -11,7 +11,7 @@ import numpy as np
 
 from sniper.tts.corpus.corpus import ALIGNMENTS, DESCRIPTION
 from sniper.tts.errors import SpeechError, progress_bar, require
-from sniper.tts.files import atomic_write, write_json
+from sniper.tts.files import CHECKSUMS, atomic_write, damaged_file, sealed, write_json
 from sniper.tts.processes import run_in_fresh_process
 from sniper.tts.text.espeak import SAMPLE_RATE, espeak
 from sniper.tts.text.grammar import demo_sentences
@@ -57,14 +57,24 @@ def write_demo_corpus(
     # sentences in the same order gives the same bytes.
     run_in_fresh_process(_speak, root, sentences, voice, progress)
     # Last of all: it says that the rest is complete.
-    write_json(marker, description)
+    write_json(marker, sealed(description, DESCRIPTION, root, _spoken(root)))
 
 
 def _is_finished(marker: Path, description: dict) -> bool:
+    """Whether what is described lies there as it was written; an older one has no checksums."""
     try:
-        return json.loads(marker.read_text(encoding="utf-8")) == description
-    except (OSError, ValueError, RecursionError):
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        if {k: v for k, v in found.items() if k != CHECKSUMS} != description:
+            return False
+        beside = [name for name in found.get(CHECKSUMS, ()) if name != DESCRIPTION]
+        return damaged_file(found, marker.parent, beside) is None
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
+
+
+def _spoken(root: Path) -> list[str]:
+    wavs = sorted((root / "wavs").glob("demo-*.wav"))
+    return ["metadata.csv", ALIGNMENTS, *(f"wavs/{wav.name}" for wav in wavs)]
 
 
 def _with_room_tone(audio: np.ndarray, number: int) -> np.ndarray:
