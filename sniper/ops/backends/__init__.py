@@ -6,4 +6,5 @@ from sniper.ops.backends.dense import DENSE
 from sniper.ops.backends.reference import REFERENCE
 from sniper.ops.backends.triton.products import TRITON
 
+# One object each: a backend has no state, so there is nothing to make anew.
 __all__ = ["CPU", "DENSE", "REFERENCE", "TRITON"]

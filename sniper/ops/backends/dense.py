@@ -62,6 +62,7 @@ class DenseBackend:
         weight = masked(weight, layout)
         if geometry.is_linear:
             return dy @ weight
+        # The gradient needs x's shape and none of its values, so it gets memory that nobody fills.
         shape = (dy.shape[0], length, weight.shape[1] // geometry.taps)
         dx, _ = _conv_backward(dy, dy.new_empty(shape), weight, geometry, (True, False))
         assert dx is not None
@@ -77,12 +78,16 @@ class DenseBackend:
     ) -> tuple[Tensor, Tensor | None]:
         n = dy.shape[-1]
         if geometry.is_linear:
+            # All sequences as one: dW is a sum over every row of the batch, whichever sequence it
+            # is in.
             dw = dy.reshape(-1, n).t() @ x.reshape(-1, x.shape[-1])
         else:
             weight = x.new_empty(n, geometry.taps * x.shape[-1])
             _, dw = _conv_backward(dy, x, weight, geometry, (False, True))
             assert dw is not None
             dw = _fresh(dw.permute(0, 2, 1).flatten(1))
+        # Torch computes the whole gradient; what lies in pruned blocks must be as zero as in the
+        # sparse one.
         return mask_blocks_(dw, layout), dy.sum((0, 1)) if with_bias else None
 
 
@@ -146,11 +151,14 @@ def _conv_backward(
     else:
         operands = (dy.transpose(1, 2), x.transpose(1, 2), kernel)
         line = ([1], [padding], [geometry.dilation], False, [0])
+    # The operator itself: torch.nn.grad computes one gradient a call, and repeats the set-up for
+    # each.
     backward = torch.ops.aten.convolution_backward
     dx, dw, _ = backward(*operands, None, *line, 1, [*wanted, False])
     if _channels_last(x):
         dx, dw = (None if t is None else t.squeeze(2) for t in (dx, dw))
     if dx is not None:
+        # Rows that were padded by hand have gradients that belong to nobody.
         skip = 0 if geometry.pad_left == geometry.pad_right else geometry.pad_left
         dx = dx.transpose(1, 2)[:, skip : skip + length]
     return dx, dw

@@ -30,6 +30,7 @@ def dropout(x: Tensor, p: float, seed: int | Tensor, relu: bool = False) -> Tens
     device; torch, which runs where there are none that can be trusted, draws from its own
     generator.
     """
+    # serves asks for the verdict of the check: a kernel that failed it never runs.
     if x.is_cuda and TRITON.serves(x):
         return triton.dropout(x, p, seed, relu)
     x = F.relu(x) if relu else x
@@ -42,11 +43,13 @@ def relu_dropout_backward(dy: Tensor, y: Tensor, p: float) -> Tensor:
         return triton.relu_dropout_backward(dy, y, p)
     if takes_on_cpu(dy):
         return cpu.relu_dropout_backward(dy, y, p)
+    # y is 0 both where ReLU cut and where dropout did, so the sign of y is the whole mask.
     return torch.where(y > 0, dy * (1 / (1 - p)), 0)
 
 
 def apply_epilogue(y: Tensor, epilogue: Epilogue) -> Tensor:
     """What a backend that fuses nothing does to its result; may overwrite `y`."""
+    # In one kernel; on a CPU the ReLU in place costs less than a second code path.
     if epilogue.p and y.is_cuda:
         return dropout(y, epilogue.p, epilogue.seed, epilogue.relu)
     y = y.relu_() if epilogue.relu else y

@@ -37,6 +37,7 @@ class ReferenceBackend:
         """`y[b, t, n] = bias[n] + sum over taps, c of W[n, tap, c] * x[b, t + tap * dilation -
         pad_left, c]`, then the epilogue.
         """
+        # One einsum over gathered rows: nothing is shared with the code that it judges.
         y = torch.einsum("btkc,nkc->btn", _windows(x, geometry), _masked(weight, layout))
         return apply_epilogue(y if bias is None else y + bias, epilogue)
 
@@ -49,6 +50,8 @@ class ReferenceBackend:
         dx = dy.new_zeros(dy.shape[0], span, parts.shape[-1])
         for tap in range(geometry.taps):
             start = tap * geometry.dilation
+            # The adjoint of a gather is a scatter that adds: a row of x feeds as many rows of y as
+            # there are taps.
             dx[:, start : start + dy.shape[1]] += parts[:, :, tap]
         return dx[:, geometry.pad_left : geometry.pad_left + length].clone()
 
@@ -72,6 +75,7 @@ REFERENCE = ReferenceBackend()
 def _masked(matrix: Tensor, layout: BlockLayout) -> Tensor:
     rows, taps, cols = layout.shape
     weight = matrix.reshape(matrix.shape[0], taps, cols * layout.block_size)
+    # where, not a product: an infinite value in a pruned place must not become NaN.
     return torch.where(layout.element_mask(), weight, torch.zeros_like(weight))
 
 

@@ -88,6 +88,8 @@ class FastSpeech2Config:
 
         assign("ffn_kernel_sizes", tuple(self.ffn_kernel_sizes))
         for name in _PREDICTORS:
+            # A file says what differs from that predictor's own defaults, which are not the same
+            # for all three.
             if isinstance(getattr(self, name), dict):
                 default = self.__dataclass_fields__[name].default
                 assign(name, replace(default, **getattr(self, name)))
@@ -95,6 +97,7 @@ class FastSpeech2Config:
 
     def stack(self, name: str) -> StackConfig:
         """The settings of the "encoder" or the "decoder"."""
+        # One number serves both stacks unless somebody gives the decoder its own.
         own_ffn = self.decoder_ffn_dim if name == "decoder" else None
         return StackConfig(
             d_model=self.d_model,
@@ -133,6 +136,7 @@ def _validate(config: FastSpeech2Config) -> None:
 
     for name in ("vocab_size", "n_mels", "d_model", "heads", "encoder_layers", "decoder_layers"):
         count(name, getattr(config, name), 2 if name == "vocab_size" else 1)
+    # Positions are pairs of a sine and a cosine.
     check("d_model", config.d_model, config.d_model % 2 == 0, "an even number")
     fits = config.d_model % config.heads == 0
     check("heads", config.heads, fits, f"a divisor of d_model ({config.d_model})")

@@ -149,6 +149,7 @@ def espnet_config(tts_conf: Mapping[str, Any]) -> FastSpeech2Config:
         ValueError: a setting that is unknown or not supported, with what was expected and got.
     """
     _check_supported(tts_conf)
+    # A checkpoint's config.yaml names only what its author set.
     c = {**_DEFAULTS, **tts_conf}
     size = c["positionwise_conv_kernel_size"]
     kernels = {"linear": (1, 1), "conv1d": (size, size), "conv1d-linear": (size, 1)}

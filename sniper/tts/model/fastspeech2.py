@@ -77,6 +77,7 @@ class FastSpeech2(nn.Module):
         super().__init__()
         self.config = config
         C = config.d_model
+        # The row of padding stays zero and gets no gradient.
         self.token_embed = nn.Embedding(config.vocab_size, C, padding_idx=0)
         self.encoder = TransformerStack(config.stack("encoder"))
         self.speaker_embed = nn.Embedding(config.speakers, C) if config.speakers else None
@@ -113,6 +114,7 @@ class FastSpeech2(nn.Module):
         that SNIP would prune all of it; its scale stays 1 here.
         """
         for name, parameter in self.named_parameters():
+            # Vectors are biases and the scales of norms, for which xavier has no meaning.
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
             elif name.endswith(".bias"):
@@ -143,6 +145,7 @@ class FastSpeech2(nn.Module):
         log_durations = self.duration_predictor(x, token_mask)
         pitch = self.pitch_predictor(x, token_mask)
         energy = self.energy_predictor(x, token_mask)
+        # After the predictors, which must not see what they are to predict.
         x = x + self.energy_embed(batch.energy) + self.pitch_embed(batch.pitch)
         x = regulate_length(x, batch.durations, batch.mel.shape[1])
         mel_before, mel_after = self._decode(x, frame_mask)
@@ -196,9 +199,12 @@ class FastSpeech2(nn.Module):
         if not (speed > 0 and math.isfinite(speed)):
             raise ValueError(f"speed: expected a number above 0, got {speed}")
         token_lengths, padded = self._check_tokens(tokens, token_lengths)
+        # Without padding attention needs no mask, and then takes a faster path.
         mask = length_mask(token_lengths, tokens.shape[1]) if padded else None
         x = self.with_speaker(self.encoder(self.token_embed(tokens), mask), speakers)
         log_durations = self.duration_predictor(x, mask)
+        # NaN as a number of frames would be an enormous integer, and the length regulator would try
+        # to allocate it.
         if not log_durations.isfinite().all():
             raise ValueError(
                 "expected finite durations, got NaN or infinity: the weights are broken"
@@ -210,6 +216,7 @@ class FastSpeech2(nn.Module):
             pitch, energy = pitch.masked_fill(~mask, 0.0), energy.masked_fill(~mask, 0.0)
         x = x + self.energy_embed(energy) + self.pitch_embed(pitch)
         mel_lengths = durations.sum(1)
+        # The one value that is read from the device: the size of what follows.
         T = int(mel_lengths.max())
         frame_mask = length_mask(mel_lengths, T)
         before, after = self._decode(
@@ -233,6 +240,7 @@ class FastSpeech2(nn.Module):
         voice = self.speaker_embed(speakers)[:, None]
         if self.speaker_projection is None:
             return x + voice
+        # As ESPnet does where it concatenates, and only there.
         voice = F.normalize(voice, dim=-1).expand_as(x)
         return self.speaker_projection(torch.cat([x, voice], dim=-1))
 

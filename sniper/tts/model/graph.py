@@ -161,6 +161,8 @@ def export_onnx(
         verbose=False,
     )
     assert made is not None  # a program is what dynamo gives
+    # Serialised here and not by the exporter, which writes to a path only, and not whole or not at
+    # all.
     content = made.model_proto.SerializeToString()
     if not isinstance(path, str | Path):
         path.write(content)

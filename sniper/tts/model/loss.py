@@ -54,6 +54,8 @@ def fastspeech2_loss(
     pitch_weights = _mean_weights(spoken, masking)
 
     def l1(mel: Tensor) -> Tensor:
+        # In float32 whatever the model runs in: sums over thousands of frames lose bits in
+        # bfloat16.
         return ((mel.float() - batch.mel).abs().mean(-1) * frame_weights).sum()
 
     def mse(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
@@ -62,6 +64,7 @@ def fastspeech2_loss(
     terms = {"mel_before": l1(mel_before)}
     if mel_after is not None:
         terms["mel_after"] = l1(mel_after)
+    # Plus one, because a token may have no frame at all.
     target = torch.log(batch.durations.float() + 1.0)
     terms["duration"] = mse(log_durations, target, token_weights)
     terms["pitch"] = mse(pitch, batch.pitch, pitch_weights)
@@ -73,6 +76,8 @@ def fastspeech2_loss(
 def _mean_weights(mask: Tensor, masking: str) -> Tensor:
     """Weights `[B, T]` that make a sum the mean over the mask, or over each row of it first."""
     if masking == "entries":
+        # Weights in place of an index: the number of frames stays on the device, and recorded
+        # graphs keep their shapes.
         return mask / mask.sum().clamp(min=1)
     if masking == "utterances":
         return mask / (mask.sum(1, keepdim=True).clamp(min=1) * mask.shape[0])

@@ -56,6 +56,7 @@ def same_conv(
 def sinusoids(length: int, d_model: int) -> Tensor:
     """`PE[t, 2i] = sin(t / 10000^(2i/C))`, `PE[t, 2i+1] = cos(…)`: float32 `[length, d_model]`."""
     positions = torch.arange(length, dtype=torch.float32)[:, None]
+    # By exponentials of logarithms, as ESPnet does, so that tables agree to the last bit.
     rates = torch.exp(
         torch.arange(0, d_model, 2, dtype=torch.float32) * -(math.log(10000.0) / d_model)
     )
@@ -83,6 +84,8 @@ class PositionEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] > self.encoding.shape[0]:
+            # Twice what is needed, so that a batch that is a little longer than the last does not
+            # grow it again.
             longer = sinusoids(2 * x.shape[1], self.d_model)
             self.encoding = longer.to(self.encoding)
         encoding = self.encoding[: x.shape[1]]
@@ -105,6 +108,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         """`x` `[B, T, C]`, `key_mask` bool `[B, T]`, true where a key counts."""
+        # A rate and no module: attention draws its mask inside its own kernel.
         dropout = self.dropout if self.training else 0.0
         x = cast_once(x)
         q, k, v = self.query(x), self.key(x), self.value(x)
@@ -122,6 +126,8 @@ class FeedForward(nn.Module):
         self.conv2 = self._layer(ffn_dim, d_model, kernel_sizes[1])
 
     def forward(self, x: Tensor) -> Tensor:
+        # A Linear takes [B, T, C] as it is, a convolution wants channels before time; the
+        # transposes are views.
         if self.kernel_sizes[0] == 1:
             hidden = relu_dropout(self.conv1, x, self.dropout)
         else:
@@ -197,6 +203,7 @@ class Postnet(nn.Module):
         batch_norm: bool = True,
     ):
         super().__init__()
+        # From mel to mel, since the result is added to what went in.
         widths = [n_mels, *[channels] * (layers - 1), n_mels]
         self.layers = nn.ModuleList(
             _PostnetLayer(n_in, n_out, kernel_size, batch_norm)

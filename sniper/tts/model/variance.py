@@ -62,6 +62,8 @@ class VariancePredictor(nn.Module):
         Returns:
             `[B, L]`, 0 in padding.
         """
+        # Pitch is hard to predict; its loss would otherwise bend the encoder away from what speech
+        # needs.
         if self.stop_gradient:
             x = x.detach()
         for layer in self.layers:

@@ -45,6 +45,8 @@ def check_layout(layout: BlockLayout, geometry: Geometry) -> tuple[int, int]:
         raise ValueError(f"layout: expected a block size of {BLOCK_SIZES}, got {layout.block_size}")
     if taps != geometry.taps:
         raise ValueError(f"layout: expected the geometry's {geometry.taps} taps, got {taps}")
+    # Reading all indices costs about as much as a small layer, so it is done once a version and not
+    # once a call.
     if _checked.get(layout) != layout.version:
         keys = _check_indices(layout, "", out_blocks, taps, in_blocks)
         keys_t = _check_indices(layout, "_t", in_blocks, taps, out_blocks)
@@ -59,6 +61,7 @@ def check_layout(layout: BlockLayout, geometry: Geometry) -> tuple[int, int]:
 def empty(dtype: torch.dtype, *shape: int) -> Tensor:
     """Uninitialised, on large pages: the page faults of fresh memory cost as much as filling it."""
     t = torch.empty(shape, dtype=dtype)
+    # Below this the kernel has no whole large page to give.
     if t.nbytes >= _HUGE_PAGES_FROM:
         _C.cpu.advise_huge_pages(t.data_ptr(), t.nbytes)
     return t
@@ -66,6 +69,8 @@ def empty(dtype: torch.dtype, *shape: int) -> Tensor:
 
 def operand(t: Tensor) -> Tensor:
     """With contiguous channels, and in float32 where the CPU does not multiply t's dtype."""
+    # Widened once here: a kernel that widened each value would do it again for every block that
+    # reads it.
     if t.dtype == torch.bfloat16 and not _C.cpu.has_bfloat16():
         t = t.float()
     return t if t.dim() == 0 or t.stride(-1) == 1 else t.contiguous()
@@ -113,6 +118,7 @@ def dropout_words(p: float, seed: int) -> tuple[int, int, float]:
     """Seed, the least random 32-bit word that keeps its element, and the scale."""
     if not 0 <= p < 1:
         raise ValueError(f"dropout: expected p in [0, 1), got {p}")
+    # Compared as whole numbers, so that every device and instruction set drops the same elements.
     return seed % 2**64, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p)
 
 
@@ -122,6 +128,7 @@ def _unravel(keys: Tensor, taps: int, inner: int) -> tuple[Tensor, Tensor, Tenso
 
 def _check_indices(layout: BlockLayout, twin: str, rows: int, taps: int, inner: int) -> Tensor:
     """Position of every block of one twin in its mask, flattened; ascending."""
+    # A wrong index would write outside the tensor, which no error catches afterwards.
     names = (f"crow_indices{twin}", f"col_indices{twin}", f"row_order{twin}")
     crow, col, order = (getattr(layout, name) for name in names)
     sizes = (rows + 1, rows * taps * inner, rows)

@@ -60,6 +60,7 @@ class CpuBackend:
         if bias is not None:
             check_tensor("bias", bias, 1, x.dtype)
             check_shape("bias", bias, (n,))
+            # Sums are in float32 and begin with the bias, also where operands are bfloat16.
             bias = bias.float().contiguous()
         dtype, x, weight = x.dtype, operand(x), operand(weight)
         y = empty(x.dtype, x.shape[0], out_length(geometry, x.shape[1]), n)

@@ -73,6 +73,8 @@ def column_sums(x: Tensor) -> Tensor:
     """`[..., N]` -> `[N]`: sums over all rows in float32, in an order that the shape decides."""
     check("x", x, x, None)
     tokens, columns = matrix_shape(x)
+    # In two steps whose order the shape alone decides: atomic additions would give other bits at
+    # each run.
     sums = _sum_rows(x.contiguous().view(tokens, columns), _chunk(tokens), torch.float32)
     return _sum_rows(sums, len(sums), x.dtype)[0]
 
@@ -85,6 +87,7 @@ def dropout_args(
     if not p:
         return None, 0, 1.0
     if not isinstance(seed, Tensor):
+        # A tensor in either case, or a recorded graph would replay one mask for ever.
         seed = torch.full((), _signed(seed % 2**64, 64), dtype=torch.int64, device=device)
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
         raise ValueError(
@@ -101,6 +104,7 @@ def _dropout_scale(p: float) -> float:
 
 
 def _signed(word: int, bits: int) -> int:
+    # Triton's integers are signed; the bits are what counts.
     return word - 2**bits if word >= 2 ** (bits - 1) else word
 
 

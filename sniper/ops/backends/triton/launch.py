@@ -31,6 +31,7 @@ WAVES, SPLIT_TILES = 4, 8
 @cache
 def kernels() -> SimpleNamespace:
     """Every kernel by name; loads Triton."""
+    # Inside the function: without a GPU nobody has to have Triton.
     from sniper.kernels import elementwise, product, wgrad
 
     return SimpleNamespace(**{**vars(elementwise), **vars(product), **vars(wgrad)})
@@ -56,6 +57,7 @@ def why_not(index: int | None) -> str | None:
     missing = None
     if torch.version.hip is not None:
         missing = "this torch is built for ROCm, and the kernels are for NVIDIA GPUs"
+    # Looked for, not imported: importing it takes a second that a CPU run need not spend.
     elif importlib.util.find_spec("triton") is None:
         missing = "Triton is not installed"
     elif major < 8:
@@ -80,6 +82,7 @@ def shared_memory(device: torch.device) -> int:
         own = getattr(properties, "shared_memory_per_block_optin", None)
         if own is not None:
             return own
+    # Older versions of torch do not tell the limit that a program may opt in to.
     return configs.shared_memory(arch(device))
 
 
@@ -141,6 +144,7 @@ def check_layout(layout: BlockLayout, geometry: Geometry, device: torch.device) 
         )
     if taps != geometry.taps:
         raise ValueError(f"layout: expected the geometry's {geometry.taps} taps, got {taps}")
+    # Offsets into a weight are 32-bit numbers in the kernels, and 64-bit ones cost registers.
     full = rows * taps * inner
     if full * layout.block_size**2 >= 2**31:
         raise ValueError(f"layout: expected fewer than 2^31 weights, got {layout!r}")
@@ -165,6 +169,8 @@ def check_layout(layout: BlockLayout, geometry: Geometry, device: torch.device) 
 
 def split_tiles(device: torch.device, programs: int, tiles: int) -> int:
     """Token tiles of one split of a weight gradient that has `programs` programs without splits."""
+    # Splits only as far as multiprocessors are idle: each split writes sums that another kernel has
+    # to read.
     wanted = -(-WAVES * multiprocessors(device) // programs)
     return -(-tiles // max(1, min(wanted, tiles // SPLIT_TILES)))
 
@@ -191,6 +197,7 @@ def rows_contiguous(t: Tensor, span: int = 0) -> Tensor:
 
 def flat(geometry: Geometry, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Sequences that lie end to end are one where rows are alone: fewer tiles end in nothing."""
+    # With taps a row at the end of one sequence would read the beginning of the next.
     alone = geometry.taps == 1 and not geometry.pad_left and not geometry.pad_right
     if alone and all(t.stride(0) == t.shape[1] * t.stride(1) for t in tensors):
         return tuple(t.view(1, -1, t.shape[2]) for t in tensors)

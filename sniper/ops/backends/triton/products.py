@@ -39,6 +39,7 @@ class TritonBackend:
         """As the protocol has it; checks a GPU's kernels first, and warns once if they fail."""
         if layout.block_size not in configs.BLOCK_SIZES or not launch.usable(x):
             return False
+        # Dense torch counts in 64 bits, so such a tensor still has somebody to run it.
         if not launch.countable(x):
             return False
         return bool(tuning.trusted_paths(which, layout.block_size, x))
@@ -64,6 +65,7 @@ class TritonBackend:
         launch.check("weight", weight, x, (n, geometry.taps * c))
         if bias is not None:
             launch.check("bias", bias, x, (n,))
+            # An expanded bias has a stride of 0, which the kernel does not ask for.
             bias = bias.contiguous()
         y = x.new_empty(x.shape[0], out_length(geometry, x.shape[1]), n)
         end = (bias, *dropout_args(epilogue.p, epilogue.seed, x.device), epilogue.relu)
@@ -101,6 +103,7 @@ class TritonBackend:
         n, c = launch.check_layout(layout, geometry, x.device)
         launch.check("x", x, x, (None, None, c))
         launch.check("dy", dy, x, (x.shape[0], out_length(geometry, x.shape[1]), n))
+        # Zeros, since programs exist for active blocks alone and nobody visits the others.
         dw = x.new_zeros(n, geometry.taps * c)
         tiling = tiling or pick_tiling("wgrad", layout, geometry, dy, x)
         _wgrad(tiling, dy, x, dw, layout, geometry)
