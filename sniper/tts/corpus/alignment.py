@@ -44,12 +44,14 @@ def read_textgrid(path: Path) -> Alignment:
     textgrid = require("praatio.textgrid")
     try:
         # Its remarks about last digits would go between the lines of the progress bar.
+        # Empty intervals are the pauses; without them tokens would not cover the recording.
         grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="silence")
     # A damaged file fails anywhere inside the parser, with any kind of exception.
     except Exception as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UtteranceError(f"{path} cannot be read as a TextGrid: {reason}") from error
     intervals = _tier(grid, "phones")
+    # Told apart from a missing tier: an aligner that failed leaves an empty one, a wrong tool none.
     if intervals is None and _is_empty(grid, "phones"):
         raise UtteranceError(f"{path}: its phones tier is empty")
     if intervals is None:
@@ -63,6 +65,7 @@ def read_textgrid(path: Path) -> Alignment:
             starts.append(start)
     if set(phones) <= {PAUSE, SPOKEN_NOISE}:
         raise UtteranceError(f"{path} holds no known phoneme, only pauses or {SPOKEN_NOISE}")
+    # From 0, wherever the first interval begins: the frames before it belong to somebody.
     boundaries = np.array([0.0, *starts[1:], intervals[-1][1]])
     if not np.isfinite(boundaries).all() or (np.diff(boundaries) < 0).any():
         raise UtteranceError(f"{path}: the times of its phones tier do not increase")
@@ -119,6 +122,7 @@ def _alignment(line: bytes) -> tuple[str, Alignment]:
     if len(times) != len(phones) + 1:
         raise UtteranceError(f"{name}: {len(times) - 1} starts for {len(phones)} phones")
     seconds = np.array(times, dtype=np.float64)
+    # Equal starts are taken: a phone that was swallowed has no length.
     if seconds[0] != 0 or (np.diff(seconds) < 0).any():
         raise UtteranceError(f"{name}: its starts do not rise from 0 to its samples")
     return name, Alignment(tuple(phones), seconds / rate)
@@ -177,6 +181,7 @@ def _pronunciations(
                 inside.append(_token(phones[index][2]))
             index += 1
         clean = [phone for phone in inside if phone != PAUSE]
+        # A word that the aligner did not know is written as spn, which is no way to say it.
         if word.lower() in _PAUSE_LABELS or word.startswith("<") or SPOKEN_NOISE in clean:
             continue
         if clean:

@@ -99,6 +99,7 @@ def analyze_all(
     """
     if workers <= 1 or len(utterances) < 2:
         for utterance in utterances:
+            # As in a worker, so that the number of workers changes no bit.
             with _one_thread():
                 record = analyze(utterance, config)
             yield record
@@ -145,4 +146,5 @@ def pause_share(records_phones: Sequence[tuple[str, ...]], pause: str) -> tuple[
         return False, False
     first = np.mean([phones[0] == pause for phones in records_phones])
     last = np.mean([phones[-1] == pause for phones in records_phones])
+    # By majority: at inference text gets the pauses at its ends that most of the recordings have.
     return bool(first >= 0.5), bool(last >= 0.5)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 def length_mask(lengths: Tensor, length: int) -> Tensor:
     """`mask[b, i] = i < lengths[b]`: bool `[B, length]`, true where there is no padding."""
+    # No loop and no index, so that a recorded graph may hold it.
     return torch.arange(length, device=lengths.device) < lengths[:, None]
 
 
@@ -141,6 +142,8 @@ class Batch:
             )
 
     def _refuse(self, bad: Tensor, got: Tensor, expected: str) -> None:
+        # One look at the device for all utterances; which one it is is asked only where something
+        # is wrong.
         if bad.any():
             b = int(bad.nonzero()[0])
             raise ValueError(f"utterance {self.ids[b]}: {expected}, got {int(got[b])}")

@@ -83,6 +83,7 @@ class Plan:
         """Those of `settings` that must agree before unfinished work is continued. Its utterances
         count by their texts and files, so the list of them may change.
         """
+        # A corrected line of text costs one utterance, not the whole work.
         corpus = {k: v for k, v in self.corpus.items() if k != "metadata_sha256"}
         return {
             "format_version": FORMAT_VERSION,
@@ -231,6 +232,7 @@ def _analyze_rest(
     keys = {u.id: fingerprint(u) for u in corpus.utterances}
     held = {(record.id, record.fingerprint): index for index, record in enumerate(work)}
     rest = [u for u in corpus.utterances if (u.id, keys[u.id]) not in held]
+    # A generator: each record is on disk before the next one comes, and a kill loses one at most.
     records = analyze_all(rest, config, workers)
     total = len(corpus.utterances)
     for record in progress_bar(records, "analysing", total, total - len(rest), show=progress):
@@ -287,6 +289,7 @@ def _finish(
         known = {
             word: phones
             for word, phones in lexicon.items()
+            # A word with a phone that nobody spoke cannot be spoken by the model either.
             if all(phone in vocabulary for phone in phones.split())
         }
         pauses = pause_share([entry.phones for entry in usable], PAUSE)
@@ -296,6 +299,7 @@ def _finish(
         [entry.id for entry in usable], sizes, plan.seed, [entry.n_frames for entry in usable]
     )
     parts = {name: [usable[i] for i in members] for name, members in members_of.items()}
+    # Of the training set alone: what is held out must not have been seen.
     statistics = compute_statistics(
         features_of(record) for record in read_entries(work, parts["train"])
     )
@@ -324,5 +328,6 @@ def _finish(
     }
     files = [f"{name}.safetensors" for name in parts]
     whole = sealed({"settings": plan.settings(), **content}, CORPUS, out, files)
+    # Last of all. Whoever finds it knows that the rest is complete.
     write_json(out / CORPUS, whole)
     return Prepared(out, counts, seconds, problems, True, tuple(health), summary)

@@ -59,6 +59,7 @@ def _file_state(path: Path) -> bytes:
         found = path.stat()
     except OSError:
         return b"missing"
+    # The path too: another file of the same size and time is another file.
     return f"{path} {found.st_size} {found.st_mtime_ns}".encode()
 
 
@@ -95,6 +96,7 @@ def _read_lines(
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
     """`read_metadata` with the speaker, whom the last column names."""
     try:
+        # Spreadsheets put this mark at the front, and it would become a part of the first id.
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise SpeechError(
@@ -118,6 +120,8 @@ def _read_lines(
 
 def _metadata_line(line: bytes, column: bool) -> tuple[str, str, str]:
     try:
+        # Line by line: one that is not UTF-8 must not take the others with it. No quoting: LJSpeech
+        # has quotation marks in its texts.
         fields = [field.strip() for field in line.decode("utf-8").split("|")]
     except UnicodeDecodeError as error:
         raise UtteranceError("the line is not UTF-8") from error
@@ -127,6 +131,8 @@ def _metadata_line(line: bytes, column: bool) -> tuple[str, str, str]:
             f"expected id|text{more} or id|text|normalized{more}, got {len(fields)} fields"
         )
     speaker = fields.pop() if column else ""
+    # The normalised text says numbers as they are spoken; where that field is empty the raw one
+    # must do.
     name, text = fields[0], fields[-1] or fields[1]
     check_id(name)
     if not text:
@@ -150,6 +156,7 @@ def list_utterances(root: Path, speakers: str = "none") -> Listing:
         raise SpeechError(f"speakers: expected one of {', '.join(SPEAKERS)}, got {speakers!r}")
     if not root.is_dir():
         raise SpeechError(f"no such folder: {root}")
+    # metadata.csv comes first: whoever wrote one has decided how the folder is to be read.
     if not (root / "metadata.csv").is_file() and (found := list_others(root)) is not None:
         return found
     entries, problems = _read_lines(root / "metadata.csv", column=speakers == "column")

@@ -56,6 +56,7 @@ class CorpusInfo:
             "frontend": self.frontend.to_json(),
             "speech": self.speech,
         }
+        # Left out where there are none, so that files of one speaker stay as they were.
         if self.speakers:  # a list: its order counts
             data["speakers"] = [{"name": n, **asdict(p)} for n, p in self.speakers.items()]
         return data

@@ -46,6 +46,7 @@ def frame_durations(boundaries: np.ndarray, n_frames: int, config: FeatureConfig
     # floor(x + 0.5): numpy's own rounding goes to even, so a tie would depend on where it falls.
     frames = np.floor(np.asarray(boundaries, dtype=np.float64) / config.hop_length + 0.5)
     frames = np.minimum(frames, n_frames).astype(np.int32)
+    # The last frames belong to the last token, whatever the aligner's clock says.
     frames[-1] = n_frames
     return np.diff(frames)
 
@@ -60,6 +61,7 @@ def average_by_duration(values: np.ndarray, durations: np.ndarray) -> np.ndarray
     Returns:
         `[L]` float32.
     """
+    # Differences of running sums, in double: no loop over tokens, and no loss in long recordings.
     sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     ends = np.cumsum(durations)
     with np.errstate(invalid="ignore"):
@@ -83,7 +85,10 @@ def extract(samples: np.ndarray, boundaries: np.ndarray, config: FeatureConfig) 
         raise UtteranceError(f"the durations sum to {total} frames but the audio has {n_frames}")
     amplitude = analysis.spectrum(samples, config)
     f0 = analysis.track_f0(samples, config)
+    # Interpolated through what is unvoiced, so that a consonant has the pitch of the vowels around
+    # it.
     log_f0 = analysis.interpolated_log(f0)
+    # A whisper has no pitch; the rest of it is still worth learning from.
     if log_f0 is None:
         log_f0 = np.full(n_frames, math.nan)
     return Features(

@@ -36,6 +36,7 @@ def split_sizes(usable: int, valid: int | None, test: int | None) -> dict[str, i
         SpeechError: nothing would remain for training.
     """
     default = min(250, max(1, usable // 20)) if usable > 1 else 0
+    # No test set unless asked for: a small corpus needs each utterance.
     sizes = {"valid": default if valid is None else valid, "test": 0 if test is None else test}
     if sum(sizes.values()) >= usable:
         raise SpeechError(
@@ -56,6 +57,7 @@ def split(
     """
 
     def rank(index: int) -> bytes:
+        # Of the id, not of a place in a list: a file that comes or goes moves no other.
         return hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest()
 
     left = sorted(range(len(ids)), key=rank)
@@ -75,6 +77,8 @@ def _share(ranked: list[int], classes: Sequence[int], count: int) -> list[int]:
     members: dict[int, list[int]] = {}
     for index in ranked:
         members.setdefault(classes[index], []).append(index)
+    # Half of a corpus of prompts may be one word long; a split by count alone would hold out clips
+    # that say little.
     exact = {c: count * len(of_class) / max(1, len(ranked)) for c, of_class in members.items()}
     quota = {c: int(share) for c, share in exact.items()}
     by_remainder = sorted(exact, key=lambda c: (quota[c] - exact[c], c))
@@ -102,6 +106,7 @@ def write_split(
     Args:
         speakers: of the corpus, by number; empty: it has one.
     """
+    # Offsets, so that all utterances lie in one array end to end.
     frames = np.cumsum([0, *(entry.n_frames for entry in entries)])
     tokens = np.cumsum([0, *(len(entry.phones) for entry in entries)])
     # One pass for the small arrays, one for the mel: only the mel is large.
@@ -110,6 +115,7 @@ def write_split(
     ]
     durations, pitch, energy = zip(*small, strict=True) if small else ((), (), ())
     ids = (vocabulary.ids(entry.phones) for entry in entries)
+    # A generator, since the mels of a corpus do not fit into memory.
     mel = (features_of(record).mel for record in read_entries(work, entries))
     per_token, offsets = (int(tokens[-1]),), (len(entries) + 1,)
     tensors = {

@@ -64,6 +64,7 @@ def write_tensors(path: Path, tensors: dict[str, TensorStream], metadata: dict[s
             "data_offsets": [offset, end],
         }
         offset = end
+    # By hand and not by the library, which wants whole tensors in memory.
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     # Spaces up to a multiple of 64, so that mapped arrays are aligned.
     text += b" " * (-(len(text) + 8) % 64)
@@ -76,6 +77,8 @@ def write_tensors(path: Path, tensors: dict[str, TensorStream], metadata: dict[s
                 file.write(data.data)
                 written += data.nbytes
             begin, end = header[name]["data_offsets"]
+            # Before the file gets its name: a generator that ended early must not leave a file that
+            # looks whole.
             if written != end - begin:
                 raise ValueError(f"{name}: {written} bytes came, {end - begin} were announced")
 
@@ -99,6 +102,7 @@ def map_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         metadata = header.pop("__metadata__", {})
         # A plain view of the map: slicing np.memmap itself is several times slower.
         data = np.asarray(np.memmap(path, mode="r", dtype=np.uint8))[8 + length :]
+        # Views on the map: nothing is read before somebody asks for it.
         arrays = {name: _view(data, entry) for name, entry in header.items()}
     except FileNotFoundError as error:
         raise SpeechError(

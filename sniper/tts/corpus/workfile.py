@@ -95,6 +95,7 @@ class WorkFile:
             self.settings = self._open(settings)
 
     def _open(self, settings: dict) -> dict:
+        # No waiting for a lock: a second preparation is to be told at once.
         self._database = sqlite3.connect(self.path, timeout=0, isolation_level=None)
         self._database.executescript(_SETTINGS)
         # The lock is held from here until the process ends, however that happens.
@@ -105,6 +106,7 @@ class WorkFile:
         if begun is None:
             self._database.execute("INSERT INTO settings VALUES (?)", (json.dumps(settings),))
         self._database.execute("COMMIT")
+        # A file cut off in the middle opens without a word, and fails at some later page.
         whole = self._database.execute("PRAGMA quick_check").fetchone()
         if whole != ("ok",):
             raise sqlite3.DatabaseError(str(whole))
