@@ -59,6 +59,8 @@ class EnglishAligner:
         self._dictionary.write_text("".join(lines), encoding="utf-8")
 
     def _decoder(self, attempt: int):
+        # Made when needed: a decoder loads the acoustic model, and the wide ones seldom come to
+        # run.
         while len(self._decoders) <= attempt:
             sphinx = require("pocketsphinx")
             config = sphinx.Config(
@@ -85,6 +87,7 @@ class EnglishAligner:
         Raises:
             UtteranceError: the words do not lead through the audio, with the widest beams either.
         """
+        # pocketsphinx takes 16-bit samples alone.
         data = np.round(samples * 32767).astype("<i2").tobytes()
         for attempt in range(len(_BEAMS)):
             found = self._attempt(attempt, data, words)
@@ -123,6 +126,7 @@ class EnglishAligner:
             phones = zip(self._phones[name], at, strict=True)
             times = [(p, _seconds(start), _seconds(end)) for p, (_, start, end) in phones]
             found.append((name.split("(")[0], times))
+        # A search that gave up early returns the words that it got to.
         if [name for name, _ in found] != [self._names[word] for word in words]:
             return None
         return [(word, at) for word, (_, at) in zip(words, found, strict=True)], score, frames

@@ -57,6 +57,7 @@ class Jobs:
 
     def run(self, jobs: Sequence[Job], function, start, *args) -> None:
         """Align in processes and write the journal."""
+        # No more processes than utterances: each loads a model first.
         done = map_in_processes(function, jobs, min(self.workers, len(jobs)), start, *args)
         for outcome in self.bar(done, "aligning", len(jobs)):
             self.folder.add(outcome)

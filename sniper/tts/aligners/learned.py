@@ -26,8 +26,8 @@ from sniper.tts.aligners.network import (
 from sniper.tts.aligners.textgrid import TimedText, timed_text
 from sniper.tts.aligners.tokens import SILENCE, Spoken
 from sniper.tts.audio.config import FeatureConfig
-from sniper.tts.corpus.store import atomic_write
 from sniper.tts.errors import SpeechError, UtteranceError
+from sniper.tts.files import atomic_write
 
 AUDIO = FeatureConfig()
 FRAME_SECONDS = AUDIO.hop_length / AUDIO.sample_rate
@@ -102,6 +102,7 @@ class LearnedAligner:
             [tokens], [mel], next(self.network.parameters()).device
         )
         log_prob = self.network(ids, lengths, values)
+        # With the prior as in training: without it a pause may swallow its neighbours.
         best = (log_prob + prior).cpu().numpy()
         found = monotonic_search(best, lengths.cpu().numpy(), frames.cpu().numpy())
         path = hard_path(found, len(mel))
@@ -188,8 +189,12 @@ class Training:
 
     def _batches(self, epoch: int) -> list[list[int]]:
         """Utterances of like length together; a shuffle that depends on seed and epoch alone."""
+        # Not from torch's generator, so that a training that was stopped goes on with the same
+        # batches.
         order = np.random.default_rng([self.seed, epoch])
         noise = order.uniform(0.9, 1.1, len(self.examples))
+        # Lengths with a little noise: like with like, and yet not the same neighbours in each
+        # epoch.
         ranked = np.argsort([e.frames * n for e, n in zip(self.examples, noise, strict=True)])
         batches: list[list[int]] = [[]]
         longest = 0
@@ -227,9 +232,11 @@ class Training:
         ids, lengths, mel, frames, prior = tensors
         log_prob = self.aligner.network(ids, lengths, mel)
         posterior = log_prob + prior
+        # All monotonic paths at once, since nobody knows the right one.
         loss = forward_sum_loss(posterior, lengths, frames)
         weight = self.step / self.steps
         weight = np.clip((weight - _BINARIZE_FROM) / (_BINARIZE_FULL - _BINARIZE_FROM), 0, 1)
+        # Too early it would fix a path that was found by chance.
         if weight > 0:
             best = posterior.detach().cpu().numpy()
             found = monotonic_search(best, lengths.cpu().numpy(), frames.cpu().numpy())
@@ -259,6 +266,8 @@ class Training:
         state = _load(self.checkpoint)
         if state is None:
             return
+        # The key covers texts, recordings, seed and steps: going on with others would mix two
+        # trainings.
         if state["key"] != self.key:
             warnings.warn(
                 f"{self.checkpoint} was trained on other recordings or texts: begun anew",
@@ -299,6 +308,7 @@ def load_trained(path: Path, steps: int) -> LearnedAligner | None:
 def write_mel(path: Path, samples: np.ndarray) -> int:
     """Write an utterance's log-mel as half-precision .npy; returns its frames."""
     mel = mel_of(samples)
+    # Several processes write mels at once.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -128,6 +128,7 @@ def monotonic_search(log_prob: np.ndarray, lengths: np.ndarray, frames: np.ndarr
     """
     batch, n_frames, n_tokens = log_prob.shape
     best = np.full((batch, n_tokens), -np.inf)
+    # A path begins with the first token, in the first frame.
     best[:, 0] = log_prob[:, 0, 0]
     moved = np.zeros((n_frames, batch, n_tokens), bool)  # whether the path came from one before
     for t in range(1, n_frames):
@@ -138,6 +139,7 @@ def monotonic_search(log_prob: np.ndarray, lengths: np.ndarray, frames: np.ndarr
     durations = np.zeros((batch, n_tokens), np.int64)
     rows = np.arange(batch)
     at = lengths - 1
+    # Backwards along what was remembered; utterances that are shorter begin later.
     for t in range(n_frames - 1, -1, -1):
         inside = t < frames
         durations[rows[inside], at[inside]] += 1

@@ -53,6 +53,7 @@ def draw(path: Path, wavs: dict[str, Path], folder: Folder, outcomes: Sequence[O
         except UtteranceError as error:  # changed since it was aligned
             axis.text(0.5, 0.5, str(error), ha="center", fontsize=7, transform=axis.transAxes)
             continue
+        # The beginning is enough to see whether borders lie where sounds change.
         samples = samples[: int(_SECONDS * config.sample_rate)]
         mel = analysis.log_mel(analysis.spectrum(samples, config), config)
         seconds = len(samples) / config.sample_rate

@@ -88,6 +88,7 @@ class EnglishWords:
     guessed: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # espeak-ng takes milliseconds a word, and a corpus repeats its words.
         self._found: dict[str, tuple[str, ...]] = {}
         self.stress = self.espeak or any(
             phone[-1].isdigit() for variants in self.lexicon.values() for phone in variants[0]
@@ -132,6 +133,7 @@ class EnglishWords:
         return self._found[word]
 
     def _look_up(self, word: str) -> list[str]:
+        # The user's own dictionary goes first: it knows how this speaker says it.
         known = self.lexicon.get(word) or self.dictionary.get(word)
         if not known:
             phones = self._guess(word)
@@ -157,6 +159,7 @@ class EnglishWords:
             phones = self.variants(stem)[0].split()
             if not word.endswith("'s"):
                 return phones
+            # English possessives sound by the phone before them.
             last = phones[-1].rstrip("012")
             buzz = ["IH0", "Z"] if last in _SIBILANTS else ["S"] if last in _VOICELESS else ["Z"]
             return [*phones, *(buzz if self.stress else without_stress(buzz))]

@@ -106,6 +106,7 @@ def align_corpus(
     settings = _settings(root, out, force, chosen, language, phones, lexicon, seed, steps)
     with open_folder(out, settings, force) as folder:
         marks = {name: fingerprint(text, wavs[name]) for name, text in entries}
+        # By id and fingerprint, never by place, as the preparation counts too.
         todo = [(n, text) for n, text in entries if not folder.is_done(n, marks[n])]
         jobs = Jobs(wavs, folder, marks, workers or default_workers(), progress)
         known = {} if lexicon is None else read_variants(Path(lexicon))
@@ -118,6 +119,7 @@ def align_corpus(
         report = summarize(outcomes, problems, settings)
         if report.aligned == 0:
             raise NothingUsable(nothing_aligned(report))
+        # A run that had nothing to do leaves the report as it was, with its time of change.
         if todo or not (out / PICTURE).is_file():
             write_report(out, report)
             draw(out / PICTURE, wavs, folder, [o for o in outcomes if not o.problem])
@@ -171,6 +173,7 @@ def _align_english(todo, jobs: Jobs, stress: str, known: dict[str, list[str]]) -
     words = EnglishWords(dictionary, known, espeak=stress == "espeak-ng")
     made = jobs.make(todo, words.words, words.guessed)
     variants = {word: words.variants(word) for job in made for word in job.words}
+    # pocketsphinx reads its dictionary from a file.
     with tempfile.TemporaryDirectory(prefix="sniper-align-") as scratch:
         jobs.run(made, _align_one_english, _start_english, variants, Path(scratch))
 

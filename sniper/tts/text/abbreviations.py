@@ -261,6 +261,7 @@ def expand(word: str, before: str, after: str) -> str | None:
         before, after: the text around it and its dot.
     """
     key = " ".join(word.lower().split())
+    # A year behind "b." and "d.", or any list item b. 1 would be born.
     numbered = r"\s*\d{4}\b" if key in ("b", "d") else r"\s*:?\s*[#(+]?\d|\s*[IVXLC]{2,}\b"
     if key in BEFORE_NUMBERS and re.match(numbered, after):
         return BEFORE_NUMBERS[key]
@@ -268,10 +269,12 @@ def expand(word: str, before: str, after: str) -> str | None:
     # "St. John" and "Main St. is", "Main St. The": a name that follows makes it a title.
     titled = following is not None and following[1].lower() not in STARTERS
     named = re.search(r"[A-Z][\w'’]*\s$|\d(?:st|nd|rd|th)\s$", before) is not None
+    # Streets before titles: "Main St. James" is rarer than "Main St.".
     if key in STREETS and word[0].isupper() and named and not (key in TITLES and titled):
         return STREETS[key]
     if key in TITLES and (titled or key not in _WORDS_TOO):
         return TITLES[key]
+    # Only behind a comma: Ill., Miss. and Wash. are words as well.
     if key in STATES and before.endswith(", "):
         return STATES[key]
     # A small letter behind the dot: no sentence has ended.

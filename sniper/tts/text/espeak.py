@@ -92,6 +92,7 @@ def clean_text(text: str) -> str:
 
     Quotes and brackets would put pauses inside a clause that no punctuation token stands for.
     """
+    # Before anything else is done to dots.
     text = _TITLES.sub(r"\1", text)
     text = re.sub(r"\s+--?\s+|--", ", ", text.replace("—", ", ").replace("–", ", "))
     text = re.sub("[\"“”„«»*_<>|\\\\]|(?<!\\w)['‘’]|['’](?!\\w)", " ", text)
@@ -110,6 +111,7 @@ class Espeak:
             self._lib = ctypes.CDLL(loader.get_library_path())
         except OSError as error:
             raise SpeechError(f"espeak-ng cannot be loaded: {error}") from error
+        # ctypes takes every result for an int, and cuts a pointer in half.
         self._lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         self._lib.espeak_TextToPhonemes.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
         data = _short_path(loader.get_data_path()).encode()
@@ -174,6 +176,7 @@ class Espeak:
 
     def _receive(self, samples, count, events) -> int:
         if samples and count > 0:
+            # A copy: the library writes the next piece into the same memory.
             self._pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
         index = 0
         while events[index].type != 0:
@@ -188,6 +191,7 @@ class Espeak:
         base = ctypes.addressof(buffer)
         pointer = ctypes.c_void_p(base)
         found = []
+        # The library moves the pointer clause by clause, and clears it at the end of the text.
         while pointer.value is not None:
             start = pointer.value - base
             ipa = self._lib.espeak_TextToPhonemes(ctypes.byref(pointer), _UTF8, _PHONEME_MODE)
@@ -250,6 +254,8 @@ def _align(
             break
         phones += [*clause.phones, clause.mark]
         starts += [*(sample for sample, _ in group), pause_start]
+    # Synthesis and text go through the library apart; where they disagree the times would be on
+    # other phones.
     if len(clauses) != len(groups) or len(phones) != sum(len(c.phones) + 1 for c in clauses):
         raise SpeechError(f"espeak-ng spoke other phonemes than it wrote for {text!r}")
     return tuple(phones), (0, *starts[1:])
@@ -262,6 +268,7 @@ def _short_path(path: str) -> str:
     folder = tempfile.mkdtemp(prefix="espeak-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     link = os.path.join(folder, "d")
+    # A link and no copy: the data are megabytes.
     os.symlink(path, link)
     return link
 
