@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -175,7 +176,8 @@ def _write(speech, features, output: Path | None, mel: Path | None) -> None:
     if mel is not None:
         mel = mel if mel.suffix == ".npy" else Path(f"{mel}.npy")
         with atomic_write(mel) as file:
-            np.save(file, speech.mel)
+            np.save(frames := io.BytesIO(), speech.mel)  # numpy would not say that the disk is full
+            file.write(frames.getbuffer())
         write_json(mel.with_suffix(".json"), features.to_json())
         print(
             f"{mel}: {speech.mel.shape[0]} frames; its settings are in {mel.stem}.json", file=said

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sniper.compare import rates
+from sniper.compare import files, rates
 
 # Told apart by people who do not see all colours: Okabe and Ito's, a little darker.
 COLORS = ("#1b1d21", "#4aa8e0", "#0067a5", "#d99100", "#c84b00", "#bd5c92", "#00875f", "#7b5ea7")
@@ -48,7 +48,6 @@ def _pyplot(size: float, **style: Any) -> Iterator[Any]:
 
 def write_loss(data: dict[str, Any], folder: Path) -> Path:
     """Writes loss.png, the validation loss by epoch and by seconds, and returns its path."""
-    folder.mkdir(parents=True, exist_ok=True)
     with _pyplot(10) as pyplot:
         figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.4), layout="constrained", sharey=True)
         for axis, x in zip(axes, _X, strict=True):
@@ -57,8 +56,10 @@ def write_loss(data: dict[str, Any], folder: Path) -> Path:
         # Beside the charts, where it hides no curve.
         handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside right center", frameon=False)
-        figure.savefig(folder / "loss.png", dpi=120)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=120, format="png")
         pyplot.close(figure)
+    files.write_bytes(folder / "loss.png", picture.getvalue())
     return folder / "loss.png"
 
 

@@ -19,7 +19,7 @@ LOUDEST = 0.9  # MP3 may overshoot
 
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` at once; its folder is made."""
-    _replace(path, text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -71,14 +71,14 @@ def write_mp3(path: Path, audio: np.ndarray, sample_rate: int) -> None:
         compression_level=0.7,
     ) as file:
         file.write(samples)
-    _replace(path, encoded.getvalue())
+    write_bytes(path, encoded.getvalue())
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Named arrays, for `read_arrays`."""
     packed = io.BytesIO()
     np.savez(packed, **cast(dict[str, Any], arrays))
-    _replace(path, packed.getvalue())
+    write_bytes(path, packed.getvalue())
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -91,7 +91,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {}
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` at once; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content)

@@ -47,9 +47,11 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         if not special:
             _flush_folder(target.parent)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary)):
+        if error.filename not in (None, str(temporary)):
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        # A library's own error may have no number, as numpy's on a full disk has none.
+        number, reason = error.errno or errno.EIO, error.strerror or str(error)
+        raise OSError(number, reason, str(path)) from error
 
 
 def make_folder_of(path: Path) -> None:

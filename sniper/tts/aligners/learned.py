@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import warnings
@@ -310,10 +311,12 @@ def write_mel(path: Path, samples: np.ndarray) -> int:
     mel = mel_of(samples)
     # Several processes write mels at once.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    np.save(content := io.BytesIO(), mel.astype(np.float16))
     try:
-        with temporary.open("wb") as file:
-            np.save(file, mel.astype(np.float16))
+        temporary.write_bytes(content.getbuffer())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
