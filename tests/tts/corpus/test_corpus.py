@@ -78,7 +78,7 @@ def test_what_is_missing_is_said(tmp_path):
     with pytest.raises(SpeechError, match="wavs"):
         read_corpus(tmp_path)
     (tmp_path / "wavs").mkdir()
-    with pytest.raises(SpeechError, match="Montreal Forced Aligner"):
+    with pytest.raises(SpeechError, match="`python -m sniper.align` makes TextGrids"):
         read_corpus(tmp_path)
 
 
