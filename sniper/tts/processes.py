@@ -71,6 +71,7 @@ def run_in_fresh_process(function: Callable[..., None], *args) -> None:
     process = SPAWN.Process(target=_call, args=(sender, function, args), daemon=True)
     with without_main_module():
         process.start()
+    # As long as this end is open, recv waits for a process that has died.
     sender.close()
     try:
         error = receiver.recv()
