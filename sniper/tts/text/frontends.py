@@ -37,6 +37,7 @@ class EspeakFrontend:
         """Tokens of a text; raises SpeechError where it holds no word."""
         from sniper.tts.text.espeak import espeak
 
+        # For other languages espeak-ng has its own rules for numbers; ours know English alone.
         words = normalize_english(text) if self.voice.startswith("en") else text
         clauses = espeak().clauses(words, self.voice)
         if not clauses:
@@ -77,11 +78,14 @@ class LexiconFrontend:
                 have no reading, or no word.
         """
         found: list[str] = []
+        # A dict and not a set: each word once, in the order of the text.
         unknown: dict[str, None] = {}
         for phones, word in self._tokens(text):
             if phones is None:
                 unknown[word] = None
             elif phones == [PAUSE]:
+                # One pause for several marks and none in front, since recordings have no others;
+                # the pauses at both ends are decided below.
                 found += [PAUSE] * bool(found and found[-1] != PAUSE)
             else:
                 found += phones
@@ -110,6 +114,7 @@ class LexiconFrontend:
     def _tokens(self, text: str) -> list[tuple[list[str] | None, str]]:
         """(phonemes, word) in order; None where the lexicon does not hold the word."""
         found: list[tuple[list[str] | None, str]] = []
+        # In a text all in capitals they mark no acronym.
         mixed_case = any(char.islower() for char in text)
         for part, held in self._held(text):
             if held:
@@ -133,6 +138,7 @@ class LexiconFrontend:
         for match in self._odd.finditer(text):
             parts += [(text[place : match.start()], False), (match[0], True)]
             place = match.end()
+            # The dot belongs to the word, but the sentence needs it for its pause.
             if match[0].endswith(".") and ends_sentence(match[0][:-1], text[place:]):
                 place -= 1
         return [*parts, (text[place:], False)]
@@ -155,6 +161,7 @@ class LexiconFrontend:
     ) -> list[tuple[list[str] | None, str]]:
         """The word as it stands, without outer quotes, as letters, or the parts of a compound."""
         stem = word.strip("'-_")
+        # "Vitamin A" has the letter's name; at the beginning "A" is the article.
         if stem == "A" and mixed_case and (not first or _is_letter(neighbours[-1:])):
             return [(self._letters.one("a"), "a")]
         for form in (word, stem):
