@@ -57,6 +57,7 @@ def saved_progress(saved: Checkpoint) -> Progress:
         CheckpointError: a value is not there, or is none that a run can have.
     """
     data, known = section(saved, "progress"), {f.name: str(f.type) for f in fields(Progress)}
+    # These five every version has saved; others may be missing, and then have their defaults.
     for name in ("epoch", "batch", "update", "best_loss", "history", *data):
         value = data.get(name)
         good = {
@@ -70,6 +71,7 @@ def saved_progress(saved: Checkpoint) -> Progress:
         if not good[known[name]]:
             raise damaged(saved.path, "meta.json", f"progress: {name} cannot be {value!r:.60}")
     progress = Progress(**data)
+    # flat_epochs and the results count on one row an epoch.
     if len(progress.history) != progress.epoch:
         found = f"{len(progress.history)} rows of history after {progress.epoch} epochs"
         raise damaged(saved.path, "meta.json", f"progress: {found}")
@@ -77,6 +79,7 @@ def saved_progress(saved: Checkpoint) -> Progress:
 
 
 def _is_number(value: object) -> bool:
+    # True is an int to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return not math.isnan(value)
@@ -124,6 +127,8 @@ def restore_weights(saved: Checkpoint, model: nn.Module) -> None:
         CheckpointError: they are of another model.
     """
     own = model.state_dict()
+    # load_state_dict would list every difference, on hundreds of lines, and takes another dtype
+    # silently.
     for name in sorted({*own, *saved.weights}):
         there, here = saved.weights.get(name), own.get(name)
         if there is None or here is None:

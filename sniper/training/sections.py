@@ -157,6 +157,7 @@ class SparsityConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _a_cap_alone_is_fixed(cls, data: Any) -> Any:
+        # The paper's cap had no other beside it: configs that set it alone mean it alone.
         if isinstance(data, dict) and "max_param_sparsity" in data and "spread" not in data:
             return {**data, "spread": None}
         return data

@@ -223,6 +223,7 @@ class Trainer:
             self.sniper.step(progress.epoch, self.optimizer)
             sparsity = self.sniper.sparsity or 0.0  # as scheduled; the density says what is reached
         progress.change_seconds += time.perf_counter() - started
+        # A resumed epoch goes on behind its last batch, in the same order.
         self._batches.seek(progress.epoch, progress.batch)
         self.observer.epoch_begins(progress, len(self._batches), sparsity)
         self._train_epoch()
@@ -290,6 +291,8 @@ class Trainer:
         self._check_finite()
         started = self._saved_at = time.monotonic()
         if self.sniper is not None:
+            # With paper_exact an update moves pruned weights, and whoever reads a checkpoint knows
+            # no masks.
             self.sniper.zero_pruned()
         cuda = self.device.type == "cuda"
         state = {
@@ -319,6 +322,7 @@ class Trainer:
             started = time.perf_counter()
             mean: dict[str, Tensor] = {}
             for batch in group:
+                # Of this group's own number: the last of an epoch may have fewer micro-batches.
                 values = self.step.backward(batch, 1 / len(group))
                 # A graph writes the next batch's loss to the same place.
                 self._unchecked.append((batch.ids, values["total"].clone()))
@@ -398,6 +402,7 @@ def make_sniper(model: nn.Module, config: Config) -> Sniper | None:
         ConfigError: settings that do not fit each other or the model.
     """
     schedule, settings = config.sparsity_schedule(), config.sparsity
+    # Nothing is scored or masked then, and the model is torch's own.
     if schedule.sparsities == (0.0,):
         return None
     lost = unmatched(model, settings.exclude)
