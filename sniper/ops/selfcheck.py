@@ -210,6 +210,7 @@ def _run_child(
     command = [sys.executable, "-m", "sniper.ops.selfcheck_child", "--device", str(device)]
     command += ["--dtype", dtype, "--block-size", str(block_size), "--cases", cases]
     command += ["--news", str(news), "--done", json.dumps(done)]
+    # Or the child would start a child to check what it is checking.
     environment = {**os.environ, "SNIPER_SELF_CHECK": "skip"}
     with open(news.with_suffix(".log"), "w+b") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -245,6 +246,7 @@ def _wait_for(child: subprocess.Popen, news: Path, patience: tuple[float, float]
         now = news.stat().st_size if news.exists() else 0
         if now != size:
             heard, size = time.monotonic(), now
+        # Until the first news torch and the driver have to load, which is no kernel's fault.
         limit = patience[size > 0]
         if time.monotonic() - heard > limit:
             return limit
