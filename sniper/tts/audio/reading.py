@@ -103,7 +103,7 @@ def read_sound(path: Path, config: FeatureConfig) -> Sound:
         raise UtteranceError(
             f"{path} holds samples up to {peak:.4g}, expected within -1 to 1: scale it anew"
         )
-    # Behind the look at the peak: two channels can cancel each other's clipped samples.
+    # After the peak was taken: the mean of two channels can hide that one is clipped.
     mono = audio.mean(axis=1)
     if rate != config.sample_rate:
         # Once a corpus, so the best quality may take its time.

@@ -44,7 +44,7 @@ def mel_matrix(config: FeatureConfig) -> torch.Tensor:
     rising = (bins[None, :] - edges[:-2, None]) / np.diff(edges[:-1])[:, None]
     falling = (edges[2:, None] - bins[None, :]) / np.diff(edges[1:])[:, None]
     triangles = np.maximum(0.0, np.minimum(rising, falling))
-    # Of equal area, so that noise that is equally strong everywhere is so in narrow and wide bands.
+    # Of equal area, so that white noise gives the same value in narrow and wide bands.
     triangles *= (2.0 / (edges[2:] - edges[:-2]))[:, None]
     return torch.from_numpy(triangles)
 

@@ -250,6 +250,7 @@ def _speakers(entries: list[Entry], work: WorkFile) -> dict[str, Prosody]:
         return {}
     return {
         name: compute_prosody(features_of(r) for r in read_entries(work, by_name[name]))
+        # Sorted, so that a speaker's number does not depend on the order of the utterances.
         for name in sorted(by_name)
     }
 

@@ -52,8 +52,11 @@ def list_others(root: Path) -> Listing | None:
 
 
 def _vctk(root: Path) -> Iterator[tuple[Path, Line]]:
+    # glob's order is that of the disk.
     for path in sorted((root / "txt").glob("*/*.txt")):
         name, speaker = path.stem, path.parent.name
+        # VCTK 0.92, of whose two microphones some speakers lack the second one; earlier versions
+        # have wav48.
         new = root / "wav48_silence_trimmed" / speaker / f"{name}_mic1.flac"
         old = root / "wav48" / speaker / f"{name}.wav"
         yield path, Line(name, "", old if old.is_file() and not new.is_file() else new, speaker)

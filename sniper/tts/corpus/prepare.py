@@ -138,6 +138,7 @@ def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> P
     if finished is not None:
         return finished  # also where nothing can be written
     require_analysis_packages()
+    # Remembered, so that a preparation which fails leaves no empty folder behind.
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:

@@ -116,7 +116,7 @@ def check_split(
         raise ValueError(
             f"tokens: expected 1 to {vocabulary.eos - 1}, got {tokens.min()} to {tokens.max()}"
         )
-    # min of nothing is an error of its own.
+    # min() of an empty array raises an error of its own.
     if len(tokens) and durations.min() < 0:
         raise ValueError(f"durations: expected 0 frames or more, got {durations.min()}")
     sums = np.concatenate([[0], np.cumsum(durations, dtype=np.int64)])[starts["token"]]
