@@ -64,6 +64,7 @@ def take_options(options: dict[str, Any]) -> dict[str, Any]:
         "align_steps": "steps",
         "align_device": "device",
     }
+    # Taken out, since what is left goes to `align_corpus` under its own names.
     return {to: options.pop(name) for name, to in names.items()}
 
 

@@ -102,6 +102,7 @@ def align_corpus(
     entries, problems = [(line.id, line.text) for line in listing.lines], listing.problems
     wavs = {line.id: line.wav for line in listing.lines}
     for module in ("soundfile", "soxr", "tqdm", "praatio", "matplotlib"):
+        # All of them before the work, which may take hours until one is needed.
         require(module)
     settings = _settings(root, out, force, chosen, language, phones, lexicon, seed, steps)
     with open_folder(out, settings, force) as folder:
@@ -183,6 +184,7 @@ _aligner: english.EnglishAligner | None = None
 
 def _start_english(variants: dict, scratch: Path) -> None:
     global _aligner  # one decoder a process, and its jobs come as calls of a function
+    # One for each process, or they would write their dictionaries over each other's.
     own = Path(tempfile.mkdtemp(dir=scratch))
     _aligner = english.EnglishAligner(variants, own)
 
@@ -236,6 +238,7 @@ def _train(entries, jobs: Jobs, reader, checkpoint: Path, steps, seed, device) -
 
 
 def _mel_path(mels: Path, job: Job) -> Path:
+    # A hash, since an id may hold slashes.
     return mels / f"{hashlib.sha256(f'{job.id} {job.mark}'.encode()).hexdigest()[:32]}.npy"
 
 
@@ -244,6 +247,7 @@ def _write_mel(mels: Path, job: Job) -> int | str:
     path = _mel_path(mels, job)
     try:
         if path.is_file():
+            # Of a run that was stopped; the name stands for the recording as it is now.
             return len(np.load(path, mmap_mode="r"))
         samples, _, _ = read_speech(job.wav, learned.AUDIO)
         return learned.write_mel(path, samples)
@@ -255,6 +259,7 @@ _trained: learned.LearnedAligner | None = None
 
 
 def _start_one_thread() -> None:
+    # As many processes as cores work already.
     torch.set_num_threads(1)
 
 
