@@ -54,7 +54,7 @@ def write_loss(data: dict[str, Any], folder: Path) -> Path:
         for axis, x in zip(axes, _X, strict=True):
             plot_loss(axis, data, x)
         axes[1].set_ylabel("")
-        # Beside the charts, where it hides no curve.
+        # The legend lies beside the charts, where it hides no curve.
         handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside right center", frameon=False)
         figure.savefig(folder / "loss.png", dpi=120)
@@ -67,7 +67,8 @@ def charts(data: dict[str, Any]) -> dict[str, str]:
     `frames_per_second`, and `panel-0`, ... (loss by seconds of each arm against the reference).
     """
     found: dict[str, str] = {}
-    # Type that is set by the browser, and names that are the same each time.
+    # Text stays text for the browser to set, and ids are the same each time, so that equal data
+    # give equal files.
     with _pyplot(11, **{"svg.fonttype": "none", "svg.hashsalt": "sniper"}) as pyplot:
 
         def draw(name: str, size: tuple[float, float], plot: Callable[[Any], None]) -> None:

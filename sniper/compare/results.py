@@ -69,7 +69,7 @@ def read_run(run: Run) -> dict[str, Any]:
         progress = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
     history = progress.get("history", [])
     how = status(run.folder) or "not begun"
-    # It came to its end once, and more epochs are asked for now.
+    # The run came to its end before, and more epochs are asked for now.
     if how == "trained" and not run.trained():
         how = "stopped"
     return {
@@ -155,7 +155,7 @@ def _stages(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Stages of the schedule with frames/s as mean and standard deviation over seeds."""
     by_run = [timing.stages(run["history"]) for run in runs]
     result = []
-    # As far as every seed went.
+    # Only the stages that every seed has reached: a mean beyond would be over fewer seeds.
     for same in zip(*by_run, strict=False):
         rates = [stage["frames_per_second"] for stage in same]
         mean, sd = mean_sd(rates)

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     from sniper.tts.errors import SpeechError
 
     try:
-        # One that an earlier comparison left may still be saving.
+        # A worker that an earlier comparison left behind may still be saving.
         with only_one(options.run, wait=_SAVING_SECONDS):
             return _work(options)
     except (SpeechError, ConfigError, CheckpointError, OutOfMemory, OSError) as error:

@@ -129,7 +129,7 @@ def _check(
     # A meta tensor has shapes alone, which any device's layout can answer.
     if x.device.type != "meta" and there != x.device:
         raise ValueError(f"layout: expected x's device {x.device}, got {there}; use layout.to")
-    # A linear layer takes no rows, as torch's does.
+    # A linear layer takes an input of 0 rows, as torch's does; a convolution does not.
     if geometry.out_length(x.shape[1]) < (0 if geometry.taps == 1 else 1):
         span = geometry.dilation * (geometry.taps - 1) + 1
         raise ValueError(

@@ -32,7 +32,8 @@ def locked(name: str) -> Iterator[None]:
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(folder / name, "w"))
-            # The file stays: removing it would let in a third process beside one that waits for it.
+            # The file is never removed: who waits for it would then lock a file that nobody else
+            # sees.
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

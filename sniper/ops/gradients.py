@@ -56,7 +56,8 @@ def place_of(weight: Tensor) -> Tensor | None:
 def _is_accumulated(weight: Tensor) -> bool:
     """Whether the running backward pass adds to `.grad` of this leaf."""
     try:
-        # Only the engine knows whether this pass ends in .grad or in somebody's hands.
+        # Only the engine knows whether this pass adds to .grad or gives the gradient to
+        # torch.autograd.grad.
         node = torch.autograd.graph.get_gradient_edge(weight).node
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # torch.autograd.grad wants it returned

@@ -99,7 +99,7 @@ class _Case:
             passes = ("fwd", "dgrad", "wgrad")
             return [self._run(w, self.tilings(w)[0]) for w in passes]
 
-        # Once before the recording, in which nothing may be compiled.
+        # The step runs once before it is recorded, since nothing may be compiled in a recording.
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):

@@ -56,8 +56,8 @@ def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[
             what, theirs, ours = names[name]
             lines += _move_rows(value, other, what, theirs, ours)
         elif other is not None and other.shape == value.shape:
-            # Into what state_dict gave, which shares its memory with the model; what does not fit
-            # keeps its new values.
+            # state_dict shares the model's memory, so this fills the model; what does not fit keeps
+            # its new values.
             value.copy_(other)
         else:
             fresh.append(name)

@@ -87,7 +87,7 @@ def flat_epochs(history: list[dict[str, Any]]) -> int:
     # By neighbours, which is enough: sparsity never rises, so no stage comes twice.
     stages = [list(rows) for _, rows in itertools.groupby(history, lambda row: row["sparsity"])]
     losses = [row["valid"]["total"] for row in stages[-1]] if stages else [0.0]
-    # The first of equal ones: to come level with it again is not to fall.
+    # The first of equal losses counts: reaching the lowest again is no improvement.
     return len(losses) - 1 - losses.index(min(losses))
 
 

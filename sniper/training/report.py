@@ -126,7 +126,8 @@ class TensorBoard(Observer):
         self._dataset, self._vocoder = dataset, vocoder
         self._hook = threading.excepthook
         with self._unless_full():
-            # What is at purge_step is dropped too.
+            # TensorBoard drops the points at purge_step too, and those of the last update are to
+            # stay.
             purge_step = update + 1 if update else None
             self._writer = SummaryWriter(self._folder, purge_step=purge_step)
             threading.excepthook = self._quietly
@@ -183,7 +184,8 @@ class TensorBoard(Observer):
                     writer.close()
 
     def _quietly(self, failed: threading.ExceptHookArgs) -> None:
-        # The thread that writes tells us too, and would print a traceback beside.
+        # TensorBoard's writing thread passes its error on to our calls, and would print a traceback
+        # as well.
         if type(failed.thread).__module__.startswith("tensorboard."):
             return
         self._hook(failed)

@@ -22,7 +22,7 @@ from sniper.training.progress import Progress
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.dataset import CorpusInfo
 
-# What reading contents of the wrong kind raises.
+# Reading contents of the wrong kind raises any of these.
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 
 
@@ -103,7 +103,7 @@ def refuse_other_speech(saved: Checkpoint, info: CorpusInfo, run: object) -> Non
         ConfigError: the vocabulary, the features or the statistics are others.
         CheckpointError: the checkpoint holds none.
     """
-    # Through JSON, which is how the saved one went: tuples are lists there.
+    # Through JSON, as the saved values went, which makes lists of tuples.
     there, here = section(saved, "speech"), json.loads(json.dumps(info.to_json()))
     try:
         read_speech(there)
@@ -161,7 +161,7 @@ def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool) -> None:
                 raise ValueError(f"expected initial values of {name}, got {_kind(values)}")
         sniper.load_state_dict(state)
     except _WRONG as error:
-        # These two a user can change; the rest says what a run of these settings saves.
+        # The user can change these two settings; any other fault means that the file is damaged.
         if isinstance(error, ValueError) and str(error).startswith(("schedule:", "block_size:")):
             raise ConfigError(f"sparsity: {error}") from None
         raise damaged(saved.path, "state.pt", f"sniper: {_reason(error)}") from None

@@ -91,7 +91,7 @@ def _take_up(config: Config, folder: Path, fresh: bool) -> tuple[Trainer, Featur
     data = prepare_data(config)
     train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     set_up_torch(config.train)
-    # A run that goes on has weights of its own.
+    # Only for a run that begins: one that goes on has weights of its own.
     begins = fresh or not checkpoint.exists(folder)
     initial = None
     if config.init is not None and begins:

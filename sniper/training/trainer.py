@@ -147,7 +147,9 @@ class Trainer:
         return True
 
     def _refuse_rise(self) -> None:
-        """A schedule by fractions stretches with `train.epochs`."""
+        """Refuses more epochs that would make the model sparser again, since a schedule by
+        fractions stretches with `train.epochs`.
+        """
         if self.sniper is None or self.done:
             return
         epoch, present = self.progress.epoch, self.sniper.sparsity
@@ -322,7 +324,8 @@ class Trainer:
             started = time.perf_counter()
             mean: dict[str, Tensor] = {}
             for batch in group:
-                # Of this group's own number: the last of an epoch may have fewer micro-batches.
+                # Divided by the size of this very group, as the last one of an epoch may be
+                # smaller.
                 values = self.step.backward(batch, 1 / len(group))
                 # A graph writes the next batch's loss to the same place.
                 self._unchecked.append((batch.ids, values["total"].clone()))

@@ -136,7 +136,9 @@ def damaged_file(data: dict[str, Any], folder: Path, files: list[str]) -> str | 
 
 
 def _of_values(data: dict[str, Any], name: str) -> str:
-    """Of the values and not of the bytes: a person may lay the file out anew."""
+    """The checksum of the values and not of the file's bytes, since a person may lay the file out
+    anew.
+    """
     sums = {file: value for file, value in data[CHECKSUMS].items() if file != name}
     # Through JSON once, since tuples and whole numbers as keys are read back as something else.
     plain = json.loads(json.dumps({**data, CHECKSUMS: sums}))

@@ -38,7 +38,7 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
         OSError: the lock cannot be written, with its name.
     """
     found = os.stat(folder)
-    # Not the path: one folder may have several.
+    # By device and inode and not by path, since several paths may lead to one folder.
     place = (found.st_dev, found.st_ino)
     if place in _held:
         yield
@@ -69,7 +69,8 @@ def _taken(path: Path, patient: bool) -> TextIO | None:
     try:
         # Not flock, whose locks a forked child inherits.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The one before may have removed the file between our opening and our locking it.
+        # The last holder of the lock may have removed the file between our opening and our locking
+        # it.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file

@@ -102,12 +102,14 @@ def align_corpus(
     entries, problems = [(line.id, line.text) for line in listing.lines], listing.problems
     wavs = {line.id: line.wav for line in listing.lines}
     for module in ("soundfile", "soxr", "tqdm", "praatio", "matplotlib"):
-        # All of them before the work, which may take hours until one is needed.
+        # All of them are asked for before the work, in which the last one may be needed after
+        # hours.
         require(module)
     settings = _settings(root, out, force, chosen, language, phones, lexicon, seed, steps)
     with open_folder(out, settings, force) as folder:
         marks = {name: fingerprint(text, wavs[name]) for name, text in entries}
-        # By id and fingerprint, never by place, as the preparation counts too.
+        # What is done is found by id and fingerprint and never by its place, which each new line of
+        # the metadata changes.
         todo = [(n, text) for n, text in entries if not folder.is_done(n, marks[n])]
         jobs = Jobs(wavs, folder, marks, workers or default_workers(), progress)
         known = {} if lexicon is None else read_variants(Path(lexicon))
@@ -153,7 +155,8 @@ def _settings(root, out, force, way, language, phones, lexicon, seed, steps) -> 
         return {**common, "phones": phones, "seed": seed, "steps": steps}
     words = EnglishWords({}, {} if lexicon is None else read_variants(Path(lexicon)))
     stress = "espeak-ng" if has_espeak() else "lexicon" if words.stress else "none"
-    # A finished alignment does not need what it was made with.
+    # What the folder was begun with goes first: a finished alignment stays valid where espeak-ng is
+    # not installed.
     return {**common, "stress": ({} if force else begun_with(out)).get("stress", stress)}
 
 

@@ -99,11 +99,11 @@ class FeatureConfig:
     @property
     def min_samples(self) -> int:
         """Shortest audio that can be analysed: reflect padding needs n_fft // 2 + 1 samples."""
-        # Shorter than a hop, it would have no frame.
+        # Audio that is shorter than a hop has no frame.
         return max(self.n_fft // 2 + 1, self.hop_length)
 
     def n_frames(self, n_samples: int) -> int:
         """Frames of `n_samples` samples: n // hop (the centred STFT's last frame is dropped)."""
-        # With the last frame a vocoder, which makes `hop_length` samples of each, would speak
-        # longer than the recording.
+        # With the STFT's last frame a vocoder, which makes `hop_length` samples of each, would
+        # speak longer than the recording.
         return n_samples // self.hop_length

@@ -33,7 +33,7 @@ def mel_to_amplitude(log_mel: torch.Tensor, config: FeatureConfig) -> torch.Tens
     """
     mel = log_mel.float()
     mel = 10.0**mel if config.log_base == "10" else mel.exp()
-    # The pseudo-inverse falls below zero between bands, and an amplitude cannot.
+    # The pseudo-inverse falls below zero between bands, and an amplitude cannot be negative.
     return (_inverse_mel(config).to(mel.device) @ mel.T).clamp_min(0.0)
 
 

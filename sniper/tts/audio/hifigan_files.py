@@ -107,7 +107,8 @@ def _find(path: Path) -> tuple[Path, _Reader]:
 
 def _read_original(path: Path) -> tuple[HifiGan, MelSettings]:
     c = _description(path.with_name("config.json"))
-    # The two kinds of residual block use so many of the dilations, however many are listed.
+    # The original's first kind of residual block uses three of the listed dilations and its second
+    # kind two, however many are listed.
     two_convs = str(c["resblock"]) == "1"
     used = 3 if two_convs else 2
     config = HifiGanConfig(
@@ -174,7 +175,7 @@ def _read_hugging_face(path: Path) -> tuple[HifiGan, MelSettings]:
 
 def _read_parallel_wavegan(path: Path) -> tuple[HifiGan, MelSettings]:
     c = _description(path.with_name("config.yml"))
-    # Its own loader mends this misspelling of some published configs.
+    # Some published configs say "kernal", which ParallelWaveGAN's own loader mends as well.
     g = {k.replace("kernal", "kernel"): v for k, v in c["generator_params"].items()}
     only = {
         "generator_type": (c.get("generator_type"), "HiFiGANGenerator"),
@@ -224,7 +225,7 @@ def _read_parallel_wavegan(path: Path) -> tuple[HifiGan, MelSettings]:
     )
     names = [
         (r"^input_conv\.", "pre."),
-        # The numbers: its layers are sequences whose first member is the activation.
+        # The numbers in these names come from sequences whose first member is the activation.
         (r"^output_conv\.1\.", "post."),
         (r"^upsamples\.(\d+)\.1\.", r"ups.\1."),
         (r"^blocks\.(\d+)\.convs1\.(\d+)\.1\.", r"blocks.\1.first.\2."),
@@ -242,7 +243,9 @@ def _stages(c: Mapping[str, Any], dilations: Any, used: int | None = None) -> di
 
 
 def _refuse_odd_surplus(config: HifiGanConfig) -> None:
-    """Where the programs have no output padding, such a stage gives one sample too many."""
+    """Refuse a kernel that exceeds its rate by an odd number: those programs have no output
+    padding, and such a stage would give them one sample too many.
+    """
     for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
         if (kernel - rate) % 2:
             raise ValueError(

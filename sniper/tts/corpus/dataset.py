@@ -83,7 +83,7 @@ class CorpusInfo:
             bins = info.features.n_mels
             check_info(info.vocabulary, bins, info.statistics, info.frontend, info.speech)
             check_speakers(info.speakers)
-        # What reading contents of the wrong kind raises.
+        # Reading contents of the wrong kind raises any of these.
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:200]
             missing = isinstance(error, KeyError)
@@ -189,7 +189,7 @@ class FeatureDataset(torch.utils.data.Dataset):
             raise damaged(self.path, str(error)) from error
         self.ids, self.texts = found
         self._statistics = [self.info.statistics_of(name) for name in self.info.speakers]
-        # Read often and small: kept in memory.
+        # The offsets are small and read for every utterance, so they are copied into memory.
         self._mel_offsets = np.array(self._tensors["mel_offsets"])
         self._token_offsets = np.array(self._tensors["token_offsets"])
 
@@ -341,7 +341,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         return self._batches_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Of nothing else, so that a resumed run deals the same batches.
+        # The order depends on nothing else, so that a resumed run deals the same batches.
         rng = np.random.default_rng([self.seed, self.epoch])
         batches = []
         for members, size in self.buckets:

@@ -121,7 +121,7 @@ def prepare_ljspeech(
 
 
 def _refuse_nul(**paths: str | Path | None) -> None:
-    """No file system has such a name, and Python's own message does not say whose it is."""
+    """Refuse a NUL in a path, for which Python's own message would not say in which one."""
     for name, path in paths.items():
         if path is not None and "\0" in str(path):
             raise SpeechError(f"{name}: a path holds no NUL, got {str(path)!r}")
@@ -143,7 +143,7 @@ def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> P
     out.mkdir(parents=True, exist_ok=True)
     try:
         with only_one(out):
-            # The one before may have finished meanwhile.
+            # The process that held the lock may have finished this corpus.
             return find_finished(out, plan, force) or make()
     except FolderInUse as error:
         raise FolderInUse(f"{error}; wait for it, or choose another --out") from None

@@ -64,7 +64,7 @@ class LexiconFrontend:
     kind: str = field(default="lexicon", init=False)
 
     def __post_init__(self) -> None:
-        # Corpora prepared before words had one form hold them as their files did.
+        # Corpora of earlier versions hold words as their files wrote them.
         keys: dict[str, str] = {}
         for word, phones in self.lexicon.items():
             keys.setdefault(word_key(word), phones)
@@ -114,7 +114,7 @@ class LexiconFrontend:
     def _tokens(self, text: str) -> list[tuple[list[str] | None, str]]:
         """(phonemes, word) in order; None where the lexicon does not hold the word."""
         found: list[tuple[list[str] | None, str]] = []
-        # In a text all in capitals they mark no acronym.
+        # Capitals mark an acronym only where other words have small letters.
         mixed_case = any(char.islower() for char in text)
         for part, held in self._held(text):
             if held:
@@ -130,7 +130,9 @@ class LexiconFrontend:
         return found
 
     def _held(self, text: str) -> list[tuple[str, bool]]:
-        """The text in parts, those apart that the lexicon holds although no word is cut so."""
+        """The text in parts; words that the lexicon holds, although the text would be cut inside of
+        them, are parts by themselves.
+        """
         if self._odd is None:
             return [(text, False)]
         parts: list[tuple[str, bool]] = []
@@ -159,7 +161,9 @@ class LexiconFrontend:
     def _word(
         self, word: str, mixed_case: bool, neighbours: list[str], first: bool
     ) -> list[tuple[list[str] | None, str]]:
-        """The word as it stands, without outer quotes, as letters, or the parts of a compound."""
+        """A word as the lexicon holds it, or without its outer quotes, or letter by letter, or as
+        the parts of a compound.
+        """
         stem = word.strip("'-_")
         # "Vitamin A" has the letter's name; at the beginning "A" is the article.
         if stem == "A" and mixed_case and (not first or _is_letter(neighbours[-1:])):

@@ -96,7 +96,7 @@ def power_words(exponent: str) -> str:
 
 def roman_value(text: str) -> int | None:
     """The value of a well-formed Roman numeral in capitals, else None."""
-    # The pattern takes an empty text too.
+    # The pattern matches an empty text too.
     if not text or not _ROMAN.fullmatch(text):
         return None
     values = [_ROMAN_VALUES[char] for char in text]

@@ -37,7 +37,7 @@ _REGNAL_NAMES = (
 )
 REGNAL = rf"\b({_REGNAL_NAMES})\s([VX])\b(?!['.]\w)|\b([A-Z][a-z]+)\s([IVX]{{2,}})\b(?!\.\w)"
 _CENTURY = r"\b([IVXLC]+)(?:st|nd|rd|th)?(?=\s(?:century|centuries)\b)"
-# Those that are names or abbreviations as well stay letters.
+# Numerals that are names or abbreviations as well, such as IV, stay letters.
 _BY_ITSELF = r"\b(?!(?:IV|VI|XI|XX|XXX|IX|XV)\b)([IVX]{2,})\b(?!')"
 ROMAN = rf"{_CENTURY}|\b(M[MDCLXVI]{{3,}})\b|(?<=\()([ivx]{{2,}})(?=\))|{_BY_ITSELF}"
 # Words that stand before a Roman numeral and are no names.

@@ -180,7 +180,7 @@ class _Reader:
         for index, part in enumerate(parts):
             found += self._phonemes[int(part)] if index % 2 else self._inside(part)
         if isinstance(self.frontend, LexiconFrontend):
-            # As the lexicon reads a whole sentence.
+            # The pauses at both ends are those that the lexicon gives a whole sentence.
             while found and found[-1] == PAUSE:
                 found.pop()
             found = [PAUSE] * self.frontend.leading_pause + found

@@ -101,7 +101,7 @@ def tuning_key(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -
     """Everything that times depend on; tokens by power of two, density in tenths."""
     rows, taps, inner = layout.shape
     machine = timings.machine(x.device)
-    # Coarsely, or every batch of another length would be tuned for minutes.
+    # Tokens count in powers of two, or every batch of another length would be tuned for minutes.
     tokens = (x.shape[0] * x.shape[1]).bit_length()
     return (
         f"triton {machine} {which} {x.dtype} {launch.kind(x)} {rows}x{taps}x{inner} blocks of "
@@ -159,7 +159,9 @@ def _warn_that_none_fits(op: str, block: int, kind: str, device: torch.device) -
 
 
 def _copy_engine_takes(t: Tensor) -> bool:
-    """Aligned to 16 bytes, rows too; a copy of what is not dense in its channels will be."""
+    """Whether address and rows are aligned to 16 bytes, or will be in the copy that is made of a
+    tensor whose channels are not dense.
+    """
     if not t.numel():
         return False
     if t.stride(-1) != 1:
