@@ -75,6 +75,7 @@ def charts(data: dict[str, Any]) -> dict[str, str]:
             figure, axis = pyplot.subplots(figsize=size, layout="constrained")
             plot(axis)
             text = io.StringIO()
+            # Without the date, so that equal results give an equal page.
             figure.savefig(text, format="svg", metadata={"Date": None})
             pyplot.close(figure)
             found[name] = data_uri("image/svg+xml", text.getvalue().encode())
@@ -172,6 +173,7 @@ def _panel(axis: Any, data: dict[str, Any], index: int) -> None:
     curves = [mean_curve(arm["runs"], "seconds", "loss") for arm in data["arms"]]
     if len(curves[reference]) > 2:
         late = curves[reference][len(curves[reference]) // 3 :]
+        # The same limits in every panel, or the eye would compare curves of different scales.
         axis.set_ylim(0.95 * min(c[:, 2].min() for c in curves if len(c)), 1.05 * late[:, 3].max())
         axis.set_xlim(0, 1.03 * max(c[-1, 0] for c in curves if len(c)))
 
@@ -216,6 +218,7 @@ def mask_image(blocks: list[int], bits: str) -> tuple[str, int]:
     pixels = picture(blocks, bits)
     shades = np.array([colors.to_rgba(c) for c in ("#e4e7eb", _MASK)])
     rgba = shades[np.nan_to_num(pixels).astype(int)]
+    # Transparent, so that the gap has the page's colour.
     rgba[np.isnan(pixels)] = 0.0
     file = io.BytesIO()
     image.imsave(file, rgba, format="png")

@@ -94,6 +94,8 @@ def _arm(
 ) -> dict[str, Any]:
     own = _by_seed(runs)
     is_reference = arm.name == matrix.reference
+    # Seed by seed, since runs of one seed share initial weights and order of data; a difference
+    # within such a pair has less noise.
     pairs = [(own[seed], reference[seed]) for seed in own if seed in reference]
     # Masks differ by seed, and the pictures show one of them.
     evaluated = next((r["evaluation"] for r in runs if r["evaluation"]), None)
@@ -127,6 +129,8 @@ def _loss(values: list[float]) -> dict[str, float | None]:
 
 
 def _speed(history: Sequence[timing.Row]) -> float:
+    # All frames over all seconds: a mean of the epochs' rates would count a short epoch as much as
+    # a long one.
     return sum(row["frames"] for row in history) / sum(row["seconds"] for row in history)
 
 
@@ -240,6 +244,7 @@ def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
+    # A mean over some of the seeds only would compare with nothing.
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
