@@ -42,6 +42,7 @@ def add_options(parser: Any) -> None:
         help="what --align learned aligns: phones by espeak-ng, or letters (default: espeak)",
     )
     parser.add_argument(
+        # No default here: only `learned` takes steps, and has its own.
         "--align-steps",
         type=_positive,
         metavar="N",

@@ -102,6 +102,7 @@ def check_split(
     tokens = _tensor(tensors, "tokens", np.int32, (None,))
     durations = _tensor(tensors, "durations", np.int32, (len(tokens),))
     for name in ("pitch", "energy"):
+        # NaN is allowed: a token without frames has no value, and a whisper no pitch.
         values = _tensor(tensors, name, np.float32, (len(tokens),))
         if np.isinf(values).any():
             raise ValueError(f"{name} is infinite")
