@@ -149,7 +149,8 @@ def doubtful(message: str) -> Verdict:
 
 
 def _warn(verdicts: dict[str, Verdict], where: str) -> None:
-    """Warns once for each reason and not for each family, since without a compiler all fail alike."""
+    """Warns once for each reason, not for each family: without a compiler all of them fail alike.
+    """
     by_reason: dict[str, list[str]] = {}
     for name, verdict in verdicts.items():
         if not verdict.ok:

@@ -83,7 +83,7 @@ def _join(found: list[str], words: str) -> None:
 
 
 def _as_known(written_form: str, words: str, known: Container[str]) -> str:
-    """The written form, such as "mr", where a corpus was aligned with that and not with its words."""
+    """The written form, such as "mr", where a corpus was aligned with it and not with its words."""
     key = word_key(written_form.rstrip("."))
     bare = words.rstrip(".,")
     if key.isalpha() and key in known and not all(word_key(w) in known for w in bare.split()):
