@@ -149,8 +149,7 @@ def doubtful(message: str) -> Verdict:
 
 
 def _warn(verdicts: dict[str, Verdict], where: str) -> None:
-    """Warns once for each reason, not for each family: without a compiler all of them fail alike.
-    """
+    """Warns once for each reason, not for each family: without a compiler all fail alike."""
     by_reason: dict[str, list[str]] = {}
     for name, verdict in verdicts.items():
         if not verdict.ok:

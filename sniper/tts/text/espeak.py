@@ -92,7 +92,7 @@ def clean_text(text: str) -> str:
 
     Quotes and brackets would put pauses inside a clause that no punctuation token stands for.
     """
-    # Titles come first: the later steps would take their dots for the ends of sentences.
+    # Titles come first: the steps below take every dot that is left for the end of a clause.
     text = _TITLES.sub(r"\1", text)
     text = re.sub(r"\s+--?\s+|--", ", ", text.replace("—", ", ").replace("–", ", "))
     text = re.sub("[\"“”„«»*_<>|\\\\]|(?<!\\w)['‘’]|['’](?!\\w)", " ", text)
