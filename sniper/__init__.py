@@ -4,6 +4,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# Editors and type checkers do not run `__getattr__`, which loads these names.
 if TYPE_CHECKING:
     from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
     from sniper.sparsity import (
@@ -45,6 +46,7 @@ def __getattr__(name: str) -> Any:
         for room in ("layers", "sparsity"):
             found = getattr(import_module(f"sniper.{room}"), name, None)
             if found is not None:
+                # Python asks `__getattr__` for what is not there, so each name is looked for once.
                 globals()[name] = found
                 return found
     raise AttributeError(f"module 'sniper' has no attribute {name!r}")

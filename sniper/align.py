@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
+    # argparse makes a message of the ValueError that text without a number raises.
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
@@ -57,12 +58,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _main(argv)
     except KeyboardInterrupt:
+        # On a line of its own, since the cursor stands behind the progress bar.
         print("\nstopped; the same command continues from here", file=sys.stderr)
         return 130
 
 
 def _main(argv: list[str] | None) -> int:
     options = vars(_parser().parse_args(argv))
+    # The imports come after the arguments: --help and a mistake are answered before torch has
+    # loaded.
     how, progress = take_options(options), not options.pop("quiet")
     from sniper.tts.aligners.run import align_corpus
     from sniper.tts.errors import NothingUsable, SpeechError
@@ -70,6 +74,7 @@ def _main(argv: list[str] | None) -> int:
     try:
         print_report(align_corpus(**options, **how, progress=progress))
         return 0
+    # It is a SpeechError too, so it has to come first.
     except NothingUsable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -70,6 +70,7 @@ def run() -> NoReturn:
 
 def _module(name: str) -> str:
     """The module that holds a command's `main`."""
+    # compare is a package, whose command is where `python -m` looks for it.
     return "sniper.compare.__main__" if name == "compare" else f"sniper.{name}"
 
 

@@ -43,6 +43,8 @@ def versions() -> dict[str, str]:
 
     found = {"sniper": __version__, "python": platform.python_version(), "torch": torch.__version__}
     found["CUDA of torch"] = str(torch.version.cuda or "none")
+    # Asked of their metadata: a Triton that cannot be imported has a version too, and it is wanted
+    # here.
     for package in ("triton", "numpy"):
         try:
             found[package] = version(package)
@@ -84,6 +86,7 @@ def cache() -> dict[str, Any]:
     try:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
+        # By writing, since permissions say nothing about a file system that is full or read-only.
         with tempfile.TemporaryFile(dir=folder):
             writable = True
     except (OSError, RuntimeError) as error:
@@ -161,6 +164,7 @@ def layers(config: Config) -> dict[str, Any]:
     from sniper.training.trainer import make_sniper
     from sniper.tts.model.fastspeech2 import FastSpeech2
 
+    # Whoever asks wants the best choice; a training run must keep even an unsure one.
     timings.look_again()
     device = usable_device(config)
     set_up_torch(config.train)
@@ -172,7 +176,9 @@ def layers(config: Config) -> dict[str, Any]:
         result["why"] = "no blocks are pruned: every layer is torch's own"
         return result
     batch = _batch(features.n_mels, min(config.train.max_frames, 4000)).to(device)
+    # Masks of random data do: the times depend on density and shape, not on which blocks are kept.
     snip.score([batch], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
+    # The rate is 0, but an optimizer has to be there for the masks to be put on.
     snip.step(0, torch.optim.SGD(model.parameters(), lr=0.0))
     bf16 = config.train.precision == "bf16"
     # A step that is recorded as a graph chooses by time on the device.
@@ -197,6 +203,7 @@ def usable_device(config: Config) -> torch.device:
         device = pick_device(config.train.device)
         check_precision(device, config.train.precision)
         if device.type == "cpu":
+            # It refuses a recording that is asked of a CPU; on a GPU it would set one up.
             pick_recorder(device, config.train.cuda_graphs)
     except ValueError as error:
         raise Unusable(str(error)) from None
@@ -209,6 +216,7 @@ def _batch(n_mels: int, frames: int):
 
     from sniper.tts.corpus.batch import Batch
 
+    # Six seconds, about LJSpeech's mean: times depend on the lengths that a batch has.
     size, tokens, each = max(1, frames // 540), 90, 6
     if frames < 540:
         tokens = max(1, frames // each)
@@ -243,6 +251,7 @@ def report(options: argparse.Namespace, found: dict[str, Any]) -> None:
         found["CPU"] = cpu()
         found["extension"] = extension()
     except ImportError as error:
+        # All that follows needs the extension, so the report ends here.
         problems.append(f"the extension cannot be loaded, build sniper again: {error}")
         return
     found["cache"] = cache()
@@ -255,6 +264,7 @@ def report(options: argparse.Namespace, found: dict[str, Any]) -> None:
 
         built = "sees none" if torch.version.cuda else "is a build without CUDA"
         found["why no GPU"] = f"torch {built}"
+        # The usual reason on a shared machine: a job without a GPU gets an empty list.
         if "CUDA_VISIBLE_DEVICES" in os.environ and torch.version.cuda:
             found["why no GPU"] += f": CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r}"
     for index, gpu in enumerate(found["GPUs"]):
@@ -345,6 +355,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report(options, found)
     except ImportError as error:
+        # A module of ours that is missing is our fault, and wants its traceback.
         if (error.name or "sniper").startswith("sniper"):
             raise
         status, message = 1, f"--config: {error}: pip install 'sniper-tts[tts]'"
@@ -356,6 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     if message:
         print(f"error: {message}", file=sys.stderr)
         found["error"] = message
+    # With an error too: what was found until then is what a bug report needs.
     if options.json:
         print(json.dumps(found, indent=2))
     elif not message:

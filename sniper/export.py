@@ -49,12 +49,14 @@ def main(argv: list[str] | None = None) -> int:
         "-o", "--output", required=True, type=path_argument, help="FILE.onnx or FILE.pt2"
     )
     options = parser.parse_args(argv)
+    # Before the imports, which take seconds.
     if options.output.suffix not in (".onnx", ".pt2"):
         print(f"error: expected a name in .onnx or .pt2, got {options.output}", file=sys.stderr)
         return 2
     try:
         return _export(options)
     except ImportError as error:
+        # A module of ours that is missing is our fault, and wants its traceback.
         if (error.name or "sniper").startswith("sniper"):
             raise
         print(f"error: {error}: pip install 'sniper-tts[tts,export]'", file=sys.stderr)
@@ -91,6 +93,7 @@ def _export(options: argparse.Namespace) -> int:
                 file.write(made.getbuffer())
         inputs = {SPEAKER: "int64 [1], place in `speakers`"} if info.speakers else {}
         outputs = {AUDIO: "float32 [T * hop_length] within [-1, 1]"} if sound is not None else {}
+        # Copies: a second call in this process must not find the first one's entries.
         about = {part: {**ABOUT[part]} for part in ABOUT}
         about["inputs"] |= inputs
         about["outputs"] |= outputs

@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "2 wrong arguments or settings or a missing package, 130 stopped by Ctrl-C. A stopped run "
         "is continued by the same command.",
     )
+    # A parent's own --help would collide with that of the sub-commands.
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--out", required=True, type=path_argument, help="folder for the feature files"
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--quiet", action="store_true", help="no progress bar")
     settings = shared.add_argument_group("features (a vocoder must agree with them)")
     for field in dataclasses.fields(FeatureConfig):
+        # Of the default, since postponed evaluation makes text of the annotations.
         kind = {int: int, float: float}.get(type(field.default), str)
         name = "--" + field.name.replace("_", "-")
         help_text = f"default: {field.default}"
@@ -112,6 +114,7 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
     asked, given = how["way"] is not None, options["textgrids"] is not None
     if given and asked:
         raise ValueError("--align makes TextGrids and --textgrids has them: give one of the two")
+    # An explicit --align goes before alignments that lie in the corpus.
     if given or (has_alignments(options["root"]) and not asked):
         return
     shared = {
@@ -119,6 +122,7 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
     }
     out = (options["out"] / "alignment").resolve()
     aligned = align_corpus(out=out, **shared, **how, progress=progress)
+    # What was aligned before was reported then.
     if aligned.fresh:
         print_report(aligned)
     options["textgrids"] = aligned.textgrids
@@ -154,6 +158,7 @@ def _report(prepared: Prepared) -> None:
 def _report_health(prepared: Prepared, strict: bool) -> int:
     """Print what is unusual; the exit status."""
     for line in prepared.health:
+        # Apart from the counts, which a script may read from standard output.
         print(f"health: {line}", file=sys.stderr)
     unusual = bool(prepared.health or prepared.problems)
     if strict and unusual:
@@ -166,6 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _main(argv)
     except KeyboardInterrupt:
+        # On a line of its own, since the cursor stands behind the progress bar.
         print("\nstopped; the same command continues from here", file=sys.stderr)
         return 130
 
@@ -180,6 +186,8 @@ def _main(argv: list[str] | None) -> int:
     strict = options.pop("strict")
     try:
         names = [field.name for field in dataclasses.fields(FeatureConfig)]
+        # Inside of the try: settings that do not fit each other are a ValueError, which is told in
+        # one line.
         features = FeatureConfig(**{name: options.pop(name) for name in names})
         if command == "ljspeech":
             _with_textgrids(options, not quiet)
@@ -187,6 +195,7 @@ def _main(argv: list[str] | None) -> int:
         prepared = run(**options, features=features, progress=not quiet)
         _report(prepared)
         return _report_health(prepared, strict)
+    # It is a SpeechError too, so it has to come first.
     except NothingUsable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -72,12 +72,14 @@ def main(argv: list[str] | None = None) -> int:
     if options.output is None and options.mel is None:
         print("error: nothing to write: give -o FILE.wav or --mel FILE.npy", file=sys.stderr)
         return 2
+    # A terminal would take some of the bytes for commands.
     if _to_stdout(options) and sys.stdout.isatty():
         print("error: -o - writes sound: let standard output go to a file or pipe", file=sys.stderr)
         return 2
     try:
         return _speak(options)
     except ImportError as error:
+        # A module of ours that is missing is our fault, and wants its traceback.
         if (error.name or "sniper").startswith("sniper"):
             raise
         print(f"error: {error}: pip install 'sniper-tts[tts]'", file=sys.stderr)
@@ -115,8 +117,9 @@ def _speak(options: argparse.Namespace) -> int:
         if options.speaker is None and len(speaker.info.speakers) > 1:
             names = len(speaker.info.speakers)
             print(f"note: spoken by {speaker.who()}, the first of {names}", file=sys.stderr)
+    # An OSError as well, but no error to tell: `exit_with` ends without a word.
     except BrokenPipeError:
-        raise  # whoever listened has gone
+        raise
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -174,10 +177,12 @@ def _write(speech, features, output: Path | None, mel: Path | None) -> None:
         name = "standard output" if piped else output
         print(f"{name}: {len(speech.audio) / features.sample_rate:.2f} s", file=said)
     if mel is not None:
+        # np.save adds the ending to a name, but not to an open file.
         mel = mel if mel.suffix == ".npy" else Path(f"{mel}.npy")
         with atomic_write(mel) as file:
             np.save(frames := io.BytesIO(), speech.mel)  # numpy would not say that the disk is full
             file.write(frames.getbuffer())
+        # Another vocoder has to know rate, hop and logarithm, and .npy cannot hold them.
         write_json(mel.with_suffix(".json"), features.to_json())
         print(
             f"{mel}: {speech.mel.shape[0]} frames; its settings are in {mel.stem}.json", file=said

@@ -47,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _main(argv)
     except ImportError as error:
+        # A module of ours that is missing is our fault, and wants its traceback.
         if (error.name or "sniper").startswith("sniper"):
             raise
         print(f"error: {error}: pip install 'sniper-tts[demo]'", file=sys.stderr)
@@ -56,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str] | None) -> int:
+    # The imports come after the arguments: --help and a mistake are answered before torch has
+    # loaded.
     options = _parser().parse_args(argv)
 
     from sniper.training.checkpoint import CheckpointError
@@ -65,10 +68,13 @@ def _main(argv: list[str] | None) -> int:
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
 
+    # --fresh once more would delete what has just been saved.
     again = "the same command" + (" without --fresh" if options.fresh else "")
     try:
+        # From here on, so that SIGTERM during a long preparation ends as Ctrl-C does.
         with signals(interrupt):
             init = [f"init={options.init}"] if options.init is not None else []
+            # --init comes last, so that it wins over an `init=` among the overrides.
             config = load(options.config, [*options.overrides, *init])
             with open_run(config, options.fresh) as trainer:
                 trainer.fit()

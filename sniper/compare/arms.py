@@ -79,6 +79,8 @@ class Matrix:
             ConfigError: naming the arm.
         """
         own = (f"name={arm.name}-seed-{seed}", f"output={folder}")
+        # Behind the arm's own settings, since runs beside each other must share the cores as the
+        # comparison says.
         own += (f"train.seed={seed}", f"train.threads={threads}")
         try:
             return load(arm.config, [*arm.overrides, *own])
@@ -150,6 +152,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+    # By the reader of the settings, which refuses a key that is there twice.
     data = parse(text, str(path))
     if not isinstance(data, dict) or "arms" not in data:
         raise ConfigError(f"{path}: expected a mapping with `config` and `arms`")

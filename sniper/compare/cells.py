@@ -25,7 +25,7 @@ def number(value: float | None, digits: int = 0, scale: float = 1) -> str:
 
     def write(value: float) -> str:
         text = f"{value * scale:,.{digits}f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-        # Minus zero says something that the digits do not.
+        # A rounded "-0.0" would claim a sign that the digits do not show.
         return text.lstrip("-") if float(f"{value * scale:.{digits}f}") == 0 else text
 
     return _shown(value, write)

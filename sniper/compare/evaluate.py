@@ -76,7 +76,7 @@ def load_truth(
     count = min(sentences, len(dataset))
     truth, features = Truth(dataset, [], vocoder), dataset.info.features
     known = _read_f0(folder / "f0.npz", dataset, count)
-    # Nothing is kept by a comparison of before there was a choice: that was Griffin-Lim.
+    # Comparisons of earlier versions noted no vocoder, since they had no choice but Griffin-Lim.
     same_voice = files.read_json(folder / "vocoder.json") == vocoder
     speak = load_vocoder(vocoder, features)
     for index in range(min(SPOKEN, count)):
@@ -96,7 +96,7 @@ def load_truth(
     for index in range(count):
         audio = mel_to_audio(truth.mel(index), features, n_iter=F0_ITERATIONS)
         truth.f0.append(f0(audio, features))
-    # Last: where it is, the rest belongs to the same sentences.
+    # Written last: where this file is, the other files belong to the same sentences.
     named = {f"f0-{i}": value for i, value in enumerate(truth.f0)}
     files.write_arrays(folder / "f0.npz", {"ids": np.array(dataset.ids[:count]), **named})
     return truth
@@ -170,7 +170,7 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
         "checkpoints": checkpoints,
         "layers": masks_by_layer(run),
     }
-    # As it is read again: NaN is null there.
+    # The result is given as it will be read again, with null for NaN.
     plain = json.loads(files.dumps(result))
     files.write_json(run / EVALUATION, sealed(plain, EVALUATION, run, []))
     return result

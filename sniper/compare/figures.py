@@ -53,7 +53,7 @@ def write_loss(data: dict[str, Any], folder: Path) -> Path:
         for axis, x in zip(axes, _X, strict=True):
             plot_loss(axis, data, x)
         axes[1].set_ylabel("")
-        # Beside the charts, where it hides no curve.
+        # The legend lies beside the charts, where it hides no curve.
         handles = axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside right center", frameon=False)
         picture = io.BytesIO()
@@ -68,13 +68,15 @@ def charts(data: dict[str, Any]) -> dict[str, str]:
     `frames_per_second`, and `panel-0`, ... (loss by seconds of each arm against the reference).
     """
     found: dict[str, str] = {}
-    # Type that is set by the browser, and names that are the same each time.
+    # Text stays text for the browser to set, and ids are the same each time, so that equal data
+    # give equal files.
     with _pyplot(11, **{"svg.fonttype": "none", "svg.hashsalt": "sniper"}) as pyplot:
 
         def draw(name: str, size: tuple[float, float], plot: Callable[[Any], None]) -> None:
             figure, axis = pyplot.subplots(figsize=size, layout="constrained")
             plot(axis)
             text = io.StringIO()
+            # Without the date, so that equal results give an equal page.
             figure.savefig(text, format="svg", metadata={"Date": None})
             pyplot.close(figure)
             found[name] = data_uri("image/svg+xml", text.getvalue().encode())
@@ -172,6 +174,7 @@ def _panel(axis: Any, data: dict[str, Any], index: int) -> None:
     curves = [mean_curve(arm["runs"], "seconds", "loss") for arm in data["arms"]]
     if len(curves[reference]) > 2:
         late = curves[reference][len(curves[reference]) // 3 :]
+        # The same limits in every panel, or the eye would compare curves of different scales.
         axis.set_ylim(0.95 * min(c[:, 2].min() for c in curves if len(c)), 1.05 * late[:, 3].max())
         axis.set_xlim(0, 1.03 * max(c[-1, 0] for c in curves if len(c)))
 
@@ -216,6 +219,7 @@ def mask_image(blocks: list[int], bits: str) -> tuple[str, int]:
     pixels = picture(blocks, bits)
     shades = np.array([colors.to_rgba(c) for c in ("#e4e7eb", _MASK)])
     rgba = shades[np.nan_to_num(pixels).astype(int)]
+    # Transparent, so that the gap has the page's colour.
     rgba[np.isnan(pixels)] = 0.0
     file = io.BytesIO()
     image.imsave(file, rgba, format="png")

@@ -278,7 +278,8 @@ class _Clock:
             return "no epoch left"
         if not done:
             return "time left unknown"
-        # By this session's epochs alone: what was done before may have run on another machine.
+        # Estimated from the epochs since this start alone: those before may have run on another
+        # machine.
         seconds = (time.monotonic() - self._began) / done * left
         return f"about {seconds / 60:.0f} min left"
 

@@ -99,6 +99,8 @@ def stages(arm: dict[str, Any], reference: dict[str, Any]) -> list[dict[str, Any
         ratio: Any = cells.NOTHING
         if len(theirs) == 1:  # with several, there is no one rate to divide by
             spreads = [s for s in (rate.spread, theirs[0].spread) if s is not None]
+            # A ratio is as unsure as the less steady of its two rates, and if one is not known, so
+            # is the ratio.
             judged = rates.Judgement(max(spreads) if len(spreads) == 2 else None, together)
             ratio = cells.ratio(rate.p50 / theirs[0].p50, judged)
         result.append({**stage, "rate": rate, "ratio": ratio})
@@ -178,6 +180,7 @@ def find_voices(data: dict[str, Any], runs: Sequence[Run], truth: Path) -> list[
             ("truth, same vocoder", truth / f"{index}.mp3"),
         ]
         for arm in data["arms"]:
+            # An older sample may still lie in the folder of a run that goes on.
             if any(run["status"] == "trained" for run in arm["runs"][:1]):
                 clips.append((arm["label"], first[arm["name"]] / "samples" / f"{index}.mp3"))
         there = [

@@ -44,7 +44,8 @@ def f0(audio: np.ndarray, features: FeatureConfig) -> np.ndarray:
     shortest = int(np.ceil(FINE * rate / features.f0_max))
     longest = min(int(np.ceil(FINE * rate / features.f0_min)), FINE * size // 2)
     lags = np.arange(shortest, longest + 1)
-    # The window's own falls with the lag; dividing by it keeps low voices from looking unvoiced.
+    # The window's own autocorrelation falls with the lag; dividing by it keeps low voices from
+    # looking unvoiced.
     value = _autocorrelation(frames * window, longest) / _autocorrelation(window[None], longest)
     value = value[:, shortest:]
     # A multiple of the period fits nearly as well; the shorter one is meant.

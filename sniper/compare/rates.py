@@ -120,6 +120,7 @@ def overlap(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) ->
         one, other: beginnings and ends of each run's sessions, in seconds.
     """
     common = sum(max(0.0, min(b, d) - max(a, c)) for a, b in one for c, d in other)
-    # Of the shorter one: a sparse run that ends early ran beside the dense one for all of its time.
+    # Shares of the shorter run's time: a sparse run that ends early ran beside the dense one for
+    # all of its time.
     shorter = min(sum(b - a for a, b in spans) for spans in (one, other))
     return common / max(shorter, 1e-9)

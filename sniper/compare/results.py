@@ -69,7 +69,7 @@ def read_run(run: Run) -> dict[str, Any]:
         progress = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
     history = progress.get("history", [])
     how = status(run.folder) or "not begun"
-    # It came to its end once, and more epochs are asked for now.
+    # The run came to its end before, and more epochs are asked for now.
     if how == "trained" and not run.trained():
         how = "stopped"
     return {
@@ -94,6 +94,8 @@ def _arm(
 ) -> dict[str, Any]:
     own = _by_seed(runs)
     is_reference = arm.name == matrix.reference
+    # Seed by seed, since runs of one seed share initial weights and order of data; a difference
+    # within such a pair has less noise.
     pairs = [(own[seed], reference[seed]) for seed in own if seed in reference]
     # Masks differ by seed, and the pictures show one of them.
     evaluated = next((r["evaluation"] for r in runs if r["evaluation"]), None)
@@ -127,6 +129,8 @@ def _loss(values: list[float]) -> dict[str, float | None]:
 
 
 def _speed(history: Sequence[timing.Row]) -> float:
+    # All frames over all seconds: a mean of the epochs' rates would count a short epoch as much as
+    # a long one.
     return sum(row["frames"] for row in history) / sum(row["seconds"] for row in history)
 
 
@@ -155,7 +159,7 @@ def _stages(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Stages of the schedule with frames/s as mean and standard deviation over seeds."""
     by_run = [timing.stages(run["history"]) for run in runs]
     result = []
-    # As far as every seed went.
+    # Only the stages that every seed has reached: a mean beyond would be over fewer seeds.
     for same in zip(*by_run, strict=False):
         rates = [stage["frames_per_second"] for stage in same]
         mean, sd = mean_sd(rates)
@@ -240,6 +244,7 @@ def mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
+    # A mean over some of the seeds only would compare with nothing.
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 

@@ -71,7 +71,7 @@ def time_to_loss(
     """
     reference_losses, reference_clock = losses(reference), seconds(reference)
     arm_losses, arm_clock = losses(history), seconds(history)
-    # Rows of earlier versions have none.
+    # Rows of earlier versions lack this value.
     extra = score_seconds + np.cumsum([row.get("change_seconds") or 0.0 for row in history])
     result = []
     for fraction in FRACTIONS:

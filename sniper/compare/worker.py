@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     from sniper.tts.errors import SpeechError
 
     try:
-        # One that an earlier comparison left may still be saving.
+        # A worker that an earlier comparison left behind may still be saving.
         with only_one(options.run, wait=_SAVING_SECONDS):
             return _work(options)
     except (SpeechError, ConfigError, CheckpointError, OutOfMemory, OSError) as error:
@@ -82,10 +82,12 @@ def _work(options: argparse.Namespace) -> int:
             print(f"diverged: {error}", file=sys.stderr)
             _record(folder, "diverged", str(error), started)
             return 0
+        # Ctrl-C and SIGTERM too: the seconds up to here count as the run's own.
         except BaseException:
             _record(folder, "stopped", "", started)
             raise
         _record(folder, "trained", "", started)
+    # A run that was trained before comes here without the training's set-up.
     set_up_torch(config.train)
     valid = FeatureDataset(prepare_data(config) / "valid.safetensors")
     options.truth.mkdir(parents=True, exist_ok=True)
@@ -130,6 +132,7 @@ def _record(folder: Path, how: str, message: str, started: float | None = None) 
     result |= {"status": how, "message": message}
     if started is not None:
         now = time.time()
+        # Added to earlier sessions; a clock that was set back must not take from them.
         result["wall_seconds"] += max(0.0, now - started)
         result["spans"] = [*result["spans"], [started, now]]
         result["machine"] = machine()

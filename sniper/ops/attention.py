@@ -89,6 +89,7 @@ def _attention(
     probabilities = q.new_empty(heads, batch, length, k.shape[1])
     q_heads, k_heads, v_heads = (_split(t, heads) for t in (q, k, v))
     for q_head, k_head, scores in zip(q_heads, k_heads, probabilities, strict=True):
+        # bmm takes strides, so a head need not be copied out of q and k.
         torch.bmm(q_head, k_head.transpose(1, 2), out=scores)
     scale = 1 / math.sqrt(channels // heads)
     dropped = softmax_dropout_(probabilities, key_mask, scale, p, int(seed))
@@ -143,6 +144,7 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dy, _):
     q, k, v, probabilities, seed = ctx.saved_tensors
+    # The gradient of a sum comes expanded, with strides of 0.
     return *_attention_grad(dy.contiguous(), q, k, v, probabilities, ctx.p, seed), *[None] * 4
 
 

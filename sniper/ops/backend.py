@@ -105,6 +105,7 @@ def check_shape(name: str, t: Tensor, shape: tuple[int | None, ...]) -> None:
     Raises:
         ValueError: names expected and got.
     """
+    # The rank first, since a strict zip raises an error of its own.
     fits = len(shape) == t.dim() and all(
         w is None or w == g for w, g in zip(shape, t.shape, strict=True)
     )

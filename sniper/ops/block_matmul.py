@@ -68,7 +68,9 @@ def block_matmul(
         y = _by_torch(x, weight, bias, layout, geometry)
         return y if p is None else relu_then_dropout(y, p)
     padding = (geometry.dilation, geometry.pad_left, geometry.pad_right)
+    # At p = 1 the scale is infinite; torch's own dropout defines that result.
     if p is not None and 0 <= p < 1 and elementwise.takes(x):
+        # Without dropout nothing is drawn, or torch's generator would move on.
         seed = draw_seed(x.device) if p else None
         return _fwd(x, weight, bias, layout.handle, *padding, True, p, seed)
     y = _fwd(x, weight, bias, layout.handle, *padding, False, 0.0, None)
@@ -105,6 +107,7 @@ def _by_torch(
     if not layout.outgrown:
         mask = layout.element_mask()  # [N, taps, C]
         mask = mask[:, 0] if weight.dim() == 2 else mask.permute(0, 2, 1)
+        # Not a product with the mask, which makes NaN of an infinite value in a pruned block.
         weight = torch.where(mask, weight, 0)
     if weight.dim() == 2:
         weight = weight.unsqueeze(2)
@@ -123,9 +126,10 @@ def _check(
         if other is not None and other.device != x.device:
             raise ValueError(f"{name}: expected x's device {x.device}, got {other.device}")
     there = layout.block_mask.device
+    # A meta tensor has shapes alone, which any device's layout can answer.
     if x.device.type != "meta" and there != x.device:
         raise ValueError(f"layout: expected x's device {x.device}, got {there}; use layout.to")
-    # A linear layer takes no rows, as torch's does.
+    # A linear layer takes an input of 0 rows, as torch's does; a convolution does not.
     if geometry.out_length(x.shape[1]) < (0 if geometry.taps == 1 else 1):
         span = geometry.dilation * (geometry.taps - 1) + 1
         raise ValueError(
@@ -157,6 +161,7 @@ def _fwd(
     number = 0 if seed is None else seed if seed.is_cuda else int(seed)
     epilogue = Epilogue(relu, p, number)
     args = (x, as_matrix(weight), bias, epilogue)
+    # The layout comes as a number, since the schema of a custom op knows no objects of ours.
     return dispatch.choose("fwd", find_layout(layout), geometry, *args)()
 
 
@@ -200,6 +205,7 @@ def _wgrad(
     """dL/dW and dL/db, which is empty unless `bias`."""
     geometry = Geometry(taps, dilation, pad_left, pad_right)
     dw, db = dispatch.choose("wgrad", find_layout(layout), geometry, dy, x, bias)()
+    # A custom op cannot return None for a tensor.
     return dw, dy.new_empty(0) if db is None else db
 
 
@@ -238,6 +244,7 @@ def _save(ctx, inputs, output):
     ctx.geometry = geometry
     # The module may be gone when its graph runs backward: the layout itself must stay until then.
     ctx.layout = find_layout(handle)
+    # y itself says what ReLU and dropout let through, so no mask is kept.
     ctx.save_for_backward(x, weight, output if ctx.relu else None)
 
 
@@ -246,6 +253,7 @@ def _backward(ctx, dy):
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
     handle = ctx.layout.handle
     dx = dw = db = None
+    # A GPU's kernel for ReLU's gradient sums its result in the same visit.
     if ctx.relu and need_b and TRITON.serves(dy):
         dy, db = relu_dropout_grad_bias(dy, y, ctx.p)
     elif ctx.relu:
@@ -254,6 +262,7 @@ def _backward(ctx, dy):
         dx = _dgrad(dy, weight, handle, *ctx.geometry, x.shape[1])
     if need_w:
         summed = need_b and db is None
+        # Straight to .grad where that is safe: autograd would read and write the pruned blocks too.
         into = gradients.place_of(weight)
         args = (dy, x, _taps(weight), summed, handle, *ctx.geometry)
         if into is None:

@@ -26,17 +26,21 @@ def locked(name: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, RuntimeError, ImportError):
+            # Here, since Windows has none, and then nobody waits.
             import fcntl
 
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(folder / name, "w"))
+            # The file is never removed: who waits for it would then lock a file that nobody else
+            # sees.
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def replace_file(path: Path, text: str) -> bool:
     """Writes a file in one go; whether the folder could be written."""
+    # A name for each process, as two may write at once where no lock can be had.
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -116,6 +116,7 @@ def choose(
     call = _call(chosen, which, layout, geometry, args)
     if into is None:
         return call
+    # It adds in place by itself; others give a matrix, which is added afterwards.
     if chosen is CPU:
         return partial(CPU.wgrad, args[0], args[1], layout, geometry, args[2], into)
     return partial(_add_to, into, call)
@@ -131,6 +132,7 @@ def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:
     if layout.outgrown:
         return [DENSE]  # it alone reads the whole weight
     ours = [b for b in (TRITON, CPU) if b.takes(which, x, layout)]
+    # torch comes last, where `timings.fastest` expects what is trusted.
     return [*ours, DENSE]
 
 

@@ -149,7 +149,7 @@ def _save_y(ctx, inputs, output):
 
 
 def _second_backward(ctx, ddz, ddb=None):
-    # The gradient is linear in dy; a step in y that leaves its sign does not change it.
+    # The gradient is linear in dy and depends on y by its sign alone, so y has no gradient.
     ddz = ddz if ddb is None else ddz + ddb
     return relu_dropout_grad(ddz, ctx.saved_tensors[0], ctx.p), None, None
 

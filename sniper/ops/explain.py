@@ -37,6 +37,7 @@ def last_runs(model: nn.Module) -> dict[str, dict[str, float | str]]:
     """By layer: its density and, for each pass that has run, what ran last and why."""
     found = {}
     for name, module in model.named_modules():
+        # By attribute, not by class: the layers import this package, and it cannot import them.
         layout = getattr(module, "layout", None)
         if isinstance(layout, BlockLayout):
             runs = dispatch.last_runs(layout)

@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.ops.geometry import as_matrix
 
+# By identity, since tensors compare by value; weak, so that a deleted model's weights do not stay.
 _adopted = WeakTensorKeyDictionary()
 
 
@@ -55,6 +56,8 @@ def place_of(weight: Tensor) -> Tensor | None:
 def _is_accumulated(weight: Tensor) -> bool:
     """Whether the running backward pass adds to `.grad` of this leaf."""
     try:
+        # Only the engine knows whether this pass adds to .grad or gives the gradient to
+        # torch.autograd.grad.
         node = torch.autograd.graph.get_gradient_edge(weight).node
         return torch._C._will_engine_execute_node(node)
     except RuntimeError:  # torch.autograd.grad wants it returned

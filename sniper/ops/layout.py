@@ -223,8 +223,8 @@ class BlockLayout:
         self.nnz = nnz
         self.version += 1
         self._changes[0] += 1
-        # A copy that takes a mask of its own is no copy any more, and nobody has vouched for zeros
-        # yet.
+        # A copy with a mask of its own no longer follows its original, and nothing is known yet of
+        # zeros in its pruned blocks.
         self._copied = self._zeros = None
 
     def retire(self) -> None:
@@ -262,8 +262,8 @@ class BlockLayout:
     def __deepcopy__(self, memo: dict) -> BlockLayout:
         copied = memo[id(self)] = object.__new__(BlockLayout)
         state = {k: v for k, v in self.__getstate__().items() if k != "_copied"}
-        # A copy of an outgrown copy is outgrown from the start: it takes over what its original is
-        # compared with.
+        # A copy of an outgrown copy takes over what that one is compared with, so that it is
+        # outgrown from the start.
         source = self._copied if self.outgrown else (self._changes, self._changes[0])
         copied.__setstate__({**copy.deepcopy(state, memo), "_copied": source})
         return copied

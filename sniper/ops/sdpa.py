@@ -20,14 +20,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sniper.ops import timings
 from sniper.ops.transforms import transformed
 
-# The last one takes everything.
+# The last one takes every input, so there is always one that can run.
 _IMPLEMENTATIONS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# Implementations want heads of a multiple of so many channels.
+# Fused implementations take only heads whose channels are a multiple of this.
 _CHANNELS = 8
 
 
@@ -68,11 +68,11 @@ def _candidates(
 
     def run(name: str) -> tuple[Tensor, ...]:
         if p and name not in able:
-            # Before anything is timed: not every implementation takes dropout.
+            # Tried before it is timed, since not every implementation takes dropout.
             with torch.random.fork_rng(_generators(q)), torch.no_grad():
                 _run(name, q, k, v, mask, p)
             able.add(name)
-        # Without dropout, whose draws would make results differ.
+        # Compared and timed without dropout, whose draws would make results differ.
         with torch.enable_grad():
             leaves = [t.detach().requires_grad_() for t in (q, k, v)]
             y = _run(name, leaves[0], leaves[1], leaves[2], mask, 0.0)
@@ -88,7 +88,7 @@ def _generators(x: Tensor) -> list[int]:
 
 
 def _hides_keys(mask: Tensor) -> bool:
-    """Whether it says the same to every head and query."""
+    """Whether a mask says the same to every head and query."""
     return mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1
 
 

@@ -36,7 +36,7 @@ PATIENCE = 120.0
 REPORT = "please report it with the output of `python -m sniper.doctor --json`"
 CASES = "sniper.ops.selfcheck_cases"
 ELEMENTWISE, RECORDED = "elementwise", "recorded step"
-# Not a family: why the rest could not be checked.
+# This name is no family: under it lies why the child could not begin with any.
 START = "start"
 # Seconds for which a family is left out that may have failed by what else the machine did.
 DOUBT = 24 * 3600.0
@@ -149,7 +149,7 @@ def doubtful(message: str) -> Verdict:
 
 
 def _warn(verdicts: dict[str, Verdict], where: str) -> None:
-    """One line a reason, not one a family: without a compiler all fail alike."""
+    """Warns once for each reason, not for each family: without a compiler all fail alike."""
     by_reason: dict[str, list[str]] = {}
     for name, verdict in verdicts.items():
         if not verdict.ok:
@@ -194,7 +194,8 @@ def run(
                 verdicts[at_work] = ended
             elif not found:  # it did not come to begin a family, and nor would the next
                 return {**verdicts, START: ended}
-            # Else it died between two families, as after an illegal access, whose fault is told.
+            # Else the child died between two families, as after an illegal access; the fault of the
+            # first is told already.
 
 
 def _run_child(
@@ -210,6 +211,7 @@ def _run_child(
     command = [sys.executable, "-m", "sniper.ops.selfcheck_child", "--device", str(device)]
     command += ["--dtype", dtype, "--block-size", str(block_size), "--cases", cases]
     command += ["--news", str(news), "--done", json.dumps(done)]
+    # Or the child would start a child to check what it is checking.
     environment = {**os.environ, "SNIPER_SELF_CHECK": "skip"}
     with open(news.with_suffix(".log"), "w+b") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
@@ -238,13 +240,14 @@ def _run_child(
 
 
 def _wait_for(child: subprocess.Popen, news: Path, patience: tuple[float, float]) -> float | None:
-    """Waits for the child's end; the seconds that it took too many of, if it does not come."""
+    """Waits for the child's end; returns None, or the limit in seconds that it went past."""
     heard, size = time.monotonic(), 0
     while child.poll() is None:
         time.sleep(0.02)
         now = news.stat().st_size if news.exists() else 0
         if now != size:
             heard, size = time.monotonic(), now
+        # Until the first news torch and the driver have to load, which is no kernel's fault.
         limit = patience[size > 0]
         if time.monotonic() - heard > limit:
             return limit

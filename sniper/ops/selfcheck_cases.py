@@ -63,7 +63,9 @@ class _Case:
         mask = torch.rand(3, 3, 2, generator=generator) < 0.6
         mask[1] = False  # an output block that nothing reaches
         mask[0, 0, 0] = True
+        # Padding on one side alone shows a kernel that takes one side for the other.
         self.geometry = Geometry(3, 2, 3, 0)
+        # No multiple of any tile, so that the last one reaches over the end.
         self.length = 37
         n, c = 3 * block_size, 2 * block_size
         host = BlockLayout(mask, block_size)
@@ -75,6 +77,7 @@ class _Case:
             "weight": weight / 8,
             "bias": randn(n),
         }
+        # Rounded before the reference sees them too: what differs then is the kernel's alone.
         tensors = {name: t.to(rounded) for name, t in tensors.items()}
         self._host = {name: t.double() for name, t in tensors.items()}
         self._host_layout = host
@@ -96,6 +99,7 @@ class _Case:
             passes = ("fwd", "dgrad", "wgrad")
             return [self._run(w, self.tilings(w)[0]) for w in passes]
 
+        # The step runs once before it is recorded, since nothing may be compiled in a recording.
         stream = torch.cuda.Stream(self.device)
         stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(stream):
@@ -104,6 +108,7 @@ class _Case:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             results = step()
+        # A graph that had kept values in place of addresses would give the old results.
         x.mul_(-2)
         self._host["x"].mul_(-2)
         graph.replay()

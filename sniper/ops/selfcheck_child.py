@@ -39,6 +39,7 @@ def _child(options: argparse.Namespace) -> None:
             out = stack.enter_context(open(options.news, "a", encoding="utf-8"))
 
         def tell(entry: dict[str, Any]) -> None:
+            # Flushed at once, since the next kernel may end this process.
             print(json.dumps(entry), file=out, flush=True)
 
         for family, run_check in checks.items():

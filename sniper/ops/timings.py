@@ -134,7 +134,8 @@ def fastest(
     elif _look_again and not before.sure and key not in _looked_again and not _capturing():
         again = _measure(candidates, quiet, noise)
         _looked_again.add(key)
-        # An unsure second look overturns nothing: bits of later runs change for a reason only.
+        # An unsure second look overturns nothing: the bits of later runs must not change without a
+        # reason.
         if again.sure:
             if _pick(again, candidates) != _pick(before, candidates):
                 outdate()
@@ -255,7 +256,7 @@ def _pick(choice: Choice, candidates: dict[str, Any]) -> str:
 
 def _measure(candidates: dict[str, Callable[[], Any]], quiet: bool, noise: Noise) -> Choice:
     """Samples in turns until they decide; what is far behind is not run again."""
-    # Right before fast: what computes something else is never timed.
+    # Results are compared first: a candidate that computes something else is never timed.
     every, candidates = list(candidates), _that_agree(candidates, quiet, noise)
     failed = tuple(name for name in every if name not in candidates)
     samples = {name: [_sample(run)] for name, run in candidates.items()}
@@ -297,7 +298,9 @@ def _middle(samples: list[float]) -> tuple[float, float]:
 def _that_agree(
     candidates: dict[str, Callable[[], Any]], quiet: bool, noise: Noise
 ) -> dict[str, Callable[[], Any]]:
-    """Runs each once, which also warms it up, and leaves out what fails or computes otherwise."""
+    """The candidates that run and give the trusted results; each runs once for it, which also warms
+    it up.
+    """
     *others, trusted = candidates
     wanted = _tensors(candidates[trusted]())
     good = {}
@@ -317,7 +320,8 @@ def _that_agree(
 
 def _difference(got: list[Tensor], wanted: list[Tensor], noise: list[float]) -> str:
     """What is wrong with a result beyond its dtype's rounding; empty if nothing."""
-    # Of the largest entry: sums of thousands of products, in float32 perhaps as tf32.
+    # As shares of the largest entry, since results are sums of thousands of products, in float32
+    # perhaps as tf32.
     tolerance = {torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float32: 4e-3}
     noise = [*noise, *[1e-30] * len(wanted)]
     for g, w, slack in zip(got, wanted, noise, strict=False):

@@ -124,7 +124,8 @@ def _own(folder: Path) -> list[Path]:
 
 
 def _holds_ours(folder: Path) -> bool:
-    # What --fresh leaves, a folder under one of our names, is no checkpoint.
+    # --fresh leaves a folder under one of our names where somebody keeps files in it; that is no
+    # checkpoint.
     return any((folder / name).is_file() for name in _FILES)
 
 
@@ -310,7 +311,7 @@ def _read_index(folder: Path) -> dict[str, str]:
             f"{path}: expected names of checkpoints, got {index!r:.60}; remove it, the complete "
             "checkpoints are found without it"
         )
-    # One that names none must not begin a run anew over the checkpoints that are there.
+    # An index that names no last checkpoint must not begin the run anew over those that are there.
     return index if "last" in index else _found(folder)
 
 

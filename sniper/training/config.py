@@ -169,7 +169,7 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-# Whose defaults were others once; a run that was begun with those goes on with them.
+# Settings whose defaults have changed: a run that was begun with the old ones goes on with them.
 _CHANGED_DEFAULTS = ("spread", "restore_init", "prime_moments", "max_lr_scale")
 
 

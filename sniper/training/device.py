@@ -45,6 +45,7 @@ def check_precision(device: torch.device, precision: str) -> None:
     if device.type != "cuda" or precision != "bf16":
         return
     with torch.cuda.device(device):
+        # Without that argument torch says yes where bf16 is only emulated.
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return
     major, minor = torch.cuda.get_device_capability(device)

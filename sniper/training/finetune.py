@@ -56,10 +56,13 @@ def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[
             what, theirs, ours = names[name]
             lines += _move_rows(value, other, what, theirs, ours)
         elif other is not None and other.shape == value.shape:
+            # state_dict shares the model's memory, so this fills the model; what does not fit keeps
+            # its new values.
             value.copy_(other)
         else:
             fresh.append(name)
     model.load_state_dict(own)
+    # Told to the user, who may not have meant to leave a part out by an override.
     left = sorted(set(saved.weights) - set(own))
     for what, which in (("start fresh", fresh), ("are left behind", left)):
         if which:

@@ -84,9 +84,10 @@ def flat_epochs(history: list[dict[str, Any]]) -> int:
     Args:
         history: one row an epoch, as `Trainer.run_epoch` returns it.
     """
+    # By neighbours, which is enough: sparsity never rises, so no stage comes twice.
     stages = [list(rows) for _, rows in itertools.groupby(history, lambda row: row["sparsity"])]
     losses = [row["valid"]["total"] for row in stages[-1]] if stages else [0.0]
-    # The first of equal ones: to come level with it again is not to fall.
+    # The first of equal losses counts: reaching the lowest again is no improvement.
     return len(losses) - 1 - losses.index(min(losses))
 
 
@@ -97,6 +98,8 @@ def is_done(progress: Progress, config: Config) -> bool:
     history, patience = progress.history, config.train.patience
     if patience is None or not history:
         return False
+    # At the last sparsity alone: stopping before would leave the model sparser than the schedule
+    # asks.
     at_last = history[-1]["sparsity"] == config.sparsity_schedule().sparsities[-1]
     return at_last and flat_epochs(history) >= patience
 

@@ -95,6 +95,8 @@ def _dataclass_table(cls: type, model: type[BaseModel] | None = None) -> str:
             continue
         default = field.default
         if isinstance(default, PredictorConfig):
+            # The three predictors differ from PredictorConfig in a few values each; all values
+            # three times would hide these.
             differ = {
                 key: value
                 for key, value in vars(default).items()

@@ -57,6 +57,7 @@ class Terminal(Observer):
         assert self._bar is not None  # an epoch has begun
         self._bar.update(progress.batch - self._bar.n)
         rate = progress.frames / max(progress.seconds, 1e-9)
+        # Without a refresh of its own: the bar draws itself often enough.
         self._bar.set_postfix_str(f"{rate:,.0f} frames/s", refresh=False)
 
     def epoch_ended(self, end: EpochEnd) -> None:
@@ -65,6 +66,7 @@ class Terminal(Observer):
         if not self._header:
             tqdm.write(_COLUMNS)
             self._header = True
+        # Not print, which would write into the middle of a bar.
         tqdm.write(table_row(end.row))
         if end.flat >= FLAT and not self._said_flat:
             self._said_flat = True
@@ -124,7 +126,8 @@ class TensorBoard(Observer):
         self._dataset, self._vocoder = dataset, vocoder
         self._hook = threading.excepthook
         with self._unless_full():
-            # What is at purge_step is dropped too.
+            # TensorBoard drops the points at purge_step too, and those of the last update are to
+            # stay.
             purge_step = update + 1 if update else None
             self._writer = SummaryWriter(self._folder, purge_step=purge_step)
             threading.excepthook = self._quietly
@@ -181,7 +184,8 @@ class TensorBoard(Observer):
                     writer.close()
 
     def _quietly(self, failed: threading.ExceptHookArgs) -> None:
-        # The thread that writes tells us too, and would print a traceback beside.
+        # TensorBoard's writing thread passes its error on to our calls, and would print a traceback
+        # as well.
         if type(failed.thread).__module__.startswith("tensorboard."):
             return
         self._hook(failed)
@@ -249,6 +253,7 @@ def compare(model: torch.nn.Module, dataset: FeatureDataset, index: int = 0) -> 
 def _pyplot():
     import matplotlib
 
+    # The default may want a screen, which a training machine does not have.
     matplotlib.use("Agg")
     import matplotlib.pyplot
 
@@ -258,6 +263,7 @@ def _pyplot():
 def plot_mel(held_out: HeldOut):
     """Truth above prediction."""
     figure, axes = _pyplot().subplots(2, 1, figsize=(9, 6), sharex=True, layout="constrained")
+    # The colours of both follow the recording: a prediction that is too flat is to look flat.
     low, high = np.percentile(held_out.truth, (1, 99))
     titles = (f"{held_out.id}, recorded", f"predicted, L1 {held_out.mel_l1:.3f}")
     for axis, mel, title in zip(axes, (held_out.truth, held_out.predicted), titles, strict=True):
@@ -308,6 +314,7 @@ def write_results(
     ):
         picture = io.BytesIO()
         figure.savefig(picture, dpi=100, format="png")
+        # pyplot keeps every figure that nobody closes.
         _pyplot().close(figure)
         write_file(run / name, picture.getvalue())
     try:
@@ -315,6 +322,7 @@ def write_results(
     except SpeechError as error:
         print(f"sample_text cannot be spoken: {error}; {dataset.ids[0]} is, from its phonemes")
         symbols = speaker.info.vocabulary.symbols
+        # Without the end of sentence, which speaking adds itself.
         phonemes = " ".join(symbols[i] for i in dataset[0].tokens[:-1])
         speech, text = speaker.speak(f"{{ {phonemes} }}"), dataset.texts[0]
     save_wav(run / "sample.wav", speech.audio, speaker.info.features.sample_rate)

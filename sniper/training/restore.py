@@ -22,7 +22,7 @@ from sniper.training.progress import Progress
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.dataset import CorpusInfo
 
-# What reading contents of the wrong kind raises.
+# Reading contents of the wrong kind raises any of these.
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
 
 
@@ -57,6 +57,7 @@ def saved_progress(saved: Checkpoint) -> Progress:
         CheckpointError: a value is not there, or is none that a run can have.
     """
     data, known = section(saved, "progress"), {f.name: str(f.type) for f in fields(Progress)}
+    # These five every version has saved; others may be missing, and then have their defaults.
     for name in ("epoch", "batch", "update", "best_loss", "history", *data):
         value = data.get(name)
         good = {
@@ -70,6 +71,7 @@ def saved_progress(saved: Checkpoint) -> Progress:
         if not good[known[name]]:
             raise damaged(saved.path, "meta.json", f"progress: {name} cannot be {value!r:.60}")
     progress = Progress(**data)
+    # flat_epochs and the results count on one row an epoch.
     if len(progress.history) != progress.epoch:
         found = f"{len(progress.history)} rows of history after {progress.epoch} epochs"
         raise damaged(saved.path, "meta.json", f"progress: {found}")
@@ -77,6 +79,7 @@ def saved_progress(saved: Checkpoint) -> Progress:
 
 
 def _is_number(value: object) -> bool:
+    # True is an int to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return not math.isnan(value)
@@ -100,7 +103,7 @@ def refuse_other_speech(saved: Checkpoint, info: CorpusInfo, run: object) -> Non
         ConfigError: the vocabulary, the features or the statistics are others.
         CheckpointError: the checkpoint holds none.
     """
-    # Through JSON, which is how the saved one went: tuples are lists there.
+    # Through JSON, as the saved values went, which makes lists of tuples.
     there, here = section(saved, "speech"), json.loads(json.dumps(info.to_json()))
     try:
         read_speech(there)
@@ -124,6 +127,8 @@ def restore_weights(saved: Checkpoint, model: nn.Module) -> None:
         CheckpointError: they are of another model.
     """
     own = model.state_dict()
+    # load_state_dict would list every difference, on hundreds of lines, and takes another dtype
+    # silently.
     for name in sorted({*own, *saved.weights}):
         there, here = saved.weights.get(name), own.get(name)
         if there is None or here is None:
@@ -156,7 +161,7 @@ def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool) -> None:
                 raise ValueError(f"expected initial values of {name}, got {_kind(values)}")
         sniper.load_state_dict(state)
     except _WRONG as error:
-        # These two a user can change; the rest says what a run of these settings saves.
+        # The user can change these two settings; any other fault means that the file is damaged.
         if isinstance(error, ValueError) and str(error).startswith(("schedule:", "block_size:")):
             raise ConfigError(f"sparsity: {error}") from None
         raise damaged(saved.path, "state.pt", f"sniper: {_reason(error)}") from None

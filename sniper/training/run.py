@@ -91,7 +91,7 @@ def _take_up(config: Config, folder: Path, fresh: bool) -> tuple[Trainer, Featur
     data = prepare_data(config)
     train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     set_up_torch(config.train)
-    # A run that goes on has weights of its own.
+    # Only for a run that begins: one that goes on has weights of its own.
     begins = fresh or not checkpoint.exists(folder)
     initial = None
     if config.init is not None and begins:
@@ -102,6 +102,7 @@ def _take_up(config: Config, folder: Path, fresh: bool) -> tuple[Trainer, Featur
         # exception of Python comes through them.
         import_module("torch._dynamo")
     trainer = Trainer(config, train, valid, train.info, initial=initial)
+    # Only now: whatever could have refused the new run has been asked.
     if fresh:
         _delete(folder)
     resumed = trainer.resume()
@@ -184,6 +185,7 @@ def _as_begun(config: Config, folder: Path) -> Config:
         return config
     path = checkpoint.find(folder)
     saved = saved_config(checkpoint.Checkpoint(path, {}, {}, checkpoint.read_meta(path)))
+    # A default that a newer version has changed is no change that the user has made.
     config = with_defaults_of(config, saved)
     changed = differences(saved, config, FREE)
     if changed:
@@ -297,6 +299,7 @@ def held_signals() -> Iterator[None]:
 def signals(act: Callable[[], None]) -> Iterator[None]:
     """Ctrl-C and SIGTERM do `act`."""
     numbers = (signal.SIGINT, signal.SIGTERM)
+    # Kept to be put back: whoever calls us from a program of their own has handlers.
     before = [signal.signal(number, lambda *_: act()) for number in numbers]
     try:
         yield

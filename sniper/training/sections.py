@@ -66,7 +66,7 @@ class DataConfig(Settings):
 
 
 def _factor(value: Any) -> Any:
-    # A switch that became a factor: runs were saved with true for 1.
+    # This was a switch before it became a factor, and older runs hold true for 1.
     return float(value) if isinstance(value, bool) else value
 
 
@@ -157,6 +157,7 @@ class SparsityConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _a_cap_alone_is_fixed(cls, data: Any) -> Any:
+        # The paper's cap had no other beside it: configs that set it alone mean it alone.
         if isinstance(data, dict) and "max_param_sparsity" in data and "spread" not in data:
             return {**data, "spread": None}
         return data
@@ -169,7 +170,7 @@ def _device(value: str) -> str:
 
 
 def _graphs(value: Any) -> Any:
-    # A switch that became three words: true recorded where it could, as auto does.
+    # This was a switch before it had three words; true recorded where it could, as auto does.
     words = {True: "auto", "true": "auto", False: "off", "false": "off"}
     return words.get(value, value) if isinstance(value, (bool, str)) else value
 

@@ -26,7 +26,7 @@ def read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     """
     presets = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
     expected = f"config: expected a preset ({presets}) or a file, got {name_or_path!r}"
-    # The system refuses such a path by an error that names neither.
+    # The system's own error for a NUL in a path names neither the setting nor the path.
     if "\0" in name_or_path:
         raise ConfigError(expected)
     path = PRESETS / f"{name_or_path}.yaml"
@@ -144,7 +144,8 @@ def plain_text(text: str, optional: bool) -> str | None:
     return text
 
 
-# Mappings that are one value: a new schedule replaces the old one, entry by entry it would mix.
+# Each of these mappings is one value: a new schedule replaces the old one, since merging their
+# entries would make a third.
 _WHOLE = ("schedule", "schedule_fractions")
 
 

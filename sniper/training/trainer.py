@@ -147,7 +147,9 @@ class Trainer:
         return True
 
     def _refuse_rise(self) -> None:
-        """A schedule by fractions stretches with `train.epochs`."""
+        """Refuses more epochs that would make the model sparser again, since a schedule by
+        fractions stretches with `train.epochs`.
+        """
         if self.sniper is None or self.done:
             return
         epoch, present = self.progress.epoch, self.sniper.sparsity
@@ -223,6 +225,7 @@ class Trainer:
             self.sniper.step(progress.epoch, self.optimizer)
             sparsity = self.sniper.sparsity or 0.0  # as scheduled; the density says what is reached
         progress.change_seconds += time.perf_counter() - started
+        # A resumed epoch goes on behind its last batch, in the same order.
         self._batches.seek(progress.epoch, progress.batch)
         self.observer.epoch_begins(progress, len(self._batches), sparsity)
         self._train_epoch()
@@ -290,6 +293,8 @@ class Trainer:
         self._check_finite()
         started = self._saved_at = time.monotonic()
         if self.sniper is not None:
+            # With paper_exact an update moves pruned weights, and whoever reads a checkpoint knows
+            # no masks.
             self.sniper.zero_pruned()
         cuda = self.device.type == "cuda"
         state = {
@@ -319,6 +324,8 @@ class Trainer:
             started = time.perf_counter()
             mean: dict[str, Tensor] = {}
             for batch in group:
+                # Divided by the size of this very group, as the last one of an epoch may be
+                # smaller.
                 values = self.step.backward(batch, 1 / len(group))
                 # A graph writes the next batch's loss to the same place.
                 self._unchecked.append((batch.ids, values["total"].clone()))
@@ -398,6 +405,7 @@ def make_sniper(model: nn.Module, config: Config) -> Sniper | None:
         ConfigError: settings that do not fit each other or the model.
     """
     schedule, settings = config.sparsity_schedule(), config.sparsity
+    # Nothing is scored or masked then, and the model is torch's own.
     if schedule.sparsities == (0.0,):
         return None
     lost = unmatched(model, settings.exclude)

@@ -28,6 +28,7 @@ from sniper.training.settings import ConfigError
 class Settings(BaseModel):
     """A section of settings: its fields are the keys, and nothing is guessed from another type."""
 
+    # Strict, or pydantic takes "3" for 3 and 1 for true, and a typing error trains something else.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -112,6 +113,7 @@ def validate(cls: type[_S], data: Any, where: str = "") -> _S:
         return cls.model_validate(data)
     except ValidationError as error:
         faults = [_fault(cls, dict(one), where) for one in error.errors(include_url=False)]
+    # Several of pydantic's errors may become the same line of ours.
     raise ConfigError("\n".join(dict.fromkeys(faults)))
 
 
@@ -177,6 +179,7 @@ def _fault(cls: type[BaseModel], error: dict[str, Any], where: str) -> str:
     way, field = field_at(cls, error["loc"])
     name = ".".join(filter(None, [where, *way]))
     kind, context = error["type"], error.get("ctx", {})
+    # pydantic names the key alone; a typing error wants the setting that was meant.
     if kind in ("extra_forbidden", "invalid_key"):
         model = (section(field) if field else None) or cls
         return unknown(error["loc"][len(way)], model.model_fields, name)

@@ -33,6 +33,7 @@ _PACKAGES = {
     "soxr": ("soxr", "tts"),
     "praatio": ("praatio", "tts"),
     "matplotlib": ("matplotlib", "tts"),
+    # pyworld itself comes as source and needs a compiler.
     "pyworld": ("pyworld-prebuilt", "tts"),
     "tqdm": ("tqdm", "tts"),
     "yaml": ("pyyaml", "tts"),
@@ -55,6 +56,8 @@ def require(module: str) -> ModuleType:
     package, extra = _PACKAGES[module.split(".")[0]]
     try:
         return importlib.import_module(module)
+    # Not ModuleNotFoundError alone: a package that lacks its shared library is there and does not
+    # import.
     except ImportError as error:
         raise MissingDependency(
             f"the Python package {package} is needed and cannot be imported ({error}): "

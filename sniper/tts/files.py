@@ -37,16 +37,22 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 if not special:
                     file.flush()
+                    # The new name may reach the disk before the content does, and stand for an
+                    # empty file after a power cut.
                     os.fsync(file.fileno())
             if not special:
                 os.replace(temporary, target)
+        # Ctrl-C too leaves nothing behind.
         except BaseException:
             if not special:
                 temporary.unlink(missing_ok=True)
             raise
         if not special:
+            # The name is a part of the folder, which is flushed apart from the file.
             _flush_folder(target.parent)
     except OSError as error:
+        # The caller knows `path` and not the temporary file; an error of any other file keeps its
+        # name.
         if error.filename not in (None, str(temporary)):
             raise
         # A library's own error may have no number, as numpy's on a full disk has none.
@@ -132,7 +138,10 @@ def damaged_file(data: dict[str, Any], folder: Path, files: list[str]) -> str | 
 
 
 def _of_values(data: dict[str, Any], name: str) -> str:
-    """Of the values and not of the bytes: a person may lay the file out anew."""
+    """The checksum of the values and not of the file's bytes, since a person may lay the file out
+    anew.
+    """
     sums = {file: value for file, value in data[CHECKSUMS].items() if file != name}
+    # Through JSON once, since tuples and whole numbers as keys are read back as something else.
     plain = json.loads(json.dumps({**data, CHECKSUMS: sums}))
     return f"crc32:{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"

@@ -38,6 +38,7 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
         OSError: the lock cannot be written, with its name.
     """
     found = os.stat(folder)
+    # By device and inode and not by path, since several paths may lead to one folder.
     place = (found.st_dev, found.st_ino)
     if place in _held:
         yield
@@ -55,6 +56,7 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
             try:
                 yield
             finally:
+                # While it is still locked: afterwards it could be the next one's.
                 path.unlink(missing_ok=True)
     finally:
         _held.discard(place)
@@ -62,16 +64,20 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
 
 def _taken(path: Path, patient: bool) -> TextIO | None:
     """The locked file; None where it is to be tried again."""
+    # Mode "w" would erase who holds the lock.
     file = path.open("a+", encoding="utf-8", errors="replace")
     try:
+        # Not flock, whose locks a forked child inherits.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The one before may have removed the file between our opening and our locking it.
+        # The last holder of the lock may have removed the file between our opening and our locking
+        # it.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
     except OSError as error:
         file.seek(0)
         owner = _owner(file.read())
+        # POSIX lets a system choose which of these two a held lock gives.
         if not isinstance(error, (BlockingIOError, PermissionError)):
             file.close()
             raise OSError(error.errno, error.strerror, str(path)) from None
@@ -83,6 +89,7 @@ def _taken(path: Path, patient: bool) -> TextIO | None:
 
 
 def _me() -> dict[str, Any]:
+    # sys.argv lacks what the interpreter itself was given, such as -m.
     command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
     return {
         "pid": os.getpid(),

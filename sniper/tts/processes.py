@@ -31,8 +31,8 @@ def without_main_module() -> Iterator[None]:
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
-    # Ctrl-C waits meanwhile, and in the worker until that has said what it does with it: in the
-    # middle of its imports it would print a traceback.
+    # Ctrl-C is held back meanwhile, and in the worker until `end_with_parent`: in the middle of its
+    # imports it would print a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -71,6 +71,7 @@ def run_in_fresh_process(function: Callable[..., None], *args) -> None:
     process = SPAWN.Process(target=_call, args=(sender, function, args), daemon=True)
     with without_main_module():
         process.start()
+    # As long as this end is open, recv waits for a process that has died.
     sender.close()
     try:
         error = receiver.recv()
@@ -79,7 +80,7 @@ def run_in_fresh_process(function: Callable[..., None], *args) -> None:
         process.join()
         error = SpeechError(f"the process for it ended with exit code {process.exitcode}")
     finally:
-        # After Ctrl-C there is nothing to wait for.
+        # It still runs only after Ctrl-C, when nobody wants its result any more.
         if process.is_alive():
             process.terminate()
             process.join()

@@ -92,6 +92,7 @@ class Speaker:
         if not any(utterance.phones for utterance in utterances):
             raise SpeechError(f"no known phoneme in the text {text!r}")
         for utterance in utterances:
+            # All of them first: a book is not to fail in its last chapter.
             _check_controls(speed * utterance.rate, pitch + utterance.pitch, energy)
         voiced = [utterance for utterance in utterances if utterance.phones]
         done, steps = 0, len(voiced) * (2 if vocode else 1)
@@ -112,6 +113,7 @@ class Speaker:
         audio = self._audio(utterances, [mel for mel, _ in spoken], step) if vocode else []
         whole = np.concatenate(audio) if audio else np.zeros(0, dtype=np.float32)
         return Speech(
+            # One gain for all of it, or sentences would differ in loudness.
             audio=limit_peak(whole),
             mel=np.concatenate([mel for mel, _ in spoken]),
             phones=[list(utterance.phones) for utterance in voiced],
@@ -173,6 +175,8 @@ class Speaker:
                 # The model's pitch is log-F0 over the corpus' standard deviation.
                 pitch_shift=pitch * math.log(2) / 12 / statistics.pitch_std,
                 energy_scale=energy,
+                # The model's energy is (e - mean) / std, and here e is multiplied, not its distance
+                # from the mean.
                 energy_shift=(energy - 1) * statistics.energy_mean / statistics.energy_std,
             )
         except ValueError as error:  # NaN durations
@@ -188,6 +192,7 @@ def _sentences(text: str, frontend: Frontend) -> list[Utterance]:
 
 
 def _check_controls(speed: float, pitch: float, energy: float) -> None:
+    # Asked this way round, so that NaN is refused as well.
     if not 0.1 <= speed <= 10:
         raise SpeechError(f"speed: expected a number from 0.1 to 10, got {speed}")
     if not 0 < energy <= 10:

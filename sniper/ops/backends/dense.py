@@ -100,8 +100,8 @@ def _fresh(y: Tensor) -> Tensor:
     """
     whole = y._base is not None and y._base.numel() == y.numel() and not y.requires_grad
     if whole and y.is_contiguous():
-        # Of a result that nobody else has, all: the memory need not be copied, the tensor must be
-        # another one.
+        # `y` covers all of a result that nobody else holds: its memory can stay, but autograd needs
+        # a tensor that is no view of another.
         memory = y.untyped_storage()
         return y.new_empty(0).set_(memory, y.storage_offset(), y.shape, y.stride())
     y = y.contiguous()
@@ -139,8 +139,8 @@ def _padded(x: Tensor, geometry: Geometry) -> tuple[Tensor, int]:
 def _conv_backward(
     dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`[B, T, C]` and `[N, C, taps]`, each if wanted; of what is not wanted only the shape counts
-    among the operands.
+    """dL/dx `[B, T, C]` and dL/dW `[N, C, taps]`, each if wanted; an operand that only an unwanted
+    gradient needs counts by its shape alone.
     """
     length = x.shape[1]
     x, padding = _padded(x, geometry)
@@ -158,7 +158,8 @@ def _conv_backward(
     if _channels_last(x):
         dx, dw = (None if t is None else t.squeeze(2) for t in (dx, dw))
     if dx is not None:
-        # Rows that were padded by hand have gradients that belong to nobody.
+        # The gradients of rows that were padded by hand are cut off, since x does not have these
+        # rows.
         skip = 0 if geometry.pad_left == geometry.pad_right else geometry.pad_left
         dx = dx.transpose(1, 2)[:, skip : skip + length]
     return dx, dw

@@ -37,10 +37,12 @@ def read_speech(wav: Path, config: FeatureConfig) -> tuple[np.ndarray, int, list
     seconds = len(samples) / config.sample_rate
     if seconds > _LONG_SECONDS:
         remarks.append(f"lasts {seconds:.0f} s")
+    # Read once more as the file has it: resampling rounds off what clipping has cut flat.
     raw, _ = soundfile.read(wav, dtype="float32", always_2d=True)
     share = clipped_share(raw)
     if share > _CLIPPED_SHARE:
         remarks.append(f"clipped: {share:.1%} of its samples are at full scale")
+    # Resampling can pass full scale a little.
     return np.clip(samples, -1.0, 1.0), rate, remarks
 
 

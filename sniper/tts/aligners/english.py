@@ -116,7 +116,7 @@ class EnglishAligner:
         if alignment is None:
             return None
         found, score, frames = [], 0, 0
-        # An entry is gone when the loop over it goes on: nothing of it may be kept.
+        # pocketsphinx frees an entry when the loop goes on, so its values are copied at once.
         for entry in alignment:
             name, at = entry.name, [(p.name, p.start, p.start + p.duration) for p in entry]
             if name not in self._phones:

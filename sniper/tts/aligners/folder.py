@@ -57,6 +57,7 @@ def fingerprint(text: str, wav: Path) -> str:
     """What changes when the text or the wav does; files count by size and time of change."""
     try:
         found = wav.stat()
+        # Contents would mean reading all recordings at every start.
         state = f"{found.st_size} {found.st_mtime_ns}"
     except OSError:
         state = "missing"
@@ -87,6 +88,7 @@ class Folder:
         outcome = self.outcomes.get(name)
         if outcome is None or outcome.fingerprint != mark:
             return False
+        # What had a problem has no TextGrid, and would have the same problem again.
         return bool(outcome.problem) or self.textgrid(name).is_file()
 
     def add(self, outcome: Outcome) -> None:

@@ -47,6 +47,7 @@ class Jobs:
         for name, text in todo:
             try:
                 words = tuple(words_of(text))
+            # Kept in the journal, or the same text would be refused anew at every start.
             except UtteranceError as error:
                 self.folder.add(Outcome(name, self.marks[name], problem=str(error)))
                 continue

@@ -66,6 +66,7 @@ class LearnedAligner:
     def __init__(self, symbols: Sequence[str], mean: np.ndarray, std: np.ndarray) -> None:
         self.symbols = tuple(symbols)
         self.mean, self.std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        # From 1, since 0 is padding.
         self.ids = {symbol: index for index, symbol in enumerate(self.symbols, start=1)}
         self.network = AlignerNetwork(len(self.symbols) + 1, len(self.mean))
 
@@ -171,6 +172,7 @@ class Training:
         self.seed, self.steps = seed, steps
         self.device = device or torch.device("cpu")
         self.step = 0
+        # The caller's generator stays where it stands.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             symbols = sorted({token for e in self.examples for token in e.tokens})
@@ -186,6 +188,7 @@ class Training:
             mel = np.load(example.mel).astype(np.float64)
             count, total, square = count + len(mel), total + mel.sum(0), square + (mel**2).sum(0)
         mean = total / count
+        # Rounding can bring the difference below 0 where a band hardly varies.
         return mean, np.sqrt(np.maximum(square / count - mean**2, 1e-6))
 
     def _batches(self, epoch: int) -> list[list[int]]:
@@ -311,6 +314,7 @@ def write_mel(path: Path, samples: np.ndarray) -> int:
     mel = mel_of(samples)
     # Several processes write mels at once.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # Half of the space on the disk, in steps far finer than what is to be told apart.
     np.save(content := io.BytesIO(), mel.astype(np.float16))
     try:
         temporary.write_bytes(content.getbuffer())

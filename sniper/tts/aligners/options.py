@@ -42,6 +42,7 @@ def add_options(parser: Any) -> None:
         help="what --align learned aligns: phones by espeak-ng, or letters (default: espeak)",
     )
     parser.add_argument(
+        # No default here: only `learned` takes steps, and has its own.
         "--align-steps",
         type=_positive,
         metavar="N",
@@ -64,6 +65,7 @@ def take_options(options: dict[str, Any]) -> dict[str, Any]:
         "align_steps": "steps",
         "align_device": "device",
     }
+    # Taken out, since what is left goes to `align_corpus` under its own names.
     return {to: options.pop(name) for name, to in names.items()}
 
 

@@ -36,6 +36,7 @@ def draw(path: Path, wavs: dict[str, Path], folder: Folder, outcomes: Sequence[O
         wavs: recordings by id.
         outcomes: at least one, of utterances with a TextGrid.
     """
+    # Not pyplot, which looks for a screen and keeps every figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -142,6 +142,8 @@ class EnglishWords:
             known = [" ".join(phones)]
         if not self.stress:
             return known
+        # The acoustic model's dictionary has no stress, which speech needs: espeak-ng's vowels lend
+        # theirs.
         model = espeak_phones(word) if self.espeak and _lacks_stress(known) else None
         return [" ".join(with_stress(phones.split(), model)) for phones in known]
 

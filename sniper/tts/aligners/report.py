@@ -16,7 +16,8 @@ from sniper.tts.corpus.store import atomic_write
 REPORT = "report.md"
 # Standard deviations (by the median deviation, which outliers do not move) below the median.
 _SUSPICIOUS_DEVIATIONS = 4.0
-# Nats a frame: a corpus of clean speech varies less than its outliers are to be believed.
+# Nats a frame. Clean speech varies so little that ordinary utterances would count as outliers
+# without a least value.
 _LEAST_DEVIATION = 0.5
 
 
@@ -81,6 +82,7 @@ def summarize(
     good = [outcome for outcome in outcomes if not outcome.problem]
     values = np.array([outcome.likelihood for outcome in good] or [0.0])
     median = float(np.median(values))
+    # This factor makes of the median deviation the standard deviation, for normal values.
     deviation = max(1.4826 * float(np.median(np.abs(values - median))), _LEAST_DEVIATION)
     limit = median - _SUSPICIOUS_DEVIATIONS * deviation
     usual_rate = Counter(outcome.rate for outcome in good).most_common(1)

@@ -102,11 +102,14 @@ def align_corpus(
     entries, problems = [(line.id, line.text) for line in listing.lines], listing.problems
     wavs = {line.id: line.wav for line in listing.lines}
     for module in ("soundfile", "soxr", "tqdm", "praatio", "matplotlib"):
+        # All of them are asked for before the work, in which the last one may be needed after
+        # hours.
         require(module)
     settings = _settings(root, out, force, chosen, language, phones, lexicon, seed, steps)
     with open_folder(out, settings, force) as folder:
         marks = {name: fingerprint(text, wavs[name]) for name, text in entries}
-        # By id and fingerprint, never by place, as the preparation counts too.
+        # What is done is found by id and fingerprint and never by its place, which each new line of
+        # the metadata changes.
         todo = [(n, text) for n, text in entries if not folder.is_done(n, marks[n])]
         jobs = Jobs(wavs, folder, marks, workers or default_workers(), progress)
         known = {} if lexicon is None else read_variants(Path(lexicon))
@@ -152,7 +155,8 @@ def _settings(root, out, force, way, language, phones, lexicon, seed, steps) -> 
         return {**common, "phones": phones, "seed": seed, "steps": steps}
     words = EnglishWords({}, {} if lexicon is None else read_variants(Path(lexicon)))
     stress = "espeak-ng" if has_espeak() else "lexicon" if words.stress else "none"
-    # A finished alignment does not need what it was made with.
+    # What the folder was begun with goes first: a finished alignment stays valid where espeak-ng is
+    # not installed.
     return {**common, "stress": ({} if force else begun_with(out)).get("stress", stress)}
 
 
@@ -183,6 +187,7 @@ _aligner: english.EnglishAligner | None = None
 
 def _start_english(variants: dict, scratch: Path) -> None:
     global _aligner  # one decoder a process, and its jobs come as calls of a function
+    # One for each process, or they would write their dictionaries over each other's.
     own = Path(tempfile.mkdtemp(dir=scratch))
     _aligner = english.EnglishAligner(variants, own)
 
@@ -236,6 +241,7 @@ def _train(entries, jobs: Jobs, reader, checkpoint: Path, steps, seed, device) -
 
 
 def _mel_path(mels: Path, job: Job) -> Path:
+    # A hash, since an id may hold slashes.
     return mels / f"{hashlib.sha256(f'{job.id} {job.mark}'.encode()).hexdigest()[:32]}.npy"
 
 
@@ -244,6 +250,7 @@ def _write_mel(mels: Path, job: Job) -> int | str:
     path = _mel_path(mels, job)
     try:
         if path.is_file():
+            # Of a run that was stopped; the name stands for the recording as it is now.
             return len(np.load(path, mmap_mode="r"))
         samples, _, _ = read_speech(job.wav, learned.AUDIO)
         return learned.write_mel(path, samples)
@@ -255,6 +262,7 @@ _trained: learned.LearnedAligner | None = None
 
 
 def _start_one_thread() -> None:
+    # As many processes as cores work already.
     torch.set_num_threads(1)
 
 

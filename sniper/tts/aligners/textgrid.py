@@ -59,6 +59,7 @@ def timed_text(
     for word, inside in spoken:
         if not inside:
             continue
+        # An aligner's frames may end behind the audio, and a TextGrid allows no overlap.
         start, end = max(time, inside[0][1]), min(inside[-1][2], seconds)
         if start > time:
             words.append(Interval(time, start, ""))
@@ -102,6 +103,7 @@ def write_textgrid(path: Path, text: TimedText) -> None:
             f"        intervals: size = {len(intervals)}",
         ]
         for index, interval in enumerate(intervals, 1):
+            # Praat doubles a quotation mark.
             label = interval.label.replace('"', '""')
             lines += [
                 f"        intervals [{index}]:",
@@ -109,6 +111,7 @@ def write_textgrid(path: Path, text: TimedText) -> None:
                 f"            xmax = {_time(interval.end)}",
                 f'            text = "{label}"',
             ]
+    # An id may lie in folders of its own.
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write("\n".join([*lines, ""]).encode())

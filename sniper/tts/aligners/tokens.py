@@ -51,6 +51,7 @@ class TokenReader:
                 if not tokens:
                     raise UtteranceError(f"no phone for the word {word!r}")
                 spoken.append((word, tokens))
+            # Between two silences in a row no border could be found.
             elif piece.strip("'-_") and spoken[-1] != silence:
                 spoken.append(silence)
         if len(spoken) < 2:
@@ -82,6 +83,7 @@ def _characters(word: str) -> tuple[str, ...]:
         kind = unicodedata.category(char)[0]
         if kind in "LN":
             found.append(char)
+        # A combining mark has no sound of its own.
         elif kind == "M" and found:
             found[-1] += char
     return tuple(found)

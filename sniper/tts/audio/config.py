@@ -51,6 +51,7 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         for name in ("sample_rate", "n_fft", "hop_length", "win_length", "n_mels"):
             value = getattr(self, name)
+            # 256.0 would do for arithmetic and fail deep inside of torch.stft.
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
             if value > LARGEST[name]:
@@ -88,6 +89,8 @@ class FeatureConfig:
     @classmethod
     def from_json(cls, data: dict) -> FeatureConfig:
         """Build the settings from `to_json`'s dict; an unknown key is a `ValueError`."""
+        # A setting that this version does not know may change the analysis, so it cannot be passed
+        # over.
         unknown = set(data) - {field.name for field in dataclasses.fields(cls)}
         if unknown:
             raise ValueError(f"unknown feature settings: {', '.join(sorted(unknown))}")
@@ -96,8 +99,11 @@ class FeatureConfig:
     @property
     def min_samples(self) -> int:
         """Shortest audio that can be analysed: reflect padding needs n_fft // 2 + 1 samples."""
+        # Audio that is shorter than a hop has no frame.
         return max(self.n_fft // 2 + 1, self.hop_length)
 
     def n_frames(self, n_samples: int) -> int:
         """Frames of `n_samples` samples: n // hop (the centred STFT's last frame is dropped)."""
+        # With the STFT's last frame a vocoder, which makes `hop_length` samples of each, would
+        # speak longer than the recording.
         return n_samples // self.hop_length

@@ -23,12 +23,15 @@ def interpolated_log(f0: np.ndarray) -> np.ndarray | None:
     voiced = np.flatnonzero(f0 > 0)
     if len(voiced) == 0:
         return None
+    # First interpolated, then the logarithm, as ESPnet does: the other order gives other values
+    # between voiced frames.
     return np.log(np.interp(np.arange(len(f0)), voiced, f0[voiced]))
 
 
 def track_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray:
     """F0 by DIO + StoneMask: `[n // hop]` float64 Hz, 0 where a frame is unvoiced."""
     pyworld = require("pyworld")
+    # pyworld takes contiguous doubles alone.
     samples = np.ascontiguousarray(audio, dtype=np.float64)
     period_ms = 1000.0 * config.hop_length / config.sample_rate
     coarse, times = pyworld.dio(
@@ -38,6 +41,7 @@ def track_f0(audio: np.ndarray, config: FeatureConfig) -> np.ndarray:
         f0_ceil=config.f0_max,
         frame_period=period_ms,
     )
+    # DIO is fast but coarse: StoneMask refines each of its values.
     f0 = pyworld.stonemask(samples, coarse, times, config.sample_rate)
     # WORLD's own count can differ from n // hop by one through rounding of the period.
     frames = config.n_frames(len(samples))

@@ -33,6 +33,7 @@ def mel_to_amplitude(log_mel: torch.Tensor, config: FeatureConfig) -> torch.Tens
     """
     mel = log_mel.float()
     mel = 10.0**mel if config.log_base == "10" else mel.exp()
+    # The pseudo-inverse falls below zero between bands, and an amplitude cannot be negative.
     return (_inverse_mel(config).to(mel.device) @ mel.T).clamp_min(0.0)
 
 
@@ -97,7 +98,10 @@ def _griffin_lim(
     for _ in range(n_iter):
         audio = torch.istft(amplitude * phase, **shape, length=length)
         rebuilt = torch.stft(audio, **shape, center=True, pad_mode="reflect", return_complex=True)
+        # In proportion to the paper's rebuilt + momentum (rebuilt - previous); only the direction
+        # of each number is used.
         step = rebuilt - previous * (momentum / (1 + momentum))
+        # A bin of exactly zero has no direction, and 0 / 0 would spread NaN over all samples.
         phase = step / step.abs().clamp_min(1e-16)
         previous = rebuilt
     return torch.istft(amplitude * phase, **shape, length=length)

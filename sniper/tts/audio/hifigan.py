@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 # Of the last activation; the published code has torch's default there, so all weights expect it.
 _LAST_SLOPE = 0.01
+# No generator has a size near this; a larger one comes from a damaged description.
 _LARGEST = 65_536
 
 
@@ -64,6 +65,7 @@ class HifiGanConfig:
         }
         for name, values in sizes.items():
             for value in values:
+                # Not isinstance: JSON's true is an int to Python.
                 if type(value) is not int or not 1 <= value <= _LARGEST:
                     raise ValueError(f"{name}: expected integers from 1, got {value!r}")
             if not values:
@@ -72,9 +74,12 @@ class HifiGanConfig:
             if len(getattr(self, name)) != expected:
                 raise ValueError(f"{name}: expected {expected}, got {len(getattr(self, name))}")
         for rate, kernel in zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True):
+            # Some samples would come from no frame at all.
             if kernel < rate:
                 raise ValueError(f"upsample_kernel_sizes: expected at least {rate}, got {kernel}")
         for name in ("kernel_size", "resblock_kernel_sizes"):
+            # An even kernel has no middle: its output would be one sample longer or shorter than
+            # its input.
             if any(size % 2 == 0 for size in sizes[name]):
                 raise ValueError(f"{name}: expected odd sizes, got {list(sizes[name])}")
         if self.channels % 2**stages:

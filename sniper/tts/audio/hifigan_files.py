@@ -92,6 +92,8 @@ def _find(path: Path) -> tuple[Path, _Reader]:
     )
     for patterns, reader in kinds:
         found = sorted(p for pattern in patterns for p in path.glob(pattern) if p.is_file())
+        # A Hugging Face folder often holds the same weights in two formats; elsewhere each file is
+        # another state of the training.
         if len(found) > 1 and reader is not _read_hugging_face:
             names = ", ".join(p.name for p in found[:8])
             raise SpeechError(f"vocoder {path} holds several generators, name one: {names}")
@@ -105,7 +107,8 @@ def _find(path: Path) -> tuple[Path, _Reader]:
 
 def _read_original(path: Path) -> tuple[HifiGan, MelSettings]:
     c = _description(path.with_name("config.json"))
-    # The two kinds of residual block use so many of the dilations, however many are listed.
+    # The original's first kind of residual block uses three of the listed dilations and its second
+    # kind two, however many are listed.
     two_convs = str(c["resblock"]) == "1"
     used = 3 if two_convs else 2
     config = HifiGanConfig(
@@ -122,7 +125,9 @@ def _read_original(path: Path) -> tuple[HifiGan, MelSettings]:
         win_length=c["win_size"],
         n_mels=config.n_mels,
         f_min=c["fmin"],
+        # librosa, which makes their mels, takes null for half of the rate.
         f_max=c["sampling_rate"] / 2 if c["fmax"] is None else c["fmax"],
+        # Logarithm and floor are constants of the original's code; its config has neither.
         log_base="e",
         floor=1e-5,
     )
@@ -170,7 +175,7 @@ def _read_hugging_face(path: Path) -> tuple[HifiGan, MelSettings]:
 
 def _read_parallel_wavegan(path: Path) -> tuple[HifiGan, MelSettings]:
     c = _description(path.with_name("config.yml"))
-    # Its own loader mends this misspelling of some published configs.
+    # Some published configs say "kernal", which ParallelWaveGAN's own loader mends as well.
     g = {k.replace("kernal", "kernel"): v for k, v in c["generator_params"].items()}
     only = {
         "generator_type": (c.get("generator_type"), "HiFiGANGenerator"),
@@ -201,6 +206,7 @@ def _read_parallel_wavegan(path: Path) -> tuple[HifiGan, MelSettings]:
     rate, n_fft = c["sampling_rate"], c["fft_size"]
     mean, scale = _statistics(path, c.get("format", "hdf5"), config.n_mels)
     bases = {None: "e", 10.0: "10", 2.0: "2"}
+    # Configs older than this setting meant 10; null is the natural logarithm.
     base = c.get("log_base", 10.0)
     if base not in bases:
         raise SpeechError(f"vocoder {path}: log_base: expected 10, 2 or null, got {base!r}")
@@ -219,6 +225,7 @@ def _read_parallel_wavegan(path: Path) -> tuple[HifiGan, MelSettings]:
     )
     names = [
         (r"^input_conv\.", "pre."),
+        # The numbers in these names come from sequences whose first member is the activation.
         (r"^output_conv\.1\.", "post."),
         (r"^upsamples\.(\d+)\.1\.", r"ups.\1."),
         (r"^blocks\.(\d+)\.convs1\.(\d+)\.1\.", r"blocks.\1.first.\2."),
@@ -236,7 +243,9 @@ def _stages(c: Mapping[str, Any], dilations: Any, used: int | None = None) -> di
 
 
 def _refuse_odd_surplus(config: HifiGanConfig) -> None:
-    """Where the programs have no output padding, such a stage gives one sample too many."""
+    """Refuse a kernel that exceeds its rate by an odd number: those programs have no output
+    padding, and such a stage would give them one sample too many.
+    """
     for rate, kernel in zip(config.upsample_rates, config.upsample_kernel_sizes, strict=True):
         if (kernel - rate) % 2:
             raise ValueError(
@@ -338,9 +347,11 @@ def _build(
         for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value.float()
+    # Neither memory nor random values, which the loaded weights would replace at once.
     with torch.device("meta"):
         generator = HifiGan(config)
     own = generator.state_dict()
+    # load_state_dict would list every difference, on hundreds of lines.
     for name in sorted({*own, *renamed}):
         if name not in own or name not in renamed:
             found = "has no place in it" if name in renamed else "is missing"
@@ -352,6 +363,7 @@ def _build(
             )
         if not torch.isfinite(renamed[name]).all():
             raise SpeechError(f"{path} is damaged: {name} holds NaN or infinite weights")
+    # A parameter on the meta device can be replaced, but not copied into.
     generator.load_state_dict(renamed, assign=True)
     return generator.requires_grad_(False).eval(), settings
 
@@ -371,6 +383,8 @@ def fold_weight_norm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             stem = name.removesuffix(magnitude)
             if name.endswith(magnitude) and stem + direction in weights:
                 g, v = folded.pop(name).float(), folded.pop(stem + direction).float()
+                # The first dimension of a transposed convolution is its input, but torch normalises
+                # by it all the same, and so did every training.
                 norm = v.flatten(1).norm(dim=1).reshape(-1, *[1] * (v.ndim - 1))
                 folded[stem + ".weight"] = v * (g / norm)
     return folded

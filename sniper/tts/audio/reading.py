@@ -103,10 +103,14 @@ def read_sound(path: Path, config: FeatureConfig) -> Sound:
         raise UtteranceError(
             f"{path} holds samples up to {peak:.4g}, expected within -1 to 1: scale it anew"
         )
+    # After the peak was taken: the mean of two channels can hide that one is clipped.
     mono = audio.mean(axis=1)
     if rate != config.sample_rate:
+        # Once a corpus, so the best quality may take its time.
         mono = require("soxr").resample(mono, rate, config.sample_rate, quality="VHQ")
+    # Once more, since the check before reading believed the header.
     _refuse_short(path, len(mono), config)
+    # Not 1: the highest 16-bit sample is 32767 / 32768.
     return Sound(mono, rate, peak, float((size >= 0.999).mean()))
 
 
@@ -142,5 +146,6 @@ def _check_complete(path: Path) -> None:
                         f"{held} are there"
                     )
                 return
+            # RIFF pads every chunk to an even length.
             file.seek(length + length % 2, 1)
     raise UtteranceError(f"{path} is truncated: it holds no audio")

@@ -44,6 +44,7 @@ def mel_matrix(config: FeatureConfig) -> torch.Tensor:
     rising = (bins[None, :] - edges[:-2, None]) / np.diff(edges[:-1])[:, None]
     falling = (edges[2:, None] - bins[None, :]) / np.diff(edges[1:])[:, None]
     triangles = np.maximum(0.0, np.minimum(rising, falling))
+    # Of equal area, so that white noise gives the same value in narrow and wide bands.
     triangles *= (2.0 / (edges[2:] - edges[:-2]))[:, None]
     return torch.from_numpy(triangles)
 
@@ -57,6 +58,7 @@ def spectrum(audio: np.ndarray, config: FeatureConfig) -> torch.Tensor:
     Returns:
         `[n_fft // 2 + 1, n // hop]` float64.
     """
+    # The periodic window, as in librosa and ESPnet; the symmetric one gives slightly other mels.
     window = torch.hann_window(config.win_length, dtype=torch.float64)
     stft = torch.stft(
         torch.from_numpy(np.asarray(audio, dtype=np.float64)),
@@ -73,6 +75,7 @@ def spectrum(audio: np.ndarray, config: FeatureConfig) -> torch.Tensor:
 
 def log_mel(amplitude: torch.Tensor, config: FeatureConfig) -> np.ndarray:
     """log(max(M |STFT|, floor)) of `[bins, T]`, as `[T, n_mels]` float32."""
+    # Of the amplitude and not of the power, as in ESPnet and HiFi-GAN.
     mel = (mel_matrix(config) @ amplitude).clamp_min(config.floor)  # [n_mels, T]
     logarithm = mel.log10() if config.log_base == "10" else mel.log()
     return logarithm.T.contiguous().float().numpy()

@@ -21,6 +21,7 @@ from sniper.tts.errors import SpeechError
 # Frames that a HiFi-GAN computes at once: memory stays bounded, and the frames around a chunk,
 # which are computed twice, stay few beside it.
 CHUNK_FRAMES = 256
+# Logarithm, floor and normalisation are not among these: they can be converted.
 _COMPARED = ("sample_rate", "n_fft", "hop_length", "win_length", "n_mels", "f_min", "f_max")
 _LOG = {"10": math.log(10.0), "e": 1.0, "2": math.log(2.0)}
 
@@ -54,6 +55,7 @@ class GriffinLim:
         self.features = features
 
     def __call__(self, mel: np.ndarray) -> np.ndarray:
+        # Sentences that are limited one by one would differ in loudness.
         return mel_to_audio(mel, self.features, limit=False)
 
 
@@ -112,6 +114,7 @@ class HifiGanVocoder:
         self.device = torch.device(device)
         self.generator = generator.to(self.device)
         self.conversion = MelConversion(features, settings).to(self.device)
+        # Told and not refused: hardly any config on Hugging Face has them all.
         unknown = [key for key in _COMPARED if getattr(settings, key) is None]
         self.about = f"sound by the HiFi-GAN {name}"
         if unknown:

@@ -43,8 +43,9 @@ def read_textgrid(path: Path) -> Alignment:
         raise UtteranceError(f"no such TextGrid: {path}")
     textgrid = require("praatio.textgrid")
     try:
-        # Its remarks about last digits would go between the lines of the progress bar.
-        # Empty intervals are the pauses; without them tokens would not cover the recording.
+        # Without reportingMode praatio prints remarks about last digits between the lines of the
+        # progress bar. Empty intervals are the pauses: without them tokens would not cover the
+        # recording.
         grid = textgrid.openTextgrid(str(path), includeEmptyIntervals=True, reportingMode="silence")
     # A damaged file fails anywhere inside the parser, with any kind of exception.
     except Exception as error:
@@ -65,7 +66,7 @@ def read_textgrid(path: Path) -> Alignment:
             starts.append(start)
     if set(phones) <= {PAUSE, SPOKEN_NOISE}:
         raise UtteranceError(f"{path} holds no known phoneme, only pauses or {SPOKEN_NOISE}")
-    # From 0, wherever the first interval begins: the frames before it belong to somebody.
+    # From 0, wherever the first interval begins: the frames before it have to belong to some token.
     boundaries = np.array([0.0, *starts[1:], intervals[-1][1]])
     if not np.isfinite(boundaries).all() or (np.diff(boundaries) < 0).any():
         raise UtteranceError(f"{path}: the times of its phones tier do not increase")

@@ -22,7 +22,7 @@ from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
 
 # An aligner's clock and the file's may disagree a little; beyond this they are not the same audio.
 MAX_MISMATCH_FRAMES = 4
-# No one speaks a phoneme that long; an aligner that lost its place does.
+# Nobody speaks a phoneme for so long; an aligner that has lost its place writes such ones.
 MAX_PHONE_SECONDS = 5.0
 
 # Two steps of 16 bits: what is left where two channels cancel, or of a muted microphone.
@@ -35,7 +35,8 @@ def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
         alignment = utterance.alignment
         if not isinstance(alignment, Alignment):
             alignment = read_textgrid(alignment)
-        # Before it is read and resampled: a file that is not its alignment's may be of any length.
+        # Compared before the file is read and resampled: one that does not belong to this alignment
+        # may be of any length.
         _refuse_other_length(alignment, sound_seconds(utterance.wav, config), utterance, config)
         sound = read_sound(utterance.wav, config)
         samples, boundaries = sound.samples, alignment.boundaries * config.sample_rate
@@ -99,7 +100,7 @@ def analyze_all(
     """
     if workers <= 1 or len(utterances) < 2:
         for utterance in utterances:
-            # As in a worker, so that the number of workers changes no bit.
+            # One thread, as in a worker process, so that the number of workers changes no bit.
             with _one_thread():
                 record = analyze(utterance, config)
             yield record
@@ -126,7 +127,7 @@ def analyze_all(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums in another order give other last digits: always count with one thread."""
+    """Computes with one thread: sums in another order would give other last digits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

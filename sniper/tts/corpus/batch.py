@@ -76,6 +76,7 @@ class Batch:
                 )
         if len(self.ids) != B:
             raise ValueError(f"ids: expected {B} names, got {len(self.ids)}")
+        # Through object, as the class is frozen.
         if self.n_frames is None:
             object.__setattr__(self, "n_frames", int(self.mel_lengths.sum()))
 

@@ -83,7 +83,8 @@ class Plan:
         """Those of `settings` that must agree before unfinished work is continued. Its utterances
         count by their texts and files, so the list of them may change.
         """
-        # A corrected line of text costs one utterance, not the whole work.
+        # Without the checksum of metadata.csv, so that after a correction in it one utterance is
+        # analysed again and not all of them.
         corpus = {k: v for k, v in self.corpus.items() if k != "metadata_sha256"}
         return {
             "format_version": FORMAT_VERSION,
@@ -111,7 +112,7 @@ def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None
             (out / name).unlink(missing_ok=True)
         return None
     if path.is_dir() or (path.is_symlink() and not path.exists()):
-        # Before an analysis that could not be finished.
+        # Refused now, since corpus.json could not be written after hours of analysis.
         raise damaged(path, "it is a folder, or a link to nowhere")
     if not path.is_file():
         return None
@@ -207,7 +208,8 @@ def build(
             begun.pop("metadata_sha256", None)  # in work of earlier versions
         refuse_other_settings(out, work.settings, plan.analysis_settings())
         if corpus.utterances:
-            # Before the long part, although utterances may yet drop out.
+            # A split that is too large is refused before the long analysis, although more
+            # utterances may drop out in it.
             split_sizes(len(corpus.utterances), plan.valid, plan.test)
         positions = _analyze_rest(corpus, plan.features, work, workers, progress)
         prepared = _finish(corpus, plan, out, work, positions, frontend, lexicon, speech)
@@ -250,6 +252,7 @@ def _speakers(entries: list[Entry], work: WorkFile) -> dict[str, Prosody]:
         return {}
     return {
         name: compute_prosody(features_of(r) for r in read_entries(work, by_name[name]))
+        # Sorted, so that a speaker's number does not depend on the order of the utterances.
         for name in sorted(by_name)
     }
 

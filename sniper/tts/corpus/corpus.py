@@ -227,7 +227,7 @@ def has_alignments(root: Path) -> bool:
 
 def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
     if textgrids is not None:
-        # A relative path may be meant from either place.
+        # A relative path may be meant from the working directory or from the corpus.
         for folder in (textgrids, root / textgrids):
             if folder.is_dir():
                 return folder

@@ -83,7 +83,7 @@ class CorpusInfo:
             bins = info.features.n_mels
             check_info(info.vocabulary, bins, info.statistics, info.frontend, info.speech)
             check_speakers(info.speakers)
-        # What reading contents of the wrong kind raises.
+        # Reading contents of the wrong kind raises any of these.
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = " ".join(str(error).split())[:200]
             missing = isinstance(error, KeyError)
@@ -189,7 +189,7 @@ class FeatureDataset(torch.utils.data.Dataset):
             raise damaged(self.path, str(error)) from error
         self.ids, self.texts = found
         self._statistics = [self.info.statistics_of(name) for name in self.info.speakers]
-        # Read often and small: kept in memory.
+        # The offsets are small and read for every utterance, so they are copied into memory.
         self._mel_offsets = np.array(self._tensors["mel_offsets"])
         self._token_offsets = np.array(self._tensors["token_offsets"])
 
@@ -215,6 +215,7 @@ class FeatureDataset(torch.utils.data.Dataset):
         return np.diff(self._token_offsets) + 1
 
     def __getitem__(self, index: int) -> Item:
+        # A plain `for` over the dataset ends by this error.
         if not -len(self) <= index < len(self):
             raise IndexError(f"utterance {index} of {len(self)}")
         index %= len(self)
@@ -318,11 +319,13 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     def _make_buckets(self) -> list[tuple[np.ndarray, int]]:
         """(members, utterances per batch) of each bucket, longest first."""
+        # Stable, so that utterances of one length have the same order everywhere.
         order = np.argsort(-self.lengths, kind="stable")
         descending = self.lengths[order]
         buckets, begin = [], 0
         while begin < len(order):
             size = int(self.max_frames // descending[begin])
+            # Both with a minus, since searchsorted wants ascending values.
             similar = int(np.searchsorted(-descending, -0.9 * descending[begin], side="right"))
             # Whole batches only, so that just the last bucket of all leaves a small one.
             count = max(1, -(-(similar - begin) // size)) * size
@@ -338,6 +341,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         return self._batches_per_epoch
 
     def __iter__(self) -> Iterator[list[int]]:
+        # The order depends on nothing else, so that a resumed run deals the same batches.
         rng = np.random.default_rng([self.seed, self.epoch])
         batches = []
         for members, size in self.buckets:

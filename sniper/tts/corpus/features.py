@@ -43,7 +43,8 @@ def frame_durations(boundaries: np.ndarray, n_frames: int, config: FeatureConfig
     Returns:
         `[L]` int32 that sum to `n_frames` exactly.
     """
-    # floor(x + 0.5): numpy's own rounding goes to even, so a tie would depend on where it falls.
+    # np.round takes halves to the even neighbour, now up and now down; floor(x + 0.5) always takes
+    # them up.
     frames = np.floor(np.asarray(boundaries, dtype=np.float64) / config.hop_length + 0.5)
     frames = np.minimum(frames, n_frames).astype(np.int32)
     # The last frames belong to the last token, whatever the aligner's clock says.

@@ -19,8 +19,8 @@ FEW_VOICED = 0.1  # of one utterance
 MAX_CLIPPED = 0.001  # share of samples at full scale
 MAX_PAUSE_SECONDS = 5.0
 MAX_UTTERANCE_SECONDS = 30.0
-# One utterance moves the statistics where without it a mean is so many deviations elsewhere, or the
-# deviation so many times smaller.
+# An utterance is reported where the corpus without it would have a mean that lies this many
+# deviations elsewhere, or a deviation this many times smaller.
 MOVED_MEAN, MOVED_DEVIATION = 0.1, 1.1
 _NAMED = 10
 
@@ -49,7 +49,7 @@ class Census:
         self._frames.append(record.n_frames)
         pitch = features.pitch[~np.isnan(features.pitch)].astype(np.float64)
         self._pitch.append(pitch)
-        # Of earlier versions' work only this is known of how much is voiced.
+        # Work of earlier versions does not say how much is voiced, only whether anything is.
         self._voiced.append(0.0 if len(pitch) == 0 else features.voiced)
         self._sounds.append(record.sound or (config.sample_rate, 0.0, 0.0))
         pauses = [d for p, d in zip(record.phones, features.durations, strict=True) if p == PAUSE]

@@ -52,8 +52,11 @@ def list_others(root: Path) -> Listing | None:
 
 
 def _vctk(root: Path) -> Iterator[tuple[Path, Line]]:
+    # glob's order is that of the disk.
     for path in sorted((root / "txt").glob("*/*.txt")):
         name, speaker = path.stem, path.parent.name
+        # This folder is VCTK 0.92's, earlier versions have wav48. The first of its two microphones,
+        # since some speakers have no recording by the second.
         new = root / "wav48_silence_trimmed" / speaker / f"{name}_mic1.flac"
         old = root / "wav48" / speaker / f"{name}.wav"
         yield path, Line(name, "", old if old.is_file() and not new.is_file() else new, speaker)

@@ -121,7 +121,7 @@ def prepare_ljspeech(
 
 
 def _refuse_nul(**paths: str | Path | None) -> None:
-    """No file system has such a name, and Python's own message does not say whose it is."""
+    """Refuse a NUL in a path, for which Python's own message would not say in which one."""
     for name, path in paths.items():
         if path is not None and "\0" in str(path):
             raise SpeechError(f"{name}: a path holds no NUL, got {str(path)!r}")
@@ -138,11 +138,12 @@ def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> P
     if finished is not None:
         return finished  # also where nothing can be written
     require_analysis_packages()
+    # Remembered, so that a preparation which fails leaves no empty folder behind.
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
         with only_one(out):
-            # The one before may have finished meanwhile.
+            # The process that held the lock may have finished this corpus.
             return find_finished(out, plan, force) or make()
     except FolderInUse as error:
         raise FolderInUse(f"{error}; wait for it, or choose another --out") from None

@@ -48,6 +48,7 @@ class StaticShapes:
             longest = (_round_up(tokens[members].max()), _round_up(frames[members].max()))
             sizes = {min(size, len(members)), len(members) % size} - {0}
             found |= {(b, *longest) for b in sizes}
+        # `pad` takes the first that fits, and frames are what costs most.
         return cls(tuple(sorted(found, key=lambda shape: (shape[2], shape[1], shape[0]))))
 
     def pad(self, batch: Batch) -> Batch:

@@ -57,11 +57,13 @@ def split(
     """
 
     def rank(index: int) -> bytes:
-        # Of the id, not of a place in a list: a file that comes or goes moves no other.
+        # The rank comes from the id and not from the place in the list: an utterance that is added
+        # or removed moves no other one.
         return hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest()
 
     left = sorted(range(len(ids)), key=rank)
-    # Classes with fixed borders, two to an octave: who else is there does not change one's class.
+    # Classes of length with fixed borders, two to an octave, so that an utterance's class does not
+    # depend on the others.
     classes = [int(2 * math.log2(n)) for n in frames] if frames is not None else [0] * len(ids)
     parts: dict[str, list[int]] = {}
     for name in ("valid", "test"):
@@ -73,7 +75,7 @@ def split(
 
 
 def _share(ranked: list[int], classes: Sequence[int], count: int) -> list[int]:
-    """The first of each class, as many as it is of all (by the largest remainders)."""
+    """The first of each class, in its share of all utterances (by the largest remainders)."""
     members: dict[int, list[int]] = {}
     for index in ranked:
         members.setdefault(classes[index], []).append(index)

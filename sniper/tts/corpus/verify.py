@@ -102,6 +102,7 @@ def check_split(
     tokens = _tensor(tensors, "tokens", np.int32, (None,))
     durations = _tensor(tensors, "durations", np.int32, (len(tokens),))
     for name in ("pitch", "energy"):
+        # NaN is allowed: a token without frames has no value, and a whisper no pitch.
         values = _tensor(tensors, name, np.float32, (len(tokens),))
         if np.isinf(values).any():
             raise ValueError(f"{name} is infinite")
@@ -116,7 +117,7 @@ def check_split(
         raise ValueError(
             f"tokens: expected 1 to {vocabulary.eos - 1}, got {tokens.min()} to {tokens.max()}"
         )
-    # min of nothing is an error of its own.
+    # min() of an empty array raises an error of its own.
     if len(tokens) and durations.min() < 0:
         raise ValueError(f"durations: expected 0 frames or more, got {durations.min()}")
     sums = np.concatenate([[0], np.cumsum(durations, dtype=np.int64)])[starts["token"]]

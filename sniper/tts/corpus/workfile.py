@@ -166,6 +166,7 @@ class WorkFile:
 
 
 def _checksum(header: str, body: bytes) -> int:
+    # SQLite notices a broken structure, but not other contents.
     return zlib.crc32(body, zlib.crc32(header.encode()))
 
 

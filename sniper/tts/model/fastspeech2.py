@@ -240,7 +240,8 @@ class FastSpeech2(nn.Module):
         voice = self.speaker_embed(speakers)[:, None]
         if self.speaker_projection is None:
             return x + voice
-        # As ESPnet does where it concatenates, and only there.
+        # ESPnet normalises an embedding that it concatenates, and none that it adds; loaded weights
+        # expect the same.
         voice = F.normalize(voice, dim=-1).expand_as(x)
         return self.speaker_projection(torch.cat([x, voice], dim=-1))
 

@@ -125,7 +125,8 @@ def export_program(
         `SpeechGraph.forward`.
     """
     graph = SpeechGraph(model, info, vocoder)
-    # Each a tensor of its own: export takes one object for one input.
+    # Each number is a tensor object of its own: torch.export takes one object in two places for one
+    # input.
     example = [torch.ones(1, 7, dtype=torch.int64), *(torch.ones(()) for _ in INPUTS[1:])]
     shapes: dict[str, object] = {"tokens": {1: torch.export.Dim("length", min=1)}}
     shapes |= dict.fromkeys(INPUTS[1:], None)
@@ -161,8 +162,8 @@ def export_onnx(
         verbose=False,
     )
     assert made is not None  # a program is what dynamo gives
-    # Serialised here and not by the exporter, which writes to a path only, and not whole or not at
-    # all.
+    # Serialised here: the exporter writes to a path alone, and leaves half a file where it is
+    # stopped.
     content = made.model_proto.SerializeToString()
     if not isinstance(path, str | Path):
         path.write(content)

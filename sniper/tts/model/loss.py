@@ -64,7 +64,7 @@ def fastspeech2_loss(
     terms = {"mel_before": l1(mel_before)}
     if mel_after is not None:
         terms["mel_after"] = l1(mel_after)
-    # Plus one, because a token may have no frame at all.
+    # log(frames + 1), since a token may have no frame and the logarithm of 0 is infinite.
     target = torch.log(batch.durations.float() + 1.0)
     terms["duration"] = mse(log_durations, target, token_weights)
     terms["pitch"] = mse(pitch, batch.pitch, pitch_weights)

@@ -115,7 +115,8 @@ def regulate_length(x: Tensor, durations: Tensor, length: int) -> Tensor:
     B, L, C = x.shape
     ends = durations.cumsum(1)  # [B, L], first frame past each token
     frames = torch.arange(length, device=x.device).repeat(B, 1)
-    # right=True skips tokens without frames: their end is not past the frame.
+    # right=True skips tokens without frames: such a token ends where it begins, so no frame is its
+    # own.
     token = torch.searchsorted(ends, frames, right=True)  # [B, length], L past the end
     rows = token.clamp(max=L - 1) + torch.arange(0, B * L, L, device=x.device)[:, None]
     y = x.reshape(B * L, C).index_select(0, rows.flatten()).view(B, length, C)

@@ -261,7 +261,7 @@ def expand(word: str, before: str, after: str) -> str | None:
         before, after: the text around it and its dot.
     """
     key = " ".join(word.lower().split())
-    # A year behind "b." and "d.", or any list item b. 1 would be born.
+    # "b. 1920" is a birth and "b. 1" an item of a list, so behind "b." and "d." only a year counts.
     numbered = r"\s*\d{4}\b" if key in ("b", "d") else r"\s*:?\s*[#(+]?\d|\s*[IVXLC]{2,}\b"
     if key in BEFORE_NUMBERS and re.match(numbered, after):
         return BEFORE_NUMBERS[key]

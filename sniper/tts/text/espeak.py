@@ -30,7 +30,7 @@ _UTF8 = 1
 _PHONEME_MODE = 0x02 | ord("_") << 8  # IPA, phonemes separated by "_"
 # Longer data paths overflow a fixed buffer in the library.
 _MAX_DATA_PATH = 150
-# Without them the closing pause is shorter than a frame.
+# Zeros behind the speech: without them the closing pause is shorter than a frame.
 _TRAILING_ZEROS = 2048
 _SEED = 1
 
@@ -92,7 +92,7 @@ def clean_text(text: str) -> str:
 
     Quotes and brackets would put pauses inside a clause that no punctuation token stands for.
     """
-    # Before anything else is done to dots.
+    # Titles come first: the steps below take every dot that is left for the end of a clause.
     text = _TITLES.sub(r"\1", text)
     text = re.sub(r"\s+--?\s+|--", ", ", text.replace("—", ", ").replace("–", ", "))
     text = re.sub("[\"“”„«»*_<>|\\\\]|(?<!\\w)['‘’]|['’](?!\\w)", " ", text)

@@ -21,11 +21,14 @@ VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 
 def fraction(match: re.Match) -> str | None:
     whole, above, below = match[1], int(match[2]), int(match[3])
+    # Nothing divides by zero; later rules read the two numbers and the slash.
     if not below:
         return None
+    # These two are sayings, no fractions.
     pairs = {(24, 7): "twenty four seven", (9, 11): "nine eleven"}
     words = pairs.get((above, below)) if not whole else None
     if words is None and above == below and not whole:
+        # 10/10 and 5/5 are marks; other equal parts, such as 50/50, are shares.
         score = above in (5, 10)
         words = f"{number_words(above)} {'out of ' * score}{number_words(below)}"
     words = words or fraction_words(above, below)
@@ -33,6 +36,7 @@ def fraction(match: re.Match) -> str | None:
 
 
 def vulgar(match: re.Match) -> str:
+    # Unicode takes "½" apart into 1, a fraction slash and 2.
     parts = unicodedata.normalize("NFKC", match[2]).split("⁄")
     words = fraction_words(int(parts[0]), int(parts[1]))
     words = f"{decimal_words(match[1])} and {words}" if match[1] else words
@@ -53,23 +57,27 @@ def version(match: re.Match) -> str:
 
 
 def thousands(match: re.Match) -> str:
+    # Where thousands are parted by dots, the comma is the decimal sign.
     return decimal_words(re.sub(r"[^\d,]", "", match[0]).replace(",", "."))
 
 
 def decade(match: re.Match) -> str:
     value = int(match[1])
     if len(match[1]) == 2:
+        # "The '00s" are said as the two thousands.
         return plural_words(number_words(value or 2000))
     return plural_words(year_words(value) if 1000 <= value < 2100 else number_words(value))
 
 
 def scientific(match: re.Match) -> str:
+    # Typesetters write a minus of its own, U+2212.
     power = match[2].replace("−", "-")
     return f"{decimal_words(match[1])} times ten {to_the(power)}"
 
 
 def to_the(power: str) -> str:
     sign = "minus " if power.startswith("-") else ""
+    # Zeros in front would make a code of it, which is read digit by digit.
     return f"to the power of {sign}{decimal_words(power.lstrip('+-').lstrip('0') or '0')}"
 
 
@@ -119,14 +127,17 @@ def arc(match: re.Match) -> str:
 def many(match: re.Match) -> str:
     """Plurals ("747s", "100s") and possessives ("2023's") of numbers."""
     value = int(match[1].replace(",", ""))
+    # "2023's" is what belongs to a year, "1990's" a decade.
     if match[2] and 1000 <= value < 2100 and value % 10:
         return year_words(value) + "'s"
     return plural_words(
+        # "100s" are hundreds, not one hundreds.
         re.sub(r"^one (?=hundred$|thousand$|million$)", "", decimal_words(match[1]))
     )
 
 
 def unit_of_fraction(match: re.Match) -> str | None:
+    # These are words as well: "1/2 in the".
     if match[1] in ("in", "s", "A") or not re.match(r"[\s-]", match[0]):
         return None
     before = match.string[: match.start()]

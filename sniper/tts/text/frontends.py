@@ -37,6 +37,7 @@ class EspeakFrontend:
         """Tokens of a text; raises SpeechError where it holds no word."""
         from sniper.tts.text.espeak import espeak
 
+        # For other languages espeak-ng has its own rules for numbers; ours know English alone.
         words = normalize_english(text) if self.voice.startswith("en") else text
         clauses = espeak().clauses(words, self.voice)
         if not clauses:
@@ -63,7 +64,7 @@ class LexiconFrontend:
     kind: str = field(default="lexicon", init=False)
 
     def __post_init__(self) -> None:
-        # Corpora prepared before words had one form hold them as their files did.
+        # Corpora of earlier versions hold words as their files wrote them.
         keys: dict[str, str] = {}
         for word, phones in self.lexicon.items():
             keys.setdefault(word_key(word), phones)
@@ -77,11 +78,14 @@ class LexiconFrontend:
                 have no reading, or no word.
         """
         found: list[str] = []
+        # A dict and not a set: each word once, in the order of the text.
         unknown: dict[str, None] = {}
         for phones, word in self._tokens(text):
             if phones is None:
                 unknown[word] = None
             elif phones == [PAUSE]:
+                # One pause for several marks and none in front, since recordings have no others;
+                # the pauses at both ends are decided below.
                 found += [PAUSE] * bool(found and found[-1] != PAUSE)
             else:
                 found += phones
@@ -110,6 +114,7 @@ class LexiconFrontend:
     def _tokens(self, text: str) -> list[tuple[list[str] | None, str]]:
         """(phonemes, word) in order; None where the lexicon does not hold the word."""
         found: list[tuple[list[str] | None, str]] = []
+        # Capitals mark an acronym only where other words have small letters.
         mixed_case = any(char.islower() for char in text)
         for part, held in self._held(text):
             if held:
@@ -125,7 +130,9 @@ class LexiconFrontend:
         return found
 
     def _held(self, text: str) -> list[tuple[str, bool]]:
-        """The text in parts, those apart that the lexicon holds although no word is cut so."""
+        """The text in parts; words that the lexicon holds, although the text would be cut inside of
+        them, are parts by themselves.
+        """
         if self._odd is None:
             return [(text, False)]
         parts: list[tuple[str, bool]] = []
@@ -133,6 +140,7 @@ class LexiconFrontend:
         for match in self._odd.finditer(text):
             parts += [(text[place : match.start()], False), (match[0], True)]
             place = match.end()
+            # The dot belongs to the word, but the sentence needs it for its pause.
             if match[0].endswith(".") and ends_sentence(match[0][:-1], text[place:]):
                 place -= 1
         return [*parts, (text[place:], False)]
@@ -153,8 +161,11 @@ class LexiconFrontend:
     def _word(
         self, word: str, mixed_case: bool, neighbours: list[str], first: bool
     ) -> list[tuple[list[str] | None, str]]:
-        """The word as it stands, without outer quotes, as letters, or the parts of a compound."""
+        """A word as the lexicon holds it, or without its outer quotes, or letter by letter, or as
+        the parts of a compound.
+        """
         stem = word.strip("'-_")
+        # "Vitamin A" has the letter's name; at the beginning "A" is the article.
         if stem == "A" and mixed_case and (not first or _is_letter(neighbours[-1:])):
             return [(self._letters.one("a"), "a")]
         for form in (word, stem):

@@ -121,6 +121,7 @@ def demo_sentences(count: int, seed: int = 0) -> list[str]:
         raise ValueError(f"the number of sentences must lie in 1..100000, got {count}")
     rng = random.Random(seed)
     words = {name: _choices(text) for name, text in _WORDS.items()}
+    # A dict keeps the order of making, so that more sentences begin with the same ones.
     sentences: dict[str, None] = {}
     while len(sentences) < count:
         sentences[_sentence(rng, words)] = None
@@ -140,4 +141,5 @@ def _sentence(rng: random.Random, words: dict[str, list[str]]) -> str:
         used.add(word)
         parts.append(word + rest)
     text = "".join(parts)
+    # Not capitalize(), which makes the rest small: Thursday, June.
     return text[0].upper() + text[1:]

@@ -33,6 +33,7 @@ def read_dictionary(path: Path) -> dict[str, str]:
         SpeechError: the file is missing, not UTF-8, or a line has no phonemes.
     """
     try:
+        # Windows' editors write a mark in front, which would become a part of the first word.
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SpeechError(f"the lexicon {path} cannot be read: {error}") from error
@@ -41,6 +42,7 @@ def read_dictionary(path: Path) -> dict[str, str]:
         if not line.strip() or line.startswith(";;;"):
             continue
         word, *rest = line.split()
+        # MFA writes up to four probabilities there, CMU none.
         while rest and _is_number(rest[0]):
             rest.pop(0)
         if not rest:

@@ -13,6 +13,7 @@ NUMBER = rf"(?:{WHOLE}(?:\.\d+)?|\.\d+)"
 SUPERSCRIPTS = {ord(high): low for high, low in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
 
 _DIGITS = "zero one two three four five six seven eight nine".split()
+# Well-formed numerals alone: most other runs of these letters are initials.
 _ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")
 _ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100, "D": 500, "M": 1000}
 
@@ -25,6 +26,7 @@ def number_words(value: int) -> str:
     if value < 0:
         return "minus " + number_words(-value)
     if value >= 10**15:
+        # Nobody says quadrillions; so long a number is a code.
         return digit_words(str(value))
     return _plain(num2words(value))
 
@@ -57,6 +59,7 @@ def decimal_words(text: str) -> str:
 def year_words(value: int) -> str:
     """A year from 1000 to 2099 as it is read aloud ("nineteen oh five")."""
     century, rest = divmod(value, 100)
+    # Nobody says "twenty oh five".
     if 2000 <= value < 2010 or value == 1000:
         return number_words(value)
     if rest == 0:
@@ -93,9 +96,11 @@ def power_words(exponent: str) -> str:
 
 def roman_value(text: str) -> int | None:
     """The value of a well-formed Roman numeral in capitals, else None."""
+    # The pattern matches an empty text too.
     if not text or not _ROMAN.fullmatch(text):
         return None
     values = [_ROMAN_VALUES[char] for char in text]
+    # A smaller value before a larger one is subtracted: IV, XC.
     following = [*values[1:], 0]
     return sum(-v if v < after else v for v, after in zip(values, following, strict=True))
 

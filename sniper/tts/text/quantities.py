@@ -147,6 +147,7 @@ _PLURALS = {"foot": "feet", "inch": "inches"}
 _TOO_SHORT = {"in", "A", "mo", "bar"}
 # Before a capital or the end their dot ends the sentence, else it belongs to them.
 _DOTTED = "in|ft|yds?|mi|lbs?|oz|gal|qt|tsp|tbsp|hrs?|mins?|secs?|yrs?|wks?|mo"
+# Longest first: of alternatives a pattern takes the first that fits, and "m" fits "mm".
 _SYMBOLS = "|".join(re.escape(symbol) for symbol in sorted(UNITS, key=len, reverse=True))
 _POWER = r"(?:\^?[23]|[²³])"
 UNIT_END = r"(?![\w²³°]|/[A-Za-z]|')"
@@ -162,6 +163,7 @@ _PLURAL = {"penny": "pence", "yen": "yen", "yuan": "yuan", "won": "won", "baht":
 _PLURAL |= {"dong": "dong", "satang": "satang", "Swiss franc": "Swiss francs"}
 CURRENCIES = {
     "$": ("dollar", "cent"),
+    # Letter by letter, or it is read as the pronoun.
     "US$": ("U S dollar", "cent"),
     "A$": ("Australian dollar", "cent"),
     "C$": ("Canadian dollar", "cent"),
@@ -231,6 +233,7 @@ def _powered(unit: str, one: bool) -> str:
     match = _UNIT_PARTS.fullmatch(unit)
     assert match is not None, unit
     name, power = _name(UNITS[match[1]], one), (match[2] or "")[-1:]
+    # A square meter is an area; a second squared is none.
     if UNITS[match[1]].endswith("second"):
         return name + (" squared" if power in "2²" else " cubed")
     return ("square " if power in "2²" else "cubic ") + name
@@ -239,8 +242,10 @@ def _powered(unit: str, one: bool) -> str:
 def _name(name: str, one: bool) -> str:
     if one or name in _SAME_PLURAL:
         return name
+    # What is counted has the plural: miles per hour, millimeters of mercury.
     first, per, rest = name.partition(" of " if " of " in name else " per ")
     *others, noun = first.split(" ")
+    # Behind the noun stands what kind it is: degrees Celsius.
     if noun in ("Celsius", "Fahrenheit", "north", "south", "east", "west"):
         return f"{others[0]}s {noun}"
     return " ".join([*others, _PLURALS.get(noun) or _plural(noun)]) + per + rest
@@ -264,6 +269,7 @@ def quantity(match: re.Match) -> str | None:
         return None
     if unit == "in" and not between and bare and match.string[match.end() :].startswith("-"):
         return None
+    # "A 5-mile walk": with a hyphen it describes, and has no plural.
     whole = amount == "1" or between == "-"
     return f"{decimal_words(amount)} {unit_words(unit, whole)}" + ("," if dot == ".," else "")
 
@@ -291,6 +297,7 @@ def amount_words(currency: str, amount: str, magnitude: str | None) -> str:
         amount = amount.replace(".", "").replace(",", ".")
     whole, _, fraction = amount.replace(",", "").partition(".")
     plural = _PLURAL.get(unit) or unit + "s"
+    # Cents have two digits; $1.5 and $1.505 are decimals.
     if magnitude or len(fraction) not in (0, 2) or (whole.startswith("0") and len(whole) > 1):
         words = decimal_words(amount)
         if magnitude:

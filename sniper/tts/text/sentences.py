@@ -21,6 +21,8 @@ _DATES = frozenset(
     [*(name.lower() for name in (*MONTHS.values(), *WEEKDAYS.values())), *MONTHS, *WEEKDAYS]
 )
 _CLOSING = "\"'”’»›)]}*_"
+# A Latin mark ends a sentence before a space only ("3.5" has none); Chinese and Hindi ones need no
+# space.
 _ENDINGS = re.compile(rf"(?<=[.!?…])[{re.escape(_CLOSING)}]*\s+(?=\S)|(?<=[。！？।॥])|\n\s*\n")
 _LAST_WORD = re.compile(r"((?:\w\.)+\w?|[\w'’]+)\.$")
 _NEXT_WORD = re.compile(r"\s+[\"'“‘«‹(\[*_¿¡]*([\w'’]+)")
@@ -37,6 +39,7 @@ def ends_sentence(word: str, after: str) -> bool:
     key = word.lower()
     if not after.strip():
         return True
+    # An empty line is an end whatever stands before it.
     if re.match(r"[^\S\n]*\n\s*\n", after):
         return True
     following = _NEXT_WORD.match(after)
@@ -46,7 +49,9 @@ def ends_sentence(word: str, after: str) -> bool:
     if not first[0].isupper():
         return False
     if key in OFTEN_LAST:
+        # "5 p.m. Monday": the day goes with the time.
         return first.lower() not in _DATES
+    # In "J. I. Smith" the "I" behind an initial is another one.
     return first.lower() in STARTERS and not (first == "I" and len(word) == 1)
 
 
@@ -75,6 +80,8 @@ def split_sentences(text: str, max_chars: int = 300) -> list[str]:
         return [text.strip()]
     sentences, begin = [], 0
     for match in _ENDINGS.finditer(text):
+        # A window, since looking at all of a long text at each mark takes time with the square of
+        # its length.
         before = text[max(begin, match.start() - 40) : match.start()]
         if match[0].count("\n") < 2 and _goes_on(before, text[match.start() : match.end() + 40]):
             continue
@@ -92,6 +99,7 @@ def _shorten(sentence: str, max_chars: int) -> list[str]:
     while len(rest) > max_chars:
         window = rest[:max_chars]
         cut = max(window.rfind(mark + " ") for mark in ",;:—")
+        # A mark near the beginning would leave a part of a few words.
         if cut < max_chars // 3:
             cut = window.rfind(" ")
         if cut <= 0:

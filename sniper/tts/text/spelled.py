@@ -37,7 +37,7 @@ _REGNAL_NAMES = (
 )
 REGNAL = rf"\b({_REGNAL_NAMES})\s([VX])\b(?!['.]\w)|\b([A-Z][a-z]+)\s([IVX]{{2,}})\b(?!\.\w)"
 _CENTURY = r"\b([IVXLC]+)(?:st|nd|rd|th)?(?=\s(?:century|centuries)\b)"
-# Those that are names or abbreviations as well stay letters.
+# Numerals that are names or abbreviations as well, such as IV, stay letters.
 _BY_ITSELF = r"\b(?!(?:IV|VI|XI|XX|XXX|IX|XV)\b)([IVX]{2,})\b(?!')"
 ROMAN = rf"{_CENTURY}|\b(M[MDCLXVI]{{3,}})\b|(?<=\()([ivx]{{2,}})(?=\))|{_BY_ITSELF}"
 # Words that stand before a Roman numeral and are no names.
@@ -80,6 +80,7 @@ def united_states(match: re.Match) -> str | None:
 def regnal(match: re.Match) -> str | None:
     """ "Henry VIII" as "Henry the eighth"."""
     name, value = match[1] or match[3], roman_value(match[2] or match[4])
+    # No name has had more than forty kings or popes; a higher number is something else.
     if value is None or value > 40 or name in _NO_NAMES or re.fullmatch(_HEADS, name):
         return None
     return f"{name} the {ordinal_words(value)}"
@@ -118,6 +119,7 @@ def mixed(match: re.Match) -> str:
     found = []
     for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+(?:\.\d+)?", text):
         if part[0].isdigit():
+            # Longer runs of digits in a code are serial numbers, no amounts.
             short = "." in part or len(part) <= 3
             found.append(decimal_words(part) if short else digit_words(part))
         elif part.isupper() or len(part) == 1:

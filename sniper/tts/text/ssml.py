@@ -24,6 +24,7 @@ _BREAKS = {
     "strong": 0.7,
     "x-strong": 1.0,
 }
+# 500s where 500ms was meant would be minutes of silence.
 _LONGEST_BREAK = 10.0
 _RATES = {"x-slow": 0.5, "slow": 0.75, "medium": 1.0, "default": 1.0, "fast": 1.25, "x-fast": 1.5}
 _PITCHES = {"x-low": -6.0, "low": -3.0, "medium": 0.0, "default": 0.0, "high": 3.0, "x-high": 6.0}
@@ -38,10 +39,12 @@ _ATTRIBUTES = {
     "sub": {"alias"},
 }
 _ALPHABETS = ("ipa", "x-arpabet", "arpabet", "cmu-arpabet")
+# Elements are read recursively, and a document must not reach Python's limit.
 _MAX_DEPTH = 50
-# Phonemes stand in their sentence as a number between two characters that no text has.
 _FIRST_MARK = re.compile(r"^[\s\"'”’]*([,;:.!?…—()])")
 _LAST_MARK = re.compile(r"([,;:.!?…—()])[\s\"'“‘]*$")
+# Given phonemes stand in their sentence as a number between two private characters, so that
+# sentences can be cut before they are read.
 _PHONEMES = re.compile("\ue000(\\d+)\ue001")
 
 
@@ -85,6 +88,7 @@ def ssml_utterances(text: str, frontend: Frontend) -> list[Utterance]:
     reader = _Reader(frontend)
     reader.element(root, 1.0, 0.0, 0)
     reader.flush()
+    # A break at the end has no sentence behind it that would carry it.
     if reader.pause is not None:
         reader.found.append(Utterance((), pause=reader.pause))
     return reader.found
@@ -108,6 +112,7 @@ class _Reader:
         if name not in _ATTRIBUTES:
             known = ", ".join(f"<{known}>" for known in _ATTRIBUTES)
             raise SpeechError(f"SSML: <{name}> is not supported; what is: {known}")
+        # ElementTree writes the namespace in braces before a name, as of xml:lang.
         options = {key.rpartition("}")[2]: value for key, value in node.attrib.items()}
         for key in options:
             if key not in _ATTRIBUTES[name]:
@@ -123,10 +128,12 @@ class _Reader:
         if name == "prosody":
             rate *= _rate(options.get("rate", "medium"))
             pitch += _pitch(options.get("pitch", "medium"))
+        # An empty line ends a sentence for `split_sentences`, whether it has a mark or not.
         around = "\n\n" if name in ("p", "s") else ""
         self._write(around + (node.text or ""), rate, pitch)
         for child in node:
             self.element(child, rate, pitch, depth + 1)
+            # ElementTree keeps the text behind an element in that element.
             self._write(child.tail or "", rate, pitch)
         self._write(around, rate, pitch)
 
@@ -173,6 +180,7 @@ class _Reader:
         for index, part in enumerate(parts):
             found += self._phonemes[int(part)] if index % 2 else self._inside(part)
         if isinstance(self.frontend, LexiconFrontend):
+            # The pauses at both ends are those that the lexicon gives a whole sentence.
             while found and found[-1] == PAUSE:
                 found.pop()
             found = [PAUSE] * self.frontend.leading_pause + found
@@ -186,6 +194,7 @@ class _Reader:
             return before or after
         phones = text_to_phones(part, self.frontend)
         pauses = {PAUSE} if isinstance(self.frontend, LexiconFrontend) else set(",;:.!?")
+        # Read by itself, a part has the pauses at its ends that a whole sentence has.
         while phones[0] in pauses:
             phones = phones[1:]
         while phones[-1] in pauses:
@@ -247,6 +256,7 @@ def _rate(text: str) -> float:
     )
     value = _number(text, r"([-+]?(?:\d+(?:\.\d+)?|\.\d+))%?", "prosody rate", expected)
     if text.strip().endswith("%"):
+        # With a sign it is a change, without one a factor: "+10%" is "110%".
         value = (100 + value if text.strip()[0] in "+-" else value) / 100
     if not 0.1 <= value <= 10:
         raise SpeechError(f"SSML: prosody rate: expected a factor from 0.1 to 10, got {text!r}")
@@ -261,6 +271,7 @@ def _pitch(text: str) -> float:
     if text.strip().endswith("%"):
         if value <= -100:
             raise SpeechError(f"SSML: prosody pitch: expected more than -100%, got {text!r}")
+        # The percentage is of the frequency; twice of that is 12 semitones.
         return 12 * math.log2(1 + value / 100)
     return value
 
@@ -282,6 +293,7 @@ def _say_as(kind: str, form: str | None, text: str) -> str:
         return ordinal_words(value) if kind == "ordinal" else number_words(value)
     if kind == "date":
         return _date(form or "", plain)
+    # The normaliser reads these from the text alone.
     if kind in ("time", "currency", "unit", "fraction"):
         return plain
     raise SpeechError(

@@ -52,6 +52,7 @@ class Vocabulary:
     @classmethod
     def from_phones(cls, phones: Iterable[str]) -> "Vocabulary":
         """Sort the different phonemes between PAD and EOS."""
+        # Sorted, so that ids do not depend on the order in which utterances were read.
         return cls([PAD, *sorted(set(phones) - {PAD, EOS}), EOS])
 
     def __len__(self) -> int:
@@ -88,6 +89,8 @@ class Vocabulary:
 
     def _variant(self, phone: str) -> str | None:
         bare = phone.strip(_STRESS)
+        # A small corpus may lack a vowel in one of its stresses; another stress is closer than a
+        # refusal.
         candidates = [phone, bare, *(mark + bare for mark in _STRESS)]
         if phone[-1:].isdigit():  # ARPAbet writes stress behind the vowel
             candidates += [phone[:-1], *(phone[:-1] + digit for digit in "012")]

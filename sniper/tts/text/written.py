@@ -16,6 +16,7 @@ from sniper.tts.text.numerals import (
 from sniper.tts.text.sentences import ends_sentence
 
 _MONTH_NAMES = list(dict.fromkeys(MONTHS.values()))
+# "May" is no short form, so a dot behind it ends a sentence.
 _SHORT_MONTHS = "|".join(name.title() for name in MONTHS if name != "may")
 MONTH = rf"(?:{'|'.join(_MONTH_NAMES)}|(?:{_SHORT_MONTHS})\b\.?)"
 
@@ -62,6 +63,7 @@ _PHONES = (
 PHONE = rf"(?<![\w.,$£€-])(?<!\d\s)(?:{'|'.join(_PHONES)})(?![\w-]|[.,\s]\d)"
 
 EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
+# Listed, or "end.Next", where a space was forgotten, would be an address.
 _TLD = (
     "com|org|net|edu|gov|mil|int|info|biz|io|ai|app|dev|tv|me|co|uk|us|ca|au|de|fr|nl|es|it|eu|ch|"
     "in|jp|ie|nz"
@@ -103,6 +105,7 @@ def clock(match: re.Match) -> str:
     """A match of CLOCK: "ten oh five", "fourteen hundred", "three thirty P M"."""
     hour, minute, second = int(match[1]), int(match[2]), match[3]
     words = [number_words(hour)]
+    # "14:00" and "08:00" are said with "hundred", "8:00" is not.
     military = hour > 12 or match[1].startswith("0")
     if minute:
         words += (["oh"] if minute < 10 else []) + [number_words(minute)]
@@ -162,6 +165,7 @@ def _meridiem(match: re.Match, group: int) -> str:
 def ratio(match: re.Match) -> str:
     """A match of RATIO: "sixteen to nine"; "75:30" of a stopwatch is "seventy five thirty"."""
     parts = match[0].split(":")
+    # Two digits behind a colon are minutes or seconds; ratios seldom have them.
     stopwatch = all(len(part) == 2 for part in parts[1:])
     words = [digit_words(p) if p.startswith("0") else decimal_words(p) for p in parts]
     return (" " if stopwatch else " to ").join(words)
@@ -189,6 +193,7 @@ def numeric_date(match: re.Match) -> str | None:
 
 def _date(day: int, month: int, year: str) -> str:
     spoken = _short_year(year) if len(year) == 2 else year_words(int(year))
+    # `year_words` is for 1000 to 2099.
     if len(year) == 4 and not 1000 <= int(year) < 2100:
         spoken = decimal_words(year)
     return f"{_MONTH_NAMES[month - 1]} {ordinal_words(day)} {spoken}"
@@ -264,6 +269,7 @@ def address_words(text: str) -> str:
 
 def address_letters(part: str) -> list[str]:
     """ "www" and "uk" letter by letter, "someName" as its words."""
+    # Two letters are mostly a country; these are words.
     short = len(part) <= 2 and part.lower() not in (
         "co",
         "me",

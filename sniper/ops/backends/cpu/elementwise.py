@@ -23,7 +23,9 @@ def dropout(x: Tensor, p: float, seed: int) -> Tensor:
     words = dropout_words(p, seed)
     dtype, x = x.dtype, operand(x.contiguous())
     y = empty(x.dtype, *x.shape)
+    # Rows and columns, not elements alone: the mask counts as that of the products' epilogue does.
     columns = x.shape[-1] if x.dim() else 1
+    # An empty tensor may have 0 columns, by which the rows would be divided.
     if x.numel():
         args = (x.data_ptr(), y.data_ptr(), x.numel() // columns, columns, words)
         kernels(x).dropout(*args, torch.get_num_threads())
@@ -41,6 +43,7 @@ def relu_dropout_backward(dy: Tensor, y: Tensor, dropout_p: float = 0.0) -> Tens
     check_shape("dy", dy, tuple(y.shape))
     dtype, dy, y = dy.dtype, operand(dy.contiguous()), operand(y.contiguous())
     dz = empty(dy.dtype, *dy.shape)
+    # Any seed does: y itself says what was kept.
     scale = dropout_words(dropout_p, 0)[2]
     args = (dy.data_ptr(), y.data_ptr(), dz.data_ptr(), dy.numel(), scale)
     kernels(dy).relu_backward(*args, torch.get_num_threads())

@@ -52,6 +52,8 @@ def check_layout(layout: BlockLayout, geometry: Geometry) -> tuple[int, int]:
         keys_t = _check_indices(layout, "_t", in_blocks, taps, out_blocks)
         inner, tap, outer = _unravel(keys_t, taps, out_blocks)
         again = ((outer * taps + tap) * in_blocks + inner).sort().values
+        # The backward pass reads the twin: with that of another mask gradients would be wrong
+        # without an error.
         if not torch.equal(keys, again):
             raise ValueError("layout: expected the transposed twin to name the same blocks")
         _checked[layout] = layout.version
@@ -61,7 +63,7 @@ def check_layout(layout: BlockLayout, geometry: Geometry) -> tuple[int, int]:
 def empty(dtype: torch.dtype, *shape: int) -> Tensor:
     """Uninitialised, on large pages: the page faults of fresh memory cost as much as filling it."""
     t = torch.empty(shape, dtype=dtype)
-    # Below this the kernel has no whole large page to give.
+    # Any range of 4 MiB holds a whole aligned page of 2 MiB; a smaller one may hold none.
     if t.nbytes >= _HUGE_PAGES_FROM:
         _C.cpu.advise_huge_pages(t.data_ptr(), t.nbytes)
     return t
@@ -85,6 +87,7 @@ def kernel_shape(layout: BlockLayout, geometry: Geometry, x: Tensor, y: Tensor) 
     batch, length_in, c = x.shape
     length_out = y.shape[1]
     if geometry.taps == 1 and not geometry.pad_left and not geometry.pad_right:
+        # Only the last tile of a sequence may lack rows, so one long sequence wastes least.
         if all(t.stride(0) == t.shape[1] * t.stride(1) for t in (x, y)):
             batch, length_in, length_out = 1, batch * length_in, batch * length_out
     return _C.cpu.Shape(

@@ -88,6 +88,7 @@ class CpuBackend:
         dtype, dy, weight = dy.dtype, operand(dy), operand(weight)
         dx = empty(dy.dtype, dy.shape[0], length, c)
         kernels(dy).input_grad(
+            # In the forward pass's terms: dx lies where x lay, and dy where y did.
             kernel_shape(layout, geometry, dx, dy),
             transposed_index_of(layout),
             rows_of(dy),
@@ -115,10 +116,12 @@ class CpuBackend:
         check_shape("x", x, (None, None, c))
         check_shape("dy", dy, (x.shape[0], out_length(geometry, x.shape[1]), n))
         dtype, dy, x = dy.dtype, operand(dy), operand(x)
+        # In float32 for bfloat16 operands too, whose eight bits cannot add up thousands of rows.
         dw = empty(torch.float32, n, geometry.taps * c) if into is None else into
         if into is not None:
             check_tensor("into", into, 2, torch.float32)
             check_shape("into", into, (n, geometry.taps * c))
+            # The kernel is told an address and no strides.
             if not into.is_contiguous():
                 raise ValueError(f"into: expected contiguous rows, got strides {into.stride()}")
         db = empty(torch.float32, n) if with_bias else None

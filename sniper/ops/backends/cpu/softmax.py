@@ -36,6 +36,7 @@ def softmax_dropout_(
             raise ValueError(f"key_mask: expected [{batch}, {keys}], got {list(key_mask.shape)}")
         # One row of the mask for each batch item of each head, as the rows of the scores come.
         mask = key_mask.expand(heads, batch, keys).contiguous()
+    # Memory of its own: the softmax stays in `scores`, where backward needs it without dropout.
     dropped = torch.empty_like(scores)
     _C.cpu.softmax_dropout(
         scores.data_ptr(),

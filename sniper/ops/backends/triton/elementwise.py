@@ -142,6 +142,8 @@ def _sum_rows(x: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
 
 def _chunk(tokens: int) -> int:
     """Rows that one program adds up."""
+    # At most 64 sums, which one program adds in the second step; at least 256 rows each, or writing
+    # sums would cost as much as reading rows.
     return max(256, -(-tokens // (64 * TILE["BM"])) * TILE["BM"])
 
 

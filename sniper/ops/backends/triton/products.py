@@ -67,6 +67,7 @@ class TritonBackend:
             launch.check("bias", bias, x, (n,))
             # An expanded bias has a stride of 0, which the kernel does not ask for.
             bias = bias.contiguous()
+        # Not zeros: a block row without active blocks is written too, with its bias.
         y = x.new_empty(x.shape[0], out_length(geometry, x.shape[1]), n)
         end = (bias, *dropout_args(epilogue.p, epilogue.seed, x.device), epilogue.relu)
         tiling = tiling or pick_tiling("fwd", layout, geometry, x, weight)
@@ -155,9 +156,12 @@ def _product(
     epilogue: tuple | None = None,
 ) -> Tensor:
     """The forward pass, or without `epilogue` the input gradient; returns `out`, shape and all."""
+    # CUDA refuses a grid without programs.
     if not out.numel():
         return out
     (path, config), block = tiling, layout.block_size
+    # The input gradient is the same product over the transposed blocks, with taps that reach to the
+    # other side.
     transposed, twin, sign = (False, "", 1) if epilogue else (True, "_t", -1)
     bias, seed, threshold, scale, relu = epilogue or (None, None, 0, 1.0, False)
     span = geometry.dilation * (geometry.taps - 1)
@@ -165,12 +169,15 @@ def _product(
     src, rows_out = launch.flat(geometry, src, out)
     batch, length = rows_out.shape[:2]
     rows, inner = rows_out.shape[2] // block, src.shape[2] // block
+    # Counted by sequence, so that no tile reaches from one into the next.
     length_tiles = -(-length // config.tokens)
     tiles = batch * length_tiles
     if path == "tma":
         kernel = launch.kernels().product_tma
         tile = [config.width, block] if transposed else [block, config.width]
         operands = (
+            # With a dimension for the sequences: the copy engine gives zeros outside of each, which
+            # is the padding.
             launch.descriptor(src, [1, config.tokens, config.width]),
             launch.descriptor(weight, tile),
         )
@@ -218,6 +225,7 @@ def _wgrad(
     chunks = -(-taps * inner // config.width)
     tiles_of_split = launch.split_tiles(x.device, -(-entries // config.width), tiles)
     splits = -(-tiles // tiles_of_split)
+    # A sum for each split, and no atomic additions, whose order changes the bits from run to run.
     partial = x.new_empty(splits, entries, block, block, dtype=torch.float32)
     strides = ()
     if path == "tma":

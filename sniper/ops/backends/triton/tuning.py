@@ -37,6 +37,7 @@ class Tiling(NamedTuple):
 def tilings(which: str, layout: BlockLayout, *operands: Tensor) -> list[Tiling]:
     """Everything that may run a pass on these tensors, the preferred first."""
     x = operands[0]
+    # The interpreter makes Python of a kernel: a fault raises there and takes no process with it.
     if x.device.type != "cuda":
         return every_tiling(which, layout, *operands)
     trusted = trusted_paths(which, layout.block_size, x)
@@ -84,11 +85,13 @@ def pick_tiling(which: str, layout: BlockLayout, geometry: Geometry, *operands: 
     """The measured best of `tilings` if it was tuned, else the table's for this length."""
     usable = tilings(which, layout, *operands)
     times = timings.known(tuning_key(which, layout, geometry, operands[0]))
+    # Times that lack a tiling are of another choice of candidates, and might hide a faster one.
     if times and all(str(t) in times for t in usable):
         return min(usable, key=lambda t: times[str(t)])
     path = usable[0].path
     length = operands[0].shape[1]
     if geometry.taps == 1:
+        # Without taps the launch makes one sequence of all (`launch.flat`).
         length *= operands[0].shape[0]
     fitting = configs.for_length([t.config for t in usable if t.path == path], length)
     return Tiling(path, fitting)
@@ -98,6 +101,7 @@ def tuning_key(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -
     """Everything that times depend on; tokens by power of two, density in tenths."""
     rows, taps, inner = layout.shape
     machine = timings.machine(x.device)
+    # Tokens count in powers of two, or every batch of another length would be tuned for minutes.
     tokens = (x.shape[0] * x.shape[1]).bit_length()
     return (
         f"triton {machine} {which} {x.dtype} {launch.kind(x)} {rows}x{taps}x{inner} blocks of "
@@ -155,7 +159,9 @@ def _warn_that_none_fits(op: str, block: int, kind: str, device: torch.device) -
 
 
 def _copy_engine_takes(t: Tensor) -> bool:
-    """Aligned to 16 bytes, rows too; a copy of what is not dense in its channels will be."""
+    """Whether address and rows are aligned to 16 bytes, or will be in the copy that is made of a
+    tensor whose channels are not dense.
+    """
     if not t.numel():
         return False
     if t.stride(-1) != 1:
