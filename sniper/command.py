@@ -30,10 +30,21 @@ def typed_text(text: str) -> str:
         return text
 
 
+_interrupted = False
+
+
+def interrupt(*_: object) -> NoReturn:
+    """What Ctrl-C does by itself, remembered: a handler of signals."""
+    global _interrupted
+    _interrupted = True
+    raise KeyboardInterrupt
+
+
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Runs a command and ends the process with its exit status; neither Ctrl-C, nor letters that
     the terminal does not have, nor a reader that has gone away leave a traceback.
     """
+    signal.signal(signal.SIGINT, interrupt)
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # as under a window manager's start
@@ -46,6 +57,12 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     except BrokenPipeError:
         status = 141  # as of a process that SIGPIPE ended
         _forget_output()
+    except Exception:
+        # Libraries that load others swallow a Ctrl-C, and fail later for want of what was not
+        # loaded: the fault is not theirs, and nothing has been lost.
+        if not _interrupted:
+            raise
+        status = 130
     # Nothing is left to stop, and Python's own last steps answer Ctrl-C with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)

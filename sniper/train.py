@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sniper.command import exit_with
+from sniper.command import exit_with, interrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,7 +64,7 @@ def _main(argv: list[str] | None) -> int:
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import load
     from sniper.training.progress import Interrupted, NotFinite, OutOfMemory
-    from sniper.training.run import interrupt, open_run, signals
+    from sniper.training.run import open_run, signals
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
 

@@ -74,6 +74,28 @@ def test_the_exit_status_is_the_commands():
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize(("pressed", "status"), [(True, 130), (False, 1)])
+def test_a_ctrl_c_that_a_library_swallows(pressed: bool, status: int):
+    """As numpy's and torch's imports do, which then fail for want of what was not loaded."""
+    program = f"""
+import signal
+from sniper.command import exit_with
+
+def main():
+    try:
+        if {pressed}:
+            signal.raise_signal(signal.SIGINT)
+    except BaseException:
+        pass
+    raise ImportError("cannot load module more than once per process")
+
+exit_with(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == status
+    assert ("Traceback" in done.stderr) == (not pressed)
+
+
 def test_letters_that_the_terminal_does_not_have_are_escaped():
     program = "from sniper.command import exit_with; exit_with(lambda: print('ä\\u2192') or 3)"
     env = os.environ | {"PYTHONIOENCODING": "ascii:strict"}

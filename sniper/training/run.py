@@ -308,11 +308,6 @@ def signals(act: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def interrupt() -> None:
-    """What Ctrl-C does by itself."""
-    raise KeyboardInterrupt
-
-
 def _stop_soon(trainer: Trainer) -> None:
     """Finishes the update and saves; the second time stops at once."""
     if trainer.stop:

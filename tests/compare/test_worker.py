@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_fault_of_ours_is_recorded_as_what_it_is(compared: Compared, tmp_path:
     assert read_result(tmp_path) == {**before, "status": "stopped", "message": "", "spans": []}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sniper.compare.worker._stop_with_parent", lambda: None)
-        patch.setattr("sniper.training.run.open_run", lambda config: 1 // 0)
+        patch.setattr(import_module("sniper.training.run"), "open_run", lambda config: 1 // 0)
         assert main([str(tmp_path), "--truth", str(tmp_path / "truth")]) == 1
     assert "Traceback" in capsys.readouterr().err
     result = read_result(tmp_path)
