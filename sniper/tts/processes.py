@@ -7,6 +7,7 @@ import collections
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ def without_main_module() -> Iterator[None]:
     A spawned process imports the main module of its parent, which fails for a script without
     `if __name__ == "__main__"` or one read from standard input, and costs a trainer's imports.
     """
+    # The first process of all starts this helper, which lets Ctrl-C through again when it is up.
+    multiprocessing.resource_tracker.ensure_running()
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     # Ctrl-C is held back meanwhile, and in the worker until `end_with_parent`: in the middle of its
