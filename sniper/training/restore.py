@@ -188,7 +188,9 @@ def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Adam, begun: boo
                     raise ValueError(f"{name} cannot be {there[name]!r:.60}")
             # Settings that another version of torch knows and this one does not are no damage.
             for name in there.keys() & here.keys():
-                if type(there[name]) is not type(here[name]):
+                # torch's own classes have 0 where others have 0.0.
+                numbers = _is_number(there[name]) and _is_number(here[name])
+                if not numbers and type(there[name]) is not type(here[name]):
                     raise ValueError(f"{name} cannot be {there[name]!r:.60}")
         moments = state["state"]
         # Moments exist from the first update on; a run may be stopped while it is scored.

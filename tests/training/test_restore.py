@@ -114,6 +114,19 @@ def test_the_checkpoint_itself_is_taken_up(stopped: Config, files):
         assert make_trainer(stopped).resume()
 
 
+def test_the_state_of_torchs_own_adam_is_taken_up(stopped: Config, files):
+    """Runs of earlier versions had it: with 0 for 0.0, and without what ours adds."""
+    path, meta, state = files
+    (path / "meta.json").write_text(json.dumps(meta))
+    plain = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], fused=True)
+    (group,), (there,) = plain.state_dict()["param_groups"], state["optimizer"]["param_groups"]
+    assert group["weight_decay"] == 0 and type(group["weight_decay"]) is int
+    own = {name: there[name] for name in ("params", "lr", "initial_lr", "betas", "eps")}
+    changed = _changed(state, ("optimizer", "param_groups", 0), {**group, **own})
+    torch.save(changed, path / "state.pt")
+    assert make_trainer(stopped).resume()
+
+
 def test_every_part_of_meta(stopped: Config, files):
     path, meta, _ = files
     ways = [("progress",), ("speech",)]
