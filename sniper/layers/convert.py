@@ -25,6 +25,7 @@ from sniper.layers.selection import (
     excluded_by,
     kind_left_out,
 )
+from sniper.layers.zeros import release
 
 Model = TypeVar("Model", bound=nn.Module)
 _SPARSE = {nn.Linear: BlockSparseLinear, nn.Conv1d: BlockSparseConv1d}
@@ -240,6 +241,7 @@ def densify(model: Model) -> Model:
     for module in check_module(model).modules():
         if isinstance(module, BlockMaskedLayer) and type(module) in _PLAIN:
             module.set_block_mask(None)
+            release(module)
             del module.block_size
             module.__dict__.pop("_layout", None)
             module.__class__ = _PLAIN[type(module)]

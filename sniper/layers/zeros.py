@@ -42,6 +42,11 @@ def keep_zeros(owner: MaskedWeights) -> None:
     _install()
 
 
+def release(owner: object) -> None:
+    """`owner` masks nothing any more: a layer that is of its plain class again."""
+    _owners.discard(owner)
+
+
 @functools.cache
 def _install() -> None:
     # Behind all optimizers at once: the layers do not know which one the user will make, or when.

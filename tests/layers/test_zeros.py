@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from sniper import BlockSparseConv1d, BlockSparseLinear, ops
+from sniper import BlockSparseConv1d, BlockSparseLinear, densify, ops, sparsify
 
 OPTIMIZERS = {
     "adam": lambda ps: torch.optim.Adam(ps, lr=0.05),
@@ -149,3 +150,15 @@ def test_the_model_may_be_gone_before_its_backward():
 
     loss().backward()
     assert x.grad.any()
+
+
+def test_a_layer_that_is_plain_again_is_let_go():
+    """Its optimizer, and every other one of the process, goes on stepping."""
+    model = nn.Sequential(nn.Linear(32, 32))
+    sparsify(model, 16)
+    model[0].set_block_mask(torch.eye(2, dtype=torch.bool))
+    optimizer = torch.optim.Adam(model.parameters())
+    densify(model)
+    model(torch.randn(2, 32)).sum().backward()
+    optimizer.step()
+    assert type(model[0]) is nn.Linear and (model[0].weight != 0).all()
