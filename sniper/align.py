@@ -14,9 +14,8 @@ other settings in the output folder or a missing package; 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import sys
 
-from sniper.command import exit_with, path_argument
+from sniper.command import exit_with, path_argument, positive, prepared
 from sniper.tts.aligners.options import add_options, add_speakers, print_report, take_options
 
 
@@ -39,48 +38,26 @@ def _parser() -> argparse.ArgumentParser:
         help="dictionary in MFA's format that goes before any other pronunciation",
     )
     parser.add_argument("--seed", type=int, default=0, help="of --align learned (default: 0)")
-    parser.add_argument("--workers", type=_positive, help="processes (default: one per CPU)")
+    parser.add_argument("--workers", type=positive, help="processes (default: one per CPU)")
     parser.add_argument("--force", action="store_true", help="align everything in --out anew")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser
 
 
-def _positive(text: str) -> int:
-    # argparse makes a message of the ValueError that text without a number raises.
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    try:
-        return _main(argv)
-    except KeyboardInterrupt:
-        # On a line of its own, since the cursor stands behind the progress bar.
-        print("\nstopped; the same command continues from here", file=sys.stderr)
-        return 130
+    return prepared(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> int:
     options = vars(_parser().parse_args(argv))
+    how, progress = take_options(options), not options.pop("quiet")
     # The imports come after the arguments: --help and a mistake are answered before torch has
     # loaded.
-    how, progress = take_options(options), not options.pop("quiet")
     from sniper.tts.aligners.run import align_corpus
-    from sniper.tts.errors import NothingUsable, SpeechError
 
-    try:
-        print_report(align_corpus(**options, **how, progress=progress))
-        return 0
-    # It is a SpeechError too, so it has to come first.
-    except NothingUsable as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (SpeechError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print_report(align_corpus(**options, **how, progress=progress))
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,49 @@ def path_argument(text: str) -> Path:
 path_argument.__name__ = "path"  # as argparse names it
 
 
+def positive(text: str) -> int:
+    """An argparse type: a whole number from 1."""
+    # argparse makes a message of the ValueError that text without a number raises.
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+positive.__name__ = "whole number"
+
+
+def why_missing(error: ImportError, extra: str) -> str:
+    """That a package is not installed, and the extra that brings it.
+
+    Raises:
+        ImportError: the same, where it is a module of ours: that is our fault, and wants its
+            traceback.
+    """
+    if (error.name or "sniper").startswith("sniper"):
+        raise error
+    return f"{error}: pip install 'sniper-tts[{extra}]'"
+
+
+def prepared(work: Callable[[], int]) -> int:
+    """The exit status of `work`, which prepares speech; what goes wrong is told in a line."""
+    from sniper.tts.errors import NothingUsable, SpeechError
+
+    try:
+        return work()
+    # It is a SpeechError too, so it has to come first.
+    except NothingUsable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (SpeechError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        # On a line of its own, since the cursor stands behind the progress bar.
+        print("\nstopped; the same command continues from here", file=sys.stderr)
+        return 130
+
+
 def typed_text(text: str) -> str:
     """What a person typed, where the locale made lone bytes of letters beyond ASCII."""
     try:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
-from sniper.command import exit_with
+from sniper.command import exit_with, why_missing
 
 if TYPE_CHECKING:
     import torch
@@ -355,10 +355,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         report(options, found)
     except ImportError as error:
-        # A module of ours that is missing is our fault, and wants its traceback.
-        if (error.name or "sniper").startswith("sniper"):
-            raise
-        status, message = 1, f"--config: {error}: pip install 'sniper-tts[tts]'"
+        status, message = 1, f"--config: {why_missing(error, 'tts')}"
     except (ValueError, OSError) as error:  # settings; their text is the whole message
         status, message = 2, str(error)
     except RuntimeError as error:  # a GPU that is full or gone: what was found is told all the same

@@ -19,7 +19,7 @@ import logging
 import sys
 from importlib import import_module
 
-from sniper.command import exit_with, path_argument
+from sniper.command import exit_with, path_argument, why_missing
 
 ABOUT = {
     "inputs": {
@@ -56,10 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _export(options)
     except ImportError as error:
-        # A module of ours that is missing is our fault, and wants its traceback.
-        if (error.name or "sniper").startswith("sniper"):
-            raise
-        print(f"error: {error}: pip install 'sniper-tts[tts,export]'", file=sys.stderr)
+        print(f"error: {why_missing(error, 'tts,export')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

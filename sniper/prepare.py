@@ -17,7 +17,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sniper.command import exit_with, path_argument
+from sniper.command import exit_with, path_argument, positive, prepared
 from sniper.tts.aligners.options import add_options, add_speakers, print_report, take_options
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--test", type=_count, help="utterances held out for a test split (default: 0)"
     )
     shared.add_argument("--seed", type=int, default=0, help="of split and sentences (default: 0)")
-    shared.add_argument("--workers", type=_positive, help="processes (default: one per CPU)")
+    shared.add_argument("--workers", type=positive, help="processes (default: one per CPU)")
     shared.add_argument("--force", action="store_true", help="make everything in --out anew")
     shared.add_argument(
         "--strict", action="store_true", help="exit status 2 where anything is left out or unusual"
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make a synthetic corpus in OUT/corpus (wavs/, metadata.csv, "
         "alignments.jsonl) and prepare it. It is formant synthesis, no recording of a person.",
     )
-    demo.add_argument("--utterances", type=_positive, default=600, help="default: 600")
+    demo.add_argument("--utterances", type=positive, default=600, help="default: 600")
     demo.add_argument("--voice", default="en-us", help="espeak-ng voice, such as en-us+f2")
     corpus = commands.add_parser(
         "ljspeech",
@@ -135,32 +135,25 @@ def _count(text: str) -> int:
     return value
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
-
-
-def _report(prepared: Prepared) -> None:
-    counts = ", ".join(f"{count} {name}" for name, count in prepared.counts.items())
-    verb = "prepared" if prepared.fresh else "was prepared already"
-    print(f"{prepared.folder} {verb}: {counts} utterances, {prepared.seconds / 3600:.2f} h")
-    if prepared.summary:
-        print(prepared.summary)
-    if prepared.problems:
-        print(f"{len(prepared.problems)} left out:")
-        for where, reason in prepared.problems:
+def _report(made: Prepared) -> None:
+    counts = ", ".join(f"{count} {name}" for name, count in made.counts.items())
+    verb = "prepared" if made.fresh else "was prepared already"
+    print(f"{made.folder} {verb}: {counts} utterances, {made.seconds / 3600:.2f} h")
+    if made.summary:
+        print(made.summary)
+    if made.problems:
+        print(f"{len(made.problems)} left out:")
+        for where, reason in made.problems:
             print(f"  {where}: {reason}")
         print("When they are mended, --force makes everything anew.")
 
 
-def _report_health(prepared: Prepared, strict: bool) -> int:
+def _report_health(made: Prepared, strict: bool) -> int:
     """Print what is unusual; the exit status."""
-    for line in prepared.health:
+    for line in made.health:
         # Apart from the counts, which a script may read from standard output.
         print(f"health: {line}", file=sys.stderr)
-    unusual = bool(prepared.health or prepared.problems)
+    unusual = bool(made.health or made.problems)
     if strict and unusual:
         print("error: --strict, and the corpus is not as it should be", file=sys.stderr)
     return 2 if strict and unusual else 0
@@ -168,40 +161,24 @@ def _report_health(prepared: Prepared, strict: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    try:
-        return _main(argv)
-    except KeyboardInterrupt:
-        # On a line of its own, since the cursor stands behind the progress bar.
-        print("\nstopped; the same command continues from here", file=sys.stderr)
-        return 130
+    return prepared(lambda: _main(argv))
 
 
 def _main(argv: list[str] | None) -> int:
     from sniper.tts.audio.config import FeatureConfig
     from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
-    from sniper.tts.errors import NothingUsable, SpeechError
 
     options = vars(_parser().parse_args(argv))
     command, quiet = options.pop("command"), options.pop("quiet")
     strict = options.pop("strict")
-    try:
-        names = [field.name for field in dataclasses.fields(FeatureConfig)]
-        # Inside of the try: settings that do not fit each other are a ValueError, which is told in
-        # one line.
-        features = FeatureConfig(**{name: options.pop(name) for name in names})
-        if command == "ljspeech":
-            _with_textgrids(options, not quiet)
-        run = prepare_demo if command == "demo" else prepare_ljspeech
-        prepared = run(**options, features=features, progress=not quiet)
-        _report(prepared)
-        return _report_health(prepared, strict)
-    # It is a SpeechError too, so it has to come first.
-    except NothingUsable as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (SpeechError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    names = [field.name for field in dataclasses.fields(FeatureConfig)]
+    features = FeatureConfig(**{name: options.pop(name) for name in names})
+    if command == "ljspeech":
+        _with_textgrids(options, not quiet)
+    run = prepare_demo if command == "demo" else prepare_ljspeech
+    made = run(**options, features=features, progress=not quiet)
+    _report(made)
+    return _report_health(made, strict)
 
 
 if __name__ == "__main__":

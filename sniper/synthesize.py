@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sniper.command import exit_with, path_argument, typed_text
+from sniper.command import exit_with, path_argument, typed_text, why_missing
 
 if TYPE_CHECKING:
     from sniper.tts.speaker import Speaker, Speech
@@ -79,10 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _speak(options)
     except ImportError as error:
-        # A module of ours that is missing is our fault, and wants its traceback.
-        if (error.name or "sniper").startswith("sniper"):
-            raise
-        print(f"error: {error}: pip install 'sniper-tts[tts]'", file=sys.stderr)
+        print(f"error: {why_missing(error, 'tts')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

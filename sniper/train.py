@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sniper.command import exit_with, interrupt
+from sniper.command import exit_with, interrupt, why_missing
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,10 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _main(argv)
     except ImportError as error:
-        # A module of ours that is missing is our fault, and wants its traceback.
-        if (error.name or "sniper").startswith("sniper"):
-            raise
-        print(f"error: {error}: pip install 'sniper-tts[demo]'", file=sys.stderr)
+        print(f"error: {why_missing(error, 'demo')}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before anything was begun, or while saying that it has stopped
         return 130

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sniper.command import exit_with, path_argument
+from sniper.command import exit_with, path_argument, why_missing
 
 if TYPE_CHECKING:
     from sniper.compare.arms import Matrix
@@ -100,9 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _main(options, command)
     except ImportError as error:
-        if (error.name or "sniper").startswith("sniper"):
-            raise
-        print(f"error: {error}: {_INSTALL}", file=sys.stderr)
+        print(f"error: {why_missing(error, 'demo')}", file=sys.stderr)
         return 2
 
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import TYPE_CHECKING, Any
+
+from sniper.command import positive
 
 if TYPE_CHECKING:
     from sniper.tts.aligners.run import Aligned
@@ -44,7 +45,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument(
         # No default here: only `learned` takes steps, and has its own.
         "--align-steps",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="training steps of --align learned (default: 1000)",
     )
@@ -67,13 +68,6 @@ def take_options(options: dict[str, Any]) -> dict[str, Any]:
     }
     # Taken out, since what is left goes to `align_corpus` under its own names.
     return {to: options.pop(name) for name, to in names.items()}
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
 
 
 def print_report(aligned: Aligned) -> None:

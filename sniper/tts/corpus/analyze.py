@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Analyse utterances one by one in several processes, in order, each to a `Record`."""
 
-import collections
 import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,8 +14,8 @@ from sniper.tts.corpus.alignment import Alignment, read_textgrid
 from sniper.tts.corpus.corpus import Utterance
 from sniper.tts.corpus.features import extract
 from sniper.tts.corpus.workfile import Record
-from sniper.tts.errors import SpeechError, UtteranceError
-from sniper.tts.processes import SPAWN, end_with_parent, without_main_module
+from sniper.tts.errors import UtteranceError
+from sniper.tts.processes import map_in_processes
 from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
 
 # An aligner's clock and the file's may disagree a little; beyond this they are not the same audio.
@@ -105,24 +103,10 @@ def analyze_all(
                 record = analyze(utterance, config)
             yield record
         return
-    pool = ProcessPoolExecutor(workers, mp_context=SPAWN, initializer=_start_worker)
-    waiting: collections.deque = collections.deque()
-    try:
-        for utterance in utterances:
-            with without_main_module():  # workers start here, when there is work for them
-                waiting.append(pool.submit(analyze, utterance, config))
-            # A bounded queue: results of a whole corpus would not fit in memory.
-            if len(waiting) >= 8 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise SpeechError(
-            "a worker process was killed (out of memory?); what is done is kept: run the same "
-            "command again, perhaps with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+    # A worker's sums are added with one thread, as those above.
+    yield from map_in_processes(
+        partial(analyze, config=config), utterances, workers, torch.set_num_threads, 1
+    )
 
 
 @contextlib.contextmanager
@@ -134,11 +118,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _start_worker() -> None:
-    end_with_parent()
-    torch.set_num_threads(1)
 
 
 def pause_share(records_phones: Sequence[tuple[str, ...]], pause: str) -> tuple[bool, bool]:

@@ -145,8 +145,6 @@ _SAME_PLURAL = {"hertz", "horsepower", "percent", "per mille"}
 _PLURALS = {"foot": "feet", "inch": "inches"}
 # With a space and without their dot these are words ("5 in a row", "10 min" is not).
 _TOO_SHORT = {"in", "A", "mo", "bar"}
-# Before a capital or the end their dot ends the sentence, else it belongs to them.
-_DOTTED = "in|ft|yds?|mi|lbs?|oz|gal|qt|tsp|tbsp|hrs?|mins?|secs?|yrs?|wks?|mo"
 # Longest first: of alternatives a pattern takes the first that fits, and "m" fits "mm".
 _SYMBOLS = "|".join(re.escape(symbol) for symbol in sorted(UNITS, key=len, reverse=True))
 _POWER = r"(?:\^?[23]|[²³])"
@@ -200,7 +198,7 @@ CURRENCIES = {
 _MAGNITUDES = {"k": "thousand", "m": "million", "mn": "million", "mm": "million"}
 _MAGNITUDES |= {"b": "billion", "bn": "billion", "t": "trillion", "tn": "trillion"}
 _CODES = "|".join(re.escape(code) for code in sorted(CURRENCIES, key=len, reverse=True))
-_SIGNS = "".join(sign for sign in CURRENCIES if len(sign) == 1)
+CURRENCY_SIGNS = "".join(sign for sign in CURRENCIES if len(sign) == 1)
 _MAGNITUDE = (
     r"(?:[\s\u00a0-]?(hundred|thousand|(?:m|b|tr|quadr)illion|[kKmMbBtT]n?|mm)(?:s\b)?(?![\w']))?"
 )
@@ -213,7 +211,8 @@ MONEY = (
 )
 # Groups: amount, magnitude, currency; "5$" alone, "$5 $6" not.
 MONEY_BEHIND = (
-    rf"({_COMMA}|{NUMBER}){_MAGNITUDE}[\s\u00a0]?([{re.escape(_SIGNS)}]|[A-Z]{{3}})(?![\w]|\s?\d)"
+    rf"({_COMMA}|{NUMBER}){_MAGNITUDE}[\s\u00a0]?([{re.escape(CURRENCY_SIGNS)}]|[A-Z]{{3}})"
+    r"(?![\w]|\s?\d)"
 )
 CENTS = rf"({NUMBER})\s?¢"
 

@@ -144,7 +144,9 @@ RULES = (
     Rule(r"(?<![\w.])([vV]\.?)?(\d+(?:\.\d+){2,})(?!\.?\d)", figures.version, "3.2.1, v1.2.3"),
     Rule(r"(?<![\w.])([vV])(\d+(?:\.\d+)?)(?![\w.]*\w)", figures.version, "v2"),
     # Amounts.
-    Rule(rf"([{re.escape(quantities._SIGNS)}])(\d+)/(\d+)(?!\d)", figures.part_money, "$1/2"),
+    Rule(
+        rf"([{re.escape(quantities.CURRENCY_SIGNS)}])(\d+)/(\d+)(?!\d)", figures.part_money, "$1/2"
+    ),
     Rule(quantities.MONEY, quantities.money, "$3.50, £3bn, US$5-10 million"),
     Rule(quantities.MONEY_BEHIND, quantities.money_behind, "5€, 5 USD"),
     Rule(
