@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import os
 import platform
 import shutil
 import statistics
@@ -135,8 +136,10 @@ def versions() -> str:
 @cache
 def commit() -> str:
     """Short hash of the code, with `+` when files other than results differ from it; `unknown`
-    where there is no git, or no repository.
+    where there is no git, or no repository. SNIPER_COMMIT names it for a copy without one.
     """
+    if given := os.environ.get("SNIPER_COMMIT"):
+        return given
     if shutil.which("git") is None:
         return "unknown"
     git = ["git", "-C", str(RESULTS.parent)]

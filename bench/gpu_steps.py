@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import bench_train_step as bench
@@ -105,26 +105,43 @@ def _timed(
     for name, each in times.items():
         p20, p50, p80 = common.percentiles(each)
         row = {**what, "step": name, "p20 ms": p20, "p50 ms": p50, "p80 ms": p80}
-        yield row | {"frames/s": 1e3 * frames / p50, "ratio to sparse": p50 / ours}
+        row |= {"frames/s": 1e3 * frames / p50, "ratio to sparse": p50 / ours}
+        parts = common.time_side_by_side(_parts(sides[name]), repeats, lambda: wait(device))
+        yield row | {f"{part} ms": common.percentiles(each)[1] for part, each in parts.items()}
+
+
+def _parts(step: bench.Step) -> dict[str, Callable[[], object]]:
+    """Gradients, and what follows them."""
+
+    def update() -> None:
+        step.step.clip()
+        step.step.update()
+
+    return {"gradients": lambda: step.step.backward(step.batch, 1.0), "update": update}
 
 
 def profile(dry: bool) -> Iterator[Row]:
-    """The kernels that take most of a sparse step."""
+    """The kernels that take most of a dense step and of a sparse one."""
     model, batch, device = make_model(dry), make_batch(dry), device_of(dry)
-    step = _sparse(model, batch, SPARSITIES[0], dry)
-    for _ in range(3):
-        step()
+    dense = bench.Step(densify(copy.deepcopy(model)), batch, _precision(dry))
+    sides = {"dense": dense, "sparse": _sparse(model, batch, SPARSITIES[0], dry)}
     kind = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[kind.CPU if dry else kind.CUDA]) as seen:
-        step()
-        wait(device)
     field = f"self_{'cpu' if dry else 'device'}_time_total"
-    events = sorted(seen.key_averages(), key=lambda e: getattr(e, field), reverse=True)
-    total = sum(getattr(e, field) for e in events) or 1.0
-    yield {"kernel": "all", "us": total, "calls": sum(e.count for e in events)}
-    for event in events[:30]:
-        us = getattr(event, field)
-        yield {"kernel": event.key[:120], "us": us, "calls": event.count, "share": us / total}
+    for name, step in sides.items():
+        for _ in range(3):
+            step()
+        wait(device)
+        with torch.profiler.profile(activities=[kind.CPU if dry else kind.CUDA]) as seen:
+            step()
+            wait(device)
+        events = sorted(seen.key_averages(), key=lambda e: getattr(e, field), reverse=True)
+        total = sum(getattr(e, field) for e in events) or 1.0
+        row: Row = {"step": name, "kernel": "all", "us": total}
+        yield row | {"calls": sum(e.count for e in events)}
+        for event in events[:40]:
+            us = getattr(event, field)
+            row = {"step": name, "kernel": event.key[:120], "us": us, "calls": event.count}
+            yield row | {"share": us / total}
 
 
 class _Again:

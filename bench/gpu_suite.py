@@ -18,6 +18,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -57,7 +58,7 @@ def sections(out: Path, dry: bool) -> list[Section]:
         Section("build", pip, 120),
         own("compile", 100),
         Section("doctor", [python, "-m", "sniper.doctor", "--json"], 60),
-        Section("tests", tests(), 100),
+        Section("tests", tests(), 120),
         own("rates", 20),
         own("layers", 45),
         own("step", 60),
@@ -65,7 +66,7 @@ def sections(out: Path, dry: bool) -> list[Section]:
         own("training", 40),
         own("attention", 20),
         own("tiles", 40),
-        own("profile", 30),
+        own("profile", 40),
         own("memory check", 40, (*sanitizer, "memcheck")),
         own("race check", 40, (*sanitizer, "racecheck")),
         own("compiled step", 75),
@@ -77,11 +78,12 @@ def tests() -> list[str]:
     """The tests marked `gpu`, on several cores where pytest can."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
+        command += ["-n", str(min(16, os.cpu_count() or 1))]
     files = sorted((ROOT / "tests" / "kernels").glob("test_*.py"))
-    # Other files may need packages that are not there.
+    # Other files may need packages that are not there. Tests that take `device` run on a GPU too.
+    on_gpu = re.compile(r"mark\.gpu|def test_\w+\([^)]*\bdevice\b")
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        if path not in files and "mark.gpu" in path.read_text():
+        if path not in files and on_gpu.search(path.read_text()):
             files.append(path)
     return [*command, "--maxfail", "20", *map(str, files)]
 
@@ -172,7 +174,7 @@ def show(results: list[dict[str, Any]], about: dict[str, str]) -> int:
     """Prints rows and what failed, then one line a section; returns how many failed."""
     for result in results:
         print(f"\n--- {result['section']}: {result['status']}")
-        for row in result["rows"][-40:]:
+        for row in result["rows"][-90:]:
             print("  ".join(f"{k} {_short(v)}" for k, v in row.items())[:240])
         if result["status"] != "ok" or not result["rows"]:
             print("\n".join(line[:200] for line in result["tail"][-12:]))
