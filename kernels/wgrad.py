@@ -151,7 +151,7 @@ def wgrad_pointer(
 @triton.jit(do_not_specialize=["entries", "splits"])
 def wgrad_reduce(
     partial,  # float32 [splits, entries, B, B]
-    dw,  # [N, K], contiguous, zero where pruned
+    dw,  # [N, K], contiguous
     row_indices,
     col,
     entries,
@@ -159,8 +159,11 @@ def wgrad_reduce(
     columns,  # K
     B: tl.constexpr,
     BN: tl.constexpr,
+    ADD: tl.constexpr,
 ):
-    """`dw[block] = sum over splits of partial[split, entry]`, in order; BN of B rows a program."""
+    """`dw[block] (+)= sum over splits of partial[split, entry]`, in order; BN of B rows a program,
+    added to what is there if ADD.
+    """
     entry, part = tl.program_id(0), tl.program_id(1)
     i, j = part * BN + tl.arange(0, BN), tl.arange(0, B)
     tile = i[:, None] * B + j[None, :]
@@ -170,4 +173,7 @@ def wgrad_reduce(
         total += tl.load(partial + tile)
         partial += entries.to(tl.int64) * B * B
     dw += tl.load(row_indices + entry).to(tl.int64) * B * columns + tl.load(col + entry) * B
-    tl.store(dw + i[:, None] * columns + j[None, :], total.to(dw.dtype.element_ty))
+    out = dw + i[:, None] * columns + j[None, :]
+    if ADD:
+        total += tl.load(out).to(tl.float32)
+    tl.store(out, total.to(dw.dtype.element_ty))

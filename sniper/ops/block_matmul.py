@@ -60,7 +60,7 @@ def block_matmul(
     _check_kinds(x, weight, bias, layout, geometry, relu_dropout)
     dtype = autocast_dtype(x)
     if dtype is not None:
-        x, weight = x.to(dtype), weight.to(dtype)
+        x, weight = x.to(dtype), _cast_weight(weight, dtype, layout)
         bias = None if bias is None else bias.to(dtype)
     _check(x, weight, bias, layout, geometry)
     p = relu_dropout
@@ -75,6 +75,13 @@ def block_matmul(
         return _fwd(x, weight, bias, layout.handle, *padding, True, p, seed)
     y = _fwd(x, weight, bias, layout.handle, *padding, False, 0.0, None)
     return y if p is None else relu_then_dropout(y, p)
+
+
+def _cast_weight(weight: Tensor, dtype: torch.dtype, layout: BlockLayout) -> Tensor:
+    copy = gradients.cast(weight, dtype)
+    if copy is not weight and not torch.compiler.is_compiling() and layout.marked(weight):
+        layout.mark_copy(copy)
+    return copy
 
 
 def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
@@ -244,6 +251,7 @@ def _save(ctx, inputs, output):
     ctx.geometry = geometry
     # The module may be gone when its graph runs backward: the layout itself must stay until then.
     ctx.layout = find_layout(handle)
+    ctx.source = gradients.source_of(weight)
     # y itself says what ReLU and dropout let through, so no mask is kept.
     ctx.save_for_backward(x, weight, output if ctx.relu else None)
 
@@ -263,7 +271,7 @@ def _backward(ctx, dy):
     if need_w:
         summed = need_b and db is None
         # Straight to .grad where that is safe: autograd would read and write the pruned blocks too.
-        into = gradients.place_of(weight)
+        into = gradients.place_of(ctx.source)
         args = (dy, x, _taps(weight), summed, handle, *ctx.geometry)
         if into is None:
             dw, sums = _wgrad(*args)

@@ -116,9 +116,9 @@ def choose(
     call = _call(chosen, which, layout, geometry, args)
     if into is None:
         return call
-    # It adds in place by itself; others give a matrix, which is added afterwards.
-    if chosen is CPU:
-        return partial(CPU.wgrad, args[0], args[1], layout, geometry, args[2], into)
+    # Ours add in place by themselves; others give a matrix, which is added afterwards.
+    if chosen is CPU or chosen is TRITON:
+        return partial(chosen.wgrad, args[0], args[1], layout, geometry, args[2], into=into)
     return partial(_add_to, into, call)
 
 

@@ -17,6 +17,8 @@ from sniper.ops.geometry import as_matrix
 
 # By identity, since tensors compare by value; weak, so that a deleted model's weights do not stay.
 _adopted = WeakTensorKeyDictionary()
+# Weights by their copies in another dtype.
+_sources = WeakTensorKeyDictionary()
 
 
 def adopt(weight: Tensor) -> None:
@@ -26,11 +28,26 @@ def adopt(weight: Tensor) -> None:
     _adopted[weight] = True
 
 
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """`weight.to(dtype)`, whose gradient may be added to that of the weight all the same: autograd
+    would first write it in `dtype`, then once more in the weight's.
+    """
+    copy = weight.to(dtype)
+    if copy is not weight and not torch.compiler.is_compiling() and weight in _adopted:
+        _sources[copy] = weight
+    return copy
+
+
+def source_of(weight: Tensor) -> Tensor:
+    """What `cast` was given to make this weight, else the weight itself."""
+    return _sources.get(weight, weight)
+
+
 def place_of(weight: Tensor) -> Tensor | None:
     """Where a backward pass may add the gradient of a saved weight.
 
     Args:
-        weight: as autograd saved it.
+        weight: as autograd saved it, or its source.
 
     Returns:
         `.grad` as `[N, taps * C]`, or None where the gradient has to go through autograd: not
@@ -41,7 +58,7 @@ def place_of(weight: Tensor) -> Tensor | None:
     if weight not in _adopted or torch.is_grad_enabled():
         return None
     grad = weight.grad
-    if grad is None or grad.dtype != torch.float32 or grad.device.type != "cpu":
+    if grad is None or grad.dtype != torch.float32 or grad.device.type not in ("cpu", "cuda"):
         return None
     if grad.stride() != weight.stride() or grad.layout != torch.strided:
         return None

@@ -120,6 +120,7 @@ class BlockLayout:
         self._changes = [0]  # shared with deep copies, which so learn of them wherever they are
         self._copied: tuple[list[int], int] | None = None
         self._zeros: tuple[weakref.ref[Tensor], int, int] | None = None
+        self._zeros_of_copy: tuple[weakref.ref[Tensor], int, int] | None = None
         self.handle = _register(self)
 
     @property
@@ -153,6 +154,14 @@ class BlockLayout:
         # have been written to.
         self._zeros = (weakref.ref(weight), weight.data_ptr(), weight._version)
 
+    def mark_copy(self, copy: Tensor) -> None:
+        """Whoever has cast a weight that is `marked` says so of the result.
+
+        Args:
+            copy: the weight in another dtype.
+        """
+        self._zeros_of_copy = (weakref.ref(copy), copy.data_ptr(), copy._version)
+
     def marked(self, weight: Tensor) -> bool:
         """Whether nothing but writes through `.data` can have changed `weight` since
         `mark_zeros(weight)`.
@@ -179,12 +188,16 @@ class BlockLayout:
         Returns:
             True only where its pruned blocks hold zeros for certain.
         """
-        if self._zeros is None or matrix.device.type == "cpu":
+        if matrix.device.type == "cpu":
             return False
-        weight, address, version = self._zeros[0](), *self._zeros[1:]
-        if weight is None or weight.data_ptr() != address or weight._version != version:
-            return False
-        return matrix.data_ptr() == address and matrix._version == version
+        for marked in (self._zeros, self._zeros_of_copy):
+            if marked is None:
+                continue
+            weight, address, version = marked[0](), *marked[1:]
+            known = weight is not None and (weight.data_ptr(), weight._version) == marked[1:]
+            if known and (matrix.data_ptr(), matrix._version) == (address, version):
+                return True
+        return False
 
     def update(self, block_mask: Tensor) -> None:
         """Takes a new mask of the same shape, in place; `version` goes up by one.
@@ -225,7 +238,7 @@ class BlockLayout:
         self._changes[0] += 1
         # A copy with a mask of its own no longer follows its original, and nothing is known yet of
         # zeros in its pruned blocks.
-        self._copied = self._zeros = None
+        self._copied = self._zeros = self._zeros_of_copy = None
 
     def retire(self) -> None:
         """Its weight is dense from now on: deep copies must not skip what counts there."""
@@ -252,7 +265,7 @@ class BlockLayout:
         return moved
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "handle": None, "_zeros": None}
+        return {**self.__dict__, "handle": None, "_zeros": None, "_zeros_of_copy": None}
 
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layouts are layouts of their own.

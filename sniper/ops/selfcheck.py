@@ -35,7 +35,9 @@ FORMAT = 1
 PATIENCE = 120.0
 REPORT = "please report it with the output of `python -m sniper.doctor --json`"
 CASES = "sniper.ops.selfcheck_cases"
-ELEMENTWISE, RECORDED = "elementwise", "recorded step"
+ELEMENTWISE, RECORDED, OPTIMIZER = "elementwise", "recorded step", "optimizer"
+# The block size of a check of kernels that multiply nothing.
+NO_BLOCKS = 0
 # This name is no family: under it lies why the child could not begin with any.
 START = "start"
 # Seconds for which a family is left out that may have failed by what else the machine did.
@@ -87,13 +89,15 @@ def trusted(x: Tensor, block_size: int, family: str) -> bool:
     Args:
         x: on a GPU.
         block_size: edge of the layout's blocks.
-        family: `ELEMENTWISE`, `RECORDED`, or what `family` gives.
+        family: `ELEMENTWISE`, `RECORDED`, what `family` gives, or `OPTIMIZER`, whose block size is
+            `NO_BLOCKS`.
 
     Warns once for each family that is left out. `SNIPER_SELF_CHECK=skip` trusts everything.
     """
     if os.environ.get("SNIPER_SELF_CHECK") == "skip":
         return True
-    verdict = check(x.device, dtype_name(x), block_size).get(family)
+    dtype = "fp32" if block_size == NO_BLOCKS else dtype_name(x)
+    verdict = check(x.device, dtype, block_size).get(family)
     return verdict is not None and verdict.ok
 
 
@@ -139,7 +143,8 @@ def check(
                 if START not in known:  # a GPU that is full or busy now may not be so next time
                     _write(key, known)
         _verdicts[key] = known
-        _warn(known, f"{dtype} in blocks of {block_size} on {torch.cuda.get_device_name(index)}")
+        blocks = f" in blocks of {block_size}" if block_size else ""
+        _warn(known, f"{dtype}{blocks} on {torch.cuda.get_device_name(index)}")
     return _verdicts[key]
 
 

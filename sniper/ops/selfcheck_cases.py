@@ -16,9 +16,10 @@ from torch import Tensor
 from sniper.ops import selfcheck
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
-from sniper.ops.backends.triton import elementwise, tuning
+from sniper.ops.backends.triton import adam, elementwise, tuning
 from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
+from sniper.ops.pruned import mask_blocks_
 
 # A family's check returns its largest error, relative to the largest value, and raises ValueError
 # beyond the dtype's tolerance.
@@ -34,9 +35,11 @@ def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Che
 
     Args:
         dtype: `bf16`, `fp16`, `tf32` or `fp32`.
-        block_size: edge of a block.
+        block_size: edge of a block; `NO_BLOCKS`: kernels that multiply nothing.
         device: a GPU, or the CPU in Triton's interpreter.
     """
+    if block_size == selfcheck.NO_BLOCKS:
+        return {selfcheck.OPTIMIZER: partial(_optimizer, device)}
     case = _Case(dtype, block_size, device)
     checks: dict[str, Check] = {selfcheck.ELEMENTWISE: partial(_elementwise, dtype, device)}
     for which in ("fwd", "dgrad", "wgrad"):
@@ -175,6 +178,47 @@ def _elementwise(dtype: str, device: torch.device) -> float:
         "column sums": (elementwise.column_sums(dy.to(device)), dy.double().sum((0, 1))),
     }
     return max(_compare(name, got, wanted, dtype) for name, (got, wanted) in pairs.items())
+
+
+def _optimizer(device: torch.device) -> float:
+    """Two clipped updates of a masked weight and of a stretch of odd length."""
+    generator = torch.Generator().manual_seed(2)
+    randn = partial(torch.randn, generator=generator)
+    layout = BlockLayout(torch.tensor([[False, False, False], [True, False, True]]), 64)
+    host = [mask_blocks_(randn(128, 192), layout), randn(1500)]
+    wanted = [p.double().requires_grad_() for p in host]
+    reference = torch.optim.AdamW(wanted, lr=0.1, weight_decay=0.1, eps=1e-3)
+    weights = [p.to(device) for p in host]
+    grads, firsts, seconds = ([torch.zeros_like(w) for w in weights] for _ in range(3))
+    steps = [torch.zeros((), device=device) for _ in weights]
+    layouts = [layout.to(device), None]
+    rates = (0, 1.0, (0.9, 0.999), 1e-3, 0.1, True, False)
+    entries = [
+        adam.Entry(w, g, m, v, None, step, *rates, each)
+        for w, g, m, v, step, each in zip(
+            weights, grads, firsts, seconds, steps, layouts, strict=True
+        )
+    ]
+    table = adam.AdamTable(entries)
+    for _ in range(2):
+        for grad, p in zip(grads, wanted, strict=True):
+            drawn = randn(p.shape)
+            grad.copy_(drawn)
+            p.grad = (drawn if p.dim() == 1 else mask_blocks_(drawn, layout)).double()
+        torch.nn.utils.clip_grad_norm_(wanted, 1.0)
+        scale = (1.0 / (table.norm_squared().sqrt() + 1e-6)).clamp(max=1.0).float()
+        torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+        table.update([0.1], scale, clear=False)
+        reference.step()
+    error = max(
+        _compare("weights", w, p.detach(), "fp32") for w, p in zip(weights, wanted, strict=True)
+    )
+    table.clear()
+    active = layouts[0].element_mask().flatten(1)
+    left = max(grads[0][active].abs().max().item(), grads[1].abs().max().item())
+    if left != 0:
+        raise ValueError(f"cleared gradients: expected 0, got {left:g}")
+    return error
 
 
 def _compare(what: str, got: Tensor, wanted: Tensor, dtype: str) -> float:

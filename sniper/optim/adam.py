@@ -2,8 +2,8 @@
 """Adam and AdamW over active blocks: what is pruned is neither read nor written.
 
 Each is torch's own class with the same states, so that either loads what the other saved. Where our
-kernel serves, on a CPU in float32, one visit clips, updates and clears; for whatever else torch's
-functions do the same.
+kernels serve, for float32 on a CPU or a GPU, one visit clips, updates and clears; for whatever else
+torch's functions do the same.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.optim.adam import adam
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper import _C
+from sniper.ops.layout import BlockLayout
 from sniper.optim.table import Collected, Row, Rows, torch_lists
 
 _OURS = ("max_norm", "clear")
@@ -162,16 +163,20 @@ class Adam(torch.optim.Adam):
 
     def _norm(self, collected: Collected) -> Tensor:
         rows, groups = collected
+        on_cpu, on_gpus = _by_device(rows)
         squares = (
-            _C.sum_squares([r.entry() for r in rows], torch.get_num_threads()) if rows else 0.0
+            _C.sum_squares([r.entry() for r in on_cpu], torch.get_num_threads()) if on_cpu else 0.0
         )
+        norms = [self._rows.table(rows).norm_squared().sqrt().float() for rows in on_gpus]
         grads = [g for group in groups for g in group["grads"]]
-        ours = torch.tensor(squares, dtype=torch.float64).sqrt().float()
-        if not grads:
-            return ours
-        each = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
-        norms = torch.stack([n.to(grads[0].device) for n in each])
-        return torch.linalg.vector_norm(torch.stack([ours.to(norms.device), norms.norm()]))
+        if grads:
+            norms += torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
+        if on_cpu or not norms:
+            norms.append(torch.tensor(squares, dtype=torch.float64).sqrt().float())
+        if len(norms) == 1:
+            return norms[0]
+        # Where all lie on one device nothing waits for it.
+        return torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; clips and clears as the optimizer was
@@ -202,7 +207,7 @@ class Adam(torch.optim.Adam):
         (rows, groups), scale = self._clipped or (self._rows.collect(), None)
         self._clipped = None
         if rows:
-            self._update(rows, 1.0 if scale is None else float(scale))
+            self._update(rows, scale)
         for group in groups:
             if scale is not None:
                 torch._foreach_mul_(group["grads"], scale.to(group["grads"][0].device))  # pyright: ignore[reportPrivateImportUsage]
@@ -211,15 +216,24 @@ class Adam(torch.optim.Adam):
         if self.clear:
             self.zero_grad()
 
-    def _update(self, rows: list[Row], scale: float) -> None:
+    def _update(self, rows: list[Row], scale: Tensor | None) -> None:
         torch._foreach_add_([r.state["step"] for r in rows], 1)  # pyright: ignore[reportPrivateImportUsage]
         clean = [r.layout is None or r.layout.marked(r.weight) for r in rows]
-        entries = [r.entry() for r in rows]
-        _C.adam(entries, scale, self.clear, torch.get_num_threads())
-        weights = [r.weight for r in rows]
-        increment_version(weights)
-        if self.clear or scale != 1:
-            increment_version([r.grad for r in rows])
+        on_cpu, on_gpus = _by_device(rows)
+        written = rows if self.clear else []  # whose gradients are others now
+        if on_cpu:
+            factor = 1.0 if scale is None else float(scale)
+            entries = [r.entry() for r in on_cpu]
+            _C.adam(entries, factor, self.clear, torch.get_num_threads())
+            written = written or (on_cpu if factor != 1 else [])
+        for each in on_gpus:
+            there = None if scale is None else scale.to(each[0].weight.device)
+            rates = [group["lr"] for group in self.param_groups]
+            self._rows.table(each).update(rates, there, self.clear)
+            if not self.clear and there is not None:
+                written = [*written, *each]
+        increment_version([r.weight for r in rows])
+        increment_version([r.grad for r in written])
         for row, kept in zip(rows, clean, strict=True):
             if row.layout is not None:
                 row.leave_zeros(kept)
@@ -251,6 +265,7 @@ class Adam(torch.optim.Adam):
         if not isinstance(set_to_none, bool):
             raise ValueError(f"set_to_none: expected a bool, got {set_to_none!r}")
         masked = self._rows.masked()
+        visited: dict[torch.device, list[tuple[Tensor, BlockLayout | None]]] = {}
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -259,12 +274,18 @@ class Adam(torch.optim.Adam):
                 if layout is None and set_to_none:
                     p.grad = None
                     self._cleared.pop(p, None)
-                    continue
-                if self.has_gradient(p):
+                elif self.has_gradient(p):
+                    visited.setdefault(p.device, []).append((p, layout))
+                elif not set_to_none:  # as torch has it, a step takes this for a gradient
+                    self._cleared.pop(p, None)
+        for gradients in visited.values():
+            if not self._rows.clear_together(gradients):
+                for p, layout in gradients:
                     self._rows.clear_gradient(p, layout)
+            for p, _ in gradients:
                 if set_to_none:
                     self._cleared[p] = p.grad._version
-                else:  # as torch has it, a step takes this for a gradient
+                else:
                     self._cleared.pop(p, None)
 
 
@@ -301,6 +322,15 @@ class AdamW(Adam):
         super().__setstate__(state)
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
+
+
+def _by_device(rows: list[Row]) -> tuple[list[Row], list[list[Row]]]:
+    """Those on a CPU, and those of each GPU."""
+    found: dict[torch.device, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.weight.device, []).append(row)
+    on_cpu = found.pop(torch.device("cpu"), [])
+    return on_cpu, list(found.values())
 
 
 def _is_number(value: object) -> bool:

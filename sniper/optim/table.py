@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from sniper.layers.zeros import layouts_of_weights
+from sniper.ops import selfcheck
+from sniper.ops.backends.triton import adam, launch
 from sniper.ops.gradients import adopt
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_, zero_pruned_
@@ -61,6 +65,26 @@ class Row:
         rates = (*rates, group["weight_decay"], state["step"].item())
         return tensors, extent, rates, (group["decoupled_weight_decay"], group["maximize"])
 
+    def device_entry(self, number: int) -> adam.Entry:
+        """As a table on a GPU takes it; `number` is the group's."""
+        state, group = self.state, self.group
+        return adam.Entry(
+            self.weight,
+            self.grad,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["max_exp_avg_sq"] if group["amsgrad"] else None,
+            state["step"],
+            number,
+            self.factor,
+            group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            group["decoupled_weight_decay"],
+            group["maximize"],
+            self.layout,
+        )
+
     def leave_zeros(self, kept: bool) -> None:
         """After an update, which wrote to active blocks alone.
 
@@ -81,16 +105,18 @@ class Rows:
         self._optimizer = optimizer
         # Layouts by the id of their weight, and their versions, that gradients were prepared for.
         self._prepared: dict[int, tuple[int, ...]] = {}
+        self._tables: dict[torch.device, adam.AdamTable] = {}
 
     def forget(self) -> None:
         """Moments may be other tensors now."""
         self._prepared.clear()
+        self._tables.clear()
 
     def masked(self) -> dict[int, BlockLayout]:
         """Layouts of the weights that our kernel masks, by the weight's id."""
         found = layouts_of_weights()
         params = (p for group in self._optimizer.param_groups for p in group["params"])
-        return {id(p): found[id(p)] for p in params if id(p) in found and _served(p)}
+        return {id(p): found[id(p)] for p in params if id(p) in found and _served(p, found[id(p)])}
 
     def collect(self) -> Collected:
         """What a step visits now.
@@ -115,8 +141,9 @@ class Rows:
             others: dict[float, list[Tensor]] = {}
             for p in params:
                 factor = optimizer.rate_factors.get(p, 1.0)
-                if _served(p):
-                    row = Row(p, p.grad, optimizer.state[p], group, factor, masked.get(id(p)))
+                layout = masked.get(id(p))
+                if _served(p, layout):
+                    row = Row(p, p.grad, optimizer.state[p], group, factor, layout)
                     self._prepare(row)
                     rows.append(row)
                 else:
@@ -126,6 +153,30 @@ class Rows:
                 lists = {"params": ps, "grads": [p.grad for p in ps], "states": states}
                 groups.append({**group, **lists, "lr": group["lr"] * factor})
         return rows, groups
+
+    def table(self, rows: list[Row]) -> adam.AdamTable:
+        """The table of rows that lie on one GPU; the last one while nothing has changed."""
+        numbers = {id(group): i for i, group in enumerate(self._optimizer.param_groups)}
+        entries = [row.device_entry(numbers[id(row.group)]) for row in rows]
+        device = rows[0].weight.device
+        table = self._tables.get(device)
+        if table is None or table.key != adam.key_of(entries):
+            table = self._tables[device] = adam.AdamTable(entries)
+        return table
+
+    def clear_together(self, gradients: list[tuple[Tensor, BlockLayout | None]]) -> bool:
+        """Zeroes gradients in one launch where they are all that a GPU's last step has visited;
+        says whether it has.
+        """
+        device = gradients[0][0].device
+        table = self._tables.get(device)
+        places = {id(p): p.grad.data_ptr() for p, _ in gradients if p.grad is not None}
+        layouts = {id(p): layout for p, layout in gradients}
+        if table is None or not table.holds(places, layouts):
+            return False
+        table.clear()
+        increment_version([p.grad for p, _ in gradients if p.grad is not None])
+        return True
 
     def clear_gradient(self, p: Tensor, layout: BlockLayout | None) -> None:
         """Zeroes a gradient, of a masked weight its active blocks."""
@@ -155,6 +206,8 @@ class Rows:
         key = (p.data_ptr(), *version)
         if self._prepared.get(id(p)) == key:
             return
+        if row.state["step"].device != p.device:  # as torch has it without `fused`
+            row.state["step"] = row.state["step"].to(p.device)
         moments = [name for name in _MOMENTS if name in row.state]
         for name in moments:
             row.state[name] = self._relaid(p, row.state[name])
@@ -196,13 +249,23 @@ def torch_lists(group: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _served(p: Tensor) -> bool:
-    """Whether our kernel takes a parameter, with a gradient of its shape and dtype if it has one:
-    float32 numbers of a CPU that lie together.
+def _served(p: Tensor, layout: BlockLayout | None) -> bool:
+    """Whether our kernels take a parameter, with a gradient of its shape and dtype if it has one:
+    float32 numbers that lie together, on a CPU or a GPU whose kernels have passed their check.
     """
-    if p.device.type != "cpu" or p.dtype != torch.float32 or p.layout != torch.strided:
+    if p.dtype != torch.float32 or p.layout != torch.strided:
         return False
-    return p.is_contiguous() or (p.dim() == 3 and p.permute(0, 2, 1).is_contiguous())
+    if not (p.is_contiguous() or (p.dim() == 3 and p.permute(0, 2, 1).is_contiguous())):
+        return False
+    if p.device.type == "cpu":
+        return True
+    return launch.usable(p) and adam.takes(p, layout) and _checked(p.device)
+
+
+@cache
+def _checked(device: torch.device) -> bool:
+    x = torch.empty(0, device=device)
+    return selfcheck.trusted(x, selfcheck.NO_BLOCKS, selfcheck.OPTIMIZER)
 
 
 def _matrix(t: Tensor, layout: BlockLayout) -> Tensor:

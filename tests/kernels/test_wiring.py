@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.ops import autotune, timings, use_backend
+from sniper.ops import autotune, gradients, timings, use_backend
+from sniper.ops.backends.triton import adam as triton_adam
 from sniper.ops.backends.triton import elementwise as triton_elementwise
 from sniper.ops.backends.triton.products import TritonBackend
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import relu_dropout_grad_bias
+from sniper.optim import Adam, adam, table
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
@@ -144,3 +148,63 @@ def test_a_convolutions_registrations(device):
         dy = torch.randn(2, 9, 48, device=device)
         torch.library.opcheck(_dgrad, (dy, layer.weight.detach(), handle, *geometry, 9))
         torch.library.opcheck(_wgrad, (dy, x.detach(), 3, True, handle, *geometry))
+
+
+def test_adam_visits_everything_in_one_launch(device, monkeypatch):
+    """`sniper.optim` on a GPU: norm, update and clearing from one table, made once."""
+    monkeypatch.setattr(table, "_served", lambda p, layout: True)
+    monkeypatch.setattr(adam, "_by_device", lambda rows: ([], [rows] if rows else []))
+    made = []
+    inner = triton_adam.AdamTable.__init__
+    monkeypatch.setattr(
+        triton_adam.AdamTable, "__init__", lambda self, e: made.append(1) or inner(self, e)
+    )
+    layer, _ = pair(device, conv=True)
+    plain = copy.deepcopy(layer)
+    ours = Adam(layer.parameters(), lr=0.01, weight_decay=0.1)
+    theirs = torch.optim.Adam(plain.parameters(), lr=0.01, weight_decay=0.1)
+    for step in range(4):
+        x = torch.randn(2, 32, 9, device=device)
+        for model, optimizer in ((layer, ours), (plain, theirs)):
+            model(x).square().mean().backward()
+        norm = ours.clip(0.1)
+        assert norm.device == x.device
+        wanted = nn.utils.clip_grad_norm_(plain.parameters(), 0.1)
+        torch.testing.assert_close(norm, wanted, rtol=1e-5, atol=0)
+        ours.step(), theirs.step()
+        ours.zero_grad(set_to_none=False), theirs.zero_grad()
+        assert not layer.weight.grad.any() and not layer.bias.grad.any()
+        for a, b in zip(layer.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        if step == 1:  # other blocks, and another learning rate
+            mask = torch.ones(layer.block_mask_shape, device=device).bool()
+            layer.set_block_mask(mask), plain.set_block_mask(mask)
+            for optimizer in (ours, theirs):
+                optimizer.param_groups[0]["lr"] = 0.02
+    # One for each mask: a gradient that is allocated anew, or another rate, is no reason for others.
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_a_weights_gradient_is_added_in_place_through_a_cast(conv, device):
+    """Under autocast the product reads a copy of the weight; its gradient goes to the weight's."""
+    layer, _ = pair(device, conv)
+    plain = copy.deepcopy(layer)
+    layer.weight.grad = torch.zeros_like(layer.weight)
+    pruned = ~layer.layout.element_mask()  # [N, taps, C]
+    pruned = pruned.permute(0, 2, 1) if conv else pruned[:, 0]
+    layer.weight.grad[pruned] = 7.0  # is not visited
+    gradients.adopt(layer.weight)
+    place = layer.weight.grad.data_ptr()
+    x = torch.randn((2, 32, 9) if conv else (2, 9, 32), device=device)
+    with use_backend("triton"):
+        for _ in range(2):
+            for model in (layer, plain):
+                with torch.autocast(x.device.type, torch.float16):
+                    y = model(x)
+                y.float().square().sum().backward()
+    assert layer.weight.grad.data_ptr() == place
+    assert (layer.weight.grad[pruned] == 7.0).all()
+    got, wanted = layer.weight.grad[~pruned], plain.weight.grad[~pruned]
+    assert (got - wanted).norm() <= 1e-3 * wanted.norm() and wanted.any()
+    assert not plain.weight.grad[pruned].any()

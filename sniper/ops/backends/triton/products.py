@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sniper.kernels import configs
 from sniper.ops import selfcheck
-from sniper.ops.backend import out_length
+from sniper.ops.backend import check_shape, out_length
 from sniper.ops.backends.triton import elementwise, launch, tuning
 from sniper.ops.backends.triton.elementwise import column_sums, dropout_args
 from sniper.ops.backends.triton.tuning import Tiling, pick_tiling, tune
@@ -97,17 +97,28 @@ class TritonBackend:
         geometry: Geometry,
         with_bias: bool = False,
         tiling: Tiling | None = None,
+        into: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """As the protocol has it. Tokens are split among programs whose sums are added in a fixed
-        order: equal inputs give equal bits.
+        order: equal inputs give equal bits. With `into`, contiguous float32 of dL/dW's shape, the
+        active blocks are added to it, the others are not touched, and it is what is returned.
         """
         n, c = launch.check_layout(layout, geometry, x.device)
         launch.check("x", x, x, (None, None, c))
         launch.check("dy", dy, x, (x.shape[0], out_length(geometry, x.shape[1]), n))
-        # Zeros, since programs exist for active blocks alone and nobody visits the others.
-        dw = x.new_zeros(n, geometry.taps * c)
+        dw = into
+        if dw is None:
+            # Zeros, since programs exist for active blocks alone and nobody visits the others.
+            dw = x.new_zeros(n, geometry.taps * c)
+        elif dw.dtype != torch.float32 or not dw.is_contiguous() or dw.device != x.device:
+            raise ValueError(
+                f"into: expected contiguous float32 on {x.device}, "
+                f"got {dw.dtype} with strides {dw.stride()} on {dw.device}"
+            )
+        else:
+            check_shape("into", dw, (n, geometry.taps * c))
         tiling = tiling or pick_tiling("wgrad", layout, geometry, dy, x)
-        _wgrad(tiling, dy, x, dw, layout, geometry)
+        _wgrad(tiling, dy, x, dw, layout, geometry, add=into is not None)
         return dw, column_sums(dy) if with_bias else None
 
     def tune(self, which: str, layout: BlockLayout, geometry: Geometry, *args) -> str:
@@ -210,9 +221,15 @@ def _product(
 
 
 def _wgrad(
-    tiling: Tiling, dy: Tensor, x: Tensor, dw: Tensor, layout: BlockLayout, geometry: Geometry
+    tiling: Tiling,
+    dy: Tensor,
+    x: Tensor,
+    dw: Tensor,
+    layout: BlockLayout,
+    geometry: Geometry,
+    add: bool,
 ) -> Tensor:
-    """Fills the active blocks of `dw`, which is zero, and returns it."""
+    """Fills the active blocks of `dw`, which is zero, or adds to them; returns it."""
     (path, config), block, entries = tiling, layout.block_size, layout.nnz
     if not entries or not dy.numel() or not x.numel():
         return dw
@@ -253,5 +270,6 @@ def _wgrad(
             *(partial, dw, layout.row_indices, layout.col_indices, entries, splits, dw.shape[1]),
             B=block,
             BN=16,
+            ADD=add,
         )
     return dw
