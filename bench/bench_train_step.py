@@ -77,10 +77,10 @@ class Step:
     ):
         self.batch, self.sniper = batch, sniper
         device = next(model.parameters()).device
-        if sniper is None:
+        if not graphs:
             self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
         else:  # as `Trainer` has it
-            clear = pick_recorder(device, "auto" if graphs else "off") is None
+            clear = pick_recorder(device, "auto") is None
             self.optimizer = Adam(model.parameters(), lr=1e-4, clear=clear, fused=True)
         if sniper is not None:
             sniper.step(0, self.optimizer)
@@ -107,6 +107,7 @@ def plain(model: FastSpeech2) -> FastSpeech2:
     for module in model.modules():
         if type(module) is Dropout:
             module.__class__ = nn.Dropout  # pyright: ignore[reportAttributeAccessIssue]
+        module.__dict__.pop("_conv_forward", None)
     return model
 
 

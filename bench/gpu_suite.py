@@ -62,7 +62,7 @@ def sections(out: Path, dry: bool) -> list[Section]:
         own("rates", 20),
         own("layers", 45),
         own("step", 60),
-        own("recording", 40),
+        own("recording", 60),
         own("training", 40),
         own("attention", 20),
         own("tiles", 40),

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Torch's attention by the fastest of its implementations that takes the mask, on a GPU.
 
-Flash attention takes no mask, and its form for sequences of several lengths takes no dropout. Here
-it hides keys all the same: one more channel, 1 in every query, and in a key 0 or a number so low
-that softmax makes it 0. A head of 192 channels becomes one of 200, so that it is timed like the
-others, and not taken for granted.
+Flash attention takes no mask, its form for sequences of several lengths takes no dropout, and
+cuDNN's is faster without one. Here they hide keys all the same: one more channel, 1 in every query,
+and in a key 0 or a number so low that softmax makes it 0. A head of 192 channels becomes one of
+200, so that it is timed like the others, and not taken for granted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +26,12 @@ from sniper.ops.transforms import transformed
 _IMPLEMENTATIONS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "cudnn, keys hidden": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+# Those that are given a channel in place of a mask that hides keys.
+_HIDING = ("flash", "cudnn, keys hidden")
 # Fused implementations take only heads whose channels are a multiple of this.
 _CHANNELS = 8
 
@@ -56,7 +61,7 @@ def _chooses(q: Tensor) -> bool:
 
 def _run(name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
     with sdpa_kernel(_IMPLEMENTATIONS[name]):
-        if name == "flash" and mask is not None:
+        if name in _HIDING and mask is not None:
             return _keys_hidden_by_a_channel(q, k, v, mask, p)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
 
@@ -69,17 +74,27 @@ def _candidates(
     def run(name: str) -> tuple[Tensor, ...]:
         if p and name not in able:
             # Tried before it is timed, since not every implementation takes dropout.
-            with torch.random.fork_rng(_generators(q)), torch.no_grad():
+            with torch.random.fork_rng(_generators(q)), torch.no_grad(), _quiet():
                 _run(name, q, k, v, mask, p)
             able.add(name)
-        # Compared and timed without dropout, whose draws would make results differ.
-        with torch.enable_grad():
+        # Compared and timed without dropout, whose draws would make results differ. Torch warns of
+        # each implementation that cannot run, and of all others that it was told to leave alone.
+        with torch.enable_grad(), _quiet():
             leaves = [t.detach().requires_grad_() for t in (q, k, v)]
             y = _run(name, leaves[0], leaves[1], leaves[2], mask, 0.0)
             return y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))
 
-    names = [n for n in _IMPLEMENTATIONS if n != "flash" or mask is None or _hides_keys(mask)]
+    hides = mask is not None and _hides_keys(mask)
+    without = () if hides else _HIDING if mask is not None else _HIDING[1:]
+    names = [n for n in _IMPLEMENTATIONS if n not in without]
     return {n: (lambda n=n: run(n)) for n in names}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _generators(x: Tensor) -> list[int]:
