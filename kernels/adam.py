@@ -38,11 +38,12 @@ def tensor_at(table, field: tl.constexpr):
 
 @triton.jit
 def some(count, TILE: tl.constexpr, WHOLE: tl.constexpr):
-    """The mask of the first `count` elements, or None for a whole tile."""
+    """The mask of the first `count` elements; WHOLE: of all."""
     if WHOLE:
-        return None
+        mask = tl.full((TILE,), 1, tl.int1)
     else:
-        return tl.arange(0, TILE) < count
+        mask = tl.arange(0, TILE) < count
+    return mask
 
 
 @triton.jit
