@@ -90,9 +90,9 @@ def test_a_clear_loser_is_not_timed_again():
     assert len(slow) <= 3  # once to warm up and compare, at most two samples
 
 
-def test_one_disturbed_sample_does_not_decide(monkeypatch):
-    # The quick one is disturbed once, by less than what makes a candidate hopeless.
-    candidates = played(monkeypatch, slow=[1.2], quick=[1.4, 1.0])
+@pytest.mark.parametrize("disturbed", [1.4, 20.0])  # 20: far beyond what is not timed again
+def test_one_disturbed_sample_does_not_decide(monkeypatch, disturbed):
+    candidates = played(monkeypatch, slow=[1.2], quick=[disturbed, 1.0])
     assert timings.fastest("key", candidates) == "quick"
     assert timings._load()["key"].sure
 
