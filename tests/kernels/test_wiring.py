@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.ops import autotune, gradients, timings, use_backend
+from sniper.ops import autotune, dispatch, gradients, selfcheck, timings, use_backend
 from sniper.ops.backends.triton import adam as triton_adam
 from sniper.ops.backends.triton import elementwise as triton_elementwise
+from sniper.ops.backends.triton import launch
 from sniper.ops.backends.triton.products import TritonBackend
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import relu_dropout_grad_bias
 from sniper.optim import Adam, adam, table
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
+OPS = ("product", "wgrad")
 
 
 def pair(device: str, conv: bool) -> tuple[nn.Module, nn.Module]:
@@ -208,3 +210,30 @@ def test_a_weights_gradient_is_added_in_place_through_a_cast(conv, device):
     got, wanted = layer.weight.grad[~pruned], plain.weight.grad[~pruned]
     assert (got - wanted).norm() <= 1e-3 * wanted.norm() and wanted.any()
     assert not plain.weight.grad[pruned].any()
+
+
+@pytest.mark.parametrize("failed", ["product", "wgrad", "elementwise"])
+def test_what_failed_its_check_is_left_to_torch_and_the_rest_runs(failed, device, monkeypatch):
+    """One family out: what comes next computes its pass, and values are right."""
+    monkeypatch.delenv("SNIPER_SELF_CHECK")
+    families = ["elementwise", *(f"{p} {op}" for p in ("tma", "pointer") for op in OPS)]
+    verdicts = {name: selfcheck.Verdict(not name.endswith(failed)) for name in families}
+    monkeypatch.setattr(selfcheck, "check", lambda *args: verdicts)
+    monkeypatch.setattr(launch, "usable", lambda x: True)
+    # Ours wherever they may run: the interpreter would lose on time.
+    monkeypatch.setattr(timings, "fastest", lambda key, calls, **options: next(iter(calls)))
+    layer, plain = pair(device, conv=True)
+    x = torch.randn(2, 32, 9, device=device, requires_grad=True)
+    y = layer(x, relu_dropout=0.0)
+    expected = plain(x.detach().cpu()).relu()
+    torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-4)
+    dy = torch.randn_like(y)
+    y.backward(dy), expected.backward(dy.cpu())
+    dw = layer.weight.grad.cpu()
+    torch.testing.assert_close(dw, plain.weight.grad * (dw != 0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
+    ran = {which: run[0] for which, run in dispatch.last_runs(layer.layout).items()}
+    next_best = "dense" if x.is_cuda else "cpu"
+    product, wgrad = (next_best if failed == op else "triton" for op in OPS)
+    assert ran == {"fwd": product, "dgrad": product, "wgrad": wgrad}
+    assert TritonBackend().serves(x) == (failed != "elementwise")
