@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Torch's attention by the fastest of its implementations that takes the mask, on a GPU.
 
-Flash attention takes no mask, its form for sequences of several lengths takes no dropout, and
-cuDNN's is faster without one. Here they hide keys all the same: one more channel, 1 in every query,
-and in a key 0 or a number so low that softmax makes it 0. A head of 192 channels becomes one of
-200, so that it is timed like the others, and not taken for granted.
+Flash attention takes no mask, and its form for sequences of several lengths takes no dropout. Here
+it hides keys all the same: one more channel, 1 in every query, and in a key 0 or a number so low
+that softmax makes it 0. A head of 192 channels becomes one of 200, so that it is timed like the
+others, and not taken for granted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +27,9 @@ from sniper.ops.transforms import transformed
 _IMPLEMENTATIONS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "cudnn, keys hidden": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# Those that are given a channel in place of a mask that hides keys.
-_HIDING = ("flash", "cudnn, keys hidden")
 # Fused implementations take only heads whose channels are a multiple of this.
 _CHANNELS = 8
 
@@ -50,7 +48,8 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: 
     """
     if not _chooses(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-    name = timings.fastest(_key(q, k, mask, p), _candidates(q, k, v, mask, p), quiet=True)
+    candidates, noise = _candidates(q, k, v, mask, p), partial(_noise, q, k, v)
+    name = timings.fastest(_key(q, k, mask, p), candidates, quiet=True, noise=noise)
     return _run(name, q, k, v, mask, p)
 
 
@@ -61,7 +60,7 @@ def _chooses(q: Tensor) -> bool:
 
 def _run(name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
     with sdpa_kernel(_IMPLEMENTATIONS[name]):
-        if name in _HIDING and mask is not None:
+        if name == "flash" and mask is not None:
             return _keys_hidden_by_a_channel(q, k, v, mask, p)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
 
@@ -82,12 +81,27 @@ def _candidates(
         with torch.enable_grad(), _quiet():
             leaves = [t.detach().requires_grad_() for t in (q, k, v)]
             y = _run(name, leaves[0], leaves[1], leaves[2], mask, 0.0)
-            return y.detach(), *torch.autograd.grad(y, leaves, torch.ones_like(y))
+            return y.detach(), *torch.autograd.grad(y, leaves, _gradient(y))
 
-    hides = mask is not None and _hides_keys(mask)
-    without = () if hides else _HIDING if mask is not None else _HIDING[1:]
-    names = [n for n in _IMPLEMENTATIONS if n not in without]
+    names = [n for n in _IMPLEMENTATIONS if n != "flash" or mask is None or _hides_keys(mask)]
     return {n: (lambda n=n: run(n)) for n in names}
+
+
+def _gradient(y: Tensor) -> Tensor:
+    """Some dL/dy. Not ones: then dq and dk are differences of nearly equal sums, of which little
+    but rounding is left, and right implementations differ by as much as they compute.
+    """
+    return torch.arange(y.numel(), device=y.device).sin().view(y.shape).to(y.dtype)
+
+
+def _noise(q: Tensor, k: Tensor, v: Tensor) -> list[float]:
+    """By how much y, dq, dk and dv of right implementations may differ: in dq and dk the scores'
+    gradients, products of dL/dy with v, are rounded before they are summed.
+    """
+    scale = torch.finfo(q.dtype).eps / math.sqrt(q.shape[-1])
+    largest = float(v.float().norm(dim=-1).max()) * math.sqrt(q.shape[-1])
+    terms = [scale * largest * float(t.abs().max()) for t in (k, q)]
+    return [0.0, *terms, 0.0]
 
 
 @contextlib.contextmanager
