@@ -27,23 +27,13 @@ def places(offsets, table, i, TILE: tl.constexpr):
 
 
 @triton.jit
-def tensor_at(table, field: tl.constexpr):
+def tensor_at(table, field):
     """The float32 tensor whose address lies in a field of the table."""
     return tl.multiple_of(tl.load(table + field).to(tl.pointer_type(tl.float32)), 16)
 
 
 # Each kernel asks first whether its tile is whole, as nearly all are: a mask whose end is not known
 # to the compiler would have each number loaded by itself.
-
-
-@triton.jit
-def some(count, TILE: tl.constexpr, WHOLE: tl.constexpr):
-    """The mask of the first `count` elements; WHOLE: of all."""
-    if WHOLE:
-        mask = tl.full((TILE,), 1, tl.int1)
-    else:
-        mask = tl.arange(0, TILE) < count
-    return mask
 
 
 @triton.jit
@@ -63,7 +53,7 @@ def sum_squares(
     if count == TILE:
         gradient = tl.load(place)
     else:
-        gradient = tl.load(place, mask=some(count, TILE, False), other=0.0)
+        gradient = tl.load(place, mask=tl.arange(0, TILE) < count, other=0.0)
     tl.store(sums + i, tl.sum(gradient * gradient, 0))
 
 
@@ -76,7 +66,7 @@ def clear_gradients(owners, offsets, counts, table, FIELDS: tl.constexpr, TILE: 
     if count == TILE:
         tl.store(place, tl.zeros((TILE,), tl.float32))
     else:
-        tl.store(place, tl.zeros((TILE,), tl.float32), mask=some(count, TILE, False))
+        tl.store(place, tl.zeros((TILE,), tl.float32), mask=tl.arange(0, TILE) < count)
 
 
 @triton.jit
@@ -102,9 +92,9 @@ def adam_update(
     rates += owner * RATES
     place, count = places(offsets, table, i, TILE), tl.load(counts + i)
     if count == TILE:
-        update_tile(table, rates, learning_rates, scale, place, count, TILE, CLEAR, True)
+        update_tile(table, rates, learning_rates, scale, place, count, TILE, CLEAR, True)  # pyright: ignore[reportArgumentType]
     else:
-        update_tile(table, rates, learning_rates, scale, place, count, TILE, CLEAR, False)
+        update_tile(table, rates, learning_rates, scale, place, count, TILE, CLEAR, False)  # pyright: ignore[reportArgumentType]
 
 
 @triton.jit
@@ -128,7 +118,10 @@ def update_tile(
     root = tl.sqrt(1.0 - tl.exp2(step * tl.load(rates + 4))).to(tl.float32)
     eps, decay = tl.load(rates + 5).to(tl.float32), tl.load(rates + 6)
     kind = tl.load(table + 8)
-    mask = some(count, TILE, WHOLE)
+    if WHOLE:
+        mask = tl.full((TILE,), 1, tl.int1)
+    else:
+        mask = tl.arange(0, TILE) < count
     w_place, g_place = tensor_at(table, 0) + place, tensor_at(table, 1) + place
     m_place, v_place = tensor_at(table, 2) + place, tensor_at(table, 3) + place
     w, g = tl.load(w_place, mask=mask), tl.load(g_place, mask=mask)

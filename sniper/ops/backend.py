@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry, check_geometry
@@ -53,7 +54,7 @@ class Backend(Protocol):
         Args:
             x: `[B, T, C]`, any strides.
             weight: `[N, taps * C]`; pruned blocks count as zero.
-            bias: `[N]` or None.
+            bias: `[N]` or None; on a GPU it may be float32 beside half-precision x.
             layout: the weight's active blocks, on the same device.
             geometry: taps, dilation and padding.
             epilogue: ReLU and dropout on the result.
@@ -80,8 +81,16 @@ class Backend(Protocol):
         geometry: Geometry,
         with_bias: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """dL/dW `[N, taps * C]`, exactly 0 in pruned blocks, and dL/db `[N]` if asked for."""
+        """dL/dW `[N, taps * C]`, exactly 0 in pruned blocks, and dL/db `[N]`, of `sum_dtype(dy)`,
+        if asked for.
+        """
         ...
+
+
+def sum_dtype(dy: Tensor) -> torch.dtype:
+    """Of dL/db: a GPU adds in float32, and there the bias is float32 too under autocast."""
+    half = dy.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if half and dy.is_cuda else dy.dtype
 
 
 def out_length(geometry: Geometry, length: int) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sniper.ops import dispatch, gradients
 from sniper.ops.autocast import autocast_dtype
+from sniper.ops.backend import sum_dtype
 from sniper.ops.backends import TRITON, elementwise
 from sniper.ops.dropout import draw_seed, relu_dropout_grad, relu_dropout_grad_bias
 from sniper.ops.dropout import relu_dropout as relu_then_dropout
@@ -61,8 +62,10 @@ def block_matmul(
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, weight = x.to(dtype), _cast_weight(weight, dtype, layout)
-        bias = None if bias is None else bias.to(dtype)
-    _check(x, weight, bias, layout, geometry)
+        # A GPU's kernels add the bias in float32, so that it need not be cast there and back.
+        if bias is not None and not (x.is_cuda and bias.dtype == torch.float32):
+            bias = bias.to(dtype)
+    _check(x, weight, bias, layout, geometry, dtype)
     p = relu_dropout
     if transformed():
         y = _by_torch(x, weight, bias, layout, geometry)
@@ -118,17 +121,24 @@ def _by_torch(
         weight = torch.where(mask, weight, 0)
     if weight.dim() == 2:
         weight = weight.unsqueeze(2)
+    bias = None if bias is None else bias.to(x.dtype)
     x = F.pad(x, (0, 0, geometry.pad_left, geometry.pad_right))
     return F.conv1d(x.mT, weight, bias, dilation=geometry.dilation).mT
 
 
 def _check(
-    x: Tensor, weight: Tensor, bias: Tensor | None, layout: BlockLayout, geometry: Geometry
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: BlockLayout,
+    geometry: Geometry,
+    autocast: torch.dtype | None,
 ) -> None:
     if x.dim() != 3 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected [B, T, {weight.shape[1]}], got {list(x.shape)}")
     for name, other in (("weight", weight), ("bias", bias)):
-        if other is not None and other.dtype != x.dtype:
+        kept = name == "bias" and autocast is not None
+        if other is not None and other.dtype != x.dtype and not kept:
             raise ValueError(f"{name}: expected x's dtype {x.dtype}, got {other.dtype}")
         if other is not None and other.device != x.device:
             raise ValueError(f"{name}: expected x's device {x.device}, got {other.device}")
@@ -219,7 +229,8 @@ def _wgrad(
 @_wgrad.register_fake
 def _(dy, x, taps, bias, layout, dilation, pad_left, pad_right):
     n = dy.shape[-1]
-    return dy.new_empty(n, taps * x.shape[-1]), dy.new_empty(n if bias else 0)
+    db = dy.new_empty(n, dtype=sum_dtype(dy)) if bias else dy.new_empty(0)
+    return dy.new_empty(n, taps * x.shape[-1]), db
 
 
 @torch.library.custom_op("sniper::block_wgrad_add", mutates_args=("into",))
@@ -243,7 +254,7 @@ def _wgrad_add(
 
 @_wgrad_add.register_fake
 def _(into, dy, x, taps, bias, layout, dilation, pad_left, pad_right):
-    return dy.new_empty(dy.shape[-1] if bias else 0)
+    return dy.new_empty(dy.shape[-1], dtype=sum_dtype(dy)) if bias else dy.new_empty(0)
 
 
 def _save(ctx, inputs, output):
@@ -280,7 +291,7 @@ def _backward(ctx, dy):
             sums = _wgrad_add(into, *args)
         db = sums if summed else db
     elif need_b and db is None:
-        db = dy.sum((0, 1))
+        db = dy.sum((0, 1), dtype=sum_dtype(dy))
     return dx, dw, db, *[None] * 7
 
 

@@ -118,7 +118,8 @@ def choose(
         return call
     # Ours add in place by themselves; others give a matrix, which is added afterwards.
     if chosen is CPU or chosen is TRITON:
-        return partial(chosen.wgrad, args[0], args[1], layout, geometry, args[2], into=into)
+        wgrad = CPU.wgrad if chosen is CPU else TRITON.wgrad
+        return partial(wgrad, args[0], args[1], layout, geometry, args[2], into=into)
     return partial(_add_to, into, call)
 
 

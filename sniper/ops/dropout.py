@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sniper.ops.backend import sum_dtype
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import elementwise as cpu
 from sniper.ops.backends.triton import elementwise as triton
@@ -125,7 +126,7 @@ def relu_dropout_grad_bias(dy: Tensor, y: Tensor, p: float) -> tuple[Tensor, Ten
 @relu_dropout_grad_bias.register_fake
 def _(dy, y, p):
     dz = torch.empty_like(dy, memory_format=torch.contiguous_format)
-    return dz, dy.new_empty(dy.shape[-1])
+    return dz, dy.new_empty(dy.shape[-1], dtype=sum_dtype(dy))
 
 
 def _save_output(ctx, inputs, output):

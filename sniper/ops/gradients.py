@@ -40,7 +40,8 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def source_of(weight: Tensor) -> Tensor:
     """What `cast` was given to make this weight, else the weight itself."""
-    return _sources.get(weight, weight)
+    source = _sources.get(weight)
+    return weight if source is None else source
 
 
 def place_of(weight: Tensor) -> Tensor | None:

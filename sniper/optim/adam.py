@@ -283,7 +283,7 @@ class Adam(torch.optim.Adam):
                 for p, layout in gradients:
                     self._rows.clear_gradient(p, layout)
             for p, _ in gradients:
-                if set_to_none:
+                if set_to_none and p.grad is not None:
                     self._cleared[p] = p.grad._version
                 else:
                     self._cleared.pop(p, None)

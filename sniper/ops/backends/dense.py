@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sniper.ops.backend import sum_dtype
 from sniper.ops.backends.elementwise import apply_epilogue
 from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
@@ -42,6 +43,7 @@ class DenseBackend:
         epilogue: Epilogue = NO_EPILOGUE,
     ) -> Tensor:
         weight = masked(weight, layout)
+        bias = None if bias is None else bias.to(x.dtype)
         if geometry.is_linear:
             y = F.linear(x, weight, bias)
         else:
@@ -88,7 +90,7 @@ class DenseBackend:
             dw = _fresh(dw.permute(0, 2, 1).flatten(1))
         # Torch computes the whole gradient; what lies in pruned blocks must be as zero as in the
         # sparse one.
-        return mask_blocks_(dw, layout), dy.sum((0, 1)) if with_bias else None
+        return mask_blocks_(dw, layout), dy.sum((0, 1), dtype=sum_dtype(dy)) if with_bias else None
 
 
 DENSE = DenseBackend()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sniper.ops.backend import sum_dtype
 from sniper.ops.backends.elementwise import apply_epilogue
 from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
@@ -39,7 +40,7 @@ class ReferenceBackend:
         """
         # One einsum over gathered rows: nothing is shared with the code that it judges.
         y = torch.einsum("btkc,nkc->btn", _windows(x, geometry), _masked(weight, layout))
-        return apply_epilogue(y if bias is None else y + bias, epilogue)
+        return apply_epilogue(y if bias is None else y + bias.to(y.dtype), epilogue)
 
     def dgrad(
         self, dy: Tensor, weight: Tensor, layout: BlockLayout, geometry: Geometry, length: int
@@ -66,7 +67,7 @@ class ReferenceBackend:
         """The adjoint of `fwd` in W, masked."""
         dw = torch.einsum("btn,btkc->nkc", dy, _windows(x, geometry))
         dw = _masked(dw.reshape(dw.shape[0], -1), layout).reshape(dw.shape[0], -1)
-        return dw, dy.sum((0, 1)) if with_bias else None
+        return dw, dy.sum((0, 1), dtype=sum_dtype(dy)) if with_bias else None
 
 
 REFERENCE = ReferenceBackend()

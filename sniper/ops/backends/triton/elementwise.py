@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sniper.ops.backend import sum_dtype
 from sniper.ops.backends.triton.launch import check as check_tensor
 from sniper.ops.backends.triton.launch import countable as rows_countable
 from sniper.ops.backends.triton.launch import kernels, matrix_shape, on
@@ -66,7 +67,7 @@ def relu_dropout_backward_bias(
     tokens, _ = matrix_shape(dy)
     dz, sums = _relu_backward(dy, y, dropout_p, _chunk(tokens))
     assert sums is not None  # it was given a chunk
-    return dz, _sum_rows(sums, len(sums) or 1, dy.dtype)[0]
+    return dz, _sum_rows(sums, len(sums) or 1, sum_dtype(dy))[0]
 
 
 def column_sums(x: Tensor) -> Tensor:
@@ -76,7 +77,7 @@ def column_sums(x: Tensor) -> Tensor:
     # In two steps whose order the shape alone decides: atomic additions would give other bits at
     # each run.
     sums = _sum_rows(x.contiguous().view(tokens, columns), _chunk(tokens), torch.float32)
-    return _sum_rows(sums, len(sums), x.dtype)[0]
+    return _sum_rows(sums, len(sums), sum_dtype(x))[0]
 
 
 def dropout_args(

@@ -112,7 +112,13 @@ def precision(t: Tensor) -> str:
     return "ieee" if kind(t) == "fp32" else "tf32"
 
 
-def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | None) -> None:
+def check(
+    name: str,
+    t: Tensor,
+    like: Tensor,
+    shape: tuple[int | None, ...] | None,
+    or_float32: bool = False,
+) -> None:
     """Refuses tensors that kernels cannot take, or that lie or count otherwise than `like`."""
     if t.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, got one on {t.device}")
@@ -123,7 +129,7 @@ def check(name: str, t: Tensor, like: Tensor, shape: tuple[int | None, ...] | No
             f"{name}: expected a strided float32, bfloat16 or float16 tensor, "
             f"got {t.dtype} {t.layout}"
         )
-    if t.dtype != like.dtype:
+    if t.dtype != like.dtype and not (or_float32 and t.dtype == torch.float32):
         raise ValueError(f"{name}: expected {like.dtype} as the other operand, got {t.dtype}")
     if not countable(t):
         raise ValueError(f"{name}: expected fewer than 2^31 rows, got shape {list(t.shape)}")

@@ -64,7 +64,7 @@ class TritonBackend:
         launch.check("x", x, x, (None, None, c))
         launch.check("weight", weight, x, (n, geometry.taps * c))
         if bias is not None:
-            launch.check("bias", bias, x, (n,))
+            launch.check("bias", bias, x, (n,), or_float32=True)
             # An expanded bias has a stride of 0, which the kernel does not ask for.
             bias = bias.contiguous()
         # Not zeros: a block row without active blocks is written too, with its bias.
