@@ -25,6 +25,7 @@ from torch import Tensor
 # nobody but the ops' edge uses it, and it keeps no layout alive.
 _by_handle: weakref.WeakValueDictionary[int, BlockLayout] = weakref.WeakValueDictionary()
 _next_handle = itertools.count(1)
+_changes = 0
 
 
 class BlockLayout:
@@ -236,6 +237,7 @@ class BlockLayout:
         self.nnz = nnz
         self.version += 1
         self._changes[0] += 1
+        _count_change()
         # A copy with a mask of its own no longer follows its original, and nothing is known yet of
         # zeros in its pruned blocks.
         self._copied = self._zeros = self._zeros_of_copy = None
@@ -243,6 +245,7 @@ class BlockLayout:
     def retire(self) -> None:
         """Its weight is dense from now on: deep copies must not skip what counts there."""
         self._changes[0] += 1
+        _count_change()
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """The same layout elsewhere.
@@ -298,6 +301,18 @@ class BlockLayout:
         )
 
 
+def changes() -> int:
+    """Goes up whenever any layout is made, written or retired: one number in place of a look at
+    each.
+    """
+    return _changes
+
+
+def _count_change() -> None:
+    global _changes
+    _changes += 1
+
+
 def find_layout(handle: int) -> BlockLayout:
     """The layout that has this handle.
 
@@ -313,6 +328,7 @@ def find_layout(handle: int) -> BlockLayout:
 def _register(layout: BlockLayout) -> int:
     handle = next(_next_handle)
     _by_handle[handle] = layout
+    _count_change()
     return handle
 
 

@@ -19,7 +19,6 @@ from torch.optim.adam import adam
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper import _C
-from sniper.ops.layout import BlockLayout
 from sniper.optim.table import Collected, Row, Rows, torch_lists
 
 _OURS = ("max_norm", "clear")
@@ -163,11 +162,11 @@ class Adam(torch.optim.Adam):
 
     def _norm(self, collected: Collected) -> Tensor:
         rows, groups = collected
-        on_cpu, on_gpus = _by_device(rows)
+        on_cpu, on_gpus = self._rows.parts(rows)
         squares = (
             _C.sum_squares([r.entry() for r in on_cpu], torch.get_num_threads()) if on_cpu else 0.0
         )
-        norms = [self._rows.table(rows).norm_squared().sqrt().float() for rows in on_gpus]
+        norms = [table.norm_squared().sqrt().float() for _, table in on_gpus]
         grads = [g for group in groups for g in group["grads"]]
         if grads:
             norms += torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
@@ -219,17 +218,17 @@ class Adam(torch.optim.Adam):
     def _update(self, rows: list[Row], scale: Tensor | None) -> None:
         torch._foreach_add_([r.state["step"] for r in rows], 1)  # pyright: ignore[reportPrivateImportUsage]
         clean = [r.layout is None or r.layout.marked(r.weight) for r in rows]
-        on_cpu, on_gpus = _by_device(rows)
+        on_cpu, on_gpus = self._rows.parts(rows)
         written = rows if self.clear else []  # whose gradients are others now
         if on_cpu:
             factor = 1.0 if scale is None else float(scale)
             entries = [r.entry() for r in on_cpu]
             _C.adam(entries, factor, self.clear, torch.get_num_threads())
             written = written or (on_cpu if factor != 1 else [])
-        for each in on_gpus:
+        for each, table in on_gpus:
             there = None if scale is None else scale.to(each[0].weight.device)
             rates = [group["lr"] for group in self.param_groups]
-            self._rows.table(each).update(rates, there, self.clear)
+            table.update(rates, there, self.clear)
             if not self.clear and there is not None:
                 written = [*written, *each]
         increment_version([r.weight for r in rows])
@@ -239,6 +238,10 @@ class Adam(torch.optim.Adam):
                 row.leave_zeros(kept)
             if self.clear:
                 self._cleared[row.weight] = row.grad._version
+
+    def has_cleared(self) -> bool:
+        """Whether some gradients that are there count as none, since they were cleared."""
+        return len(self._cleared) > 0
 
     def has_gradient(self, p: Tensor) -> bool:
         """Whether a gradient has arrived since the last one was cleared.
@@ -264,8 +267,9 @@ class Adam(torch.optim.Adam):
         """
         if not isinstance(set_to_none, bool):
             raise ValueError(f"set_to_none: expected a bool, got {set_to_none!r}")
+        if not set_to_none and self._rows.clear_all():
+            return
         masked = self._rows.masked()
-        visited: dict[torch.device, list[tuple[Tensor, BlockLayout | None]]] = {}
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -274,18 +278,12 @@ class Adam(torch.optim.Adam):
                 if layout is None and set_to_none:
                     p.grad = None
                     self._cleared.pop(p, None)
-                elif self.has_gradient(p):
-                    visited.setdefault(p.device, []).append((p, layout))
-                elif not set_to_none:  # as torch has it, a step takes this for a gradient
-                    self._cleared.pop(p, None)
-        for gradients in visited.values():
-            if not self._rows.clear_together(gradients):
-                for p, layout in gradients:
+                    continue
+                if self.has_gradient(p):
                     self._rows.clear_gradient(p, layout)
-            for p, _ in gradients:
-                if set_to_none and p.grad is not None:
+                if set_to_none:
                     self._cleared[p] = p.grad._version
-                else:
+                else:  # as torch has it, a step takes this for a gradient
                     self._cleared.pop(p, None)
 
 
@@ -322,15 +320,6 @@ class AdamW(Adam):
         super().__setstate__(state)
         for group in self.param_groups:
             group["decoupled_weight_decay"] = True
-
-
-def _by_device(rows: list[Row]) -> tuple[list[Row], list[list[Row]]]:
-    """Those on a CPU, and those of each GPU."""
-    found: dict[torch.device, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.weight.device, []).append(row)
-    on_cpu = found.pop(torch.device("cpu"), [])
-    return on_cpu, list(found.values())
 
 
 def _is_number(value: object) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sniper.layers.zeros import layouts_of_weights
+from sniper.ops import layout as layouts
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import adam, launch
 from sniper.ops.gradients import adopt
@@ -21,8 +22,12 @@ from sniper.ops.pruned import mask_blocks_, zero_pruned_
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
+# What makes an update another one, of a group.
+_RATES = ("betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay")
 # Rows for our kernel, and param groups for torch's functions.
 Collected = tuple[list["Row"], list[dict[str, Any]]]
+# Rows on a CPU, and those of each GPU with their table.
+Parts = tuple[list["Row"], list[tuple[list["Row"], adam.AdamTable]]]
 
 
 @dataclass
@@ -106,11 +111,16 @@ class Rows:
         # Layouts by the id of their weight, and their versions, that gradients were prepared for.
         self._prepared: dict[int, tuple[int, ...]] = {}
         self._tables: dict[torch.device, adam.AdamTable] = {}
+        # What `collect` and `parts` gave last, and what it depends on.
+        self._signature: tuple | None = None
+        self._collected: Collected | None = None
+        self._parts: Parts | None = None
 
     def forget(self) -> None:
         """Moments may be other tensors now."""
         self._prepared.clear()
         self._tables.clear()
+        self._signature = None
 
     def masked(self) -> dict[int, BlockLayout]:
         """Layouts of the weights that our kernel masks, by the weight's id."""
@@ -128,6 +138,47 @@ class Rows:
         Raises:
             ValueError: `capturable` for parameters on a CPU.
         """
+        # A step of a small model on a GPU takes less than sorting hundreds of parameters anew.
+        if self._collected is None or not self._same():
+            self._collected, self._parts = self._collect(), None
+            # Afterwards, since gradients and moments may have been laid anew. A learning rate with
+            # its factor, as torch's functions get it, is other at every step.
+            self._signature = None if self._collected[1] else self._sign()
+        return self._collected
+
+    def parts(self, rows: list[Row]) -> Parts:
+        """Rows by where they are updated: those on a CPU, and those of each GPU with their table.
+
+        Args:
+            rows: as `collect` gave them.
+        """
+        if self._parts is None or self._collected is None or rows is not self._collected[0]:
+            on_cpu, on_gpus = _by_device(rows)
+            self._parts = on_cpu, [(each, self._table(each)) for each in on_gpus]
+        return self._parts
+
+    def _same(self) -> bool:
+        return self._signature is not None and self._signature == self._sign()
+
+    def _sign(self) -> tuple | None:
+        """Everything that `collect` and `parts` depend on; None where that would be more work."""
+        optimizer = self._optimizer
+        if optimizer.has_cleared():
+            return None
+        parts: list[Any] = [layouts.changes(), *optimizer.rate_factors.values()]
+        for group in optimizer.param_groups:
+            parts += [group[name] for name in _RATES]
+            for p in group["params"]:
+                state, grad = optimizer.state.get(p), p.grad
+                if grad is None or not state:
+                    parts.append(p.data_ptr())
+                    continue
+                # By identity too: what lies at an address may be another tensor by now.
+                parts += (id(grad), p.data_ptr(), grad.data_ptr())
+                parts += (state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr())
+        return tuple(parts)
+
+    def _collect(self) -> Collected:
         optimizer, masked = self._optimizer, self.masked()
         rows, groups = [], []
         for group in optimizer.param_groups:
@@ -154,7 +205,7 @@ class Rows:
                 groups.append({**group, **lists, "lr": group["lr"] * factor})
         return rows, groups
 
-    def table(self, rows: list[Row]) -> adam.AdamTable:
+    def _table(self, rows: list[Row]) -> adam.AdamTable:
         """The table of rows that lie on one GPU; the last one while nothing has changed."""
         numbers = {id(group): i for i, group in enumerate(self._optimizer.param_groups)}
         entries = [row.device_entry(numbers[id(row.group)]) for row in rows]
@@ -164,18 +215,15 @@ class Rows:
             table = self._tables[device] = adam.AdamTable(entries)
         return table
 
-    def clear_together(self, gradients: list[tuple[Tensor, BlockLayout | None]]) -> bool:
-        """Zeroes gradients in one launch where they are all that a GPU's last step has visited;
-        says whether it has.
+    def clear_all(self) -> bool:
+        """Zeroes all gradients, in one launch a GPU, where the last step has visited them all; says
+        whether it has.
         """
-        device = gradients[0][0].device
-        table = self._tables.get(device)
-        places = {id(p): p.grad.data_ptr() for p, _ in gradients if p.grad is not None}
-        layouts = {id(p): layout for p, layout in gradients}
-        if table is None or not table.holds(places, layouts):
+        if self._parts is None or self._parts[0] or not self._same():
             return False
-        table.clear()
-        increment_version([p.grad for p, _ in gradients if p.grad is not None])
+        for rows, table in self._parts[1]:
+            table.clear()
+            increment_version([row.grad for row in rows])
         return True
 
     def clear_gradient(self, p: Tensor, layout: BlockLayout | None) -> None:
@@ -260,6 +308,15 @@ def _served(p: Tensor, layout: BlockLayout | None) -> bool:
     if p.device.type == "cpu":
         return True
     return launch.usable(p) and adam.takes(p, layout) and _checked(p.device)
+
+
+def _by_device(rows: list[Row]) -> tuple[list[Row], list[list[Row]]]:
+    """Those on a CPU, and those of each GPU."""
+    found: dict[torch.device, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.weight.device, []).append(row)
+    on_cpu = found.pop(torch.device("cpu"), [])
+    return on_cpu, list(found.values())
 
 
 @cache

@@ -17,7 +17,7 @@ from sniper.ops.backends.triton import launch
 from sniper.ops.backends.triton.products import TritonBackend
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import relu_dropout_grad_bias
-from sniper.optim import Adam, adam, table
+from sniper.optim import Adam, table
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 OPS = ("product", "wgrad")
@@ -155,7 +155,7 @@ def test_a_convolutions_registrations(device):
 def test_adam_visits_everything_in_one_launch(device, monkeypatch):
     """`sniper.optim` on a GPU: norm, update and clearing from one table, made once."""
     monkeypatch.setattr(table, "_served", lambda p, layout: True)
-    monkeypatch.setattr(adam, "_by_device", lambda rows: ([], [rows] if rows else []))
+    monkeypatch.setattr(table, "_by_device", lambda rows: ([], [rows] if rows else []))
     made = []
     inner = triton_adam.AdamTable.__init__
     monkeypatch.setattr(

@@ -119,7 +119,8 @@ def test_clips_and_clears_in_its_visit(count):
     finally:
         torch.set_num_threads(before)
     train(theirs, torch.optim.Adam(theirs.parameters(), lr=3e-3, fused=True), 20, clip=0.01)
-    assert_close(weights(ours), weights(theirs), 1e-6)
+    # Which backend a layer runs on, and so the last bits of its gradients, a timing has chosen.
+    assert_close(weights(ours), weights(theirs), 1e-5)
 
 
 def test_clip_gives_the_norm_and_the_step_scales():

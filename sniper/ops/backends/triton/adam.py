@@ -86,8 +86,6 @@ class AdamTable:
             _check(entry, entries[0].weight.device)
         device = self.device = entries[0].weight.device
         self.key = key_of(entries)
-        self._gradients = {id(e.weight): e.grad.data_ptr() for e in entries}
-        self._masks = {id(e.weight): _mask(e.layout) for e in entries}
         # From pageable memory, so the copies are made before the tensors here are gone.
         self._table = torch.tensor([_fields(e) for e in entries], dtype=torch.int64).to(device)
         self._rates = torch.tensor([_rates(e) for e in entries], dtype=torch.float64).to(device)
@@ -101,16 +99,6 @@ class AdamTable:
         owners = torch.repeat_interleave(torch.arange(len(entries), dtype=torch.int32), sizes)
         self._owners = owners.to(device)
         self._tiles = (self._owners, self._offsets, self._counts, self._table)
-
-    def holds(self, gradients: dict[int, int], layouts: dict[int, BlockLayout | None]) -> bool:
-        """Whether it is a table of these gradients, all of them and no other.
-
-        Args:
-            gradients: addresses by the id of the parameter.
-            layouts: their active blocks, likewise.
-        """
-        masks = {key: _mask(layout) for key, layout in layouts.items()}
-        return gradients == self._gradients and masks == self._masks
 
     def norm_squared(self) -> Tensor:
         """The sum of the squares of all gradients, float64 scalar on the device; the same bits for
