@@ -35,7 +35,7 @@ FORMAT = 1
 PATIENCE = 120.0
 REPORT = "please report it with the output of `python -m sniper.doctor --json`"
 CASES = "sniper.ops.selfcheck_cases"
-ELEMENTWISE, RECORDED = "elementwise", "recorded step"
+ELEMENTWISE, NORM, RECORDED = "elementwise", "norm", "recorded step"
 # This name is no family: under it lies why the child could not begin with any.
 START = "start"
 # Seconds for which a family is left out that may have failed by what else the machine did.
@@ -87,7 +87,7 @@ def trusted(x: Tensor, block_size: int, family: str) -> bool:
     Args:
         x: on a GPU.
         block_size: edge of the layout's blocks.
-        family: `ELEMENTWISE`, `RECORDED`, or what `family` gives.
+        family: `ELEMENTWISE`, `NORM`, `RECORDED`, or what `family` gives.
 
     Warns once for each family that is left out. `SNIPER_SELF_CHECK=skip` trusts everything.
     """
