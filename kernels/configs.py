@@ -157,9 +157,11 @@ def candidates(
 
 
 def norm(columns: int) -> Config:
-    """LayerNorm's rows and width (a power of two) of a tile: 16 values a thread."""
+    """Rows and width (a power of two) of LayerNorm's tile: 8 values a thread, for with 16 the
+    gradient takes so many registers that a multiprocessor holds three programs in place of five.
+    """
     width = max(16, 1 << (columns - 1).bit_length())
-    return Config(max(1, min(16, 2048 // width)), width, 8 if width > 2048 else 4, 3)
+    return Config(max(1, min(16, 1024 // width)), width, max(4, width // 256), 3)
 
 
 def for_length(configs: list[Config], length: int) -> Config:

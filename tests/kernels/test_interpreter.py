@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ("test_product.py", "test_wgrad.py", "test_elementwise.py", "test_wiring.py")
+FILES = (
+    "test_product.py",
+    "test_wgrad.py",
+    "test_elementwise.py",
+    "test_norm.py",
+    "test_wiring.py",
+)
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")

@@ -10,12 +10,12 @@ from sniper.kernels import configs
 from sniper.ops import selfcheck
 from sniper.ops.backend import check_shape
 from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK, dropout_args
-from sniper.ops.backends.triton.launch import countable, kernels, matrix_shape, on, usable
 from sniper.ops.backends.triton.launch import check as check_tensor
+from sniper.ops.backends.triton.launch import countable, kernels, matrix_shape, on, usable
 
 # Partial sums of the gradients of weight and bias: a few programs for each multiprocessor of a
 # large GPU, and no more, since another kernel reads what they write.
-_MOST_CHUNKS = 512
+MOST_CHUNKS = 512
 
 
 def serves(x: Tensor) -> bool:
@@ -79,6 +79,7 @@ def add_norm_backward(
     branch_dtype: torch.dtype | None,
     p: float = 0.0,
     seed: int | Tensor = 0,
+    most_chunks: int = MOST_CHUNKS,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The gradients of `add_norm`, in one visit, and one of the partial sums.
 
@@ -87,6 +88,7 @@ def add_norm_backward(
         ds: of s, where it is used otherwise too; or None.
         s, mean, rstd: what was normalised (x without a branch), and its statistics.
         dtype, branch_dtype: of x and branch; None without a branch.
+        most_chunks: programs that share the rows, and partial sums that they leave.
 
     Returns:
         dx, dbranch (None without a branch), dweight, dbias. The latter two are sums in an order
@@ -106,7 +108,7 @@ def add_norm_backward(
     dbranch = None if branch_dtype is None else torch.empty_like(s, dtype=branch_dtype)
     dweight, dbias = (torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in "wb")
     bm, bn, warps, _ = configs.norm(columns)
-    chunk = bm * max(1, -(-rows // (bm * _MOST_CHUNKS)))
+    chunk = bm * max(1, -(-rows // (bm * most_chunks)))
     chunks = -(-rows // chunk)
     sums = s.new_empty(2, chunks, columns, dtype=torch.float32)
     args = (dy, ds, s, mean, rstd, weight.contiguous(), dx, dbranch, sums, seed_there)
