@@ -33,9 +33,17 @@ STRIDES = ("src_stride_b", "src_stride_t", "weight_stride")
 STRIDES += ("dy_stride_b", "dy_stride_t", "x_stride_b", "x_stride_t", "columns")
 
 
+# Channels of a LayerNorm: those of the default model and of small ones, and the most there can be.
+NORM_COLUMNS = (256, 384, configs.MOST_NORM_COLUMNS)
+_FLOATS = ("partial", "sums", "mean", "rstd", "dweight", "dbias")
+
+
 @dataclass(frozen=True)
 class Case:
-    """One kernel to compile; `width` and the fields around it are `configs.Config`'s."""
+    """One kernel to compile; `width` and the fields around it are `configs.Config`'s.
+
+    Where there are no blocks, `block` is a LayerNorm's columns, or 64.
+    """
 
     pass_: str
     path: str
@@ -78,8 +86,13 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
         for dtype in ("bf16", "fp16", "fp32"):
             for pass_ in ("dropout", "relu_dropout_backward", "column_sums"):
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
+            for columns in NORM_COLUMNS:
+                config = configs.norm(columns)
+                for pass_ in ("add_norm", "add_norm_backward"):
+                    yield Case(pass_, "pointer", arch, dtype, columns, *config)
             for block in configs.BLOCK_SIZES:
                 yield Case("wgrad_reduce", "pointer", arch, dtype, block, 16, block, 4, 3)
+        yield Case("norm_sums", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
 
 
 def compile_case(case: Case) -> Row:
@@ -160,13 +173,13 @@ _USAGE = ("REG", "STACK", "LOCAL")
 
 def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """Function, compile-time arguments, types of the others."""
-    from sniper.kernels import elementwise, product, wgrad
+    from sniper.kernels import elementwise, norm, product, wgrad
 
     b, bt, width = case.block, case.tokens, case.width
     dtype = "fp32" if case.dtype == "tf32" else case.dtype
     types = dict.fromkeys(("src", "weight", "out", "bias", "dy", "x", "y", "dz", "dw"), f"*{dtype}")
     types |= dict.fromkeys(INDICES, "*i32") | {"scale": "fp32", "seed": "*i64"}
-    types |= {"partial": "*fp32", "sums": "*fp32"}
+    types |= dict.fromkeys(_FLOATS, "*fp32")
     if case.pass_ in ("fwd", "dgrad", "wgrad"):
         constants = {"B": b, "BT": bt, "PRECISION": "ieee" if case.dtype == "fp32" else "tf32"}
     if case.pass_ in ("fwd", "dgrad"):
@@ -186,6 +199,11 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         return getattr(wgrad, f"wgrad_{case.path}"), constants | {"G": width}, types
     if case.pass_ == "wgrad_reduce":
         return wgrad.wgrad_reduce, {"B": b, "BN": bt}, types
+    if "norm" in case.pass_:
+        # As under autocast: the residual and the parameters stay float32.
+        types |= dict.fromkeys(("x", "s", "ds", "dx", "weight", "bias"), "*fp32")
+        types |= {"branch": f"*{dtype}", "dbranch": f"*{dtype}", "eps": "fp32"}
+        return getattr(norm, case.pass_), {"BM": bt, "BN": width}, types
     constants = {"BM": bt, "BN": width} | ({"RELU": True} if case.pass_ == "dropout" else {})
     return getattr(elementwise, case.pass_), constants, types
 

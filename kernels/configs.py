@@ -92,6 +92,10 @@ EIGHT_WARPS = {
 }
 # Token tiles whose activations a group of programs shares through L2.
 GROUP = 32
+# A program of LayerNorm holds whole rows in its registers.
+MOST_NORM_COLUMNS = 4096
+# Tile of the sum of its programs' partial gradients: narrow, so that many programs share them.
+NORM_SUMS = Config(256, 8, 4, 3)
 
 
 def arch_of(capability: tuple[int, int]) -> int:
@@ -150,6 +154,14 @@ def candidates(
         if _shared_bytes(op, block, kind, config) <= limit and config not in fitting:
             fitting.append(config)
     return fitting
+
+
+def norm(columns: int) -> Config:
+    """Rows and width (a power of two) of LayerNorm's tile: 8 values a thread, for with 16 the
+    gradient takes so many registers that a multiprocessor holds three programs in place of five.
+    """
+    width = max(16, 1 << (columns - 1).bit_length())
+    return Config(max(1, min(16, 1024 // width)), width, max(4, width // 256), 3)
 
 
 def for_length(configs: list[Config], length: int) -> Config:

@@ -334,6 +334,16 @@ BAD: dict[str, list[Callable[[], Any]]] = {
         lambda: layers.relu_dropout(nn.Linear(64, 64), "x", nn.Dropout(0.1)),
         lambda: layers.relu_dropout(nn.Linear(64, 64), ONE[0], 0.1),
     ],
+    "sniper.layers.add_norm": [
+        lambda: layers.add_norm("x", ONE[0], nn.Dropout(0.1), nn.LayerNorm(64)),
+        lambda: layers.add_norm(ONE[0], None, nn.Dropout(0.1), nn.LayerNorm(64)),
+        lambda: layers.add_norm(ONE[0], ONE[0], 0.1, nn.LayerNorm(64)),
+        lambda: layers.add_norm(ONE[0], ONE[0], nn.Dropout(0.1), 64),
+    ],
+    "sniper.layers.layer_norm": [
+        lambda: layers.layer_norm("x", nn.LayerNorm(64)),
+        lambda: layers.layer_norm(ONE[0], None),
+    ],
     "sniper.ops.block_matmul": [
         *[lambda v=v: matmul(v) for v in ("x", torch.ones(2, 64), torch.ones(1, 2, 32))],
         *[lambda v=v: matmul(torch.ones(1, 2, 64, **v)) for v in ({"device": "meta"},)],

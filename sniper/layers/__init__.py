@@ -6,6 +6,7 @@ from sniper.layers.convert import ModuleReport, SparsifyReport, densify, sparsif
 from sniper.layers.dropout import Dropout, relu_dropout
 from sniper.layers.linear import BlockSparseLinear
 from sniper.layers.masked import layout_versions
+from sniper.layers.residual import add_norm, layer_norm
 from sniper.ops.layout import BlockLayout
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Dropout",
     "ModuleReport",
     "SparsifyReport",
+    "add_norm",
     "densify",
+    "layer_norm",
     "layout_versions",
     "relu_dropout",
     "sparsify",

@@ -57,13 +57,14 @@ def relu_dropout(layer: nn.Module, x: Tensor, dropout: nn.Dropout) -> Tensor:
     Raises:
         ValueError: no module, no tensor, no `nn.Dropout`.
     """
-    for what, value, kind in (
-        ("layer", layer, nn.Module),
-        ("x", x, Tensor),
-        ("dropout", dropout, nn.Dropout),
-    ):
-        if not isinstance(value, kind):
-            raise ValueError(f"{what}: expected a {kind.__name__}, got {type(value).__name__}")
+    check_kinds(layer=(layer, nn.Module), x=(x, Tensor), dropout=(dropout, nn.Dropout))
     if isinstance(layer, (BlockSparseLinear, BlockSparseConv1d)):
         return layer(x, relu_dropout=dropout.p if dropout.training else 0.0)
     return dropout(F.relu(layer(x)))
+
+
+def check_kinds(**arguments: tuple[object, type]) -> None:
+    """Refuses, by its name, a value that is no instance of the class beside it."""
+    for name, (value, kind) in arguments.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}")

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sniper.ops import selfcheck
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
-from sniper.ops.backends.triton import adam, elementwise, tuning
+from sniper.ops.backends.triton import adam, elementwise, norm, tuning
 from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_
@@ -41,7 +42,10 @@ def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Che
     if block_size == selfcheck.NO_BLOCKS:
         return {selfcheck.OPTIMIZER: partial(_optimizer, device)}
     case = _Case(dtype, block_size, device)
-    checks: dict[str, Check] = {selfcheck.ELEMENTWISE: partial(_elementwise, dtype, device)}
+    checks: dict[str, Check] = {
+        selfcheck.ELEMENTWISE: partial(_elementwise, dtype, device),
+        selfcheck.NORM: partial(_norm, dtype, device),
+    }
     for which in ("fwd", "dgrad", "wgrad"):
         for tiling in case.tilings(which):
             name = selfcheck.family(tiling.path, tuning.op_of(which))
@@ -219,6 +223,37 @@ def _optimizer(device: torch.device) -> float:
     if left != 0:
         raise ValueError(f"cleared gradients: expected 0, got {left:g}")
     return error
+
+
+def _norm(dtype: str, device: torch.device) -> float:
+    """With a float32 residual, as under autocast, and with one of the dtype, without a branch."""
+    rounded = _DTYPES.get(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(2)
+    randn = partial(torch.randn, generator=generator)
+    # More rows than two programs take at once, of a number of columns that no tile has.
+    shape = (3, 37, 75)
+    x, ds, weight, bias = randn(shape) + 3, randn(shape), randn(75), randn(75)
+    branch, dy = randn(shape).to(rounded), randn(shape).to(rounded)
+    keep = _keep(x.shape) / (1 - _DROPOUT)
+    worst = 0.0
+    for residual, has_branch in ((torch.float32, True), (rounded, False)):
+        x, ds, p = x.to(residual), ds.to(residual), _DROPOUT * has_branch
+        there = [t.to(device) for t in (x, branch, weight, bias)]
+        h, h_dtype = (there[1], rounded) if has_branch else (None, None)
+        s, y, mean, rstd = norm.add_norm(there[0], h, there[2], there[3], 1e-5, p, _SEED, rounded)
+        normed = (there[0] if s is None else s, mean, rstd, there[2])
+        args = (dy.to(device), ds.to(device), *normed, residual, h_dtype, p, _SEED)
+        dx, dbranch, *parameters = norm.add_norm_backward(*args, most_chunks=2)
+        leaves = [t.double().requires_grad_() for t in (x, branch, weight, bias)]
+        wanted_s = leaves[0] + leaves[1] * keep * has_branch
+        wanted_y = F.layer_norm(wanted_s, (75,), *leaves[2:], 1e-5)
+        outputs, gradients = (wanted_s, wanted_y), (ds.double(), dy.double())
+        wanted = (wanted_y.detach(), *torch.autograd.grad(outputs, leaves, gradients))
+        names = ("normalised", "dx", "dbranch", "dweight", "dbias")
+        for name, got, right in zip(names, (y, dx, dbranch, *parameters), wanted, strict=True):
+            if got is not None:
+                worst = max(worst, _compare(name, got, right, dtype))
+    return worst
 
 
 def _compare(what: str, got: Tensor, wanted: Tensor, dtype: str) -> float:

@@ -44,6 +44,9 @@ SAMPLE = [
     ("fwd", "tma", 100, "bf16", 64),
     ("wgrad", "tma", 100, "bf16", 64),
     ("dropout", "pointer", 90, "bf16", 64),
+    ("add_norm", "pointer", 90, "bf16", 384),
+    ("add_norm_backward", "pointer", 80, "bf16", 384),
+    ("norm_sums", "pointer", 90, "fp32", 64),
 ]
 
 

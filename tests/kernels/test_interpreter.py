@@ -16,6 +16,7 @@ FILES = (
     "test_product.py",
     "test_wgrad.py",
     "test_elementwise.py",
+    "test_norm.py",
     "test_wiring.py",
 )
 

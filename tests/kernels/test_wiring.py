@@ -10,14 +10,18 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
+from sniper.layers import Dropout, add_norm
 from sniper.ops import autotune, dispatch, gradients, selfcheck, timings, use_backend
 from sniper.ops.backends.triton import adam as triton_adam
 from sniper.ops.backends.triton import elementwise as triton_elementwise
 from sniper.ops.backends.triton import launch
+from sniper.ops.backends.triton import norm as triton_norm
 from sniper.ops.backends.triton.products import TritonBackend
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import relu_dropout_grad_bias
+from sniper.ops.norm import _add_norm, _add_norm_backward
 from sniper.optim import Adam, table
+from sniper.tts.model.transformer import StackConfig, TransformerStack
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 OPS = ("product", "wgrad")
@@ -238,3 +242,95 @@ def test_what_failed_its_check_is_left_to_torch_and_the_rest_runs(failed, device
     product, wgrad = (next_best if failed == op else "triton" for op in OPS)
     assert ran == {"fwd": product, "dgrad": product, "wgrad": wgrad}
     assert TritonBackend().serves(x) == (failed != "elementwise")
+
+
+@pytest.fixture
+def norm_served(monkeypatch) -> list[tuple[int, ...]]:
+    """Lets the interpreter play a GPU whose norm kernel is trusted; the shapes it was given."""
+    shapes = []
+    inner = triton_norm.add_norm
+    monkeypatch.setattr(triton_norm, "serves", lambda x: True)
+    monkeypatch.setattr(
+        triton_norm, "add_norm", lambda x, *rest: shapes.append(tuple(x.shape)) or inner(x, *rest)
+    )
+    return shapes
+
+
+def result_and_gradients(
+    stack: nn.Module, x: torch.Tensor, dtype: torch.dtype | None
+) -> list[torch.Tensor]:
+    """The result of a stack and every gradient, with the same draws at each call."""
+    torch.manual_seed(5)
+    x = x.clone().requires_grad_()
+    stack.zero_grad()
+    device = x.device.type
+    # A convolution in tf32 would round what differs in the last bit.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.autocast(device, dtype=dtype, enabled=dtype is not None), exact:
+        y = stack(x, None)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        y.backward(torch.linspace(-1, 1, y.numel(), device=device).sin().view_as(y))
+    # A key's bias moves all scores of a query alike: its gradient is rounding.
+    named = [p.grad.clone() for n, p in stack.named_parameters() if not n.endswith("key.bias")]
+    return [y.detach(), x.grad, *named]
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_a_stack_is_what_torchs_functions_make_of_it(pre_norm, autocast, device, norm_served):
+    """On the CPU also with dropout: both draw the same masks."""
+    p = 0.2 if device == "cpu" else 0.0
+    config = StackConfig(32, 2, 2, 48, (3, 1), p, p, p, pre_norm, True)
+    stack, x = TransformerStack(config).to(device), torch.randn(2, 9, 32, device=device)
+    ours = result_and_gradients(stack, x, autocast)
+    # Two a layer, and one before the first that has no sum to go with.
+    assert norm_served == [(2, 9, 32)] * (5 if pre_norm else 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_norm, "serves", lambda x: False)
+        theirs, exact = (
+            result_and_gradients(stack, x, autocast),
+            result_and_gradients(stack, x, None),
+        )
+    assert ours[0].dtype == theirs[0].dtype == torch.float32
+    for got, other, wanted in zip(ours, theirs, exact, strict=True):
+        # Rounded to bfloat16 where torch's are, so that it is no further from float32.
+        off = (other - wanted).norm()
+        assert (got - wanted).norm() <= 2 * off + 1e-5 * wanted.norm()
+
+
+def test_gradients_of_gradients_of_add_norm(device, norm_served):
+    norm, x, h = nn.LayerNorm(40, device=device), torch.randn(3, 40), torch.randn(3, 40)
+    torch.nn.init.normal_(norm.weight)
+
+    def second() -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(2)
+        leaves = [t.clone().to(device).requires_grad_() for t in (x, h)]
+        s, y = add_norm(*leaves, Dropout(0.3 if device == "cpu" else 0.0), norm)
+        loss = (s.sin() * y.cos()).sum()
+        first = torch.autograd.grad(loss, [*leaves, norm.weight, norm.bias], create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), [*leaves, norm.weight])
+
+    ours = second()
+    assert norm_served
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton_norm, "serves", lambda x: False)
+        theirs = second()
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("branch", [True, False])
+def test_registrations_of_add_norm(branch, device):
+    x = torch.randn(2, 3, 40, device=device, requires_grad=True)
+    h = torch.randn(2, 3, 40, device=device).half().requires_grad_() if branch else None
+    weight, bias = (torch.randn(40, device=device, requires_grad=True) for _ in range(2))
+    seed = torch.tensor(7, device=device) if branch else None
+    p = 0.25 if branch else 0.0
+    args = (x, h, weight, bias, 1e-5, p, seed, torch.float16)
+    torch.library.opcheck(_add_norm, args)
+    s, y, mean, rstd = (t.detach() for t in _add_norm(*args))
+    dtypes = (torch.float32, torch.float16 if branch else None)
+    s, ds = (s, torch.randn_like(s)) if branch else (x.detach(), None)
+    torch.library.opcheck(
+        _add_norm_backward, (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed)
+    )

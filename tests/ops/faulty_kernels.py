@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real cases over kernels with faults on purpose, for `test_selfcheck.py`: each launch goes to
-Triton's interpreter, with three kernels exchanged.
+Triton's interpreter, with four kernels exchanged.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ class Launcher:
         return lambda *args, **options: self.launched(self.kernel[grid], args, options)
 
 
-def one_value_off(run, args, options):
+def one_value_off(out):
     """What a race leaves: a single entry of one block is not what it should be."""
-    run(*args, **options)
-    out = args[2]
-    out[0, 3, 5] += out.abs().max() / 8
+
+    def launched(run, args, options):
+        run(*args, **options)
+        args[out][0, 3, 5] += args[out].abs().max() / 8
+
+    return launched
 
 
 @triton.jit
@@ -47,7 +50,8 @@ def never_ends(run, args, options):
 
 def families(dtype, block_size, device):
     real = launch.kernels()
-    real.product_pointer = Launcher(real.product_pointer, one_value_off)
+    real.product_pointer = Launcher(real.product_pointer, one_value_off(out=2))
+    real.add_norm_backward = Launcher(real.add_norm_backward, one_value_off(out=6))
     real.relu_dropout_backward = Launcher(real.relu_dropout_backward, refused)
     real.wgrad_pointer = Launcher(real.wgrad_pointer, never_ends)
     return selfcheck_cases.families(dtype, block_size, device)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sniper.layers import Dropout, relu_dropout
+from sniper.layers import Dropout, add_norm, layer_norm, relu_dropout
 from sniper.ops import attention, cast_once
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
@@ -173,12 +173,27 @@ class TransformerLayer(nn.Module):
         )
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, normed: Tensor, key_mask: Tensor | None, next_norm: nn.Module, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The residual after this layer and, pre-norm, what `next_norm` makes of it.
+
+        A sum and the norm behind it are one operation, and the last sum's norm is not this layer's.
+
+        Args:
+            x: `[B, T, C]`.
+            normed: pre-norm: `attention_norm(x)`, which the layer before has computed; else x.
+            next_norm: the following layer's `attention_norm`, or the stack's `final_norm`.
+            last: whether the stack ends here, so that no product alone reads the result.
+        """
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), key_mask))
-            return x + self.dropout(self.ffn(self.ffn_norm(x)))
-        x = self.attention_norm(x + self.dropout(self.attention(x, key_mask)))
-        return self.ffn_norm(x + self.dropout(self.ffn(x)))
+            h = self.attention(normed, key_mask)
+            x, normed = add_norm(x, h, self.dropout, self.ffn_norm, for_product=True)
+            return add_norm(x, self.ffn(normed), self.dropout, next_norm, for_product=not last)
+        h = self.attention(x, key_mask)
+        _, x = add_norm(x, h, self.dropout, self.attention_norm)
+        _, x = add_norm(x, self.ffn(x), self.dropout, self.ffn_norm)
+        return x, x
 
 
 class TransformerStack(nn.Module):
@@ -186,6 +201,7 @@ class TransformerStack(nn.Module):
 
     def __init__(self, config: StackConfig):
         super().__init__()
+        self.pre_norm = config.pre_norm
         self.position_embed = PositionEmbed(
             config.d_model, config.position_dropout, config.scaled_positions
         )
@@ -197,10 +213,13 @@ class TransformerStack(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`x` `[B, T, C]`, `mask` bool `[B, T]`, true where not padding; None: no padding."""
-        x = self.position_embed(x)
-        for layer in self.layers:
-            x = layer(x, mask)
-        return self.final_norm(x)
+        x = normed = self.position_embed(x)
+        norms = [*(layer.attention_norm for layer in self.layers), self.final_norm]
+        if self.pre_norm:
+            normed = layer_norm(x, norms[0], for_product=len(norms) > 1)
+        for i, layer in enumerate(self.layers, 1):
+            x, normed = layer(x, normed, mask, norms[i], last=i == len(self.layers))
+        return normed
 
 
 class Postnet(nn.Module):

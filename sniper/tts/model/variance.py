@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sniper.layers import Dropout
+from sniper.layers import Dropout, layer_norm
 from sniper.tts.corpus.batch import length_mask
 from sniper.tts.model.transformer import LAYER_NORM_EPS, conv_channels_last, same_conv
 
@@ -82,7 +82,8 @@ class _PredictorLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.norm(F.relu(conv_channels_last(self.conv, x))))
+        x = F.relu(conv_channels_last(self.conv, x))
+        return self.dropout(layer_norm(x, self.norm, for_product=True))
 
 
 class ScalarEmbed(nn.Module):

@@ -11,6 +11,8 @@ from sniper.ops.backends.triton.launch import check as check_tensor
 from sniper.ops.backends.triton.launch import countable as rows_countable
 from sniper.ops.backends.triton.launch import kernels, matrix_shape, on
 
+# Elementwise kernels know no blocks; they are checked along with the products of this size.
+ELEMENTWISE_BLOCK = 64
 TILE = {"BM": 32, "BN": 64}
 # Columns lie along the grid's second side, which CUDA limits.
 MOST_COLUMNS = 65535 * TILE["BN"]

@@ -12,13 +12,10 @@ from sniper.kernels import configs
 from sniper.ops import selfcheck
 from sniper.ops.backend import check_shape, out_length
 from sniper.ops.backends.triton import elementwise, launch, tuning
-from sniper.ops.backends.triton.elementwise import column_sums, dropout_args
+from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK, column_sums, dropout_args
 from sniper.ops.backends.triton.tuning import Tiling, pick_tiling, tune
 from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
-
-# Elementwise kernels know no blocks; they are checked along with the products of this size.
-ELEMENTWISE_BLOCK = 64
 
 
 @dataclass(frozen=True)

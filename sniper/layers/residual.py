@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Residual, dropout and LayerNorm as a Transformer puts them together, one kernel on a GPU."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sniper.layers.dropout import Dropout, check_kinds
+from sniper.ops import norm as ops
+
+
+def add_norm(
+    x: Tensor, branch: Tensor, dropout: nn.Module, norm: nn.Module, for_product: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`s = x + dropout(branch)` and `norm(s)`: one visit forward and one backward on a GPU.
+
+    What our kernel does not know is called as it is: another class of norm or dropout, modules with
+    hooks, other dtypes and devices.
+
+    Args:
+        x: the residual `[..., C]`.
+        branch: what is added to it, of x's shape.
+        dropout: an `nn.Dropout` for its rate and mode, or any module.
+        norm: an `nn.LayerNorm` over C, or any module.
+        for_product: the kernel may give the second result as products take it, in autocast's
+            dtype, which saves them a cast; set it where nothing else reads the result.
+
+    Returns:
+        s and `norm(s)`, both of x's shape.
+
+    Raises:
+        ValueError: no tensors, no modules.
+    """
+    check_kinds(x=(x, Tensor), branch=(branch, Tensor))
+    check_kinds(dropout=(dropout, nn.Module), norm=(norm, nn.Module))
+    p, known = _rate(dropout), _known(norm)
+    if p is not None and known is not None and ops.fuses_norm(x, known.weight, branch):
+        return ops.add_norm(x, branch, known.weight, known.bias, known.eps, p, for_product)
+    s = x + dropout(branch)
+    return s, norm(s)
+
+
+def layer_norm(x: Tensor, norm: nn.Module, for_product: bool = False) -> Tensor:
+    """`norm(x)`, in one kernel forward and one backward on a GPU.
+
+    Args:
+        x: `[..., C]`.
+        norm, for_product: as for `add_norm`.
+
+    Returns:
+        What the norm gives, of x's shape.
+
+    Raises:
+        ValueError: no tensor, no module.
+    """
+    check_kinds(x=(x, Tensor), norm=(norm, nn.Module))
+    known = _known(norm)
+    if known is not None and ops.fuses_norm(x, known.weight):
+        args = (known.weight, known.bias, known.eps, 0.0, for_product)
+        return ops.add_norm(x, None, *args)[1]
+    return norm(x)
+
+
+def _rate(dropout: nn.Module) -> float | None:
+    """What the kernel is to drop, or None where the module has to be called."""
+    if not isinstance(dropout, nn.Dropout) or _changed(dropout, nn.Dropout, Dropout):
+        return None
+    p = dropout.p if dropout.training else 0.0
+    # At p = 1 the scale is infinite; torch's own dropout defines that result.
+    return p if p < 1 else None
+
+
+def _known(norm: nn.Module) -> nn.LayerNorm | None:
+    """Itself where it is a LayerNorm as the kernel computes it."""
+    if not isinstance(norm, nn.LayerNorm) or _changed(norm, nn.LayerNorm):
+        return None
+    weight, bias = norm._parameters.get("weight"), norm._parameters.get("bias")
+    return norm if weight is not None and bias is not None and weight.dtype == bias.dtype else None
+
+
+def _changed(module: nn.Module, *classes: type) -> bool:
+    """Whether it is a subclass, or somebody watches its calls, which a fused kernel does not make.
+
+    A parametrized module is a subclass.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    hooks += (module._backward_hooks, module._backward_pre_hooks)
+    return type(module) not in classes or any(hooks)
