@@ -92,6 +92,10 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
                     yield Case(pass_, "pointer", arch, dtype, columns, *config)
             for block in configs.BLOCK_SIZES:
                 yield Case("wgrad_reduce", "pointer", arch, dtype, block, 16, block, 4, 3)
+        for block in configs.BLOCK_SIZES:
+            yield Case("wgrad_add", "pointer", arch, "fp32", block, 16, block, 4, 3)
+        for pass_ in ("sum_squares", "clear_gradients", "adam_update"):
+            yield Case(pass_, "pointer", arch, "fp32", 64, configs.ADAM_TILE, 1, 4, 3)
         yield Case("norm_sums", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
 
 
@@ -173,7 +177,7 @@ _USAGE = ("REG", "STACK", "LOCAL")
 
 def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """Function, compile-time arguments, types of the others."""
-    from sniper.kernels import elementwise, norm, product, wgrad
+    from sniper.kernels import adam, elementwise, norm, product, wgrad
 
     b, bt, width = case.block, case.tokens, case.width
     dtype = "fp32" if case.dtype == "tf32" else case.dtype
@@ -197,8 +201,15 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         if case.path == "tma":
             types["dy"] = types["x"] = f"tensordesc<{dtype}[1,{bt},{b}]>"
         return getattr(wgrad, f"wgrad_{case.path}"), constants | {"G": width}, types
-    if case.pass_ == "wgrad_reduce":
-        return wgrad.wgrad_reduce, {"B": b, "BN": bt}, types
+    if case.pass_ in ("wgrad_reduce", "wgrad_add"):
+        return wgrad.wgrad_reduce, {"B": b, "BN": bt, "ADD": case.pass_ == "wgrad_add"}, types
+    if case.pass_ in ("sum_squares", "clear_gradients", "adam_update"):
+        types |= {"owners": "*i32", "counts": "*i32", "offsets": "*i64", "table": "*i64"}
+        types |= {"rates": "*fp64", "learning_rates": "*fp64", "scale": "*fp32"}
+        constants = {"TILE": bt, "FIELDS": adam.FIELDS}
+        if case.pass_ == "adam_update":
+            constants |= {"RATES": adam.RATES, "CLEAR": False}
+        return getattr(adam, case.pass_), constants, types
     if "norm" in case.pass_:
         # As under autocast: the residual and the parameters stay float32.
         types |= dict.fromkeys(("x", "s", "ds", "dx", "weight", "bias"), "*fp32")

@@ -92,6 +92,8 @@ EIGHT_WARPS = {
 }
 # Token tiles whose activations a group of programs shares through L2.
 GROUP = 32
+# Elements that a program of the optimizer takes: a block of 32, a quarter of one of 64.
+ADAM_TILE = 1024
 # A program of LayerNorm holds whole rows in its registers.
 MOST_NORM_COLUMNS = 4096
 # Tile of the sum of its programs' partial gradients: narrow, so that many programs share them.

@@ -19,8 +19,7 @@ from sniper.kernels import configs
 from sniper.ops.backends.triton.launch import kernels, on
 from sniper.ops.layout import BlockLayout
 
-# Elements that one program takes: four rows of 256 bytes, of whatever block.
-TILE = 1024
+TILE = configs.ADAM_TILE
 _ALIGNMENT = 16
 
 
