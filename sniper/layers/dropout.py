@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from numbers import Real
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sniper.layers.conv1d import BlockSparseConv1d
 from sniper.layers.linear import BlockSparseLinear
 from sniper.ops import dropout
+from sniper.ops import relu_dropout as relu_then_dropout
+from sniper.ops.backends import TRITON
 
 
 class Dropout(nn.Dropout):
@@ -36,15 +41,14 @@ class Dropout(nn.Dropout):
         """Any shape."""
         if self.inplace:
             return super().forward(input)
-        # `[B, C, T]` behind a block-sparse convolution lies channels-last: nothing is copied.
-        other = self.training and input.dim() == 3 and not input.is_contiguous()
-        if other and input.transpose(1, 2).is_contiguous():
-            return dropout(input.transpose(1, 2), self.p, self.training).transpose(1, 2)
-        return dropout(input, self.p, self.training)
+        if not self.training:
+            return dropout(input, self.p, False)
+        return _in_memory_order(partial(dropout, p=self.p), input)
 
 
 def relu_dropout(layer: nn.Module, x: Tensor, dropout: nn.Dropout) -> Tensor:
-    """`dropout(relu(layer(x)))`, in one kernel where `layer` is block-sparse.
+    """`dropout(relu(layer(x)))`, in the layer's own kernel where it is block-sparse, else in one
+    behind it on a GPU.
 
     Args:
         layer: a Linear or Conv1d, plain or block-sparse.
@@ -60,7 +64,33 @@ def relu_dropout(layer: nn.Module, x: Tensor, dropout: nn.Dropout) -> Tensor:
     check_kinds(layer=(layer, nn.Module), x=(x, Tensor), dropout=(dropout, nn.Dropout))
     if isinstance(layer, (BlockSparseLinear, BlockSparseConv1d)):
         return layer(x, relu_dropout=dropout.p if dropout.training else 0.0)
-    return dropout(F.relu(layer(x)))
+    y = layer(x)
+    if _fuses(y, dropout):
+        return _in_memory_order(partial(relu_then_dropout, p=dropout.p), y)
+    return dropout(F.relu(y))
+
+
+def changed(module: nn.Module, *classes: type) -> bool:
+    """Whether it is a subclass, or somebody watches its calls, which a fused kernel does not make.
+
+    A parametrized module is a subclass.
+    """
+    hooks = (module._forward_hooks, module._forward_pre_hooks)
+    hooks += (module._backward_hooks, module._backward_pre_hooks)
+    return type(module) not in classes or any(hooks)
+
+
+def _fuses(y: Tensor, dropout: nn.Dropout) -> bool:
+    """Whether a GPU's kernel takes ReLU and dropout at once; a compiler fuses them itself."""
+    if not dropout.training or not 0 < dropout.p < 1 or changed(dropout, nn.Dropout, Dropout):
+        return False
+    return not torch.compiler.is_compiling() and TRITON.serves(y)
+
+
+def _in_memory_order(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`[B, C, T]` behind a convolution may lie channels-last: nothing is copied."""
+    other = x.dim() == 3 and not x.is_contiguous() and x.transpose(1, 2).is_contiguous()
+    return function(x.transpose(1, 2)).transpose(1, 2) if other else function(x)
 
 
 def check_kinds(**arguments: tuple[object, type]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sniper.layers.dropout import Dropout, check_kinds
+from sniper.layers.dropout import Dropout, changed, check_kinds
 from sniper.ops import norm as ops
 
 
@@ -63,7 +63,7 @@ def layer_norm(x: Tensor, norm: nn.Module, for_product: bool = False) -> Tensor:
 
 def _rate(dropout: nn.Module) -> float | None:
     """What the kernel is to drop, or None where the module has to be called."""
-    if not isinstance(dropout, nn.Dropout) or _changed(dropout, nn.Dropout, Dropout):
+    if not isinstance(dropout, nn.Dropout) or changed(dropout, nn.Dropout, Dropout):
         return None
     p = dropout.p if dropout.training else 0.0
     # At p = 1 the scale is infinite; torch's own dropout defines that result.
@@ -72,17 +72,7 @@ def _rate(dropout: nn.Module) -> float | None:
 
 def _known(norm: nn.Module) -> nn.LayerNorm | None:
     """Itself where it is a LayerNorm as the kernel computes it."""
-    if not isinstance(norm, nn.LayerNorm) or _changed(norm, nn.LayerNorm):
+    if not isinstance(norm, nn.LayerNorm) or changed(norm, nn.LayerNorm):
         return None
     weight, bias = norm._parameters.get("weight"), norm._parameters.get("bias")
     return norm if weight is not None and bias is not None and weight.dtype == bias.dtype else None
-
-
-def _changed(module: nn.Module, *classes: type) -> bool:
-    """Whether it is a subclass, or somebody watches its calls, which a fused kernel does not make.
-
-    A parametrized module is a subclass.
-    """
-    hooks = (module._forward_hooks, module._forward_pre_hooks)
-    hooks += (module._backward_hooks, module._backward_pre_hooks)
-    return type(module) not in classes or any(hooks)

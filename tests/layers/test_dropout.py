@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import importlib
+
 import pytest
 import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
 from sniper.layers import Dropout, relu_dropout
+from sniper.ops.backends import TRITON
 
 
 def test_share_scale_and_gradient_are_those_of_dropout():
@@ -70,6 +73,39 @@ def test_relu_dropout_of_a_layer(kind, layer_type):
     assert 0.3 < (kept & (wanted > 0)).sum() / (wanted > 0).sum() < 0.9
     y = relu_dropout(layer, x, dropout.eval())
     torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_plain_layers_relu_and_dropout_are_one_kernel_on_a_gpu(channels_last, monkeypatch):
+    """Played by the CPU, whose kernels draw the same mask by one way and the other."""
+    layer, dropout = nn.Conv1d(16, 16, 1), Dropout(0.4)
+    if channels_last:
+        inner = layer.forward
+        layer.forward = lambda x: inner(x).mT.contiguous().mT
+    x = torch.randn(2, 16, 9, requires_grad=True)
+    calls, module = [], importlib.import_module("sniper.layers.dropout")
+    inner_op = module.relu_then_dropout
+    monkeypatch.setattr(
+        module,
+        "relu_then_dropout",
+        lambda *args, **named: calls.append(1) or inner_op(*args, **named),
+    )
+
+    def by(serves: bool) -> list[torch.Tensor]:
+        monkeypatch.setattr(type(TRITON), "serves", lambda self, x: serves)
+        torch.manual_seed(3)
+        y = relu_dropout(layer, x, dropout)
+        return [y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])]
+
+    theirs, ours = by(False), by(True)
+    assert calls == [1]
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    watched = Dropout(0.4)
+    watched.register_forward_hook(lambda *args: None)
+    for other in (watched, Dropout(0.4).eval(), Dropout(1.0)):
+        relu_dropout(layer, x, other)
+    assert calls == [1]
 
 
 def test_gradient_goes_where_relu_and_dropout_let_it():
