@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -62,6 +64,10 @@ class LexiconFrontend:
     leading_pause: bool = False
     trailing_pause: bool = True
     kind: str = field(default="lexicon", init=False)
+    # Not a part of what the frontend is: it depends on what is installed where somebody speaks.
+    _guess: Callable[[str], list[str] | None] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         # Corpora of earlier versions hold words as their files wrote them.
@@ -69,6 +75,14 @@ class LexiconFrontend:
         for word, phones in self.lexicon.items():
             keys.setdefault(word_key(word), phones)
         object.__setattr__(self, "lexicon", keys)
+
+    def guessing(self, guess: Callable[[str], list[str] | None]) -> LexiconFrontend:
+        """The same, but a word that the lexicon does not hold has the phonemes that `guess` gives
+        for it; None where it has none.
+        """
+        other = copy.copy(self)
+        object.__setattr__(other, "_guess", guess)
+        return other
 
     def phones(self, text: str) -> list[str]:
         """Tokens of a text.
@@ -81,6 +95,8 @@ class LexiconFrontend:
         # A dict and not a set: each word once, in the order of the text.
         unknown: dict[str, None] = {}
         for phones, word in self._tokens(text):
+            if phones is None and self._guess is not None:
+                phones = self._guess(word)
             if phones is None:
                 unknown[word] = None
             elif phones == [PAUSE]:
@@ -92,8 +108,8 @@ class LexiconFrontend:
         if unknown:
             named = [word + (f" ({script(word)})" if script(word) else "") for word in unknown]
             raise SpeechError(
-                f"not in the pronunciation lexicon: {', '.join(named)}; add them to a dictionary "
-                "file in MFA format (--lexicon at preparation), spell them another way, or give "
+                f"not in the pronunciation lexicon: {', '.join(named)}; write them to a dictionary "
+                "file in MFA format and give it as --lexicon, spell them another way, or give "
                 "phonemes in braces"
             )
         if not set(found) - {PAUSE, SPOKEN_NOISE}:

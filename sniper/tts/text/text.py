@@ -80,14 +80,17 @@ class Vocabulary:
         """
         if not phones:
             raise SpeechError("no known phoneme in the text")
-        known = [self._variant(phone) for phone in phones]
+        known = [self.variant(phone) for phone in phones]
         unknown = sorted({phone for phone, to in zip(phones, known, strict=True) if to is None})
         if unknown:
             raise SpeechError(f"the model was not trained with these phonemes: {' '.join(unknown)}")
         ids = [self._ids[phone] for phone in known if phone is not None]
         return np.array([*ids, self.eos], dtype=np.int64)
 
-    def _variant(self, phone: str) -> str | None:
+    def variant(self, phone: str) -> str | None:
+        """The phoneme that is spoken for `phone`: itself, or the same with another stress; None
+        where there is neither.
+        """
         bare = phone.strip(_STRESS)
         # A small corpus may lack a vowel in one of its stresses; another stress is closer than a
         # refusal.

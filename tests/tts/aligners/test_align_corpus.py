@@ -12,12 +12,12 @@ import pytest
 import soundfile
 
 from sniper.tts.aligners import run
-from sniper.tts.aligners.pronounce import has_espeak
 from sniper.tts.aligners.run import align_corpus
 from sniper.tts.corpus.alignment import read_textgrid
 from sniper.tts.corpus.corpus import read_corpus
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import NothingUsable, SpeechError
+from sniper.tts.text.espeak import has_espeak
 
 
 @pytest.fixture(scope="module")
