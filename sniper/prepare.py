@@ -123,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_words(lexicon: Path, to: Path) -> int:
     """Add a dictionary's words to what lies in the folder `to`; the exit status."""
+    from sniper.tts.corpus.corpus_lexicon import add_to_corpus
     from sniper.tts.corpus.dataset import CORPUS
-    from sniper.tts.corpus.lexicon import add_to_corpus
     from sniper.tts.text.lexicon import read_dictionary
 
     words = read_dictionary(lexicon)
@@ -133,7 +133,7 @@ def _add_words(lexicon: Path, to: Path) -> int:
         return 0
     # Only here: a corpus needs nothing of what trains.
     from sniper.training.checkpoint import CheckpointError
-    from sniper.training.lexicon import add_to_run
+    from sniper.training.run_lexicon import add_to_run
 
     try:
         print(f"{to}: {add_to_run(to, words)}")
