@@ -23,6 +23,7 @@ __all__ = [
     "LexiconFrontend",
     "Vocabulary",
     "frontend_from_json",
+    "is_phoneme",
     "split_sentences",
     "text_to_phones",
 ]
@@ -111,6 +112,11 @@ def frontend_from_json(data: dict) -> Frontend:
     if kind not in kinds:
         raise ValueError(f"unknown text frontend {kind!r}; known are {', '.join(kinds)}")
     return kinds[kind](**options)
+
+
+def is_phoneme(token: str) -> bool:
+    """Whether somebody speaks a token: no pause, punctuation mark or noise."""
+    return token not in (PAUSE, SPOKEN_NOISE) and any(char.isalnum() for char in token)
 
 
 def text_to_phones(text: str, frontend: Frontend) -> list[str]:
