@@ -84,7 +84,9 @@ def test_options_and_presets_exist(page):
     for line in re.findall(r"python -m sniper\.([^\n`#]+)", text):
         command, *rest = line.split()
         if command in COMMANDS:
-            known = usage(command, rest[0] if rest[0] in ("demo", "ljspeech", "lexicon") else "")
+            known = usage(
+                command, rest[0] if rest and rest[0] in ("demo", "ljspeech", "lexicon") else ""
+            )
             for option in re.findall(r"(?<!\S)(--?[a-z][\w-]*)", " ".join(rest)):
                 assert re.search(rf"{option}\b", known), f"{command} has no {option}"
     for name in re.findall(r"--config ([\w-]+)(?=[\s`])", text):

@@ -97,7 +97,9 @@ class Vocabulary:
         # refusal.
         candidates = [phone, bare, *(mark + bare for mark in _STRESS)]
         if phone[-1:].isdigit():  # ARPAbet writes stress behind the vowel
-            candidates += [phone[:-1], *(phone[:-1] + digit for digit in "012")]
+            # Secondary stress is nearest to both others.
+            near = {"0": "21", "1": "20", "2": "10"}.get(phone[-1], "")
+            candidates += [phone[:-1], *(phone[:-1] + digit for digit in near)]
         return next((name for name in candidates if name in self._ids), None)
 
 
