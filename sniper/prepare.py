@@ -125,12 +125,17 @@ def _add_words(lexicon: Path, to: Path) -> int:
     """Add a dictionary's words to what lies in the folder `to`; the exit status."""
     from sniper.tts.corpus.corpus_lexicon import add_to_corpus
     from sniper.tts.corpus.dataset import CORPUS
+    from sniper.tts.errors import SpeechError
     from sniper.tts.text.lexicon import read_dictionary
 
     words = read_dictionary(lexicon)
     if (to / CORPUS).exists():
         print(f"{to}: {add_to_corpus(to, words)}")
         return 0
+    if not any((to / name).exists() for name in ("checkpoints", "model.safetensors")):
+        raise SpeechError(
+            f"--to: expected the folder of a prepared corpus, a run or a checkpoint, got {to}"
+        )
     # Only here: a corpus needs nothing of what trains.
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.run_lexicon import add_to_run
@@ -138,7 +143,7 @@ def _add_words(lexicon: Path, to: Path) -> int:
     try:
         print(f"{to}: {add_to_run(to, words)}")
     except CheckpointError as error:
-        print(f"error: {error}; a prepared corpus would have a {CORPUS}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 

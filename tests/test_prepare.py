@@ -372,7 +372,7 @@ def test_words_are_added_without_looking_at_audio_again(
     assert main(["lexicon", str(words), "--to", str(run)]) == 0
     assert capsys.readouterr().out.startswith(f"{run}: 2 words added, 0 changed; 1 left out")
     for folder, said in (
-        (tmp_path / "none", "expected the folder of a run"),
+        (tmp_path / "none", "expected the folder of a prepared corpus"),
         (trained_run, "espe"),
     ):
         assert main(["lexicon", str(words), "--to", str(folder)]) == 2
