@@ -19,7 +19,13 @@ from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.text.new_words import Added, EspeakGuess, add_words
 from sniper.tts.text.ssml import Utterance, ssml_utterances
-from sniper.tts.text.text import Frontend, LexiconFrontend, split_sentences, text_to_phones
+from sniper.tts.text.text import (
+    Frontend,
+    LexiconFrontend,
+    read_all,
+    split_sentences,
+    text_to_phones,
+)
 
 PAUSE_SECONDS = 0.2
 
@@ -276,9 +282,8 @@ class Speaker:
 
 
 def _sentences(text: str, frontend: Frontend) -> list[Utterance]:
-    return [
-        Utterance(tuple(text_to_phones(sentence, frontend))) for sentence in split_sentences(text)
-    ]
+    spoken = read_all(split_sentences(text), lambda sentence: text_to_phones(sentence, frontend))
+    return [Utterance(tuple(phones)) for phones in spoken]
 
 
 def _check_controls(speed: float, pitch: float, energy: float) -> None:

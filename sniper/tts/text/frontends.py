@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +20,41 @@ PAUSE = "sil"
 SPOKEN_NOISE = "spn"
 # Longer runs of capitals are words that somebody shouts.
 _LONGEST_ACRONYM = 6
+
+
+class UnknownWords(SpeechError):
+    """Words that a lexicon does not hold, each named once.
+
+    Args:
+        words: in the order of the text.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = tuple(dict.fromkeys(words))
+        named = [word + (f" ({script(word)})" if script(word) else "") for word in self.words]
+        super().__init__(
+            f"not in the pronunciation lexicon: {', '.join(named)}; write them to a dictionary "
+            "file in MFA format and give it as --lexicon, spell them another way, or give "
+            "phonemes in braces"
+        )
+
+
+def read_all(texts: Iterable[str], read: Callable[[str], list[str]]) -> list[list[str]]:
+    """What `read` gives for each text.
+
+    Raises:
+        UnknownWords: of all texts together, so that a user can write one dictionary for a book.
+    """
+    found: list[list[str]] = []
+    unknown: list[str] = []
+    for text in texts:
+        try:
+            found.append(read(text))
+        except UnknownWords as error:
+            unknown += error.words
+    if unknown:
+        raise UnknownWords(unknown)
+    return found
 
 
 @dataclass(frozen=True)
@@ -106,12 +141,7 @@ class LexiconFrontend:
             else:
                 found += phones
         if unknown:
-            named = [word + (f" ({script(word)})" if script(word) else "") for word in unknown]
-            raise SpeechError(
-                f"not in the pronunciation lexicon: {', '.join(named)}; write them to a dictionary "
-                "file in MFA format and give it as --lexicon, spell them another way, or give "
-                "phonemes in braces"
-            )
+            raise UnknownWords(unknown)
         if not set(found) - {PAUSE, SPOKEN_NOISE}:
             raise SpeechError(f"no known phoneme in the text {text!r}")
         if found[-1] == PAUSE:

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sniper.tts.errors import SpeechError
-from sniper.tts.text.frontends import PAUSE, SPOKEN_NOISE, EspeakFrontend, LexiconFrontend
+from sniper.tts.text.frontends import (
+    PAUSE,
+    SPOKEN_NOISE,
+    EspeakFrontend,
+    LexiconFrontend,
+    UnknownWords,
+    read_all,
+)
 from sniper.tts.text.sentences import split_sentences
 
 __all__ = [
@@ -21,9 +28,11 @@ __all__ = [
     "EspeakFrontend",
     "Frontend",
     "LexiconFrontend",
+    "UnknownWords",
     "Vocabulary",
     "frontend_from_json",
     "is_phoneme",
+    "read_all",
     "split_sentences",
     "text_to_phones",
 ]
