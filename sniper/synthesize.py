@@ -117,7 +117,9 @@ def _speak(options: argparse.Namespace) -> int:
         )
         if script.guessed:
             read = ", ".join(f"{word} {{{phones}}}" for word, phones in script.guessed.items())
-            print(f"note: in no lexicon, read by espeak-ng: {read}", file=sys.stderr)
+            letters = getattr(speaker.info.frontend, "characters", False)
+            how = "by their letters" if letters else "by espeak-ng"
+            print(f"note: in no lexicon, read {how}: {read}", file=sys.stderr)
         _say(speaker, script, options.output, options.mel)
         if options.speaker is None and len(speaker.info.speakers) > 1:
             names = len(speaker.info.speakers)

@@ -17,6 +17,7 @@ from speech import with_lexicon
 from sniper.prepare import main, prepare_demo, prepare_ljspeech
 from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
 from sniper.tts.errors import NothingUsable, SpeechError
+from sniper.tts.text.new_words import Guess
 from sniper.tts.text.text import EspeakFrontend, text_to_phones
 
 WORDS = {"hello": "HH AH0 L OW1", "world": "W ER1 L D", "again": "AH0 G EH1 N"}
@@ -335,6 +336,22 @@ def test_unfinished_work_with_other_settings_is_refused_too(corpus, tmp_path):
     with pytest.raises(SpeechError, match="features.n_mels is 40 there, 80 now"):
         prepare_ljspeech(corpus, out, workers=1, progress=False)
     prepare_ljspeech(corpus, out, workers=1, progress=False, force=True)
+
+
+def test_a_corpus_aligned_by_characters_reads_other_words(corpus, tmp_path):
+    for path in (corpus / "TextGrid").iterdir():
+        text = path.read_text()
+        for phone in sorted({p for phones in WORDS.values() for p in phones.split()}):
+            text = text.replace(f'"{phone}"', f'"{phone[0].lower()}"')
+        path.write_text(text)
+    (corpus / "align.json").write_text(
+        '{"align": "learned", "language": "xx", "phones": "characters"}'
+    )
+    prepare_ljspeech(corpus, tmp_path / "out", workers=1, progress=False)
+    info = load_corpus_info(tmp_path / "out")
+    assert info.frontend.language == "xx" and info.frontend.characters
+    guess = Guess(info.frontend, info.vocabulary)
+    assert guess("hut") is None and guess("whoa") == ["w", "h", "o", "a"]
 
 
 def test_a_user_lexicon_goes_first(corpus, tmp_path):

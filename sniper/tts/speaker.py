@@ -17,7 +17,7 @@ from sniper.tts.audio.writing import gain_of, limit_peak, peak_of
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
-from sniper.tts.text.new_words import Added, EspeakGuess, add_words
+from sniper.tts.text.new_words import Added, Guess, add_words
 from sniper.tts.text.ssml import Utterance, ssml_utterances
 from sniper.tts.text.text import (
     Frontend,
@@ -40,7 +40,7 @@ class Speech:
         phones: tokens of each sentence.
         durations: frames of each token of each sentence.
         gain: what all of the audio was multiplied with, below 1 where its peak was above 1.
-        guessed: words that no lexicon holds, with the phonemes that espeak-ng gave them.
+        guessed: words that the lexicon does not hold, with the phonemes that they were given.
     """
 
     audio: np.ndarray
@@ -76,7 +76,7 @@ class Script:
         utterances: sentences, or parts of them, and breaks.
         speaker: a name of the model's; None for a model of one.
         speed, pitch, energy: as `Speaker.read` takes them.
-        guessed: words that no lexicon holds, with the phonemes that espeak-ng gave them.
+        guessed: words that the lexicon does not hold, with the phonemes that they were given.
     """
 
     utterances: tuple[Utterance, ...]
@@ -165,9 +165,10 @@ class Speaker:
         """
         _check_controls(speed, pitch, energy)
         who = self.who(speaker)
-        guess, frontend = EspeakGuess(self.info.vocabulary), self.info.frontend
+        frontend, guessed = self.info.frontend, {}
         if isinstance(frontend, LexiconFrontend):
-            frontend = frontend.guessing(guess)
+            guess = Guess(frontend, self.info.vocabulary)
+            frontend, guessed = frontend.guessing(guess), guess.read
         read = ssml_utterances if ssml else _sentences
         utterances = read(text, frontend)
         if not any(utterance.phones for utterance in utterances):
@@ -177,7 +178,7 @@ class Speaker:
             _check_controls(speed * utterance.rate, pitch + utterance.pitch, energy)
             if utterance.phones:
                 self.info.vocabulary.encode(utterance.phones)
-        return Script(tuple(utterances), who, speed, pitch, energy, guess.read)
+        return Script(tuple(utterances), who, speed, pitch, energy, guessed)
 
     def say(
         self,

@@ -296,7 +296,8 @@ def _finish(
         # A word with a phone that nobody spoke cannot be spoken by the model either.
         known, missing = speakable(lexicon, vocabulary)
         pauses = pause_share([entry.phones for entry in usable], PAUSE)
-        frontend = LexiconFrontend({**harvest(pronunciations), **known}, *pauses)
+        heard = {**harvest(pronunciations), **known}
+        frontend = LexiconFrontend(heard, *pauses, corpus.language, corpus.characters)
     sizes = split_sizes(len(usable), plan.valid, plan.test)
     members_of = split(
         [entry.id for entry in usable], sizes, plan.seed, [entry.n_frames for entry in usable]

@@ -88,16 +88,21 @@ class EspeakFrontend:
 
 @dataclass(frozen=True)
 class LexiconFrontend:
-    """Reads English text through a pronunciation lexicon, with a pause at punctuation.
+    """Reads text through a pronunciation lexicon, with a pause at punctuation.
 
     Args:
         lexicon: lower-case word -> phonemes separated by spaces.
         leading_pause, trailing_pause: whether most recordings began and ended with a pause.
+        language: voice of espeak-ng whose phonemes the lexicon has, or the language of its
+            characters; None: they are somebody else's, of English.
+        characters: its phonemes are the letters of the words.
     """
 
     lexicon: dict[str, str]
     leading_pause: bool = False
     trailing_pause: bool = True
+    language: str | None = None
+    characters: bool = False
     kind: str = field(default="lexicon", init=False)
     # Not a part of what the frontend is: it depends on what is installed where somebody speaks.
     _guess: Callable[[str], list[str] | None] | None = field(
@@ -150,12 +155,16 @@ class LexiconFrontend:
 
     def to_json(self) -> dict:
         """Return plain values for `frontend_from_json`."""
-        return {
+        data = {
             "kind": self.kind,
             "lexicon": dict(self.lexicon),
             "leading_pause": self.leading_pause,
             "trailing_pause": self.trailing_pause,
         }
+        # Left out where it is not known, so that files of other aligners stay as they were.
+        if self.language is not None:
+            data |= {"language": self.language, "characters": self.characters}
+        return data
 
     def _tokens(self, text: str) -> list[tuple[list[str] | None, str]]:
         """(phonemes, word) in order; None where the lexicon does not hold the word."""
@@ -166,7 +175,9 @@ class LexiconFrontend:
             if held:
                 found.append((self.lexicon[word_key(part)].split(), part))
                 continue
-            words = cut(normalize_english(part, self.lexicon))
+            # Our rules for numbers and signs know English alone, as where the corpus was aligned.
+            english = self.language is None or self.language.split("-")[0] == "en"
+            words = cut(normalize_english(part, self.lexicon) if english else part)
             for index, word in enumerate(words):
                 if has_letter(word):
                     neighbours = words[max(0, index - 1) : index] + words[index + 1 : index + 2]

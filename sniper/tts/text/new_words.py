@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words that a voice learns after its training: a user's dictionary, or espeak-ng's reading."""
+"""Words that a voice learns after its training: a user's dictionary, or a guess."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.arpabet import PHONES, espeak_phones, plain_letters
-from sniper.tts.text.espeak import has_espeak
+from sniper.tts.text.espeak import espeak, has_espeak
 from sniper.tts.text.text import (
     EOS,
     PAD,
@@ -17,6 +18,7 @@ from sniper.tts.text.text import (
     LexiconFrontend,
     Vocabulary,
 )
+from sniper.tts.text.words import characters, script
 
 _NAMED = 10
 
@@ -93,36 +95,55 @@ def add_words(
     return replace(frontend, lexicon={**before, **known}), Added(new, changed, missing)
 
 
-class EspeakGuess:
-    """Phonemes by espeak-ng for words that no lexicon holds, where a voice's phonemes are ARPAbet
-    and espeak-ng is installed.
+class Guess:
+    """Phonemes for words that a voice's lexicon does not hold: its letters where those are the
+    phonemes, else espeak-ng's, where it is installed and the voice has its phonemes or ARPAbet's.
 
     After use, `read` holds the words that were read so, with their phonemes.
 
     Args:
+        frontend: with the lexicon.
         vocabulary: phonemes that the voice has.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, frontend: LexiconFrontend, vocabulary: Vocabulary) -> None:
         self.read: dict[str, str] = {}
-        self._vocabulary = vocabulary
-        self._usable: bool | None = None
+        self._frontend, self._vocabulary = frontend, vocabulary
 
     def __call__(self, word: str) -> list[str] | None:
         """Phonemes of a word, or None."""
         if word in self.read:
             return self.read[word].split()
-        if self._usable is None:  # asked late: starting the library takes a while
-            self._usable = self._is_arpabet() and has_espeak()
-        # Of another script espeak-ng's English would spell the names of its letters.
-        if not self._usable or plain_letters(word) is None:
+        # Of another script espeak-ng would spell the names of its letters.
+        if script(word) not in self._scripts:
             return None
-        phones = espeak_phones(word)
-        if phones is None or any(self._vocabulary.variant(phone) is None for phone in phones):
+        phones = self._phones(word)
+        if not phones or any(self._vocabulary.variant(phone) is None for phone in phones):
             return None
         self.read[word] = " ".join(phones)
         return phones
 
+    def _phones(self, word: str) -> list[str] | None:
+        if self._frontend.characters:
+            return list(characters(word))
+        if not self._has_espeak:
+            return None
+        if self._frontend.language is not None:
+            clauses = espeak().clauses(word, self._frontend.language)
+            return [phone for clause in clauses for phone in clause.phones]
+        english = self._is_arpabet and plain_letters(word) is not None
+        return espeak_phones(word) if english else None
+
+    # Asked late, since most texts hold no such word.
+    @cached_property
+    def _scripts(self) -> set[str | None]:
+        return {script(word) for word in self._frontend.lexicon}
+
+    @cached_property
+    def _has_espeak(self) -> bool:
+        return has_espeak()
+
+    @cached_property
     def _is_arpabet(self) -> bool:
         own = set(self._vocabulary.symbols) - {PAD, EOS, PAUSE, SPOKEN_NOISE}
         return {phone.rstrip("012") for phone in own} <= PHONES

@@ -7,8 +7,8 @@ import pytest
 
 from sniper.tts.errors import SpeechError
 from sniper.tts.text import new_words
-from sniper.tts.text.new_words import EspeakGuess, add_words, speakable
-from sniper.tts.text.text import EspeakFrontend, LexiconFrontend, Vocabulary
+from sniper.tts.text.new_words import Guess, add_words, speakable
+from sniper.tts.text.text import EspeakFrontend, LexiconFrontend, Vocabulary, frontend_from_json
 
 PHONES = "sil spn HH AH0 L OW1 W ER1 D Z IY1 B R EH1".split()
 VOCABULARY = Vocabulary.from_phones(PHONES)
@@ -39,15 +39,13 @@ def test_a_dictionary_of_other_phonemes_or_none_is_refused():
 
 def test_without_stress():
     bare = Vocabulary.from_phones(["HH", "OW", "L"])
-    assert speakable({"hole": "HH OW1 L", "he": "HH IY1"}, bare) == (
-        {"hole": "HH OW1 L"},
-        {"he": ["IY1"]},
-    )
-    assert EspeakGuess(bare)("hole") is not None
+    words = {"hole": "HH OW1 L", "he": "HH IY1"}
+    assert speakable(words, bare) == ({"hole": "HH OW1 L"}, {"he": ["IY1"]})
+    assert Guess(FRONTEND, bare)("hole") == ["HH", "OW1", "L"]
 
 
 def test_espeak_reads_what_the_lexicon_lacks_and_says_so(monkeypatch):
-    guess = EspeakGuess(VOCABULARY)
+    guess = Guess(FRONTEND, VOCABULARY)
     frontend = FRONTEND.guessing(guess)
     assert frontend == FRONTEND and frontend.to_json() == FRONTEND.to_json()
     assert frontend.phones("Hello, zebra zebra") == (
@@ -58,8 +56,36 @@ def test_espeak_reads_what_the_lexicon_lacks_and_says_so(monkeypatch):
     with pytest.raises(SpeechError, match=r"lexicon: cat, зебра \(Cyrillic\); write them to"):
         frontend.phones("zebra cat зебра")
     other = Vocabulary.from_phones([*PHONES, "ə"])
-    assert EspeakGuess(other)("zebra") is None, "its phonemes are not ARPAbet"
+    assert Guess(FRONTEND, other)("zebra") is None, "its phonemes are not ARPAbet"
     monkeypatch.setattr(new_words, "has_espeak", lambda: False)
-    assert EspeakGuess(VOCABULARY)("zebra") is None
+    assert Guess(FRONTEND, VOCABULARY)("zebra") is None
     with pytest.raises(SpeechError, match="lexicon: zebra"):
         FRONTEND.phones("zebra")
+
+
+def test_a_word_in_capitals_is_read_once():
+    """Its letters have no names in this voice, so espeak-ng reads it as a whole."""
+    spoken = FRONTEND.guessing(Guess(FRONTEND, VOCABULARY)).phones("Hello RED world")
+    assert spoken == "HH AH0 L OW1 R EH1 D W ER1 L D sil".split()
+
+
+def test_phonemes_of_espeak_itself():
+    """Of an aligner that learned a language by them: no English is written into its texts."""
+    frontend = LexiconFrontend({"zug": "ts ˈuː k", "straße": "ʃ t ɾ ˈɑː s ə"}, language="de")
+    assert frontend_from_json(frontend.to_json()) == frontend
+    phones = "ts ˈuː k f ˈʏ n".split()
+    guess = Guess(frontend, Vocabulary.from_phones([*phones, "sil"]))
+    spoken = frontend.guessing(guess).phones("Zug 5")
+    assert spoken[:3] == "ts ˈuː k".split() and list(guess.read) == ["5"], "not as five"
+    assert spoken[3:-1] == guess.read["5"].split() and spoken[3] == "f"
+
+
+def test_letters_where_they_are_the_phonemes(monkeypatch):
+    monkeypatch.setattr(new_words, "has_espeak", lambda: False)
+    frontend = LexiconFrontend({"ça": "ç a", "на": "н а"}, language="xx", characters=True)
+    assert frontend_from_json(frontend.to_json()) == frontend
+    guess = Guess(frontend, Vocabulary.from_phones(["ç", "a", "н", "а", "sil"]))
+    assert frontend.guessing(guess).phones("Aç, на")[:2] == ["a", "ç"]
+    with pytest.raises(SpeechError, match="lexicon: ab; "):
+        frontend.guessing(guess).phones("ab ça")
+    assert guess.read == {"aç": "a ç"}
