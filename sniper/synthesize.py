@@ -116,10 +116,7 @@ def _speak(options: argparse.Namespace) -> int:
             speaker=options.speaker,
         )
         if script.guessed:
-            read = ", ".join(f"{word} {{{phones}}}" for word, phones in script.guessed.items())
-            letters = getattr(speaker.info.frontend, "characters", False)
-            how = "by their letters" if letters else "by espeak-ng"
-            print(f"note: in no lexicon, read {how}: {read}", file=sys.stderr)
+            print(f"note: {speaker.how_guessed(script.guessed)}", file=sys.stderr)
         _say(speaker, script, options.output, options.mel)
         if options.speaker is None and len(speaker.info.speakers) > 1:
             names = len(speaker.info.speakers)
@@ -138,16 +135,18 @@ def _say(speaker: Speaker, script: Script, output: Path | None, mel: Path | None
     if mel is not None and mel.suffix != ".npy":
         mel = Path(f"{mel}.npy")
     piped = str(output) == "-"
-    with contextlib.ExitStack() as stack, _bar() as watch:
+    with contextlib.ExitStack() as stack:
         sound, frames = None, None
-        for piece in speaker.say(script, vocode=output is not None, watch=watch):
-            # Only once there is something to write: a text that cannot be spoken leaves no folder.
-            if output is not None:
-                sound = sound or stack.enter_context(_spool(None if piped else output))
-                sound.add(piece.audio)
-            if mel is not None:
-                frames = frames or stack.enter_context(_spool(mel))
-                frames.add(piece.mel)
+        with _bar() as watch:
+            for piece in speaker.say(script, vocode=output is not None, watch=watch):
+                # Only once there is something to write: a text that cannot be spoken leaves no
+                # folder behind.
+                if output is not None:
+                    sound = sound or stack.enter_context(_spool(None if piped else output))
+                    sound.add(piece.audio)
+                if mel is not None:
+                    frames = frames or stack.enter_context(_spool(mel))
+                    frames.add(piece.mel)
         features = speaker.info.features
         if output is not None and sound is not None:
             _write_sound(output, sound, features.sample_rate)

@@ -236,6 +236,12 @@ class Speaker:
         self.info = replace(self.info, frontend=frontend)
         return added
 
+    def how_guessed(self, guessed: dict[str, str]) -> str:
+        """One line on words that the lexicon does not hold, see `Script`."""
+        read = ", ".join(f"{word} {{{phones}}}" for word, phones in guessed.items())
+        letters = getattr(self.info.frontend, "characters", False)
+        return f"in no lexicon, read by {'their letters' if letters else 'espeak-ng'}: {read}"
+
     def who(self, speaker: str | None = None) -> str | None:
         """The name of who speaks where `speaker` is asked for; None for a model of one.
 
