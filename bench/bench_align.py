@@ -28,10 +28,10 @@ import torch
 from common import RESULTS, commit, versions
 
 from sniper.ops.timings import device_name
-from sniper.tts.aligners.arpabet import from_ipa, without_stress
 from sniper.tts.aligners.run import align_corpus
 from sniper.tts.corpus.alignment import read_textgrid
 from sniper.tts.corpus.demo import write_demo_corpus
+from sniper.tts.text.arpabet import from_ipa, without_stress
 from sniper.tts.text.text import PAUSE
 
 COLUMNS = (

@@ -18,7 +18,7 @@ from sniper.synthesize import load_speaker
 from sniper.tts.errors import SpeechError
 
 app = FastAPI()
-speaker = load_speaker(os.environ.get("RUN", "runs/demo"), vocoder=os.environ.get("VOCODER"))
+speaker = load_speaker(os.getenv("RUN", "runs/demo"), vocoder=os.getenv("VOCODER") or None)
 one_at_a_time = threading.Lock()  # a sentence uses all cores
 
 

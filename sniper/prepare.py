@@ -3,6 +3,7 @@
 
     python -m sniper.prepare demo --out data/demo
     python -m sniper.prepare ljspeech --root LJSpeech-1.1 --out data/ljspeech
+    python -m sniper.prepare lexicon words.dict --to data/ljspeech
 
 A run that was stopped, however it ended, is continued by the same command. Exit status: 0 when the
 feature files are there, even if some utterances had to be left out (they are listed); 1 when no
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sniper.command import exit_with, path_argument, positive, prepared
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         help_text = f"default: {field.default}"
         settings.add_argument(name, type=kind, default=field.default, metavar="X", help=help_text)
 
-    commands = parser.add_subparsers(dest="command", required=True, metavar="demo|ljspeech")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="demo|ljspeech|lexicon")
     demo = commands.add_parser(
         "demo",
         parents=[shared],
@@ -102,7 +104,48 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument(
         "--lexicon", type=path_argument, help="dictionary in MFA format for further words"
     )
+    words = commands.add_parser(
+        "lexicon",
+        help="add words to a prepared corpus or to a trained run, whose audio is not looked at",
+        description="Add the words of a dictionary in MFA's format to the lexicon of a prepared "
+        "corpus or of a run; they go before the pronunciations that are there.",
+    )
+    words.add_argument("lexicon", type=path_argument, help="dictionary in MFA format")
+    words.add_argument(
+        "--to",
+        required=True,
+        type=path_argument,
+        metavar="FOLDER",
+        help="of a prepared corpus, a run or a checkpoint",
+    )
     return parser
+
+
+def _add_words(lexicon: Path, to: Path) -> int:
+    """Add a dictionary's words to what lies in the folder `to`; the exit status."""
+    from sniper.tts.corpus.corpus_lexicon import add_to_corpus
+    from sniper.tts.corpus.dataset import CORPUS
+    from sniper.tts.errors import SpeechError
+    from sniper.tts.text.lexicon import read_dictionary
+
+    words = read_dictionary(lexicon)
+    if (to / CORPUS).exists():
+        print(f"{to}: {add_to_corpus(to, words)}")
+        return 0
+    if not any((to / name).exists() for name in ("checkpoints", "model.safetensors")):
+        raise SpeechError(
+            f"--to: expected the folder of a prepared corpus, a run or a checkpoint, got {to}"
+        )
+    # Only here: a corpus needs nothing of what trains.
+    from sniper.training.checkpoint import CheckpointError
+    from sniper.training.run_lexicon import add_to_run
+
+    try:
+        print(f"{to}: {add_to_run(to, words)}")
+    except CheckpointError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
@@ -169,6 +212,8 @@ def _main(argv: list[str] | None) -> int:
     from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 
     options = vars(_parser().parse_args(argv))
+    if options["command"] == "lexicon":
+        return _add_words(options["lexicon"], options["to"])
     command, quiet = options.pop("command"), options.pop("quiet")
     strict = options.pop("strict")
     names = [field.name for field in dataclasses.fields(FeatureConfig)]

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from sniper.command import exit_with, path_argument, typed_text, why_missing
 
 if TYPE_CHECKING:
-    from sniper.tts.speaker import Speaker, Speech
+    from sniper.tts.audio.config import FeatureConfig
+    from sniper.tts.audio.writing import Spool
+    from sniper.tts.speaker import Script, Speaker
 
 
 def load_speaker(
@@ -59,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vocoder", type=path_argument, help="a HiFi-GAN (file or folder); default: Griffin-Lim"
     )
+    parser.add_argument(
+        "--lexicon",
+        type=path_argument,
+        help="dictionary in MFA format, whose words go before the voice's own",
+    )
     parser.add_argument("--speed", type=float, default=1.0, help="2 takes half as long")
     parser.add_argument("--pitch", type=float, default=0.0, help="semitones up or down")
     parser.add_argument("--energy", type=float, default=1.0, help="factor on the loudness")
@@ -90,27 +96,28 @@ def _speak(options: argparse.Namespace) -> int:
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
+    from sniper.tts.text.lexicon import read_dictionary
 
     try:
         given = options.text
         # UTF-8 whatever the locale, like every other text of ours.
         text = sys.stdin.buffer.read().decode("utf-8") if given == "-" else typed_text(given)
+        words = None if options.lexicon is None else read_dictionary(options.lexicon)
         vocoder = options.vocoder
         speaker = load_speaker(options.checkpoint, options.which, options.device, vocoder)
-        with _bar() as watch:
-            speech = speaker.speak(
-                text,
-                speed=options.speed,
-                pitch=options.pitch,
-                energy=options.energy,
-                vocode=options.output is not None,
-                ssml=options.ssml,
-                speaker=options.speaker,
-                watch=watch,
-            )
-        _write(speech, speaker.info.features, options.output, options.mel)
-        if options.output is not None:
-            _say_how(speaker, speech)
+        if words is not None:
+            print(f"note: {options.lexicon}: {speaker.add_words(words)}", file=sys.stderr)
+        script = speaker.read(
+            text,
+            speed=options.speed,
+            pitch=options.pitch,
+            energy=options.energy,
+            ssml=options.ssml,
+            speaker=options.speaker,
+        )
+        if script.guessed:
+            print(f"note: {speaker.how_guessed(script.guessed)}", file=sys.stderr)
+        _say(speaker, script, options.output, options.mel)
         if options.speaker is None and len(speaker.info.speakers) > 1:
             names = len(speaker.info.speakers)
             print(f"note: spoken by {speaker.who()}, the first of {names}", file=sys.stderr)
@@ -123,15 +130,41 @@ def _speak(options: argparse.Namespace) -> int:
     return 0
 
 
+def _say(speaker: Speaker, script: Script, output: Path | None, mel: Path | None) -> None:
+    """Speak into the files that are asked for, with one sentence at a time in memory."""
+    if mel is not None and mel.suffix != ".npy":
+        mel = Path(f"{mel}.npy")
+    piped = str(output) == "-"
+    with contextlib.ExitStack() as stack:
+        sound, frames = None, None
+        with _bar() as watch:
+            for piece in speaker.say(script, vocode=output is not None, watch=watch):
+                # Only once there is something to write: a text that cannot be spoken leaves no
+                # folder behind.
+                if output is not None:
+                    sound = sound or stack.enter_context(_spool(None if piped else output))
+                    sound.add(piece.audio)
+                if mel is not None:
+                    frames = frames or stack.enter_context(_spool(mel))
+                    frames.add(piece.mel)
+        features = speaker.info.features
+        if output is not None and sound is not None:
+            _write_sound(output, sound, features.sample_rate)
+        if mel is not None and frames is not None:
+            _write_mel(mel, frames, features, sys.stderr if piped else sys.stdout)
+        if sound is not None:
+            _say_how(speaker, sound.peak)
+
+
 def _to_stdout(options: argparse.Namespace) -> bool:
     return str(options.output) == "-"
 
 
-def _say_how(speaker: Speaker, speech: Speech) -> None:
+def _say_how(speaker: Speaker, peak: float) -> None:
     """Who made the sound, and what was done to its loudness."""
     print(f"note: {speaker.vocoder.about}", file=sys.stderr)
-    if speech.gain < 1:
-        lower = -20 * math.log10(speech.gain)
+    if peak > 1:
+        lower = 20 * math.log10(peak)
         print(f"note: all of it lowered by {lower:.1f} dB, or it would clip", file=sys.stderr)
 
 
@@ -156,34 +189,47 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
         bar.close()
 
 
-def _write(speech, features, output: Path | None, mel: Path | None) -> None:
+def _spool(beside: Path | None) -> Spool:
+    from sniper.tts.audio.writing import Spool
+    from sniper.tts.files import make_folder_of
+
+    if beside is not None:
+        make_folder_of(beside)
+    return Spool(beside)
+
+
+def _write_sound(output: Path, sound: Spool, sample_rate: int) -> None:
     import numpy as np
 
-    from sniper.tts.audio.writing import save_wav
-    from sniper.tts.files import atomic_write, make_folder_of, write_json
+    from sniper.tts.audio.writing import save_wav_of
 
     piped = str(output) == "-"
-    said = sys.stderr if piped else sys.stdout  # which then holds sound and nothing else
-    for path in filter(None, (None if piped else output, mel)):
-        make_folder_of(path)
-    if output is not None:
-        target = sys.stdout.buffer if piped else output
-        save_wav(target, speech.audio, features.sample_rate)
-        if piped:
-            sys.stdout.buffer.flush()
-        name = "standard output" if piped else output
-        print(f"{name}: {len(speech.audio) / features.sample_rate:.2f} s", file=said)
-    if mel is not None:
-        # np.save adds the ending to a name, but not to an open file.
-        mel = mel if mel.suffix == ".npy" else Path(f"{mel}.npy")
-        with atomic_write(mel) as file:
-            np.save(frames := io.BytesIO(), speech.mel)  # numpy would not say that the disk is full
-            file.write(frames.getbuffer())
-        # Another vocoder has to know rate, hop and logarithm, and .npy cannot hold them.
-        write_json(mel.with_suffix(".json"), features.to_json())
-        print(
-            f"{mel}: {speech.mel.shape[0]} frames; its settings are in {mel.stem}.json", file=said
-        )
+    # One gain for all of it, or sentences would differ in loudness; so nothing is written before
+    # the last one is spoken.
+    limit = np.float32(max(1.0, sound.peak))
+    blocks = (block / limit for block in sound.blocks())
+    save_wav_of(sys.stdout.buffer if piped else output, blocks, sound.rows, sample_rate)
+    if piped:
+        sys.stdout.buffer.flush()
+    name = "standard output" if piped else output
+    # Standard output then holds sound and nothing else.
+    said = sys.stderr if piped else sys.stdout
+    print(f"{name}: {sound.rows / sample_rate:.2f} s", file=said)
+
+
+def _write_mel(path: Path, frames: Spool, features: FeatureConfig, said: TextIO) -> None:
+    import numpy as np
+
+    from sniper.tts.files import atomic_write, write_json
+
+    header = {"descr": "<f4", "fortran_order": False, "shape": frames.shape}
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in frames.blocks():
+            file.write(block.data)
+    # Another vocoder has to know rate, hop and logarithm, and .npy cannot hold them.
+    write_json(path.with_suffix(".json"), features.to_json())
+    print(f"{path}: {frames.rows} frames; its settings are in {path.stem}.json", file=said)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +153,28 @@ def command(module: str, *arguments: object, **options: Any) -> subprocess.Popen
         env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         **options,
     )
+
+
+HEARD = {"the": "DH AH0", "grey": "G R EY1", "horse": "HH OW1 R S", "slept": "S L EH1 P T"}
+
+
+def with_lexicon(run: Path, folder: Path) -> Path:
+    """A copy of a run that reads text through the lexicon HEARD, as if its corpus had been aligned:
+    its phonemes are ARPAbet's without ZH. The weights stay, whatever they make of those.
+    """
+    from sniper.tts.text.arpabet import CONSONANTS, VOWELS
+    from sniper.tts.text.text import LexiconFrontend
+
+    shutil.copytree(run, folder)
+    phones = ["sil", *(v + digit for v in VOWELS for digit in "012"), *(CONSONANTS - {"ZH"})]
+    # The model has a few more tokens than these; nobody uses them.
+    phones += [phone + digit for digit in "012" for phone in sorted(CONSONANTS - {"ZH"})]
+    for path in (folder / "checkpoints").glob("step-*"):
+        meta = checkpoint.read_meta(path)
+        pad, *others, eos = meta["speech"]["vocabulary"]
+        changed = {
+            "frontend": LexiconFrontend(HEARD).to_json(),
+            "vocabulary": [pad, *phones[: len(others)], eos],
+        }
+        checkpoint.write_meta(path, {**meta, "speech": {**meta["speech"], **changed}})
+    return folder

@@ -60,7 +60,9 @@ def test_every_page_is_in_the_navigation():
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_commands_exist(page):
     text = page.read_text(encoding="utf-8")
-    words = re.compile(r"(?:python -m sniper\.|sniper-tts )([a-z_]+)(?: (demo|ljspeech)\b)?")
+    words = re.compile(
+        r"(?:python -m sniper\.|sniper-tts )([a-z_]+)(?: (demo|ljspeech|lexicon)\b)?"
+    )
     for command, corpus in words.findall(text):
         known = command in COMMANDS or find_spec(f"sniper.{command}")
         assert known, f"{page.name}: no command {command}"
@@ -82,7 +84,9 @@ def test_options_and_presets_exist(page):
     for line in re.findall(r"python -m sniper\.([^\n`#]+)", text):
         command, *rest = line.split()
         if command in COMMANDS:
-            known = usage(command, rest[0] if rest[:1] in (["demo"], ["ljspeech"]) else "")
+            known = usage(
+                command, rest[0] if rest and rest[0] in ("demo", "ljspeech", "lexicon") else ""
+            )
             for option in re.findall(r"(?<!\S)(--?[a-z][\w-]*)", " ".join(rest)):
                 assert re.search(rf"{option}\b", known), f"{command} has no {option}"
     for name in re.findall(r"--config ([\w-]+)(?=[\s`])", text):

@@ -4,12 +4,20 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
+import json
 import os
 import re
 import runpy
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -126,6 +134,39 @@ def test_serve(trained_run, monkeypatch):
     assert rate == 22050 and abs(audio).max() > 0
     with pytest.raises(served["HTTPException"], match="no known phoneme"):
         served["speak"]("?!")
+
+
+def test_serve_answers_over_the_network(trained_run, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    log = tmp_path / "log"
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            [sys.executable, str(EXAMPLES["serve"])],
+            env={**os.environ, "RUN": str(trained_run), "VOCODER": "", "PORT": str(port)},
+            stdout=written,
+            stderr=written,
+        )
+    address = f"http://127.0.0.1:{port}/speak?"
+    try:
+        for _ in range(600):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None, log.read_text()
+            time.sleep(0.1)
+        query = urllib.parse.urlencode({"text": "The grey horse slept.", "speed": 2})
+        with urllib.request.urlopen(address + query, timeout=60) as answer:
+            assert answer.headers["content-type"] == "audio/wav"
+            audio, rate = soundfile.read(io.BytesIO(answer.read()))
+        assert rate == 22050 and abs(audio).max() > 0
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(address + "text=%3F%21", timeout=60)
+        assert refused.value.code == 422
+        assert "no known phoneme" in json.loads(refused.value.read())["detail"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) in (0, 130, -signal.SIGINT), log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def test_lightning_callback(tmp_path):

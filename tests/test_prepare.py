@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from speech import with_lexicon
 
 from sniper.prepare import main, prepare_demo, prepare_ljspeech
 from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
 from sniper.tts.errors import NothingUsable, SpeechError
+from sniper.tts.text.new_words import Guess
 from sniper.tts.text.text import EspeakFrontend, text_to_phones
 
 WORDS = {"hello": "HH AH0 L OW1", "world": "W ER1 L D", "again": "AH0 G EH1 N"}
@@ -336,13 +338,65 @@ def test_unfinished_work_with_other_settings_is_refused_too(corpus, tmp_path):
     prepare_ljspeech(corpus, out, workers=1, progress=False, force=True)
 
 
+def test_a_corpus_aligned_by_characters_reads_other_words(corpus, tmp_path):
+    for path in (corpus / "TextGrid").iterdir():
+        text = path.read_text()
+        for phone in sorted({p for phones in WORDS.values() for p in phones.split()}):
+            text = text.replace(f'"{phone}"', f'"{phone[0].lower()}"')
+        path.write_text(text)
+    (corpus / "align.json").write_text(
+        '{"align": "learned", "language": "xx", "phones": "characters"}'
+    )
+    prepare_ljspeech(corpus, tmp_path / "out", workers=1, progress=False)
+    info = load_corpus_info(tmp_path / "out")
+    assert info.frontend.language == "xx" and info.frontend.characters
+    guess = Guess(info.frontend, info.vocabulary)
+    assert guess("hut") is None and guess("whoa") == ["w", "h", "o", "a"]
+
+
 def test_a_user_lexicon_goes_first(corpus, tmp_path):
     path = tmp_path / "user.dict"
     path.write_text("hello HH OW1\nhello L OW1\nhole HH OW1 L\nalien X Y\n")
-    prepare_ljspeech(corpus, tmp_path / "out", lexicon=path, workers=1, progress=False)
+    options = {"lexicon": path, "workers": 1, "progress": False}
+    made = prepare_ljspeech(corpus, tmp_path / "out", **options)
     lexicon = load_corpus_info(tmp_path / "out").frontend.lexicon
     assert lexicon["hello"] == "HH OW1" and lexicon["hole"] == "HH OW1 L"
     assert "alien" not in lexicon, "the model cannot say X or Y"
+    assert "nobody spoke their phonemes X Y: alien" in made.summary
+
+
+def test_words_are_added_without_looking_at_audio_again(
+    corpus, trained_run, tmp_path, capsys, monkeypatch
+):
+    out, words, run = tmp_path / "out", tmp_path / "user.dict", tmp_path / "run"
+    words.write_text("hole HH OW1 L\nhello HH OW1\nalien X Y\n")
+    arguments = ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet"]
+    assert main(arguments) == 0
+    features = {k: v for k, v in contents(out).items() if k != "corpus.json"}
+    capsys.readouterr()
+    assert main([*arguments, "--lexicon", str(words)]) == 2
+    assert "or add its words with python -m sniper.prepare lexicon" in capsys.readouterr().err
+    monkeypatch.setattr("sniper.tts.corpus.build.analyze_all", None)
+    assert main(["lexicon", str(words), "--to", str(out)]) == 0
+    assert capsys.readouterr().out == (
+        f"{out}: 1 words added, 1 changed; 1 left out, nobody spoke their phonemes X Y: alien\n"
+    )
+    lexicon = load_corpus_info(out).frontend.lexicon
+    assert lexicon == WORDS | {"hole": "HH OW1 L", "hello": "HH OW1"}
+    assert {k: v for k, v in contents(out).items() if k != "corpus.json"} == features
+    assert main(arguments) == 0 and "was prepared already" in capsys.readouterr().out
+    with_lexicon(trained_run, run)
+    assert main(["lexicon", str(words), "--to", str(run)]) == 0
+    assert capsys.readouterr().out.startswith(f"{run}: 2 words added, 0 changed; 1 left out")
+    for folder, said in (
+        (tmp_path / "none", "expected the folder of a prepared corpus"),
+        (trained_run, "espe"),
+    ):
+        assert main(["lexicon", str(words), "--to", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert main(["lexicon", str(tmp_path / "none.dict"), "--to", str(out)]) == 2
+    assert "none.dict cannot be read" in capsys.readouterr().err
 
 
 def test_the_split_is_stable_and_sized(tmp_path):

@@ -4,10 +4,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
+
+from sniper.prepare import main as prepare
+from sniper.synthesize import main as synthesize
+from sniper.train import main as train
+from sniper.tts.corpus.demo import write_demo_corpus
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,6 +29,25 @@ def test_readme_is_at_most_120_lines_with_the_picture_near_the_top():
 
 def test_readme_says_what_is_not_measured():
     assert re.search(r"\*\*Not measured: .*GPU", README)
+
+
+def test_two_commands_make_a_voice_of_a_folder_of_recordings(tmp_path, monkeypatch, capsys):
+    """As they stand there, but for a run of one epoch of twelve utterances."""
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    write_demo_corpus(Path("recordings"), 12, 0, "en-us", False)
+    for path in Path("recordings").iterdir():
+        if path.name not in ("wavs", "metadata.csv"):
+            path.unlink()  # what synthetic speech knows of itself, and recordings do not
+    commands = re.findall(r"^python -m sniper\.(prepare|train) (.+)$", README, re.M)
+    assert [name for name, _ in commands] == ["prepare", "train"]
+    small = ["train.epochs=1", "train.workers=0", "train.threads=1", "sparsity.score_batches=1"]
+    assert prepare(shlex.split(commands[0][1]) + ["--workers", "1"]) == 0
+    assert "12 utterances aligned" in (said := capsys.readouterr().out) and "11 train" in said
+    assert train(shlex.split(commands[1][1]) + small) == 0
+    (line,) = re.findall(r"it speaks: `python -m sniper\.synthesize (.+?)`", README)
+    assert synthesize(shlex.split(line)) == 0
+    assert soundfile.info("out.wav").frames > 0
 
 
 def test_the_loop_runs(tmp_path, monkeypatch):

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from speech import with_lexicon
 from vocoders import write_jik876
 
 from sniper.synthesize import load_speaker, main
 from sniper.training import checkpoint
+from sniper.tts.speaker import Piece
+from sniper.tts.text.espeak import Espeak
 
 TEXT = "The grey horse slept."
 
@@ -304,3 +309,71 @@ def test_a_path_with_a_nul(tmp_path: Path, capsys: pytest.CaptureFixture):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2 and "a path holds no NUL" in capsys.readouterr().err
+
+
+def test_a_lexicon_and_words_that_nobody_knows(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch
+):
+    run, words = with_lexicon(trained_run, tmp_path / "run"), tmp_path / "words.dict"
+    output = ["--mel", tmp_path / "a.npy"]
+    assert _main(run, "The grey zebra slept, zebra.", *output) == 0
+    said = capsys.readouterr().err
+    assert said == "note: in no lexicon, read by espeak-ng: zebra {Z IY1 B R AH0}\n"
+    words.write_text("zebra\tZ EH1 B R AH0\nazure AE1 ZH ER0\n")
+    assert _main(run, "The grey zebra slept.", *output, "--lexicon", words) == 0
+    assert capsys.readouterr().err == (
+        f"note: {words}: 1 words added, 0 changed; 1 left out, nobody spoke their phonemes ZH: "
+        "azure\n"
+    )
+    by_lexicon = (tmp_path / "a.npy").read_bytes()
+    assert _main(run, "{DH AH0 G R EY1 Z EH1 B R AH0 S L EH1 P T sil}", *output) == 0
+    assert (tmp_path / "a.npy").read_bytes() == by_lexicon
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)
+    monkeypatch.setattr("sniper.tts.text.espeak.espeak", Espeak)
+    assert _main(run, "The grey zebra slept.", *output) == 1
+    assert "not in the pronunciation lexicon: zebra;" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "cannot be read"), ("zebra\n", "'zebra' has no phonemes"), ("a ə\n", "adds nothing")],
+)
+def test_a_lexicon_that_is_none(content, said, trained_run: Path, tmp_path: Path, capsys):
+    words = tmp_path / "words.dict"
+    if content:
+        words.write_text(content)
+    run = with_lexicon(trained_run, tmp_path / "run")
+    assert _main(run, TEXT, "-o", tmp_path / "a.wav", "--lexicon", words) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert not (tmp_path / "a.wav").exists()
+
+
+def test_one_sentence_at_a_time_is_in_memory(trained_run: Path, tmp_path: Path, monkeypatch):
+    """And all of them have one gain, though the loudest comes last."""
+    pieces: list[weakref.ref] = []
+    most = 0
+
+    def watched(*values) -> Piece:
+        pieces.append(weakref.ref(piece := Piece(*values)))
+        return piece
+
+    def vocode(self, mel: np.ndarray) -> np.ndarray:
+        nonlocal most
+        gc.collect()
+        most = max(most, sum(piece() is not None for piece in pieces))
+        return np.full(1000, 4.0 if len(pieces) == 11 else 1.0, dtype=np.float32)
+
+    monkeypatch.setattr("sniper.tts.speaker.Piece", watched)
+    monkeypatch.setattr("sniper.tts.audio.vocoder.GriffinLim.__call__", vocode)
+    wav = tmp_path / "a.wav"
+    assert _main(trained_run, f"{TEXT} " * 12, "-o", wav, "--mel", tmp_path / "a.npy") == 0
+    assert len(pieces) == 12 and most == 1, "what was spoken before is in memory"
+    audio = soundfile.read(wav)[0]
+    pause = round(0.2 * 22050)
+    assert len(audio) == 12 * 1000 + 11 * pause
+    starts = np.arange(12) * (1000 + pause)
+    assert [round(audio[start], 3) for start in starts] == [0.25] * 11 + [1.0]
+    speech = load_speaker(trained_run).speak(TEXT, vocode=False)
+    assert np.array_equal(np.load(tmp_path / "a.npy"), np.concatenate([speech.mel] * 12))

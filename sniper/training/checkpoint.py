@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sniper.tts.files import damaged_file, is_as_written, sealed
+from sniper.tts.files import atomic_write, damaged_file, is_as_written, resealed, sealed
 
 FORMAT = 1
 _WEIGHTS, _STATE, _META, _INDEX = "model.safetensors", "state.pt", "meta.json", "index.json"
@@ -192,6 +192,21 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not is_as_written(meta, _META):
         raise damaged(path, _META, "it is not what was written, its checksum is another")
     return meta
+
+
+def write_meta(path: Path, meta: dict[str, Any]) -> None:
+    """Replaces what `read_meta` gave, at once; weights and state stay.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there stays.
+    """
+    try:
+        with atomic_write(path / _META) as file:
+            file.write(json.dumps(resealed(meta, _META), ensure_ascii=False).encode())
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be changed: {_one_line(error)}; it is as it was"
+        ) from error
 
 
 def load(run_or_path: Path, which: str = "last", weights_only: bool = False) -> Checkpoint:

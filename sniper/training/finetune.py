@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +14,10 @@ from sniper.training.checkpoint import Checkpoint, damaged, section
 from sniper.training.restore import read_speech
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.dataset import CorpusInfo
+from sniper.tts.corpus.features import Statistics
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
+_SAME = 0.02  # less than this, in deviations or as a ratio, nobody hears
 _TOKENS, _SPEAKERS = "token_embed.weight", "speaker_embed.weight"
 
 
@@ -26,7 +30,7 @@ def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[
         saved: of the other run.
 
     Returns:
-        Lines for the user: what starts fresh, and what is left behind.
+        Lines for the user: whose statistics count, what starts fresh, and what is left behind.
 
     Raises:
         ConfigError: mels of other settings, or a model of another width.
@@ -37,15 +41,21 @@ def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[
     except ValueError as error:
         raise damaged(saved.path, "meta.json", str(error)) from None
     before, now = there.features.to_json(), info.features.to_json()
-    others = [f"{k} {before[k]} there, {now[k]} here" for k in now if before[k] != now[k]]
-    others = [line for line in others if not line.startswith("f0_")]  # the search, not the sound
+    others = {k: f"{k} {before[k]} there, {now[k]} here" for k in now if before[k] != now[k]}
+    search = [others.pop(k) for k in list(others) if k.startswith("f0_")]  # not the sound
     if others:
-        raise ConfigError(f"init: {saved.path} was trained on other mels: {'; '.join(others)}")
+        options = " ".join(f"--{k.replace('_', '-')} {before[k]}" for k in others)
+        raise ConfigError(
+            f"init: {saved.path} was trained on other mels: {'; '.join(others.values())}; prepare "
+            f"the corpus with {options}"
+        )
     own, fresh = model.state_dict(), []
     wide, width = saved.weights[_TOKENS].shape[1], own[_TOKENS].shape[1]
     if wide != width:
         raise ConfigError(f"init: {saved.path} has d_model {wide}, this model {width}")
-    lines: list[str] = []
+    lines = _statistics_lines(there.statistics, info.statistics)
+    if search:
+        lines.append(f"pitch was searched for elsewhere ({'; '.join(search)}): taken as it is")
     names = {
         _TOKENS: ("tokens", there.vocabulary.symbols, info.vocabulary.symbols),
         _SPEAKERS: ("speakers", list(there.speakers), list(info.speakers)),
@@ -68,6 +78,32 @@ def initialise(model: FastSpeech2, info: CorpusInfo, saved: Checkpoint) -> list[
         if which:
             lines.append(f"weights that {what}: {_some(which)}")
     return lines
+
+
+def _statistics_lines(there: Statistics, here: Statistics) -> list[str]:
+    """How the corpora differ in what the model's input and output are normalised by.
+
+    The weights are not bent to the old statistics: normalised by its own, another voice or
+    microphone looks to the model like the one that it knows.
+    """
+    shift = (here.mel_mean - there.mel_mean) / there.mel_std
+    scale = here.mel_std / there.mel_std
+    hz = [math.exp(s.pitch_mean) for s in (there, here)]
+    energy = here.energy_mean / there.energy_mean
+    found = []
+    if np.abs(shift).max() > _SAME or np.abs(np.log(scale)).max() > _SAME:
+        found.append(
+            f"the mel's mean lies {np.median(shift):+.2f} deviations from there in the median of "
+            f"its bins (at most {shift[np.abs(shift).argmax()]:+.2f}), its deviation is "
+            f"{np.median(scale):.2f} times that"
+        )
+    if abs(math.log(hz[1] / hz[0])) > _SAME:
+        found.append(f"the mean pitch is {hz[0]:.0f} Hz there, {hz[1]:.0f} Hz here")
+    if abs(energy - 1) > _SAME:
+        found.append(f"the mean energy is {energy:.2f} times that there")
+    if not found:
+        return []
+    return [f"{'; '.join(found)}: everything is normalised by the statistics of this corpus"]
 
 
 @torch.no_grad()

@@ -319,6 +319,8 @@ def write_results(
         write_file(run / name, picture.getvalue())
     try:
         speech = speaker.speak(text)
+        if speech.guessed:
+            print(f"sample_text: {speaker.how_guessed(speech.guessed)}")
     except SpeechError as error:
         print(f"sample_text cannot be spoken: {error}; {dataset.ids[0]} is, from its phonemes")
         symbols = speaker.info.vocabulary.symbols

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from sniper.training.config import Config, from_dict
 from sniper.training.progress import Progress
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.dataset import CorpusInfo
+from sniper.tts.text.text import LexiconFrontend
 
 # Reading contents of the wrong kind raises any of these.
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError)
@@ -118,6 +119,17 @@ def refuse_other_speech(saved: Checkpoint, info: CorpusInfo, run: object) -> Non
                 f"{run} was trained on other speech: the prepared corpus has other "
                 f"{part}; use another output=FOLDER, or --fresh to start anew"
             )
+
+
+def with_saved_words(saved: Checkpoint, info: CorpusInfo) -> CorpusInfo:
+    """The corpus' information with the words that the run's lexicon holds besides: they may have
+    been added after it was begun.
+    """
+    there, here = read_speech(section(saved, "speech")).frontend, info.frontend
+    if not isinstance(there, LexiconFrontend) or not isinstance(here, LexiconFrontend):
+        return info
+    # The run's own go first: what was added to it was meant for it.
+    return replace(info, frontend=replace(here, lexicon={**here.lexicon, **there.lexicon}))
 
 
 def restore_weights(saved: Checkpoint, model: nn.Module) -> None:

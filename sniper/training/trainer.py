@@ -129,6 +129,7 @@ class Trainer:
             return False
         saved = checkpoint.load(self.run)
         restore.refuse_other_speech(saved, self.info, self.run)
+        self.info = restore.with_saved_words(saved, self.info)
         progress = restore.saved_progress(saved)
         if progress.batch > self._batches.per_epoch:
             found = f"progress: batch {progress.batch} of {self._batches.per_epoch} in an epoch"

@@ -116,6 +116,18 @@ def sealed(data: dict[str, Any], name: str, folder: Path, files: list[str]) -> d
     return whole
 
 
+def resealed(data: dict[str, Any], name: str) -> dict[str, Any]:
+    """What `sealed` gave, after a change of its values, with their checksum anew; those of the
+    files stay, since they were not looked at. Without any where there were none: older versions
+    wrote none.
+    """
+    if not isinstance(data.get(CHECKSUMS), dict):
+        return data
+    whole = {**data, CHECKSUMS: dict(data[CHECKSUMS])}
+    whole[CHECKSUMS][name] = _of_values(whole, name)
+    return whole
+
+
 def is_as_written(data: dict[str, Any], name: str) -> bool:
     """Whether what was read from the JSON file `name` is what `sealed` gave; True where there is no
     checksum: older versions wrote none.

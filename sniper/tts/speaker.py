@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 import numpy as np
@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 
 from sniper.tts.audio.vocoder import GriffinLim, Vocoder
-from sniper.tts.audio.writing import limit_peak, peak_of
+from sniper.tts.audio.writing import gain_of, limit_peak, peak_of
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
 from sniper.tts.model.fastspeech2 import FastSpeech2
+from sniper.tts.text.new_words import Added, Guess, add_words
 from sniper.tts.text.ssml import Utterance, ssml_utterances
-from sniper.tts.text.text import Frontend, split_sentences, text_to_phones
+from sniper.tts.text.text import (
+    Frontend,
+    LexiconFrontend,
+    read_all,
+    split_sentences,
+    text_to_phones,
+)
 
 PAUSE_SECONDS = 0.2
 
@@ -33,6 +40,7 @@ class Speech:
         phones: tokens of each sentence.
         durations: frames of each token of each sentence.
         gain: what all of the audio was multiplied with, below 1 where its peak was above 1.
+        guessed: words that the lexicon does not hold, with the phonemes that they were given.
     """
 
     audio: np.ndarray
@@ -40,6 +48,43 @@ class Speech:
     phones: list[list[str]]
     durations: list[np.ndarray]
     gain: float = 1.0
+    guessed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sentence that was spoken, or a break.
+
+    Args:
+        audio: `[n]` float32, the pause in front of it included; its peak may be above 1.
+        mel: `[T, n_mels]` float32, as of `Speech`; `[0, n_mels]` of a break.
+        phones: its tokens; none of a break.
+        durations: frames of each token and of the end of the sentence.
+    """
+
+    audio: np.ndarray
+    mel: np.ndarray
+    phones: list[str]
+    durations: np.ndarray
+
+
+@dataclass(frozen=True)
+class Script:
+    """A text that was read, with who is to speak it and how.
+
+    Args:
+        utterances: sentences, or parts of them, and breaks.
+        speaker: a name of the model's; None for a model of one.
+        speed, pitch, energy: as `Speaker.read` takes them.
+        guessed: words that the lexicon does not hold, with the phonemes that they were given.
+    """
+
+    utterances: tuple[Utterance, ...]
+    speaker: str | None
+    speed: float
+    pitch: float
+    energy: float
+    guessed: dict[str, str]
 
 
 class Speaker:
@@ -68,34 +113,92 @@ class Speaker:
         speaker: str | None = None,
         watch: Callable[[int, int], None] | None = None,
     ) -> Speech:
-        """Speaks a text of any length, sentence by sentence with a short pause between.
+        """Speaks a text, sentence by sentence with a short pause between; all of it is in memory.
+
+        Args:
+            text, speed, pitch, energy, ssml, speaker: as `read` takes them.
+            vocode, watch: as `say` takes them.
+
+        Raises:
+            SpeechError: see `read` and `say`.
+        """
+        script = self.read(
+            text, speed=speed, pitch=pitch, energy=energy, ssml=ssml, speaker=speaker
+        )
+        pieces = list(self.say(script, vocode=vocode, watch=watch))
+        whole = np.concatenate([piece.audio for piece in pieces])
+        spoken = [piece for piece in pieces if piece.phones]
+        return Speech(
+            # One gain for all of it, or sentences would differ in loudness.
+            audio=limit_peak(whole),
+            mel=np.concatenate([piece.mel for piece in pieces]),
+            phones=[piece.phones for piece in spoken],
+            durations=[piece.durations for piece in spoken],
+            gain=gain_of(peak_of(whole)),
+            guessed=script.guessed,
+        )
+
+    def read(
+        self,
+        text: str,
+        *,
+        speed: float = 1.0,
+        pitch: float = 0.0,
+        energy: float = 1.0,
+        ssml: bool = False,
+        speaker: str | None = None,
+    ) -> Script:
+        """What is to be said for a text of any length, for `say`.
 
         Args:
             text: or phonemes in braces.
             speed: 2 takes half as long; from 0.1 to 10.
             pitch: semitones up (down when negative).
             energy: factor on the loudness that the model is asked for; at most 10.
-            vocode: False leaves `audio` empty, for an external vocoder.
             ssml: the text is an SSML document; its rates and pitches go on top of these, and its
-                breaks are in `audio` alone, as the pauses between sentences are.
+                breaks are in the audio alone, as the pauses between sentences are.
             speaker: a name of `info.speakers`; None: the first, where there are several.
-            watch: is told after each sentence how many steps are done, and of how many.
 
         Raises:
-            SpeechError: a speaker that the model does not have, no known phoneme, a control out of
-                range, SSML that cannot be followed, or weights that give no sound.
+            SpeechError: a speaker that the model does not have, a word or sign that cannot be read,
+                no known phoneme, a control out of range, or SSML that cannot be followed.
         """
         _check_controls(speed, pitch, energy)
         who = self.who(speaker)
+        frontend, guessed = self.info.frontend, {}
+        if isinstance(frontend, LexiconFrontend):
+            guess = Guess(frontend, self.info.vocabulary)
+            frontend, guessed = frontend.guessing(guess), guess.read
         read = ssml_utterances if ssml else _sentences
-        utterances = read(text, self.info.frontend)
+        utterances = read(text, frontend)
         if not any(utterance.phones for utterance in utterances):
             raise SpeechError(f"no known phoneme in the text {text!r}")
         for utterance in utterances:
             # All of them first: a book is not to fail in its last chapter.
             _check_controls(speed * utterance.rate, pitch + utterance.pitch, energy)
-        voiced = [utterance for utterance in utterances if utterance.phones]
-        done, steps = 0, len(voiced) * (2 if vocode else 1)
+            if utterance.phones:
+                self.info.vocabulary.encode(utterance.phones)
+        return Script(tuple(utterances), who, speed, pitch, energy, guessed)
+
+    def say(
+        self,
+        script: Script,
+        *,
+        vocode: bool = True,
+        watch: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Piece]:
+        """Speaks what was read, one sentence after the other: memory holds one, whatever the length
+        of the text. Nobody has limited their loudness; `gain_of` their peak is for all of them.
+
+        Args:
+            vocode: False leaves `audio` empty, for an external vocoder.
+            watch: is told after each step how many are done, and of how many.
+
+        Raises:
+            SpeechError: weights that give no sound.
+        """
+        steps = sum(bool(u.phones) for u in script.utterances) * (2 if vocode else 1)
+        done = 0
 
         def step() -> None:
             nonlocal done
@@ -103,41 +206,41 @@ class Speaker:
             if watch is not None:
                 watch(done, steps)
 
-        spoken = []
-        for u in voiced:
-            controls = (speed * u.rate, pitch + u.pitch, energy)
-            spoken.append(self._mel(list(u.phones), who, *controls))
-            step()
-        if not all(np.isfinite(mel).all() for mel, _ in spoken):
-            raise SpeechError("the model gives no finite sound: its weights are broken")
-        audio = self._audio(utterances, [mel for mel, _ in spoken], step) if vocode else []
-        whole = np.concatenate(audio) if audio else np.zeros(0, dtype=np.float32)
-        return Speech(
-            # One gain for all of it, or sentences would differ in loudness.
-            audio=limit_peak(whole),
-            mel=np.concatenate([mel for mel, _ in spoken]),
-            phones=[list(utterance.phones) for utterance in voiced],
-            durations=[durations for _, durations in spoken],
-            gain=1 / max(1.0, peak_of(whole)),
-        )
-
-    def _audio(
-        self, utterances: list[Utterance], mels: list[np.ndarray], step: Callable[[], None]
-    ) -> list[np.ndarray]:
-        """Sound and silence in turn; `step` is called after each sentence."""
-        features = self.info.features
-        audio: list[np.ndarray] = []
-        remaining = iter(mels)
-        for utterance in utterances:
-            pause = utterance.pause
-            if pause is None:
-                pause = PAUSE_SECONDS if audio else 0.0
-            if pause:
-                audio.append(np.zeros(round(pause * features.sample_rate), dtype=np.float32))
-            if utterance.phones:
-                audio.append(self.vocoder(next(remaining)))
+        empty = np.zeros(0, dtype=np.float32)
+        for number, u in enumerate(script.utterances):
+            mel = np.zeros((0, self.info.features.n_mels), dtype=np.float32)
+            audio, durations = empty, np.zeros(0, dtype=np.int64)
+            if u.phones:
+                controls = (script.speed * u.rate, script.pitch + u.pitch, script.energy)
+                mel, durations = self._mel(list(u.phones), script.speaker, *controls)
                 step()
-        return audio
+                if not np.isfinite(mel).all():
+                    raise SpeechError("the model gives no finite sound: its weights are broken")
+            if vocode:
+                pause = (PAUSE_SECONDS if number else 0.0) if u.pause is None else u.pause
+                silence = round(pause * self.info.features.sample_rate)
+                sound = [np.zeros(silence, dtype=np.float32)]
+                if u.phones:
+                    sound.append(self.vocoder(mel))
+                    step()
+                audio = np.concatenate(sound)
+            yield Piece(audio, mel, list(u.phones), durations)
+
+    def add_words(self, words: dict[str, str]) -> Added:
+        """Adds a dictionary's words (phonemes separated by spaces), which go before its own.
+
+        Raises:
+            SpeechError: a voice that espeak-ng reads, or not one of the words can be spoken.
+        """
+        frontend, added = add_words(self.info.frontend, words, self.info.vocabulary)
+        self.info = replace(self.info, frontend=frontend)
+        return added
+
+    def how_guessed(self, guessed: dict[str, str]) -> str:
+        """One line on words that the lexicon does not hold, see `Script`."""
+        read = ", ".join(f"{word} {{{phones}}}" for word, phones in guessed.items())
+        letters = getattr(self.info.frontend, "characters", False)
+        return f"in no lexicon, read by {'their letters' if letters else 'espeak-ng'}: {read}"
 
     def who(self, speaker: str | None = None) -> str | None:
         """The name of who speaks where `speaker` is asked for; None for a model of one.
@@ -186,9 +289,8 @@ class Speaker:
 
 
 def _sentences(text: str, frontend: Frontend) -> list[Utterance]:
-    return [
-        Utterance(tuple(text_to_phones(sentence, frontend))) for sentence in split_sentences(text)
-    ]
+    spoken = read_all(split_sentences(text), lambda sentence: text_to_phones(sentence, frontend))
+    return [Utterance(tuple(phones)) for phones in spoken]
 
 
 def _check_controls(speed: float, pitch: float, energy: float) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from campaigning import TEXT, Matrix, Trained, call, linked, refused, tree
-from speech import differences, everything
+from speech import HEARD, differences, everything, with_lexicon
+
+from sniper.training import checkpoint
 
 # kB, from not even a lock to nearly enough.
 SIZES = (4, 16, 64, 200, 400, 800, 1200, 1600, 2400, 3200)
@@ -123,6 +125,28 @@ def test_a_mel(kilobytes: int, disk: Disk, trained: Trained):
         disk.resize(ROOM)
         assert call("synthesize", *arguments).status == 0
     assert sorted(tree(disk.folder)) == ["spoken.json", "spoken.npy"]
+
+
+@pytest.mark.parametrize("kilobytes", (0, 4, 12, 40))
+def test_words_for_a_run(kilobytes: int, disk: Disk, trained: Trained, tmp_path: Path):
+    """Every checkpoint has its old words or its new ones, and is whole."""
+    run, words = with_lexicon(trained.run, disk.folder / "run"), tmp_path / "words.dict"
+    words.write_text("whale W EY1 L\n")
+    used = sum(p.stat().st_blocks * 512 for p in run.rglob("*")) // 1024
+    disk.resize(used + 4 + kilobytes)
+    arguments = ["lexicon", words, "--to", run]
+    done = call("prepare", *arguments)
+    if done.status:
+        said = refused(done, str(run), statuses=(2,))
+        assert "No space left" in said, said
+        for which in ("last", "best"):
+            checkpoint.load(run, which)
+        assert not list(run.rglob("*.tmp")) and not (run / "lock").exists()
+        disk.resize(ROOM)
+        assert call("prepare", *arguments).status == 0
+    for which in ("last", "best"):
+        found = checkpoint.load(run, which).meta["speech"]["frontend"]["lexicon"]
+        assert found == {**HEARD, "whale": "W EY1 L"}
 
 
 @pytest.mark.parametrize("kilobytes", (16, 120, 300))

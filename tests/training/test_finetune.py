@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from speech import tiny
@@ -60,8 +61,29 @@ def test_what_does_not_fit_is_told_or_refused(demo_corpus: Path, saved):
     with pytest.raises(ConfigError, match="has d_model 32, this model 16$"):
         initialise(_model(demo_corpus, info, d_model=16), info, saved)
     louder = replace(info, features=replace(info.features, f_min=0.0, f0_min=60.0))
-    with pytest.raises(ConfigError, match="trained on other mels: f_min 80.0 there, 0.0 here$"):
+    said = "other mels: f_min 80.0 there, 0.0 here; prepare the corpus with --f-min 80.0$"
+    with pytest.raises(ConfigError, match=said):
         initialise(_model(demo_corpus, info), louder, saved)
+
+
+def test_other_statistics_are_told_and_this_corpus_own_are_used(demo_corpus: Path, saved):
+    info = load_corpus_info(demo_corpus)
+    theirs = info.statistics
+    assert initialise(_model(demo_corpus, info), info, saved) == []
+    mean = theirs.mel_mean + 0.5 * theirs.mel_std
+    mean[3] -= 2 * theirs.mel_std[3]
+    other = replace(theirs, mel_mean=mean, mel_std=1.5 * theirs.mel_std, pitch_mean=np.log(100.0))
+    here = replace(info, statistics=other, features=replace(info.features, f0_min=60.0))
+    lines = initialise(model := _model(demo_corpus, info), here, saved)
+    hz = np.exp(theirs.pitch_mean)
+    assert lines == [
+        "the mel's mean lies +0.50 deviations from there in the median of its bins (at most "
+        f"-1.50), its deviation is 1.50 times that; the mean pitch is {hz:.0f} Hz there, 100 Hz "
+        "here: everything is normalised by the statistics of this corpus",
+        f"pitch was searched for elsewhere (f0_min {info.features.f0_min} there, 60.0 here): taken "
+        "as it is",
+    ]
+    assert all(p.equal(saved.weights[n]) for n, p in model.state_dict().items())
 
 
 def test_one_voice_becomes_three(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from sniper.tts.errors import SpeechError
 from sniper.tts.model.config import FastSpeech2Config
 from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.speaker import PAUSE_SECONDS, Speaker
+from sniper.tts.text.text import LexiconFrontend
 
 TEXT = "The grey horse slept by the river."
 
@@ -122,6 +124,17 @@ def test_sentences_are_spoken_one_by_one_with_pauses(speaker: Speaker):
     assert np.array_equal(together.audio[: len(first)], first)
     assert not together.audio[len(first) : len(first) + pause].any()
     assert np.array_equal(together.audio[len(first) + pause :], second)
+
+
+def test_what_was_guessed_is_said(speaker: Speaker):
+    letters = LexiconFrontend({"b": "b"}, trailing_pause=False, language="xx", characters=True)
+    spelling = Speaker(speaker.model, replace(speaker.info, frontend=letters))
+    speech = spelling.speak("Sim b!", vocode=False)
+    assert speech.guessed == {"sim": "s i m"}
+    assert spelling.how_guessed(speech.guessed) == (
+        "in no lexicon, read by their letters: sim {s i m}"
+    )
+    assert speaker.speak(TEXT, vocode=False).guessed == {}
 
 
 def test_phonemes_in_braces_are_taken_as_they_are(speaker: Speaker):

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sniper.tts.aligners.arpabet import without_stress
 from sniper.tts.aligners.pronounce import acoustic_model
 from sniper.tts.aligners.textgrid import TimedText, timed_text
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.errors import UtteranceError, require
+from sniper.tts.text.arpabet import without_stress
 
 RATE = 16_000
 AUDIO = FeatureConfig(sample_rate=RATE)

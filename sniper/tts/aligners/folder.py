@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from sniper.tts.corpus.alignment import ALIGN_SETTINGS
 from sniper.tts.corpus.build import refuse_other_settings
 from sniper.tts.errors import SpeechError
 from sniper.tts.files import write_json
 
-SETTINGS, JOURNAL, TEXTGRIDS = "align.json", "align.jsonl", "TextGrid"
+SETTINGS, JOURNAL, TEXTGRIDS = ALIGN_SETTINGS, "align.jsonl", "TextGrid"
 
 
 @dataclass(frozen=True)

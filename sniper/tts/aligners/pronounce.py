@@ -8,16 +8,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sniper.tts.aligners.arpabet import (
+from sniper.tts.errors import MissingDependency, SpeechError, UtteranceError, require
+from sniper.tts.text.arpabet import (
     PHONES,
     VOWELS,
-    from_ipa,
+    espeak_phones,
     from_letters,
     plain_letters,
     with_stress,
     without_stress,
 )
-from sniper.tts.errors import MissingDependency, SpeechError, UtteranceError, require
 from sniper.tts.text.normalize import normalize_english
 from sniper.tts.text.words import has_letter, pieces, word_key
 
@@ -49,25 +49,6 @@ def read_variants(path: Path) -> dict[str, list[str]]:
         if phones not in variants:
             variants.append(phones)
     return found
-
-
-def espeak_phones(word: str) -> list[str] | None:
-    """American English phones with stress by espeak-ng; None where it has none in ARPAbet."""
-    from sniper.tts.text.espeak import espeak
-
-    clauses = espeak().clauses(word, "en-us")
-    return from_ipa([phone for clause in clauses for phone in clause.phones]) or None
-
-
-def has_espeak() -> bool:
-    """Whether espeak-ng is installed and starts."""
-    from sniper.tts.text.espeak import espeak
-
-    try:
-        espeak()
-    except SpeechError:
-        return False
-    return True
 
 
 @dataclass

@@ -27,7 +27,6 @@ from sniper.tts.aligners.picture import PICTURE, draw
 from sniper.tts.aligners.pronounce import (
     EnglishWords,
     acoustic_model,
-    has_espeak,
     read_variants,
 )
 from sniper.tts.aligners.report import Report, nothing_aligned, summarize, write_report
@@ -36,6 +35,7 @@ from sniper.tts.aligners.tokens import PHONES, TokenReader
 from sniper.tts.corpus.corpus import list_utterances
 from sniper.tts.errors import NothingUsable, SpeechError, UtteranceError, require
 from sniper.tts.processes import default_workers, map_in_processes
+from sniper.tts.text.espeak import has_espeak
 
 WAYS = ("english", "learned")
 _FORMAT = 1

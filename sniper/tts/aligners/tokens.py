@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass, field
 
 from sniper.tts.errors import SpeechError, UtteranceError
 from sniper.tts.text.normalize import normalize_english
-from sniper.tts.text.words import has_letter, pieces
+from sniper.tts.text.words import characters, has_letter, pieces
 
 PHONES = ("espeak", "characters")
 SILENCE = "sil"
@@ -63,7 +62,7 @@ class TokenReader:
             if word in self.lexicon:
                 tokens = tuple(self.lexicon[word][0].split())
             elif self.phones == "characters":
-                tokens = _characters(word)
+                tokens = characters(word)
             else:
                 tokens = self._espeak(word)
             self._found[word] = tokens
@@ -74,16 +73,3 @@ class TokenReader:
 
         clauses = espeak().clauses(word, self.language)
         return tuple(phone for clause in clauses for phone in clause.phones)
-
-
-def _characters(word: str) -> tuple[str, ...]:
-    """Letters and digits, each with the marks that combine with it."""
-    found: list[str] = []
-    for char in word:
-        kind = unicodedata.category(char)[0]
-        if kind in "LN":
-            found.append(char)
-        # A combining mark has no sound of its own.
-        elif kind == "M" and found:
-            found[-1] += char
-    return tuple(found)

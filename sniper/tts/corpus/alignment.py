@@ -12,6 +12,7 @@ from sniper.tts.errors import SpeechError, UtteranceError, require
 from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
 from sniper.tts.text.words import word_key
 
+ALIGN_SETTINGS = "align.json"  # of our own aligners, beside their folder of TextGrids
 _PAUSE_LABELS = {"", "sil", "sp", "<eps>", "silence"}
 
 
@@ -28,6 +29,29 @@ class Alignment:
     phones: tuple[str, ...]
     boundaries: np.ndarray
     pronunciations: tuple[tuple[str, str], ...] = ()
+
+
+def phonemes_of(textgrids: Path) -> tuple[str | None, bool]:
+    """The language whose phonemes by espeak-ng, or whose characters, a folder of TextGrids has, and
+    whether they are characters; (None, False) where our aligner did not choose them so.
+
+    Raises:
+        SpeechError: the aligner's settings beside the folder are damaged.
+    """
+    path = textgrids.resolve().parent / ALIGN_SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        # What it aligns in the other way is ARPAbet, which needs no language.
+        if not isinstance(settings, dict) or settings.get("align") != "learned":
+            return None, False
+        return str(settings["language"]), settings["phones"] == "characters"
+    except FileNotFoundError:
+        return None, False
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise SpeechError(
+            f"{path} cannot be read ({type(error).__name__}): it should say how these TextGrids "
+            "were made; remove it, or align anew with --force"
+        ) from error
 
 
 def read_textgrid(path: Path) -> Alignment:

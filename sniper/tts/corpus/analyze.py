@@ -16,7 +16,7 @@ from sniper.tts.corpus.features import extract
 from sniper.tts.corpus.workfile import Record
 from sniper.tts.errors import UtteranceError
 from sniper.tts.processes import map_in_processes
-from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
+from sniper.tts.text.text import is_phoneme
 
 # An aligner's clock and the file's may disagree a little; beyond this they are not the same audio.
 MAX_MISMATCH_FRAMES = 4
@@ -38,7 +38,7 @@ def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
         _refuse_other_length(alignment, sound_seconds(utterance.wav, config), utterance, config)
         sound = read_sound(utterance.wav, config)
         samples, boundaries = sound.samples, alignment.boundaries * config.sample_rate
-        if not any(map(_is_phoneme, alignment.phones)):
+        if not any(map(is_phoneme, alignment.phones)):
             raise UtteranceError("its alignment holds no known phoneme")
         if np.abs(samples).max() < SILENCE:
             raise UtteranceError(
@@ -77,15 +77,11 @@ def _refuse_other_length(
 def _refuse_long_phones(alignment: Alignment) -> None:
     lengths = np.diff(alignment.boundaries)
     for phone, seconds in zip(alignment.phones, lengths, strict=True):
-        if seconds > MAX_PHONE_SECONDS and _is_phoneme(phone):
+        if seconds > MAX_PHONE_SECONDS and is_phoneme(phone):
             raise UtteranceError(
                 f"its alignment gives the phoneme {phone} {seconds:.1f} s, at most "
                 f"{MAX_PHONE_SECONDS:g} are believed: align it anew"
             )
-
-
-def _is_phoneme(phone: str) -> bool:
-    return phone not in (PAUSE, SPOKEN_NOISE) and any(char.isalnum() for char in phone)
 
 
 def analyze_all(

@@ -21,6 +21,7 @@ from sniper.tts.corpus.workfile import WorkFile, features_of
 from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
 from sniper.tts.files import sealed, write_json
 from sniper.tts.text.lexicon import harvest
+from sniper.tts.text.new_words import left_out, speakable
 from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, Vocabulary
 
 FORMAT_VERSION = 1
@@ -152,9 +153,11 @@ def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
             f"{name} is {flat_there.get(name)!r} there, {flat_now.get(name)!r} now"
             for name in names
         )
+        only_words = names == ["lexicon_sha256"] and flat_now["lexicon_sha256"] is not None
+        cheaper = ", or add its words with python -m sniper.prepare lexicon" if only_words else ""
         raise SpeechError(
             f"{out} was prepared with other settings: {differences}. Choose another --out, or make "
-            "it anew with --force"
+            f"it anew with --force{cheaper}"
         )
 
 
@@ -288,15 +291,13 @@ def _finish(
         where = f"{root}: " if (root := plan.corpus.get("root")) else ""
         raise NothingUsable(f"{where}no usable utterance{':' if problems else ''}{shown}{more}")
     vocabulary = Vocabulary.from_phones(phone for entry in usable for phone in entry.phones)
+    missing: dict[str, list[str]] = {}
     if frontend is None:
-        known = {
-            word: phones
-            for word, phones in lexicon.items()
-            # A word with a phone that nobody spoke cannot be spoken by the model either.
-            if all(phone in vocabulary for phone in phones.split())
-        }
+        # A word with a phone that nobody spoke cannot be spoken by the model either.
+        known, missing = speakable(lexicon, vocabulary)
         pauses = pause_share([entry.phones for entry in usable], PAUSE)
-        frontend = LexiconFrontend({**harvest(pronunciations), **known}, *pauses)
+        heard = {**harvest(pronunciations), **known}
+        frontend = LexiconFrontend(heard, *pauses, corpus.language, corpus.characters)
     sizes = split_sizes(len(usable), plan.valid, plan.test)
     members_of = split(
         [entry.id for entry in usable], sizes, plan.seed, [entry.n_frames for entry in usable]
@@ -321,6 +322,8 @@ def _finish(
     counts = {name: len(entries) for name, entries in parts.items()}
     seconds = frames * plan.features.hop_length / plan.features.sample_rate
     health, summary = census.lines(), census.summary()
+    if missing:
+        summary += f"; of the lexicon's words {left_out(missing)}"
     content = {
         "counts": counts,
         "seconds": seconds,

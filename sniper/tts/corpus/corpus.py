@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sniper.tts.corpus.alignment import Alignment, check_id, read_alignments
+from sniper.tts.corpus.alignment import Alignment, check_id, phonemes_of, read_alignments
 from sniper.tts.corpus.layouts import Line, Listing, list_others
 from sniper.tts.errors import SpeechError, UtteranceError
 
@@ -70,11 +70,14 @@ class Corpus:
     Args:
         problems: (id or line number, reason) pairs.
         has_textgrids: False where alignments.jsonl was read.
+        language, characters: whose phonemes they are, as `LexiconFrontend` takes it.
     """
 
     utterances: list[Utterance]
     problems: list[tuple[str, str]]
     has_textgrids: bool
+    language: str | None = None
+    characters: bool = False
 
 
 def read_metadata(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -216,7 +219,8 @@ def read_corpus(root: Path, textgrids: Path | None = None, speakers: str = "none
             utterances.append(Utterance(name, line.text, line.wav, where, line.speaker))
         else:
             problems.append((name, missing))
-    return Corpus(utterances, problems, has_textgrids=folder is not None)
+    language, characters = (None, False) if folder is None else phonemes_of(folder)
+    return Corpus(utterances, problems, folder is not None, language, characters)
 
 
 def has_alignments(root: Path) -> bool:

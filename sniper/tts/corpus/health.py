@@ -10,7 +10,7 @@ import numpy as np
 
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.workfile import Record, features_of
-from sniper.tts.text.text import PAUSE
+from sniper.tts.text.text import PAUSE, is_phoneme
 
 # In read speech about half of the frames are voiced; a whole corpus beyond these was not tracked
 # well, or is no speech.
@@ -19,6 +19,11 @@ FEW_VOICED = 0.1  # of one utterance
 MAX_CLIPPED = 0.001  # share of samples at full scale
 MAX_PAUSE_SECONDS = 5.0
 MAX_UTTERANCE_SECONDS = 30.0
+# Aligners that know phonemes by three states of 10 ms squeeze those that they do not find to 30 ms.
+SQUEEZED_SECONDS = 0.035
+# A transcript that says something else has phonemes that are squeezed or drawn out: an utterance of
+# so many is reported where their mean length is so many times that of the others, or the inverse.
+OTHER_PACE, MIN_PHONEMES = 2.0, 8
 # An utterance is reported where the corpus without it would have a mean that lies this many
 # deviations elsewhere, or a deviation this many times smaller.
 MOVED_MEAN, MOVED_DEVIATION = 0.1, 1.1
@@ -39,6 +44,7 @@ class Census:
         self._voiced: list[float] = []  # share of frames
         self._sounds: list[tuple[int, float, float]] = []  # rate, peak, share clipped
         self._pauses: list[float] = []  # the longest, in seconds
+        self._phonemes: list[np.ndarray] = []  # frames of each
         self._pitch: list[np.ndarray] = []  # of the tokens that have one, log Hz
         self._sums: dict[str, list[tuple[int, float, float]]] = {}
 
@@ -52,6 +58,8 @@ class Census:
         # Work of earlier versions does not say how much is voiced, only whether anything is.
         self._voiced.append(0.0 if len(pitch) == 0 else features.voiced)
         self._sounds.append(record.sound or (config.sample_rate, 0.0, 0.0))
+        spoken = [is_phoneme(phone) for phone in record.phones]
+        self._phonemes.append(features.durations[np.array(spoken, dtype=bool)])
         pauses = [d for p, d in zip(record.phones, features.durations, strict=True) if p == PAUSE]
         self._pauses.append(max(pauses, default=0) * config.hop_length / config.sample_rate)
         energy = features.energy[~np.isnan(features.energy)].astype(np.float64)
@@ -65,7 +73,8 @@ class Census:
         return np.array(self._frames) * self._config.hop_length / self._config.sample_rate
 
     def summary(self) -> str:
-        """Hours, the shortest and the longest, what was resampled and the range of F0, in a line.
+        """Hours, the shortest and the longest, what was resampled, the range of F0 and how long the
+        alignment's phonemes are, in a line.
 
         Of no utterance: "".
         """
@@ -84,9 +93,25 @@ class Census:
             )
         return (
             f"{seconds.sum() / 3600:.2f} h; shortest {seconds[low]:.2f} s ({self._ids[low]}), "
-            f"longest {seconds[high]:.2f} s ({self._ids[high]}, {self._frames[high]} frames); "
-            f"{resampled} resampled{of}; {f0}"
+            f"longest {seconds[high]:.2f} s ({self._ids[high]}, {self._frames[high]} frames, which "
+            f"train.max_frames must hold); {resampled} resampled{of}; {f0}; {self._alignment()}"
         )
+
+    def _alignment(self) -> str:
+        frame = self._config.hop_length / self._config.sample_rate
+        lengths = np.concatenate(self._phonemes) * frame
+        squeezed = (lengths <= SQUEEZED_SECONDS).mean()
+        return (
+            f"phonemes of {1000 * np.median(lengths):.0f} ms in the median, {squeezed:.0%} of at "
+            f"most {1000 * SQUEEZED_SECONDS:.0f} ms, the longest of {lengths.max():.2f} s"
+        )
+
+    def _other_pace(self) -> np.ndarray:
+        """Whether an utterance's phonemes are far longer or shorter than the others'."""
+        means = np.array([lengths.mean() for lengths in self._phonemes])
+        ratio = means / np.median(means) if len(means) else means
+        many = np.array([len(lengths) >= MIN_PHONEMES for lengths in self._phonemes], dtype=bool)
+        return many & ((ratio >= OTHER_PACE) | (ratio <= 1 / OTHER_PACE))
 
     def lines(self) -> list[str]:
         """What is unusual, a line each; none where nothing is."""
@@ -109,6 +134,11 @@ class Census:
                 self.seconds() > MAX_UTTERANCE_SECONDS,
                 f"longer than {MAX_UTTERANCE_SECONDS:g} s",
                 "cut them at pauses, or raise train.max_frames to the longest",
+            ),
+            self._listed(
+                self._other_pace(),
+                f"phonemes {OTHER_PACE:g} times as long or short as in the others",
+                "look whether the transcript says what is spoken",
             ),
             *self._outliers(),
         ]

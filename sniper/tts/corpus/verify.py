@@ -46,6 +46,9 @@ def check_info(
     lexicon = getattr(frontend, "lexicon", {})
     if not all(isinstance(text, str) for text in (*lexicon, *lexicon.values())):
         raise ValueError("expected text for the words of the lexicon and their phonemes")
+    language, characters = getattr(frontend, "language", None), getattr(frontend, "characters", 0)
+    if not isinstance(language, str | None) or characters not in (False, True):
+        raise ValueError(f"expected a language, got {language!r:.60} and {characters!r:.60}")
 
 
 def check_speakers(speakers: dict[str, Prosody]) -> None:

@@ -277,3 +277,12 @@ def _short_path(path: str) -> str:
 def espeak() -> Espeak:
     """The process's one instance; the library is loaded at the first call."""
     return Espeak()
+
+
+def has_espeak() -> bool:
+    """Whether espeak-ng is installed and starts."""
+    try:
+        espeak()
+    except SpeechError:
+        return False
+    return True

@@ -9,6 +9,7 @@ import unicodedata
 from sniper.tts.text import quantities
 from sniper.tts.text.numerals import (
     decimal_words,
+    digit_words,
     fraction_words,
     number_words,
     ordinal_words,
@@ -49,6 +50,40 @@ def vulgar(match: re.Match) -> str:
 def part_money(match: re.Match) -> str:
     unit = quantities.CURRENCIES[match[1]][0]
     return f"{fraction_words(int(match[2]), int(match[3]))} {unit}"
+
+
+# Short numbers that people dial; 911 is one wherever nothing makes an amount or a place of it.
+DIALLED = r"(?<![\w.,$£€#/-])([2-9]11|988|999|112|111|101|000)(?![\w%°/-]|[.,:]\d)"
+_CALLING = r"\b(?:call|dial|ring|phone|text)(?:s|ed|led|ling|ing)?(?:\s(?:up|to))?\s$|\brang\s$"
+_CALLED = r"\s(?:calls?|callers?|emergency|operators?|dispatch(?:ers?)?|hotline)\b"
+_PLACES = r"(?:page|year|room|route|flight|line|chapter|section|number|in|of|than|about|over)\s$"
+
+
+def dialled(match: re.Match) -> str | None:
+    """A match of DIALLED digit by digit, where somebody calls it."""
+    before = match.string[: match.start()].lower()
+    after = match.string[match.end() :].lower()
+    if re.search(_CALLING, before) or re.match(_CALLED, after):
+        return digit_words(match[1])
+    # "911 people" are counted, "911 now" and "911." are the number that everybody knows.
+    counted = re.match(r"\s(?!(?:if|for|when|now|and|or|immediately|right|from|is|was)\b)\w", after)
+    if match[1] == "911" and not counted and not re.search(rf"\b{_PLACES}", before):
+        return digit_words(match[1])
+    return None
+
+
+# Two parts of a hundred, or twice the same: no range runs downwards or from a number to itself.
+ODDS = r"(?<![\w.,$£€%°-])([1-9]\d)[-–]([1-9]\d)(?![\w%°-]|[.,:/]\d)|(?<![\w.,-])24-7(?![\w-])"
+
+
+def odds(match: re.Match) -> str | None:
+    """A match of ODDS: "fifty fifty", "eighty twenty", "twenty four seven"."""
+    if match[1] is None:
+        return "twenty four seven"
+    first, second = int(match[1]), int(match[2])
+    if first != second and not (first > second and first + second == 100):
+        return None
+    return f"{number_words(first)} {number_words(second)}"
 
 
 def version(match: re.Match) -> str:

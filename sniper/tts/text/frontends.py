@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,6 +20,41 @@ PAUSE = "sil"
 SPOKEN_NOISE = "spn"
 # Longer runs of capitals are words that somebody shouts.
 _LONGEST_ACRONYM = 6
+
+
+class UnknownWords(SpeechError):
+    """Words that a lexicon does not hold, each named once.
+
+    Args:
+        words: in the order of the text.
+    """
+
+    def __init__(self, words: Iterable[str]) -> None:
+        self.words = tuple(dict.fromkeys(words))
+        named = [word + (f" ({script(word)})" if script(word) else "") for word in self.words]
+        super().__init__(
+            f"not in the pronunciation lexicon: {', '.join(named)}; write them to a dictionary "
+            "file in MFA format and give it as --lexicon, spell them another way, or give "
+            "phonemes in braces"
+        )
+
+
+def read_all(texts: Iterable[str], read: Callable[[str], list[str]]) -> list[list[str]]:
+    """What `read` gives for each text.
+
+    Raises:
+        UnknownWords: of all texts together, so that a user can write one dictionary for a book.
+    """
+    found: list[list[str]] = []
+    unknown: list[str] = []
+    for text in texts:
+        try:
+            found.append(read(text))
+        except UnknownWords as error:
+            unknown += error.words
+    if unknown:
+        raise UnknownWords(unknown)
+    return found
 
 
 @dataclass(frozen=True)
@@ -51,17 +88,26 @@ class EspeakFrontend:
 
 @dataclass(frozen=True)
 class LexiconFrontend:
-    """Reads English text through a pronunciation lexicon, with a pause at punctuation.
+    """Reads text through a pronunciation lexicon, with a pause at punctuation.
 
     Args:
         lexicon: lower-case word -> phonemes separated by spaces.
         leading_pause, trailing_pause: whether most recordings began and ended with a pause.
+        language: voice of espeak-ng whose phonemes the lexicon has, or the language of its
+            characters; None: they are somebody else's, of English.
+        characters: its phonemes are the letters of the words.
     """
 
     lexicon: dict[str, str]
     leading_pause: bool = False
     trailing_pause: bool = True
+    language: str | None = None
+    characters: bool = False
     kind: str = field(default="lexicon", init=False)
+    # Not a part of what the frontend is: it depends on what is installed where somebody speaks.
+    _guess: Callable[[str], list[str] | None] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         # Corpora of earlier versions hold words as their files wrote them.
@@ -69,6 +115,14 @@ class LexiconFrontend:
         for word, phones in self.lexicon.items():
             keys.setdefault(word_key(word), phones)
         object.__setattr__(self, "lexicon", keys)
+
+    def guessing(self, guess: Callable[[str], list[str] | None]) -> LexiconFrontend:
+        """The same, but a word that the lexicon does not hold has the phonemes that `guess` gives
+        for it; None where it has none.
+        """
+        other = copy.copy(self)
+        object.__setattr__(other, "_guess", guess)
+        return other
 
     def phones(self, text: str) -> list[str]:
         """Tokens of a text.
@@ -81,6 +135,8 @@ class LexiconFrontend:
         # A dict and not a set: each word once, in the order of the text.
         unknown: dict[str, None] = {}
         for phones, word in self._tokens(text):
+            if phones is None and self._guess is not None:
+                phones = self._guess(word)
             if phones is None:
                 unknown[word] = None
             elif phones == [PAUSE]:
@@ -90,12 +146,7 @@ class LexiconFrontend:
             else:
                 found += phones
         if unknown:
-            named = [word + (f" ({script(word)})" if script(word) else "") for word in unknown]
-            raise SpeechError(
-                f"not in the pronunciation lexicon: {', '.join(named)}; add them to a dictionary "
-                "file in MFA format (--lexicon at preparation), spell them another way, or give "
-                "phonemes in braces"
-            )
+            raise UnknownWords(unknown)
         if not set(found) - {PAUSE, SPOKEN_NOISE}:
             raise SpeechError(f"no known phoneme in the text {text!r}")
         if found[-1] == PAUSE:
@@ -104,12 +155,16 @@ class LexiconFrontend:
 
     def to_json(self) -> dict:
         """Return plain values for `frontend_from_json`."""
-        return {
+        data = {
             "kind": self.kind,
             "lexicon": dict(self.lexicon),
             "leading_pause": self.leading_pause,
             "trailing_pause": self.trailing_pause,
         }
+        # Left out where it is not known, so that files of other aligners stay as they were.
+        if self.language is not None:
+            data |= {"language": self.language, "characters": self.characters}
+        return data
 
     def _tokens(self, text: str) -> list[tuple[list[str] | None, str]]:
         """(phonemes, word) in order; None where the lexicon does not hold the word."""
@@ -120,7 +175,9 @@ class LexiconFrontend:
             if held:
                 found.append((self.lexicon[word_key(part)].split(), part))
                 continue
-            words = cut(normalize_english(part, self.lexicon))
+            # Our rules for numbers and signs know English alone, as where the corpus was aligned.
+            english = self.language is None or self.language.split("-")[0] == "en"
+            words = cut(normalize_english(part, self.lexicon) if english else part)
             for index, word in enumerate(words):
                 if has_letter(word):
                     neighbours = words[max(0, index - 1) : index] + words[index + 1 : index + 2]

@@ -60,8 +60,9 @@ class LetterNames:
         found: list[tuple[list[str] | None, str]] = []
         for letter in letters.lower():
             phones = self.one(letter)
-            # A letter that cannot be said names the whole word.
-            found.append((phones, letter if phones else word.lower()))
+            if phones is None:
+                return [(None, word.lower())]  # once: it may be read as a whole instead
+            found.append((phones, letter))
         if ending and found[-1][0]:
             found.append((self._ending(found[-1][0]), word.lower()))
         return found

@@ -273,13 +273,35 @@ def quantity(match: re.Match) -> str | None:
     return f"{decimal_words(amount)} {unit_words(unit, whole)}" + ("," if dot == ".," else "")
 
 
+# What an amount describes: "a five dollar bill". Behind an article any noun is described by it.
+_PRICED = r"(?:bank)?notes?|bills?|coins?|tickets?|checks?|vouchers?|fines?|fees?|bets?"
+_NO_NOUN = (
+    "a|an|and|are|as|at|because|but|by|each|every|for|from|he|i|if|in|into|is|it|less|more|of|off|"
+    "on|or|over|per|she|so|than|that|the|they|to|too|under|was|we|were|when|which|who|with|you"
+)
+
+
 def money(match: re.Match) -> str:
     """A match of MONEY in words."""
     minus = "minus " if match[2] else ""
     if match[4]:
         upto = amount_words(match[1], match[4], match[5])
         return f"{minus}{decimal_words(match[3])} to {upto}"
-    return minus + amount_words(match[1], match[3], match[5])
+    words = amount_words(match[1], match[3], match[5])
+    unit = CURRENCIES[match[1]][0]
+    plural = _PLURAL.get(unit) or unit + "s"
+    if words.endswith(plural) and _describes(match):
+        words = words.removesuffix(plural) + unit
+    return minus + words
+
+
+def _describes(match: re.Match) -> bool:
+    """Whether an amount says what the noun behind it is worth: it has no plural then."""
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    if re.match(rf"[\s-](?:{_PRICED})\b|-a-\w", after):
+        return True
+    article = re.search(r"(?i)\b(?:an?|another|every|each)\s$", before)
+    return bool(article and re.match(rf"\s(?!(?:{_NO_NOUN})\b)[a-z]", after))
 
 
 def money_behind(match: re.Match) -> str | None:

@@ -103,6 +103,7 @@ RULES = (
     Rule(r"(?m)^#{1,6}\s+(?=[A-Za-z])", _words(""), "a heading in Markdown"),
     Rule(written.EMAIL, written.address, "e-mail"),
     Rule(written.URL, written.address, "URL"),
+    Rule(written.HOST, written.host, "localhost:8080"),
     Rule(r"\b(and)\s?/\s?(or)\b", lambda m: f"{m[1]} {m[2]}", "the commonest slash"),
     Rule(rf"(?i)\b(?:{'|'.join(SLASHED)})(?!\w)", lambda m: SLASHED[m[0].lower()], "w/o, c/o"),
     # Dates and times, telephones: digits whose parts are no numbers of their own.
@@ -114,6 +115,8 @@ RULES = (
     Rule(written.MONTH_DAY, written.month_day, "July 4, Jan. 5-7"),
     Rule(written.DAY_MONTH, written.day_month, "5 January"),
     Rule(written.PHONE, written.phone, "telephones are read digit by digit"),
+    Rule(figures.DIALLED, figures.dialled, "call 911"),
+    Rule(figures.ODDS, figures.odds, "50-50, an 80-20 rule, 24-7"),
     Rule(
         r"(?<![\w-])\d{1,2}(?:-\d{1,2}){2,}(?![\w-])",
         lambda m: " ".join(decimal_words(part) for part in m[0].split("-")),
@@ -224,6 +227,7 @@ RULES = (
         "10x",
     ),
     # Letters.
+    Rule(spelled.HEADING, spelled.roman_heading, "IV by itself, and in front of a title"),
     Rule(spelled.REGNAL, spelled.regnal, "Henry VIII"),
     Rule(spelled.NUMBERED, spelled.numbered, "Chapter IV, World War II"),
     Rule(spelled.ROMAN, spelled.roman, "XIX century, (iv), MCMXC"),

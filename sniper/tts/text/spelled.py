@@ -43,6 +43,11 @@ ROMAN = rf"{_CENTURY}|\b(M[MDCLXVI]{{3,}})\b|(?<=\()([ivx]{{2,}})(?=\))|{_BY_ITS
 # Words that stand before a Roman numeral and are no names.
 _NO_NAMES = set("The In On At Of And From By For With Is Was As Type Page".split())
 
+# With nothing around it, or in front of a title, even these are numbers.
+HEADING = r"(?m)^([ \t]*)([IVX]{2,})(?=[.:]?[ \t]*$|[.:][ \t]+[A-Z])"
+# "IV fluids" are no fourth anything.
+_INTRAVENOUS = r"\s(?:fluids?|drips?|lines?|bags?|therapy|antibiotics|infusions?|pumps?|access)\b"
+
 MIXED = r"(?<![\w.])(?:(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z\d]+)(?:\.\d+)?(?!\w)"
 
 
@@ -83,7 +88,15 @@ def regnal(match: re.Match) -> str | None:
     # No name has had more than forty kings or popes; a higher number is something else.
     if value is None or value > 40 or name in _NO_NAMES or re.fullmatch(_HEADS, name):
         return None
+    if value == 4 and re.match(_INTRAVENOUS, match.string[match.end() :]):
+        return None
     return f"{name} the {ordinal_words(value)}"
+
+
+def roman_heading(match: re.Match) -> str | None:
+    """A match of HEADING: "four"; None where the letters are no numeral."""
+    value = roman_value(match[2])
+    return None if value is None else match[1] + number_words(value)
 
 
 def numbered(match: re.Match) -> str | None:
@@ -117,7 +130,8 @@ def mixed(match: re.Match) -> str:
     if re.search(r"\d.*s$|[A-Z\d]s$", text) and not text[:-1].isdigit():
         text, plural = text[:-1], True
     found = []
-    for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+(?:\.\d+)?", text):
+    # The "v" of a version is no ending of the capitals before it: IPv6, HTTPv2.
+    for part in re.findall(r"[A-Z]+(?=v\d)|[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+(?:\.\d+)?", text):
         if part[0].isdigit():
             # Longer runs of digits in a code are serial numbers, no amounts.
             short = "." in part or len(part) <= 3

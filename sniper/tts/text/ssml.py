@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.numerals import WHOLE, digit_words, number_words, ordinal_words
 from sniper.tts.text.sentences import split_sentences
-from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, text_to_phones
+from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, UnknownWords, text_to_phones
 
 _BREAKS = {
     "none": 0.0,
@@ -88,6 +88,8 @@ def ssml_utterances(text: str, frontend: Frontend) -> list[Utterance]:
     reader = _Reader(frontend)
     reader.element(root, 1.0, 0.0, 0)
     reader.flush()
+    if reader.unknown:
+        raise UnknownWords(reader.unknown)  # of the whole document, as of a plain text
     # A break at the end has no sentence behind it that would carry it.
     if reader.pause is not None:
         reader.found.append(Utterance((), pause=reader.pause))
@@ -100,6 +102,7 @@ class _Reader:
     def __init__(self, frontend: Frontend) -> None:
         self.frontend = frontend
         self.found: list[Utterance] = []
+        self.unknown: list[str] = []
         self.pause: float | None = None
         self._text = ""
         self._phonemes: list[list[str]] = []
@@ -166,7 +169,11 @@ class _Reader:
     def flush(self) -> None:
         """Read what was collected, sentence by sentence."""
         for sentence in split_sentences(self._text):
-            phones = self._phones(sentence)
+            try:
+                phones = self._phones(sentence)
+            except UnknownWords as error:
+                self.unknown += error.words
+                continue
             self.found.append(Utterance(tuple(phones), *self._prosody, self.pause))
             self.pause = None
         self._text = ""

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from sniper.tts.errors import SpeechError
-from sniper.tts.text.frontends import PAUSE, SPOKEN_NOISE, EspeakFrontend, LexiconFrontend
+from sniper.tts.text.frontends import (
+    PAUSE,
+    SPOKEN_NOISE,
+    EspeakFrontend,
+    LexiconFrontend,
+    UnknownWords,
+    read_all,
+)
 from sniper.tts.text.sentences import split_sentences
 
 __all__ = [
@@ -21,8 +28,11 @@ __all__ = [
     "EspeakFrontend",
     "Frontend",
     "LexiconFrontend",
+    "UnknownWords",
     "Vocabulary",
     "frontend_from_json",
+    "is_phoneme",
+    "read_all",
     "split_sentences",
     "text_to_phones",
 ]
@@ -80,20 +90,25 @@ class Vocabulary:
         """
         if not phones:
             raise SpeechError("no known phoneme in the text")
-        known = [self._variant(phone) for phone in phones]
+        known = [self.variant(phone) for phone in phones]
         unknown = sorted({phone for phone, to in zip(phones, known, strict=True) if to is None})
         if unknown:
             raise SpeechError(f"the model was not trained with these phonemes: {' '.join(unknown)}")
         ids = [self._ids[phone] for phone in known if phone is not None]
         return np.array([*ids, self.eos], dtype=np.int64)
 
-    def _variant(self, phone: str) -> str | None:
+    def variant(self, phone: str) -> str | None:
+        """The phoneme that is spoken for `phone`: itself, or the same with another stress; None
+        where there is neither.
+        """
         bare = phone.strip(_STRESS)
         # A small corpus may lack a vowel in one of its stresses; another stress is closer than a
         # refusal.
         candidates = [phone, bare, *(mark + bare for mark in _STRESS)]
         if phone[-1:].isdigit():  # ARPAbet writes stress behind the vowel
-            candidates += [phone[:-1], *(phone[:-1] + digit for digit in "012")]
+            # Secondary stress is nearest to both others.
+            near = {"0": "21", "1": "20", "2": "10"}.get(phone[-1], "")
+            candidates += [phone[:-1], *(phone[:-1] + digit for digit in near)]
         return next((name for name in candidates if name in self._ids), None)
 
 
@@ -108,6 +123,11 @@ def frontend_from_json(data: dict) -> Frontend:
     if kind not in kinds:
         raise ValueError(f"unknown text frontend {kind!r}; known are {', '.join(kinds)}")
     return kinds[kind](**options)
+
+
+def is_phoneme(token: str) -> bool:
+    """Whether somebody speaks a token: no pause, punctuation mark or noise."""
+    return token not in (PAUSE, SPOKEN_NOISE) and any(char.isalnum() for char in token)
 
 
 def text_to_phones(text: str, frontend: Frontend) -> list[str]:

@@ -34,6 +34,21 @@ def has_letter(piece: str) -> bool:
     return any(unicodedata.category(char)[0] in "LN" for char in piece)
 
 
+def characters(word: str) -> tuple[str, ...]:
+    """Letters and digits, each with the marks that combine with it: tokens of a word where a voice
+    has no phonemes.
+    """
+    found: list[str] = []
+    for char in word:
+        kind = unicodedata.category(char)[0]
+        if kind in "LN":
+            found.append(char)
+        # A combining mark has no sound of its own.
+        elif kind == "M" and found:
+            found[-1] += char
+    return tuple(found)
+
+
 def script(word: str) -> str | None:
     """The name of a word's script where it is not the Latin one, else None."""
     for char in word:

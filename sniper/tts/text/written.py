@@ -70,7 +70,12 @@ _TLD = (
 )
 URL = (
     r"(?:(?:https?|ftp)://|www\.)[^\s<>\"”’]*[\w/]"
-    rf"|\b(?:[\w-]+\.)+(?:{_TLD})\b(?:[/?#][^\s<>\"”’]*[\w/])?(?![\w@])"
+    rf"|\b(?:[\w-]+\.)+(?:{_TLD})\b(?::\d{{2,5}}\b)?(?:[/?#][^\s<>\"”’]*[\w/])?(?![\w@])"
+)
+# A port or a path makes an address of these; alone they are a word and an address of four bytes.
+HOST = (
+    r"(?<![\w.:/])(localhost|(?:\d{1,3}\.){3}\d{1,3})(?=[:/]\w)"
+    r"(?::(\d{1,5}))?(?:/([\w.~%/-]*\w)/?)?(?![\w:])"
 )
 _FILE_TYPES = (
     "pdf|txt|docx?|xlsx?|pptx?|csv|json|ya?ml|xml|html?|css|jsx?|tsx?|py|cpp|hpp|rs|java|rb|sh|bat|"
@@ -252,6 +257,14 @@ def phone(match: re.Match) -> str:
 def address(match: re.Match) -> str:
     """An e-mail address, URL, path or file name, its signs as words; the scheme is not read."""
     return address_words(re.sub(r"^(?:https?|ftp)://", "", match[0]).rstrip("/"))
+
+
+def host(match: re.Match) -> str:
+    """A match of HOST, with its port digit by digit: "localhost colon eight zero eight zero"."""
+    name, port, path = match.groups()
+    words = name if name == "localhost" else " dot ".join(map(digit_words, name.split(".")))
+    words += f" colon {digit_words(port)}" if port else ""
+    return words + (f" {address_words('/' + path)}" if path else "")
 
 
 def address_words(text: str) -> str:

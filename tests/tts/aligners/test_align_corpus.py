@@ -12,12 +12,12 @@ import pytest
 import soundfile
 
 from sniper.tts.aligners import run
-from sniper.tts.aligners.pronounce import has_espeak
 from sniper.tts.aligners.run import align_corpus
 from sniper.tts.corpus.alignment import read_textgrid
 from sniper.tts.corpus.corpus import read_corpus
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import NothingUsable, SpeechError
+from sniper.tts.text.espeak import has_espeak
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,10 @@ def test_learned_by_phones_and_characters(corpus):
     spelt = [char for char in text.lower() if char.isalpha()]
     assert [phone for phone in grid.phones if phone != "sil"] == spelt
     assert json.loads((corpus.parent / "c" / "align.json").read_text())["phones"] == "characters"
+    # A voice that is trained on them knows how to read other words.
+    read = [read_corpus(corpus, made.textgrids) for made in (aligned, letters)]
+    found = [(c.language, c.characters) for c in read]
+    assert found == [("en-us", False), ("en-us", True)]
 
 
 def test_refusals(corpus, tmp_path):

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import pytest
 
-from sniper.tts.aligners.arpabet import without_stress
 from sniper.tts.aligners.pronounce import (
     EnglishWords,
     acoustic_model,
-    espeak_phones,
-    has_espeak,
     read_variants,
 )
 from sniper.tts.errors import SpeechError, UtteranceError
+from sniper.tts.text.arpabet import espeak_phones, without_stress
+from sniper.tts.text.espeak import has_espeak
 
 DICTIONARY = {
     "cold": ["K OW L D"],

@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from sniper.tts.corpus.alignment import read_alignments, read_textgrid
-from sniper.tts.errors import UtteranceError
+from sniper.tts.corpus.alignment import phonemes_of, read_alignments, read_textgrid
+from sniper.tts.errors import SpeechError, UtteranceError
 
 WORDS = [(0, 0.2, ""), (0.2, 0.6, "Hello"), (0.6, 0.7, ""), (0.7, 1.0, "odd"), (1.0, 1.3, "oh")]
 PHONES = [
@@ -156,3 +156,22 @@ def test_capital_spn_is_spn_and_an_empty_tier_says_so(tmp_path):
     path.write_text(long_form({"words": WORDS, "phones": []}))
     with pytest.raises(UtteranceError, match="its phones tier is empty"):
         read_textgrid(path)
+
+
+def test_whose_phonemes_a_folder_of_textgrids_has(tmp_path):
+    folder, settings = tmp_path / "TextGrid", tmp_path / "align.json"
+    folder.mkdir()
+    assert phonemes_of(folder) == (None, False)
+    learned = {"align": "learned", "language": "de", "phones": "espeak"}
+    for data, found in (
+        (learned, ("de", False)),
+        ({**learned, "phones": "characters"}, ("de", True)),
+        ({"align": "english", "language": "en-us"}, (None, False)),
+        (["another program's"], (None, False)),
+    ):
+        settings.write_text(json.dumps(data))
+        assert phonemes_of(folder) == found
+    for broken in ("{", '{"align": "learned"}'):
+        settings.write_text(broken)
+        with pytest.raises(SpeechError, match="align.json cannot be read .*remove it, or align"):
+            phonemes_of(folder)

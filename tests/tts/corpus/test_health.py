@@ -56,8 +56,42 @@ def test_summary_in_numbers():
     for number, frames in enumerate((100, 862, 50)):
         found.add(record(number, frames=frames, sound=(16000 if number else 22050, 0.5, 0)))
     said = found.summary()
-    assert said.startswith("0.00 h; shortest 0.58 s (u2), longest 10.01 s (u1, 862 frames); ")
-    assert "; 2 resampled from 16000 Hz; F0 1" in said
+    assert said.startswith("0.00 h; shortest 0.58 s (u2), longest 10.01 s (u1, 862 frames, which ")
+    assert "train.max_frames must hold); 2 resampled from 16000 Hz; F0 1" in said
+    # One phoneme an utterance, of all its frames but twenty.
+    frame = 1000 * 256 / 22050
+    middle, longest = f"{80 * frame:.0f}", f"{842 * frame / 1000:.2f}"
+    assert said.endswith(
+        f"phonemes of {middle} ms in the median, 0% of at most 35 ms, the longest of {longest} s"
+    )
+
+
+@pytest.mark.parametrize("frames", [3, 12, 25])
+def test_a_transcript_that_says_something_else(frames):
+    """By the length of its phonemes: far from the others', which are of 10 frames."""
+
+    def spoken(number: int, length: int = 10, count: int = 8) -> Record:
+        durations = np.array([length] * count + [5], np.int32)
+        about = {"pitch": np.full(count + 1, 5.0, np.float32)}
+        about |= {"energy": np.ones(count + 1, np.float32), "durations": durations}
+        about["mel"] = np.random.default_rng(number).normal(size=(durations.sum(), 2))
+        features = Features(**about, voiced=0.5)
+        return Record(f"u{number}", "x", ("AH0",) * count + ("sil",), features=features)
+
+    found, few = Census(CONFIG), Census(CONFIG)
+    for number in range(6):
+        found.add(spoken(number, frames if number == 4 else 10))
+        few.add(spoken(number, frames if number == 4 else 10, count=4))
+    assert found.lines() == (
+        []
+        if frames == 12
+        else [
+            "phonemes 2 times as long or short as in the others in 1 of 6 utterances (u4): look "
+            "whether the transcript says what is spoken"
+        ]
+    )
+    assert few.lines() == [], "in a word or two one long vowel is no sign"
+    assert ("17% of at most 35 ms" in found.summary()) == (frames == 3)
 
 
 @pytest.mark.parametrize(

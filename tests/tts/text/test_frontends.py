@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 from sniper.tts.errors import SpeechError
-from sniper.tts.text.frontends import EspeakFrontend, LexiconFrontend
+from sniper.tts.text.frontends import EspeakFrontend, LexiconFrontend, UnknownWords, read_all
+from sniper.tts.text.ssml import ssml_utterances
 
 WORDS = """a it is the us u s army in nasa and f b i d v n p m at five to ten twenty dog well
 known new york i saw plan percent wait j smith nineteen fourteen eighteen three x""".split()
@@ -72,6 +73,15 @@ def test_unknown_words_are_named_with_their_script():
         PLAIN.phones("the Привет 你好 zebra")
     with pytest.raises(SpeechError, match="lexicon: shouted, zebra; "):
         PLAIN.phones("SHOUTED ZEBRA")
+
+
+def test_the_unknown_words_of_all_sentences_are_named_at_once():
+    with pytest.raises(UnknownWords) as error:
+        read_all(["the zebra", "the dog", "a zebra and gnu"], PLAIN.phones)
+    assert error.value.words == ("zebra", "gnu") and "lexicon: zebra, gnu;" in str(error.value)
+    assert read_all(["dog", "the dog"], PLAIN.phones) == [["<dog>"], ["<the>", "<dog>"]]
+    with pytest.raises(UnknownWords, match="lexicon: zebra, gnu;"):
+        ssml_utterances('<speak>A zebra. <prosody rate="80%">A gnu.</prosody></speak>', PLAIN)
 
 
 def test_espeak_reads_english_as_the_lexicon_does():

@@ -49,6 +49,12 @@ def test_unseen_stress_is_replaced_and_the_rest_is_named():
         vocabulary.encode([])
 
 
+def test_the_nearest_stress_is_taken():
+    vocabulary = Vocabulary.from_phones(["AH0", "AH1", "IY0", "IY2", "EH1"])
+    wanted = {"AH2": "AH1", "IY1": "IY2", "EH0": "EH1", "EH2": "EH1", "IY0": "IY0", "OW1": None}
+    assert {phone: vocabulary.variant(phone) for phone in wanted} == wanted
+
+
 def test_lexicon_frontend():
     frontend = LexiconFrontend(LEXICON)
     assert frontend.phones("Hello, 'World'!") == "HH AH0 L OW1 sil W ER1 L D sil".split()

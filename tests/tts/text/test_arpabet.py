@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from sniper.tts.aligners.arpabet import (
+from sniper.tts.text.arpabet import (
     PHONES,
     from_ipa,
     from_letters,

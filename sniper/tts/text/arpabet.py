@@ -74,6 +74,14 @@ def from_ipa(phones: Sequence[str]) -> list[str] | None:
     return found
 
 
+def espeak_phones(word: str) -> list[str] | None:
+    """American English phones with stress by espeak-ng; None where it has none in ARPAbet."""
+    from sniper.tts.text.espeak import espeak
+
+    clauses = espeak().clauses(word, "en-us")
+    return from_ipa([phone for clause in clauses for phone in clause.phones]) or None
+
+
 def from_letters(word: str) -> list[str] | None:
     """A rough pronunciation by the letters of an English word, vowels without stress.
 
