@@ -12,7 +12,7 @@ from torch import Tensor
 from sniper.layers.zeros import layouts_of_weights
 from sniper.ops.gradients import adopt
 from sniper.ops.layout import BlockLayout
-from sniper.ops.pruned import mask_blocks_, zero_pruned_
+from sniper.ops.pruned import mask_blocks_, seem_zero, zero_pruned_
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -60,6 +60,16 @@ class Row:
         rates = (float(group["lr"]) * self.factor, beta1, beta2, group["eps"])
         rates = (*rates, group["weight_decay"], state["step"].item())
         return tensors, extent, rates, (group["decoupled_weight_decay"], group["maximize"])
+
+    def has_zeros(self, turn: int) -> bool:
+        """Whether nothing is to be done for the zeros of pruned blocks.
+
+        Args:
+            turn: which row of a block is looked at, as versions know nothing of `.data`.
+        """
+        if self.layout is None or self.layout.is_full:
+            return True
+        return self.layout.marked(self.weight) and seem_zero(self.weight, self.layout, turn)
 
     def leave_zeros(self, kept: bool) -> None:
         """After an update, which wrote to active blocks alone.

@@ -16,7 +16,7 @@ import torch
 from campaigning import seeded
 from torch import Tensor, nn
 
-from sniper import BlockSparseConv1d, BlockSparseLinear, Sniper, ops, sparsify
+from sniper import BlockSparseConv1d, BlockSparseLinear, Sniper, ops, optim, sparsify
 
 BLOCK = 16
 
@@ -103,6 +103,7 @@ OPTIMIZERS: dict[str, Callable[[list], torch.optim.Optimizer]] = {
     "lbfgs": lambda ps: torch.optim.LBFGS(ps, lr=0.05, max_iter=3),
     "muon": lambda ps: torch.optim.Muon([p for p in ps if p.dim() == 2], lr=0.05),
     "sign": SignDescent,
+    "ours": lambda ps: optim.AdamW(ps, lr=0.01, max_norm=1.0),
 }
 
 
