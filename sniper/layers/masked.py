@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sniper.layers.flat_gradients import serve_lbfgs
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import zero_pruned_
@@ -153,6 +154,8 @@ class BlockMaskedLayer(nn.Module):
             if not rows.is_contiguous():
                 rows = rows.contiguous()
                 tensor.data = rows.permute(0, 2, 1) if tensor.dim() == 3 else rows
+        if self.weight.dim() == 3:
+            serve_lbfgs()
 
     def masked_parameters(self) -> list[Tensor]:
         """Its weight, while something of it is pruned."""

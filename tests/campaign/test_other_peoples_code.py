@@ -183,10 +183,6 @@ def _events(draw: random.Random) -> dict[str, Callable]:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("model", MODELS)
 def test_whatever_happens_all_backends_agree(model: str, optimizer: str):
-    if (model, optimizer) == ("convolutions", "lbfgs"):
-        pytest.xfail(
-            "LBFGS views gradients as contiguous, and those of a block-sparse Conv1d are not"
-        )
     draw = seeded(model, optimizer)
     torch.manual_seed(draw.randrange(2**31))
     made = MODELS[model]()

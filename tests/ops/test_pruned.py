@@ -42,7 +42,7 @@ def test_one_value_is_found_wherever_it_is(place):
 def test_one_row_a_turn_finds_every_value_in_its_turn(taps):
     layout, matrix = layout_and_weight(taps)
     mask = layout.element_mask().flatten(1)
-    matrix *= mask
+    matrix = torch.where(mask, matrix, 0.0)
     weight = matrix.view(3 * B, taps, 2 * B).permute(0, 2, 1)
     assert all(seem_zero(weight, layout, turn) for turn in range(B))
     for row, column in (~mask).nonzero()[[0, 17, -1]].tolist():
