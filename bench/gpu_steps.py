@@ -206,9 +206,11 @@ def recording(dry: bool) -> Iterator[Row]:
             timings.outdate()  # as a choice that is made anew
             row: Row = {"epoch": epoch, "batch": name, "recorded": graphs.recordings - before}
             yield row | losses
-            for what in ("", " gradient"):
+            # Other kernels may run in a graph than without. Norms behind pruned layers, whose rows
+            # are nearly constant, enlarge their rounding on its way back.
+            for what, tolerance in (("", 1e-2), (" gradient", 5e-2)):
                 ours, theirs = losses[f"graphs{what}"], losses[f"eager{what}"]
-                if not abs(ours - theirs) <= 1e-2 * abs(theirs):
+                if not abs(ours - theirs) <= tolerance * abs(theirs):
                     raise SystemExit(f"{name}{what}: {ours} from a graph, {theirs} without")
     yield {"positions": _positions(model), "values held": len(kept)}
 

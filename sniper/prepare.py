@@ -7,8 +7,8 @@
 
 A run that was stopped, however it ended, is continued by the same command. Exit status: 0 when the
 feature files are there, even if some utterances had to be left out (they are listed); 1 when no
-utterance is usable; 2 for wrong arguments, other settings in the output folder or a missing
-package; 130 after Ctrl-C.
+utterance is usable; 2 for wrong arguments, other settings in the output folder, files that changed
+since it was finished, or a missing package; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def _main(argv: list[str] | None) -> int:
 
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import load
-    from sniper.training.progress import Interrupted, NotFinite, OutOfMemory
+    from sniper.training.progress import Interrupted, LoadingFailed, NotFinite, OutOfMemory
     from sniper.training.run import open_run, signals
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
@@ -75,7 +75,7 @@ def _main(argv: list[str] | None) -> int:
             config = load(options.config, [*options.overrides, *init])
             with open_run(config, options.fresh) as trainer:
                 trainer.fit()
-    except (NotFinite, OutOfMemory, CheckpointError) as error:
+    except (NotFinite, OutOfMemory, LoadingFailed, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (SpeechError, ConfigError, OSError) as error:

@@ -2,6 +2,7 @@
 """The command: recordings with TextGrids and every fault, interruption, and refusals."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -466,3 +467,64 @@ def test_arguments_that_cannot_work(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["demo", "--out", "x", "--valid", "-1"])
     assert caught.value.code == 2
+
+
+def test_files_that_changed_after_a_finished_preparation_are_named(corpus, tmp_path, capsys):
+    out, wav = tmp_path / "out", corpus / "wavs" / "a.wav"
+    add_utterance(corpus, "later", ["world"])
+    (corpus / "TextGrid" / "later.TextGrid").rename(tmp_path / "later")
+    arguments = ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet", "--workers", "1"]
+    assert main(arguments) == 0
+    before = contents(out)
+    # Touched, or copied with another time: what is in it counts.
+    os.utime(wav, ns=(1, 1))
+    assert main(arguments) == 0 and "was prepared already" in capsys.readouterr().out
+    sound, rate = soundfile.read(wav)
+    soundfile.write(wav, sound[::-1], rate)
+    write_textgrid(corpus / "TextGrid" / "b.TextGrid", ["world"], 0.9)
+    (corpus / "wavs" / "c.wav").unlink()
+    (tmp_path / "later").rename(corpus / "TextGrid" / "later.TextGrid")
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"error: {out} was prepared from other recordings or alignments: 3 changed (a, b, c); "
+        "1 new (later). Choose another --out, or make it anew with --force\n"
+    )
+    assert contents(out) == before
+    assert main([*arguments, "--force"]) == 0
+    (corpus / "TextGrid" / "a.TextGrid").unlink()
+    assert main(arguments) == 2 and "1 gone (a)." in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0 and main(arguments) == 0
+
+
+def test_a_file_that_changes_during_the_analysis_is_another_afterwards(
+    corpus, tmp_path, monkeypatch
+):
+    from sniper.tts.corpus import analyze
+
+    def edited(path, config, read=analyze.read_sound):
+        sound = read(path, config)
+        if path.name == "b.wav":
+            soundfile.write(path, 0.9 * sound.samples, config.sample_rate)
+        return sound
+
+    with monkeypatch.context() as patch:
+        patch.setattr(analyze, "read_sound", edited)
+        prepare_ljspeech(corpus, tmp_path / "out", workers=1, progress=False)
+    with pytest.raises(SpeechError, match=r"other recordings or alignments: 1 changed \(b\)"):
+        prepare_ljspeech(corpus, tmp_path / "out", workers=1, progress=False)
+
+
+def test_a_preparation_from_before_sources_were_kept_is_taken_on_trust(corpus, tmp_path):
+    out = tmp_path / "out"
+    prepare_ljspeech(corpus, out, workers=1, progress=False)
+    about = json.loads((out / "corpus.json").read_text())
+    del about["sources"], about["checksums"]
+    (out / "corpus.json").write_text(json.dumps(about))
+    os.utime(corpus / "wavs" / "a.wav", ns=(1, 1))
+    (corpus / "wavs" / "b.wav").unlink()
+    assert not prepare_ljspeech(corpus, out, workers=1, progress=False).fresh
+    for wrong in ({"a": "x"}, ["a"], {"a": 3}):
+        (out / "corpus.json").write_text(json.dumps({**about, "sources": wrong}))
+        with pytest.raises(SpeechError, match=r"corpus.json is damaged .* --force"):
+            prepare_ljspeech(corpus, out, workers=1, progress=False)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -26,6 +27,7 @@ from sniper.training import checkpoint
 from sniper.training.config import dump, load
 from sniper.training.step import TrainingStep
 from sniper.training.trainer import Trainer
+from sniper.tts.corpus.dataset import FeatureDataset
 
 
 @pytest.fixture
@@ -377,3 +379,33 @@ def test_a_full_gpu_is_one_line_and_what_is_saved_goes_on(
     full[0] = False
     assert _main(config_file, "train.cuda_graphs=off") == 0
     assert "resumed at epoch 2, batch 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("harm", "status", "said"),
+    [
+        (lambda path: os.truncate(path, 1000), 2, "written to while it was in use"),
+        (lambda path: 1 // 0, 1, "could not be loaded (ZeroDivisionError: "),
+        (lambda path: os.kill(os.getpid(), signal.SIGKILL), 1, "has died (DataLoader worker "),
+    ],
+    ids=["damaged", "exception", "killed"],
+)
+def test_data_that_fail_in_a_worker_are_one_line(
+    config_file: Path, demo_corpus: Path, tmp_path: Path, monkeypatch, capsys, harm, status, said
+):
+    corpus = shutil.copytree(demo_corpus, tmp_path / "corpus")
+    run = [f"data.root={corpus}", "train.workers=1", "sparsity.schedule={0: 0}"]
+    intact = FeatureDataset.__getitem__
+
+    def load(self, index):
+        if self.path.name == "train.safetensors" and multiprocessing.parent_process():
+            harm(self.path)
+        return intact(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureDataset, "__getitem__", load)
+        assert _main(config_file, *run) == status
+    error = _error(capsys)
+    assert f"{corpus}/train.safetensors" in error and said in error
+    if status == 1:  # the remedy works
+        assert _main(config_file, *run, "train.workers=0", "train.epochs=1") == 0

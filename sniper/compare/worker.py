@@ -43,14 +43,21 @@ def main(argv: list[str] | None = None) -> int:
 
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
-    from sniper.training.progress import Interrupted, OutOfMemory
+    from sniper.training.progress import Interrupted, LoadingFailed, OutOfMemory
     from sniper.tts.errors import SpeechError
 
     try:
         # A worker that an earlier comparison left behind may still be saving.
         with only_one(options.run, wait=_SAVING_SECONDS):
             return _work(options)
-    except (SpeechError, ConfigError, CheckpointError, OutOfMemory, OSError) as error:
+    except (
+        SpeechError,
+        ConfigError,
+        CheckpointError,
+        OutOfMemory,
+        LoadingFailed,
+        OSError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         with contextlib.suppress(OSError):  # it may be this very file that cannot be written
             _record(options.run, "failed", str(error))

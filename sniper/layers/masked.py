@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
+from sniper.layers.flat_gradients import serve_lbfgs
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import zero_pruned_
@@ -51,6 +54,21 @@ def check_sizes(**sizes: object) -> None:
             raise ValueError(f"{name}: expected a size that memory can hold, got {size}")
 
 
+class _MaskCopy(Tensor):
+    """A layer's block mask as it was. Whoever writes to an entry is told that no layer sees it."""
+
+    # What is computed from it is a plain tensor.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
+
+    def __setitem__(self, place, value) -> None:
+        warnings.warn(
+            "block_mask: expected to be read, got a write: it is a copy, which the layer does not "
+            "see; write to block_mask.clone() and give that to set_block_mask",
+            stacklevel=2,
+        )
+        super().__setitem__(place, value)
+
+
 class BlockMaskedLayer(nn.Module):
     """Mixin for a layer with `weight` `[N, K]` or `[N, C, taps]`; see `BlockSparseLinear` and
     `BlockSparseConv1d`.
@@ -82,7 +100,8 @@ class BlockMaskedLayer(nn.Module):
         """A copy of the mask, bool of `block_mask_shape`, or None when every weight is free."""
         if self._layout is None:
             return None
-        return self._layout.block_mask.reshape(self.block_mask_shape).clone()
+        mask = self._layout.block_mask.reshape(self.block_mask_shape).clone()
+        return mask.as_subclass(_MaskCopy)
 
     @property
     def density(self) -> float:
@@ -153,6 +172,8 @@ class BlockMaskedLayer(nn.Module):
             if not rows.is_contiguous():
                 rows = rows.contiguous()
                 tensor.data = rows.permute(0, 2, 1) if tensor.dim() == 3 else rows
+        if self.weight.dim() == 3:
+            serve_lbfgs()
 
     def masked_parameters(self) -> list[Tensor]:
         """Its weight, while something of it is pruned."""

@@ -9,6 +9,10 @@ from sniper.ops import dispatch
 from sniper.ops.layout import BlockLayout
 
 PASSES = ("fwd", "dgrad", "wgrad")
+NO_MASKS = (
+    "no layer has a block mask, so all of them run as torch's own: Sniper.step and set_block_mask "
+    "give masks to the layers that sparsify has made block-sparse"
+)
 
 
 def explain(model: nn.Module) -> str:
@@ -21,14 +25,15 @@ def explain(model: nn.Module) -> str:
         model: any module; layers without a block mask run as torch's own and are not listed.
 
     Returns:
-        The table.
+        The table, or a sentence where no layer has a block mask.
 
     Raises:
         ValueError: `model` is no module.
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"explain: expected a module, got {model!r:.80}")
-    text = table(last_runs(model))
+    runs = last_runs(model)
+    text = table(runs) if runs else NO_MASKS
     print(text)
     return text
 

@@ -99,7 +99,8 @@ def _noise(q: Tensor, k: Tensor, v: Tensor) -> list[float]:
     gradients, products of dL/dy with v, are rounded before they are summed.
     """
     scale = torch.finfo(q.dtype).eps / math.sqrt(q.shape[-1])
-    largest = float(v.float().norm(dim=-1).max()) * math.sqrt(q.shape[-1])
+    q, k, v = (t.detach().float() for t in (q, k, v))
+    largest = float(v.norm(dim=-1).max()) * math.sqrt(q.shape[-1])
     terms = [scale * largest * float(t.abs().max()) for t in (k, q)]
     return [0.0, *terms, 0.0]
 

@@ -40,7 +40,7 @@ LOCK = "backend-times.lock"
 TIE = 0.03
 # Samples of each candidate: as many at least, and as many at most where they do not decide.
 SAMPLES, MOST_SAMPLES = 3, 9
-# A candidate this many times slower than another, in the better of two samples, is not timed again.
+# A candidate this many times slower than another, in its best sample, is not timed any more.
 CLEAR = 1.5
 
 # On a GPU: launches queue up behind a kernel that waits about 3 ms, so that none is measured
@@ -260,13 +260,14 @@ def _measure(candidates: dict[str, Callable[[], Any]], quiet: bool, noise: Noise
     every, candidates = list(candidates), _that_agree(candidates, quiet, noise)
     failed = tuple(name for name in every if name not in candidates)
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    # Two before anything is left behind: an H200 once gave a first one twenty times too long.
-    for name in [*candidates] * 2:
+    # Three before anything is left behind or its median counts: on an H200 the first of a process
+    # was twenty times too long.
+    for name in [*candidates] * SAMPLES:
         samples[name].append(_sample(candidates[name]))
-    for taken in range(2, MOST_SAMPLES):
+    for _ in range(SAMPLES, MOST_SAMPLES):
         limit = CLEAR * min(min(s) for s in samples.values())
         close = [name for name, s in samples.items() if min(s) <= limit]
-        if len(close) == 1 or (taken >= SAMPLES and _decided(samples, close)):
+        if len(close) == 1 or _decided(samples, close):
             break
         for name in close:
             samples[name].append(_sample(candidates[name]))

@@ -42,7 +42,9 @@ class Adam(torch.optim.Adam):
 
     Attributes:
         rate_factors: by parameter, what its learning rate is multiplied by; a Sniper sets it.
-        kept_zeros: ids of the masked weights whose pruned blocks the last step left at zero.
+        kept_zeros: ids of the masked weights whose pruned blocks the last step left at zero. What
+            was written there through `.data`, which nobody notices, is gone after the next step if
+            it fills whole blocks, else after as many steps as a block has rows.
 
     Raises:
         ValueError: settings that torch's refuses, a `max_norm` that is no number above 0, or a flag
@@ -98,6 +100,7 @@ class Adam(torch.optim.Adam):
         # Gradients that are zero since they were cleared, with the version that they had then.
         self._cleared = WeakTensorKeyDictionary()
         self._rows = Rows(self)
+        self._turn = 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's.
@@ -217,7 +220,8 @@ class Adam(torch.optim.Adam):
 
     def _update(self, rows: list[Row], scale: Tensor | None) -> None:
         torch._foreach_add_([r.state["step"] for r in rows], 1)  # pyright: ignore[reportPrivateImportUsage]
-        clean = [r.layout is None or r.layout.marked(r.weight) for r in rows]
+        self._turn += 1
+        clean = [r.has_zeros(self._turn) for r in rows]
         on_cpu, on_gpus = self._rows.parts(rows)
         written = rows if self.clear else []  # whose gradients are others now
         if on_cpu:

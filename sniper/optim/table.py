@@ -17,7 +17,7 @@ from sniper.ops import selfcheck
 from sniper.ops.backends.triton import adam, launch
 from sniper.ops.gradients import adopt
 from sniper.ops.layout import BlockLayout
-from sniper.ops.pruned import mask_blocks_, zero_pruned_
+from sniper.ops.pruned import mask_blocks_, seem_zero, zero_pruned_
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -89,6 +89,19 @@ class Row:
             group["maximize"],
             self.layout,
         )
+
+    def has_zeros(self, turn: int) -> bool:
+        """Whether nothing is to be done for the zeros of pruned blocks.
+
+        Args:
+            turn: which row of a block is looked at, as versions know nothing of `.data`.
+        """
+        if self.layout is None or self.layout.is_full:
+            return True
+        if not self.layout.marked(self.weight):
+            return False
+        # Looking at a GPU's memory would wait for it.
+        return self.weight.is_cuda or seem_zero(self.weight, self.layout, turn)
 
     def leave_zeros(self, kept: bool) -> None:
         """After an update, which wrote to active blocks alone.

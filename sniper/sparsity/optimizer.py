@@ -196,15 +196,11 @@ def _innermost(optimizer: Any) -> Any:
     return optimizer
 
 
-def check_optimizers(
-    optimizers: list[Optimizer], model: nn.Module, scaled: bool, permuted: bool
-) -> None:
+def check_optimizers(optimizers: list[Optimizer], model: nn.Module, scaled: bool) -> None:
     """Refuses optimizers that masks of this model could not follow.
 
     Args:
         scaled: whether learning rates are scaled, which splits param groups.
-        permuted: whether weights of masked convolutions lie in memory in another order than their
-            dimensions.
 
     Raises:
         ValueError: an optimizer of another model, or one that takes a single group.
@@ -218,14 +214,7 @@ def check_optimizers(
                 "make it of snip.param_groups(lr), and after the model was moved or copied"
             )
         # By name, for subclasses and for copies of it in other libraries.
-        if not any(kind.__name__ == "LBFGS" for kind in type(optimizer).__mro__):
-            continue
-        if permuted:
-            raise ValueError(
-                f"optimizer: expected one that takes gradients in any memory order, got {name}, "
-                "which block-sparse convolutions cannot have: exclude them, or use block_size=None"
-            )
-        if scaled:
+        if scaled and any(kind.__name__ == "LBFGS" for kind in type(optimizer).__mro__):
             raise ValueError(
                 "optimizer: expected one with a learning rate for each parameter, got "
                 f"{name}, which has one for all: make the Sniper with lr_scale=None"

@@ -288,8 +288,7 @@ class Sniper:
         optimizers = as_list(optimizer)
         params = self._targets.parameters
         # Masked convolutions lie in memory as [N, taps, C], whatever their shape says.
-        permuted = self.block_size is not None and any(p.dim() == 3 for p in params.values())
-        check_optimizers(optimizers, self.model, self.lr_scale is not None, permuted)
+        check_optimizers(optimizers, self.model, self.lr_scale is not None)
         sparsity = self.schedule.sparsity_at(epoch)
         if sparsity != self.sparsity:
             self._change(epoch, sparsity, optimizers)

@@ -7,17 +7,21 @@ import atexit
 import functools
 import multiprocessing
 import multiprocessing.util  # its handler at exit must be registered before ours
+import re
 import signal
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from sniper.training.progress import LoadingFailed
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset, Item, collate
 from sniper.tts.corpus.shapes import StaticShapes
+from sniper.tts.errors import SpeechError
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -147,6 +151,34 @@ def grouped(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Bat
         if len(group) == size or number == count:
             yield group
             group = []
+
+
+def loading_error(error: Exception, path: Path) -> Exception | None:
+    """What a worker's end or exception means, in a line; None where `error` has another origin.
+
+    A loader gives an exception on with its traceback as text, and that a worker has died even in
+    the middle of something else, from a signal handler.
+
+    Args:
+        path: of the data, for the message.
+    """
+    text = str(error)
+    if found := re.match(r"Caught (\w+) in DataLoader worker process", text):
+        reason = text.rpartition(f"{found[1]}: ")[2].strip()
+        if isinstance(error, SpeechError):
+            return SpeechError(reason)
+        return LoadingFailed(
+            f"{path}: a batch could not be loaded ({found[1]}: {' '.join(reason.split())}); with "
+            "train.workers=0 the same command continues and shows where that happens"
+        )
+    if text.startswith("DataLoader worker"):
+        how = " ".join(text.split()).partition(". ")[0].rstrip(".")
+        return LoadingFailed(
+            f"{path}: a process that loads batches has died ({how}), perhaps for want of memory or "
+            "of shared memory (/dev/shm); the same command continues from the last checkpoint, "
+            "with train.workers=0 without such processes"
+        )
+    return None
 
 
 def _collate(shapes: StaticShapes, items: Sequence[Item]) -> Batch:

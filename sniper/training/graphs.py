@@ -56,6 +56,10 @@ class CudaRecorder:
         self._stream = torch.cuda.Stream(device)
 
     def clear(self) -> None:
+        # Memory of graphs that are gone, and what cuDNN's search has tried its algorithms in, stays
+        # with torch otherwise: tens of gigabytes after a few stages.
+        with torch.cuda.device(self.device):
+            torch.cuda.empty_cache()
         # A caller may still hold values of a graph that is gone. Torch counts them as users of the
         # pool and refuses to record into it again, so each generation of graphs has its own.
         self._pool = torch.cuda.graph_pool_handle()
@@ -69,6 +73,8 @@ class CudaRecorder:
         current.wait_stream(self._stream)
 
     def record(self, step: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
+        with torch.cuda.device(self.device):
+            torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         # Other threads pin memory for the next batches meanwhile.
         mode = "thread_local"

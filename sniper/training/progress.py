@@ -20,6 +20,10 @@ class OutOfMemory(Exception):
     """A GPU whose memory a step does not fit into; the text is the whole message."""
 
 
+class LoadingFailed(Exception):
+    """A process that loads batches died or raised something; the text is the whole message."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop, and has saved."""
 

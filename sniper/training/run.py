@@ -67,8 +67,8 @@ def open_run(config: Config, fresh: bool = False) -> Iterator[Trainer]:
         fresh: delete what the output folder holds of an earlier run.
 
     Raises:
-        SpeechError, ConfigError, CheckpointError, NotFinite, Interrupted: each with a message for
-            the user.
+        SpeechError, ConfigError, CheckpointError, NotFinite, OutOfMemory, LoadingFailed,
+            Interrupted: each with a message for the user.
     """
     # Whatever may be refused, before the data are prepared and before anything is deleted.
     device = pick_device(config.train.device)

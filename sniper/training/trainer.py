@@ -21,6 +21,7 @@ from sniper.training import checkpoint, restore
 from sniper.training.config import Config
 from sniper.training.data import (
     grouped,
+    loading_error,
     make_loader,
     static_shapes,
     train_batches,
@@ -196,6 +197,8 @@ class Trainer:
         Raises:
             NotFinite: a loss or gradient is NaN or infinite; the last checkpoint is from before.
             OutOfMemory: a GPU has too little for a step; the last checkpoint is from before.
+            LoadingFailed: a worker died, or could not load a batch.
+            SpeechError: the data were damaged since they were opened.
             Interrupted: `stop` was set; everything up to there is saved.
         """
         try:
@@ -204,6 +207,11 @@ class Trainer:
                 self.run_epoch()
         except torch.cuda.OutOfMemoryError as error:
             raise OutOfMemory(self._too_large(error)) from error
+        except Exception as error:
+            found = loading_error(error, self._train.path)
+            if found is None:
+                raise
+            raise found from None
 
     @property
     def done(self) -> bool:

@@ -104,6 +104,11 @@ def checksum(path: Path) -> str:
     return f"crc32:{value:08x}"
 
 
+def checksum_of_bytes(content: bytes) -> str:
+    """`checksum` of a file with this content."""
+    return f"crc32:{zlib.crc32(content):08x}"
+
+
 def sealed(data: dict[str, Any], name: str, folder: Path, files: list[str]) -> dict[str, Any]:
     """`data` with the checksums of the files beside it, and of itself.
 
@@ -156,4 +161,4 @@ def _of_values(data: dict[str, Any], name: str) -> str:
     sums = {file: value for file, value in data[CHECKSUMS].items() if file != name}
     # Through JSON once, since tuples and whole numbers as keys are read back as something else.
     plain = json.loads(json.dumps({**data, CHECKSUMS: sums}))
-    return f"crc32:{zlib.crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
+    return checksum_of_bytes(json.dumps(plain, sort_keys=True).encode())

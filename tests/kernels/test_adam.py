@@ -25,7 +25,7 @@ def parameters(block: int, device: str) -> list[tuple[torch.Tensor, BlockLayout 
     found: list[tuple[torch.Tensor, BlockLayout | None]] = []
     for shape in ((3, 2, 2), (2, 1, 3)):
         mask = torch.rand(shape) < 0.5
-        mask[0] = False
+        mask[0], mask[1, 0, 0] = False, True
         layout = BlockLayout(mask, block).to(device)
         n, c = shape[0] * block, shape[2] * block
         weight = torch.randn(n, shape[1] * c, device=device)

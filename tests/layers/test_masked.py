@@ -8,6 +8,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -80,6 +81,18 @@ def test_block_mask_is_a_copy(net):
     mask = net.first.block_mask
     mask.fill_(True)
     assert not net.first.block_mask.all()
+    with pytest.warns(UserWarning, match="it is a copy, .*give that to set_block_mask"):
+        net.first.block_mask[0] = False
+    assert net.first.block_mask[0].any()
+    changed = net.first.block_mask.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        changed[0] = False
+        net.first.set_block_mask(changed)
+    assert not net.first.block_mask[0].any()
+    for plain in (~mask, mask & mask, mask.clone(), mask.float(), mask[0]):
+        assert type(plain) is torch.Tensor
+    assert torch.equal(pickle.loads(pickle.dumps(mask)), mask)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import sniper.optim
 from sniper import BlockSparseConv1d, BlockSparseLinear, densify, ops, sparsify
 
 OPTIMIZERS = {
@@ -20,6 +21,7 @@ OPTIMIZERS = {
     "momentum": lambda ps: torch.optim.SGD(ps, lr=0.05, momentum=0.9),
     "rmsprop": lambda ps: torch.optim.RMSprop(ps, lr=0.05, momentum=0.5),
     "muon": lambda ps: torch.optim.Muon([p for p in ps if p.dim() == 2], lr=0.05),
+    "ours": lambda ps: sniper.optim.Adam(ps, lr=0.05),
 }
 
 

@@ -78,6 +78,13 @@ def test_explain_names_layers_passes_and_times(capsys):
     assert f"{model[0].density:.3f}" in lines[1] and " ms)" in lines[1]
 
 
+def test_explain_of_a_model_without_masks_says_so(capsys):
+    model = torch.nn.Sequential(BlockSparseLinear(32, 32, block_size=16), torch.nn.ReLU())
+    said = ops.explain(model)
+    assert said.startswith("no layer has a block mask, so all of them run as torch's own: ")
+    assert capsys.readouterr().out == said + "\n"
+
+
 def test_explain_shows_a_dash_for_what_has_not_run():
     table = ops.explain(torch.nn.Sequential(masked_layer()))
     assert table.splitlines()[1].split()[2:] == ["-", "-", "-"]

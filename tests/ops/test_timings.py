@@ -87,7 +87,7 @@ def test_a_near_tie_goes_to_the_first(own_cache):
 def test_a_clear_loser_is_not_timed_again():
     slow: list[float] = []
     timings.fastest("key", {"quick": taking(0.001, []), "slow": taking(0.01, slow)})
-    assert len(slow) <= 3  # once to warm up and compare, at most two samples
+    assert len(slow) <= 4  # once to warm up and compare, three samples
 
 
 @pytest.mark.parametrize("disturbed", [1.4, 20.0])  # 20: far beyond what is not timed again

@@ -253,15 +253,13 @@ def test_what_is_no_optimizer(wrong):
 def test_optimizers_that_masks_cannot_follow():
     model, other = nn.Linear(2, 2), nn.Linear(2, 2)
     good, foreign = torch.optim.SGD(model.parameters(), 0.1), torch.optim.Adam(other.parameters())
-    check_optimizers([good], model, scaled=True, permuted=False)
+    check_optimizers([good], model, scaled=True)
     with pytest.raises(ValueError, match="expected one of the model's parameters, got Adam"):
-        check_optimizers([good, foreign], model, scaled=False, permuted=False)
+        check_optimizers([good, foreign], model, scaled=False)
     lbfgs = torch.optim.LBFGS(model.parameters())
-    check_optimizers([lbfgs], model, scaled=False, permuted=False)
+    check_optimizers([lbfgs], model, scaled=False)
     with pytest.raises(ValueError, match="got LBFGS, which has one for all: .*lr_scale=None"):
-        check_optimizers([lbfgs], model, scaled=True, permuted=False)
-    with pytest.raises(ValueError, match="any memory order, got LBFGS.*block_size=None"):
-        check_optimizers([lbfgs], model, scaled=False, permuted=True)
+        check_optimizers([lbfgs], model, scaled=True)
 
 
 @pytest.mark.parametrize(

@@ -685,7 +685,7 @@ def test_a_copied_model_takes_the_papers_masks_along(copied):
 
 def test_lbfgs():
     model = make_net()
-    snip = scored(model, block_size=16, lr_scale=None, exclude=["norm", "conv"])
+    snip = scored(model, block_size=16, lr_scale=None)
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
     snip.step(0, optimizer)
 

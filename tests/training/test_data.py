@@ -17,12 +17,15 @@ import torch
 from sniper.training.config import ConfigError
 from sniper.training.data import (
     EpochBatches,
+    loading_error,
     make_loader,
     static_shapes,
     train_batches,
     valid_batches,
 )
+from sniper.training.progress import Interrupted, LoadingFailed
 from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset
+from sniper.tts.errors import SpeechError
 
 
 def _passes() -> BucketBatchSampler:
@@ -163,3 +166,50 @@ def test_static_shapes_hold_every_batch_and_are_few(demo_corpus: Path):
 def test_token_lengths_are_those_of_the_items(demo_corpus: Path):
     dataset = FeatureDataset(demo_corpus / "train.safetensors")
     assert dataset.token_lengths.tolist() == [len(dataset[i].tokens) for i in range(len(dataset))]
+
+
+class Failing(FeatureDataset):
+    """Its third utterance does `harm` in whichever process loads it."""
+
+    harm = None
+
+    def __getitem__(self, index: int):
+        if index == 2:
+            self.harm()
+        return super().__getitem__(index)
+
+
+def _divide():
+    raise ZeroDivisionError("one line\nand another")
+
+
+def _damaged():
+    raise SpeechError("train.safetensors is damaged (why); prepare it again")
+
+
+@pytest.mark.parametrize(
+    ("harm", "kind", "said"),
+    [
+        (_divide, LoadingFailed, "could not be loaded (ZeroDivisionError: one line and another)"),
+        (_damaged, SpeechError, "train.safetensors is damaged (why); prepare it again"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), LoadingFailed, "has died (DataLoader wor"),
+        (lambda: os._exit(3), LoadingFailed, "has died (DataLoader worker (pid"),
+    ],
+    ids=["exception", "damage", "killed", "exited"],
+)
+def test_a_workers_end_is_one_line(demo_corpus: Path, harm, kind, said):
+    dataset = Failing(demo_corpus / "train.safetensors")
+    dataset.harm = harm
+    loader = make_loader(dataset, [[0, 1], [2, 3]], 1, pin_memory=False)
+    batches = iter(loader)
+    with pytest.raises(Exception) as raised:
+        list(batches)
+    batches._shutdown_workers()  # by itself, as garbage, it would take ten seconds
+    found = loading_error(raised.value, dataset.path)
+    assert type(found) is kind and said in str(found) and "\n" not in str(found)
+    assert kind is SpeechError or "train.workers=0" in str(found)
+
+
+def test_an_error_that_is_no_workers_is_left_alone():
+    for error in (RuntimeError("shapes cannot be multiplied"), Interrupted(), OSError(5)):
+        assert loading_error(error, Path("x")) is None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -249,13 +250,18 @@ def _write_mel(mels: Path, job: Job) -> int | str:
     """Frames of an utterance's mel, or what is wrong with it."""
     path = _mel_path(mels, job)
     try:
-        if path.is_file():
-            # Of a run that was stopped; the name stands for the recording as it is now.
+        # Of a run that was stopped; the name stands for the recording as it is now. What a power
+        # cut has left of one is made anew.
+        with contextlib.suppress(OSError, ValueError, EOFError):
             return len(np.load(path, mmap_mode="r"))
         samples, _, _ = read_speech(job.wav, learned.AUDIO)
         return learned.write_mel(path, samples)
     except (UtteranceError, OSError) as error:
         return " ".join(str(error).split())
+    # Whatever else one file causes must name that file, and not end the work on all others.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"unexpected error in {job.wav}: {reason}"
 
 
 _trained: learned.LearnedAligner | None = None

@@ -3,6 +3,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,6 +14,7 @@ from sniper.tts.audio.reading import read_sound, sound_seconds
 from sniper.tts.corpus.alignment import Alignment, read_textgrid
 from sniper.tts.corpus.corpus import Utterance
 from sniper.tts.corpus.features import extract
+from sniper.tts.corpus.sources import content_of
 from sniper.tts.corpus.workfile import Record
 from sniper.tts.errors import UtteranceError
 from sniper.tts.processes import map_in_processes
@@ -29,6 +31,12 @@ SILENCE = 2**-14
 
 def analyze(utterance: Utterance, config: FeatureConfig) -> Record:
     """Read, align and analyse one utterance; what is wrong with it becomes `Record.problem`."""
+    # Before the files are read, so that one which changes meanwhile is another at the next look.
+    content = content_of(utterance)
+    return replace(_analyze(utterance, config), content=content)
+
+
+def _analyze(utterance: Utterance, config: FeatureConfig) -> Record:
     try:
         alignment = utterance.alignment
         if not isinstance(alignment, Alignment):

@@ -6,6 +6,7 @@ last, `corpus.json`; while work goes on, `prepare.work`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sniper.tts.corpus.corpus import Corpus, fingerprint
 from sniper.tts.corpus.dataset import CORPUS, SPLITS, CorpusInfo, read_corpus_json
 from sniper.tts.corpus.features import Prosody, compute_prosody, compute_statistics
 from sniper.tts.corpus.health import Census
+from sniper.tts.corpus.sources import entry_of, refuse_other_sources, state_of
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
 from sniper.tts.corpus.verify import damaged
 from sniper.tts.corpus.workfile import WorkFile, features_of
@@ -94,17 +96,22 @@ class Plan:
         }
 
 
-def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None:
+def find_finished(
+    out: Path, plan: Plan, force: bool = False, read: Callable[[], Corpus] | None = None
+) -> Prepared | None:
     """Look for an earlier preparation in `out`.
 
     Args:
         force: remove whatever is there instead.
+        read: gives the corpus as it is now; None: it need not be what the preparation was made
+            from.
 
     Returns:
         The finished one; None where there is none or it is not finished.
 
     Raises:
-        SpeechError: it was made with other settings (the differences are listed).
+        SpeechError: it was made with other settings or from other files (the differences are
+            listed).
     """
     path = out / CORPUS
     if force:
@@ -120,6 +127,8 @@ def find_finished(out: Path, plan: Plan, force: bool = False) -> Prepared | None
     try:
         found = read_corpus_json(path)
         refuse_other_settings(out, found["settings"], plan.settings())
+        if read is not None:
+            refuse_other_sources(out, found.get("sources"), read())
         prepared = _prepared(out, found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, " ".join(str(error).split())[:200]) from error
@@ -214,8 +223,10 @@ def build(
             # A split that is too large is refused before the long analysis, although more
             # utterances may drop out in it.
             split_sizes(len(corpus.utterances), plan.valid, plan.test)
+        # Taken before the analysis: a file that changes meanwhile is another at the next look.
+        states = {u.id: state_of(u) for u in corpus.utterances}
         positions = _analyze_rest(corpus, plan.features, work, workers, progress)
-        prepared = _finish(corpus, plan, out, work, positions, frontend, lexicon, speech)
+        prepared = _finish(corpus, plan, out, work, positions, states, frontend, lexicon, speech)
     except NothingUsable:
         # What was wrong will be mended before the next run, which must look again.
         work.path.unlink()
@@ -266,6 +277,7 @@ def _finish(
     out: Path,
     work: WorkFile,
     positions: list[int],
+    states: dict[str, str],
     frontend: Frontend | None,
     lexicon: dict[str, str],
     speech: str,
@@ -275,8 +287,10 @@ def _finish(
     census = Census(plan.features)
     speaker_of = {u.id: u.speaker for u in corpus.utterances}
     pronunciations: list[tuple[str, str]] = []
+    sources = {}
     for position in positions:
         record = work.read(position)
+        sources[record.id] = entry_of(states[record.id], record.content)
         if record.problem:
             problems.append((record.id, record.problem))
             continue
@@ -332,6 +346,9 @@ def _finish(
         "summary": summary,
         **info.to_json(),
     }
+    # The demo's recordings are ours, and equal arguments give equal bytes, without times.
+    if plan.corpus.get("kind") != "demo":
+        content["sources"] = sources
     files = [f"{name}.safetensors" for name in parts]
     whole = sealed({"settings": plan.settings(), **content}, CORPUS, out, files)
     # Last of all. Whoever finds it knows that the rest is complete.

@@ -170,16 +170,34 @@ class FeatureDataset(torch.utils.data.Dataset):
         self._open()
 
     def _refuse_other_bytes(self) -> None:
-        about = read_corpus_json(self.path.with_name(CORPUS))
         try:
+            about = read_corpus_json(self.path.with_name(CORPUS))
             other = damaged_file(about, self.path.parent, [self.path.name])
         except OSError:
             return  # opening it says what is wrong
         if other is not None:
             raise damaged(self.path, "it is not what was written, its checksum is another")
 
+    def _refuse_written_to(self) -> None:
+        """Refuses a mapped file that somebody writes to: it would give a mixture of two files, or
+        end the process where it has become shorter.
+        """
+        try:
+            found = self.path.stat()
+        except OSError:
+            return  # what was removed or replaced stays mapped as it was
+        size, time, inode = self._mapped
+        if found.st_ino != inode or (found.st_size, found.st_mtime_ns) == (size, time):
+            return
+        if found.st_size != size:
+            raise damaged(self.path, "it was written to while it was in use")
+        self._refuse_other_bytes()  # only its time may be another
+        self._mapped = size, found.st_mtime_ns, inode
+
     def _open(self) -> None:
         self._tensors, metadata = map_tensors(self.path)
+        found = self.path.stat()
+        self._mapped = found.st_size, found.st_mtime_ns, found.st_ino
         try:
             about = (self.info.vocabulary, self.info.features.n_mels)
             found = check_split(self._tensors, metadata, *about)
@@ -219,6 +237,7 @@ class FeatureDataset(torch.utils.data.Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"utterance {index} of {len(self)}")
         index %= len(self)
+        self._refuse_written_to()
         frames = slice(self._mel_offsets[index], self._mel_offsets[index + 1])
         tokens = slice(self._token_offsets[index], self._token_offsets[index + 1])
         speaker = None if self._speakers is None else self._speakers[index]

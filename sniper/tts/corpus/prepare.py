@@ -16,7 +16,7 @@ from sniper.tts.corpus.build import (
     find_finished,
     require_analysis_packages,
 )
-from sniper.tts.corpus.corpus import list_utterances, read_corpus, synthesis_voice
+from sniper.tts.corpus.corpus import Corpus, list_utterances, read_corpus, synthesis_voice
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import FolderInUse, SpeechError
 from sniper.tts.locks import only_one
@@ -65,7 +65,8 @@ def prepare_demo(
 
     def make() -> Prepared:
         write_demo_corpus(out / "corpus", utterances, seed, voice, progress)
-        return _build(out / "corpus", None, plan, out, None, workers, progress, "none")
+        corpus = read_corpus(out / "corpus")
+        return _build(out / "corpus", corpus, plan, out, None, workers, progress)
 
     return _once(out, plan, force, make)
 
@@ -86,6 +87,9 @@ def prepare_ljspeech(
     progress: bool = True,
 ) -> Prepared:
     """Prepare recordings with alignments (MFA TextGrids or alignments.jsonl).
+
+    Returns at once where it was finished before, from the same files: by size and time of change,
+    or, where these differ, by content.
 
     Args:
         root: folder with metadata.csv and wavs/, or of VCTK or LibriTTS.
@@ -114,10 +118,13 @@ def prepare_ljspeech(
     lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
     plan = Plan(source, features or FeatureConfig(), valid, test, seed, lexicon_sha256)
 
-    def make() -> Prepared:
-        return _build(root, textgrids, plan, out, lexicon, workers, progress, speakers)
+    def read() -> Corpus:
+        return read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
 
-    return _once(out, plan, force, make)
+    def make() -> Prepared:
+        return _build(root, read(), plan, out, lexicon, workers, progress)
+
+    return _once(out, plan, force, make, read)
 
 
 def _refuse_nul(**paths: str | Path | None) -> None:
@@ -132,9 +139,19 @@ def _refuse_workers(workers: int | None) -> None:
         raise SpeechError(f"workers: expected 1 to {MAX_WORKERS}, got {workers}")
 
 
-def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> Prepared:
-    """What is finished in `out`, or what `make` makes there, one process at a time."""
-    finished = None if force else find_finished(out, plan)
+def _once(
+    out: Path,
+    plan: Plan,
+    force: bool,
+    make: Callable[[], Prepared],
+    read: Callable[[], Corpus] | None = None,
+) -> Prepared:
+    """What is finished in `out`, or what `make` makes there, one process at a time.
+
+    Args:
+        read: gives the corpus that a finished preparation must have been made from; None: any.
+    """
+    finished = None if force else find_finished(out, plan, read=read)
     if finished is not None:
         return finished  # also where nothing can be written
     require_analysis_packages()
@@ -144,7 +161,7 @@ def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> P
     try:
         with only_one(out):
             # The process that held the lock may have finished this corpus.
-            return find_finished(out, plan, force) or make()
+            return find_finished(out, plan, force, read) or make()
     except FolderInUse as error:
         raise FolderInUse(f"{error}; wait for it, or choose another --out") from None
     finally:
@@ -153,9 +170,8 @@ def _once(out: Path, plan: Plan, force: bool, make: Callable[[], Prepared]) -> P
                 out.rmdir()
 
 
-def _build(root, textgrids, plan, out, lexicon, workers, progress, speakers) -> Prepared:
+def _build(root, corpus, plan, out, lexicon, workers, progress) -> Prepared:
     words = {} if lexicon is None else read_dictionary(Path(lexicon))
-    corpus = read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
     voice = None if corpus.has_textgrids else synthesis_voice(root)
     return build(
         corpus,

@@ -44,6 +44,8 @@ class Record:
         fingerprint: of the files it was made from; "" in work of earlier versions.
         sound: rate in Hz, peak and share of clipped samples of its file; None in work of earlier
             versions.
+        content: checksums of its files, from just before they were read; "" in work of earlier
+            versions.
     """
 
     id: str
@@ -54,6 +56,7 @@ class Record:
     features: Features | None = None
     fingerprint: str = ""
     sound: tuple[int, float, float] | None = None
+    content: str = ""
 
     @property
     def n_frames(self) -> int:
@@ -128,7 +131,7 @@ class WorkFile:
             SpeechError: the disk is full; names the file.
         """
         data = {name: getattr(record, name) for name in ("id", "text", "phones", "problem")}
-        data["fingerprint"] = record.fingerprint
+        data["fingerprint"], data["content"] = record.fingerprint, record.content
         data["pronunciations"] = record.pronunciations
         body = b""
         if record.features is not None:
@@ -189,4 +192,5 @@ def _record(header: dict, body: bytes) -> Record:
         features=features,
         fingerprint=header.get("fingerprint", ""),
         sound=tuple(header["sound"]) if header.get("sound") else None,
+        content=header.get("content", ""),
     )

@@ -186,6 +186,23 @@ def test_learned_by_phones_and_characters(corpus):
     assert found == [("en-us", False), ("en-us", True)]
 
 
+def test_a_mel_that_a_power_cut_left_is_made_anew(corpus, tmp_path, monkeypatch):
+    wav = corpus / "wavs" / "demo-00001.wav"
+    job = run.Job("demo-00001", wav, "mark", tmp_path / "grid", (), {})
+    frames = run._write_mel(tmp_path, job)
+    (path,) = tmp_path.glob("*.npy")
+    whole = path.read_bytes()
+    assert run._write_mel(tmp_path, job) == frames > 50
+    for left in (b"", whole[:40], whole[:-1], bytes(len(whole))):
+        path.write_bytes(left)
+        assert run._write_mel(tmp_path, job) == frames and path.read_bytes() == whole
+    path.unlink()
+    monkeypatch.setattr(run, "read_speech", lambda *_: 1 // 0)
+    assert str(run._write_mel(tmp_path, job)).startswith(
+        f"unexpected error in {wav}: ZeroDivisionError: "
+    )
+
+
 def test_refusals(corpus, tmp_path):
     with pytest.raises(ValueError, match="knows English alone, got the language 'de'"):
         align(corpus, way="english", language="de")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading prepared features: items, collation, many workers, and the sampler's promises."""
 
+import os
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -187,3 +189,29 @@ def test_speakers_are_normalised_each_by_their_own(speakers_corpus, demo_corpus)
     alone = FeatureDataset(demo_corpus / "train.safetensors")
     assert alone[0].speaker is None and collate([alone[0]]).speakers is None
     assert "speakers" not in alone.info.to_json()
+
+
+def test_a_file_that_is_written_to_while_it_is_mapped(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "corpus")
+    path = tmp_path / "corpus" / "train.safetensors"
+    content, dataset = path.read_bytes(), FeatureDataset(path)
+    mel = dataset[0].mel
+    os.utime(path, ns=(1, 1))  # as it was, at another time
+    assert np.array_equal(dataset[0].mel, mel)
+    with path.open("r+b") as file:
+        file.seek(-8, os.SEEK_END)
+        file.write(b"\x01\x02\x03\x04")
+    with pytest.raises(SpeechError, match="train.safetensors is damaged .* checksum is another"):
+        dataset[0]
+    with path.open("r+b") as file:
+        file.truncate(len(content) // 2)  # reading what was mapped would end the process
+    with pytest.raises(SpeechError, match="train.safetensors is damaged .*while it was in use"):
+        dataset[0]
+    path.write_bytes(content)
+    dataset = FeatureDataset(path)
+    # Prepared anew, or moved away: what is mapped stays.
+    (tmp_path / "new").write_bytes(b"of another preparation")
+    os.replace(tmp_path / "new", path)
+    assert np.array_equal(dataset[0].mel, mel)
+    path.unlink()
+    assert np.array_equal(dataset[0].mel, mel)
