@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset, Item, collate
+from sniper.tts.corpus.parts import BatchParts, Part, collate_part
 from sniper.tts.corpus.shapes import StaticShapes
 
 
@@ -62,24 +63,40 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def train_batches(
-    dataset: FeatureDataset, max_frames: int, per_epoch: int | None, seed: int
+    dataset: FeatureDataset,
+    max_frames: int,
+    per_epoch: int | None,
+    seed: int,
+    parts: int = 1,
+    ranks: int = 1,
 ) -> EpochBatches:
-    """Length-bucketed, shuffled batches of at most `max_frames` padded frames.
+    """Length-bucketed, shuffled batches of `parts` times at most `max_frames` padded frames.
+
+    Args:
+        ranks: that share each batch.
 
     Raises:
-        ConfigError: no utterances, or one of more frames than a batch may have.
+        ConfigError: no utterances, one of more frames than a batch may have, or fewer of them than
+            ranks.
     """
     _refuse_empty(dataset)
+    if len(dataset) < ranks:
+        raise ConfigError(
+            f"ranks: expected at most as many as there are utterances to learn from, got {ranks} "
+            f"ranks and {len(dataset)} utterances in {dataset.path}: start fewer"
+        )
+    lengths, ids = dataset.mel_lengths, dataset.ids
     try:
-        passes = BucketBatchSampler(dataset.mel_lengths, max_frames, seed=seed, ids=dataset.ids)
+        passes = BucketBatchSampler(lengths, max_frames, seed=seed, ids=ids, parts=parts)
     except ValueError as error:
         raise ConfigError(f"train.max_frames: {error}") from None
     return EpochBatches(passes, per_epoch)
 
 
-def static_shapes(dataset: FeatureDataset, batches: EpochBatches) -> StaticShapes:
-    """The few shapes that all of `batches` fit into."""
-    return StaticShapes.of_buckets(batches.buckets, dataset.token_lengths, dataset.mel_lengths)
+def static_shapes(dataset: FeatureDataset, batches: EpochBatches, parts: int = 1) -> StaticShapes:
+    """The few shapes that all of `batches` fit into, or of a part of each in so many."""
+    lengths = (dataset.token_lengths, dataset.mel_lengths)
+    return StaticShapes.of_buckets(batches.buckets, *lengths, parts)
 
 
 def valid_batches(dataset: FeatureDataset, max_frames: int) -> EpochBatches:
@@ -103,7 +120,7 @@ def _refuse_empty(dataset: FeatureDataset) -> None:
 
 
 def make_loader(
-    dataset: FeatureDataset,
+    dataset: FeatureDataset | BatchParts,
     batches: Iterable[list[int]],
     workers: int,
     pin_memory: bool,
@@ -111,15 +128,15 @@ def make_loader(
 ) -> DataLoader:
     """A loader that draws nothing from the global random number generator.
 
-    Each batch is a `Batch`, padded to one of `shapes` if there are some; workers stay alive over
-    epochs.
+    Each batch is a `Batch`, padded to one of `shapes` if there are some; of `BatchParts` this
+    rank's part of it. Workers stay alive over epochs.
     """
     if workers:
         _end_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate if shapes is None else functools.partial(_collate, shapes),
+        collate_fn=functools.partial(_collate, shapes),
         num_workers=workers,
         pin_memory=pin_memory,
         # Starting a worker imports torch again, which takes longer than an epoch of a small corpus.
@@ -149,8 +166,10 @@ def grouped(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Bat
             group = []
 
 
-def _collate(shapes: StaticShapes, items: Sequence[Item]) -> Batch:
-    return shapes.pad(collate(items))
+def _collate(shapes: StaticShapes | None, items: Sequence[Item] | Part) -> Batch:
+    if isinstance(items, Part):
+        return collate_part(items, shapes)
+    return collate(items) if shapes is None else shapes.pad(collate(items))
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -214,6 +214,11 @@ class FeatureDataset(torch.utils.data.Dataset):
         """Tokens of each utterance, the end of sentence included, `[N]` int64."""
         return np.diff(self._token_offsets) + 1
 
+    def spoken_tokens(self, index: int) -> int:
+        """Tokens of an utterance that have frames, counted without loading the rest of it."""
+        tokens = slice(self._token_offsets[index], self._token_offsets[index + 1])
+        return int(np.count_nonzero(self._tensors["durations"][tokens]))
+
     def __getitem__(self, index: int) -> Item:
         # A plain `for` over the dataset ends by this error.
         if not -len(self) <= index < len(self):
@@ -284,6 +289,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         seed: of the order.
         shuffle: False gives one fixed order, longest first.
         ids: names for the error message.
+        parts: that a batch is shared out in; the bound is that of each part.
 
     Attributes:
         buckets: members and batch size of each, the longest first.
@@ -299,7 +305,9 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         seed: int = 0,
         shuffle: bool = True,
         ids: Sequence[str] | None = None,
+        parts: int = 1,
     ) -> None:
+        self.parts = parts
         self.lengths = np.asarray(lengths_in_frames, dtype=np.int64)
         self.max_frames = int(max_frames_per_batch)
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
@@ -324,7 +332,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         descending = self.lengths[order]
         buckets, begin = [], 0
         while begin < len(order):
-            size = int(self.max_frames // descending[begin])
+            size = self.parts * int(self.max_frames // descending[begin])
             # Both with a minus, since searchsorted wants ascending values.
             similar = int(np.searchsorted(-descending, -0.9 * descending[begin], side="right"))
             # Whole batches only, so that just the last bucket of all leaves a small one.
