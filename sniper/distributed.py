@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
-from sniper.sparsity.exchange import GradientExchange, compress_gradients
+from sniper.sparsity.ddp import compress_gradients
+from sniper.sparsity.exchange import GradientExchange
 
 __all__ = ["GradientExchange", "compress_gradients"]

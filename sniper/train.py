@@ -60,7 +60,7 @@ def _main(argv: list[str] | None) -> int:
     options = _parser().parse_args(argv)
 
     from sniper.training.config import load
-    from sniper.training.ranks import ALONE, Ended, joined
+    from sniper.training.ranks import ALONE, Ended, joined, restarts
     from sniper.training.run import open_run, signals
 
     def ending(error: BaseException) -> tuple[str, int]:
@@ -73,10 +73,12 @@ def _main(argv: list[str] | None) -> int:
             init = [f"init={options.init}"] if options.init is not None else []
             # --init comes last, so that it wins over an `init=` among the overrides.
             config = load(options.config, [*options.overrides, *init])
-            with open_run(config, options.fresh, ranks) as trainer:
+            # What a start again finds is what the same command has saved.
+            fresh = options.fresh and not restarts()
+            with open_run(config, fresh, ranks) as trainer:
                 trainer.fit()
     except Ended as error:
-        return error.status  # the rank that failed has said why
+        return error.status  # why has been said
     except BaseException as error:
         line, status = ending(error)
         if not status:

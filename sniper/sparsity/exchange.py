@@ -9,7 +9,7 @@ sums back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,9 +19,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sniper.ops.layout import BlockLayout
 from sniper.sparsity.distributed import BUCKET, lost_if_fails
 from sniper.sparsity.sniper import Sniper
-
-if TYPE_CHECKING:
-    from torch.nn.parallel import DistributedDataParallel
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -100,7 +97,7 @@ class GradientExchange:
         dtype: in which gradients travel and are added up: float32 or bfloat16.
 
     Attributes:
-        bytes: that this rank gave to the last `sum`, or through DDP since it was last set to 0.
+        bytes: that this rank gave to the last `sum`, or by `average` since it was last set to 0.
 
     Raises:
         ValueError: another dtype.
@@ -142,21 +139,25 @@ class GradientExchange:
                 work.wait()
             self._unpack(chosen, flat)
 
-    def average_bucket(self, bucket: Any) -> torch.futures.Future[Any]:
-        """A communication hook of DDP: the mean of a `GradBucket` over all ranks."""
-        packings = self._current(bucket.parameters())
-        # The bucket's gradients are views of its buffer, so what is put there is in it.
-        chosen = list(zip(packings, bucket.gradients(), strict=True))
-        buffer = bucket.buffer()
+    def average(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> torch.futures.Future[Any]:
+        """Begins to replace gradients by their mean over all ranks.
+
+        Args:
+            pairs: parameters and their gradients, in the same order on every rank.
+
+        Returns:
+            A future that is done when the gradients are.
+        """
+        packings = self._current([p for p, _ in pairs])
+        chosen = [(packing, grad) for packing, (_, grad) in zip(packings, pairs, strict=True)]
         # Before the sum, as DDP itself does, which in half precision is another number.
         flat = self._pack(chosen).div_(dist.get_world_size())
         work = dist.all_reduce(flat, async_op=True)
         assert work is not None
 
-        def unpack(done: Any) -> Tensor:
+        def unpack(done: Any) -> None:
             done.value()  # raises what the exchange has raised
             self._unpack(chosen, flat)
-            return buffer
 
         return work.get_future().then(unpack)
 
@@ -185,39 +186,6 @@ class GradientExchange:
         if known is None or known[0] != key:
             known = self._packings[p] = key, _Blocks(mask) if blocks else _Weights(mask)
         return known[1]
-
-
-def compress_gradients(
-    ddp: DistributedDataParallel, sniper: Sniper, dtype: torch.dtype = torch.float32
-) -> GradientExchange:
-    """Has DDP exchange the gradients of active weights alone; what it computes stays the mean.
-
-        ddp = torch.nn.parallel.DistributedDataParallel(model)
-        sniper.distributed.compress_gradients(ddp, snip)
-
-    Args:
-        ddp: around the model of `sniper`, without another communication hook.
-        sniper: whose masks say what is active, at each moment anew.
-        dtype: in which gradients travel and are added up: float32, or bfloat16 for half the bytes.
-
-    Returns:
-        The exchange, whose `bytes` count what this rank has sent.
-
-    Raises:
-        ValueError: no DDP, another model, another dtype.
-    """
-    from torch.nn.parallel import DistributedDataParallel
-
-    if not isinstance(ddp, DistributedDataParallel):
-        raise ValueError(f"ddp: expected a DistributedDataParallel, got {type(ddp).__name__}")
-    if not isinstance(sniper, Sniper):
-        raise ValueError(f"sniper: expected a Sniper, got {type(sniper).__name__}")
-    own, wrapped = sniper.masked_parameters(), {id(p) for p in ddp.parameters()}
-    if any(id(p) not in wrapped for p in own.values()):
-        raise ValueError("sniper: expected that of the model inside ddp, got one of another model")
-    exchange = GradientExchange(sniper, dtype)
-    ddp.register_comm_hook(exchange, GradientExchange.average_bucket)
-    return exchange
 
 
 def _parts(sizes: Sequence[int]) -> list[list[int]]:

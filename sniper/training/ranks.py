@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -39,14 +41,14 @@ _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Ended(Exception):
-    """Another rank has failed and said why.
+    """A rank has failed and said why.
 
     Attributes:
         status: with which this process is to end.
     """
 
     def __init__(self, status: int):
-        super().__init__(f"another rank has failed with status {status}")
+        super().__init__(f"a rank has failed with status {status}")
         self.status = status
 
 
@@ -167,6 +169,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def restarts() -> int:
+    """How often torchrun has started these ranks again after a failure."""
+    text = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
 def environment() -> tuple[int, int, int | None]:
     """Rank, number of ranks and number on this machine, as torchrun puts them into the environment.
 
@@ -208,7 +216,7 @@ def joined(told: Told) -> Iterator[Ranks]:
 
     Raises:
         ConfigError: the environment makes no sense, or the others do not come.
-        Ended: another rank has failed, and has said why.
+        Ended: a rank has failed, this one or another, and has said why.
     """
     rank, size, local = environment()
     if size == 1:
@@ -216,8 +224,7 @@ def joined(told: Told) -> Iterator[Ranks]:
         return
     # Elastic starts give every attempt a store or a prefix; a message of the attempt before must
     # not end this one.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = PrefixStore(f"sniper/{attempt}", _meet(rank, size))
+    store = PrefixStore(f"sniper/{restarts()}", _meet(rank, size))
     ranks = Ranks(rank, size, local, store)
     failures = _Failures(rank, size, store)
     with _quiet(rank > 0), failures.watched():
@@ -259,6 +266,13 @@ def _quiet(quiet: bool) -> Iterator[None]:
         yield
 
 
+def _ignore_signals() -> None:
+    """Ctrl-C and SIGTERM do nothing any more: this process ends by itself."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 class _Failures:
     """The first failure of any rank, which all ranks end with."""
 
@@ -268,24 +282,33 @@ class _Failures:
         self._over = threading.Event()
 
     def tell(self, error: BaseException, told: Told) -> NoReturn:
-        """Leaves this rank's failure for the others, unless one of them was first."""
+        """Says this rank's failure, and leaves it for the others, unless one of them was first.
+
+        Raises:
+            Ended: always.
+        """
         # Whoever was lost has ended for a reason, which it may be about to tell; and where all end
         # alike, rank 0 says it.
         lost = isinstance(error, RankLost)
         self._wait_for_another(_GRACE if lost else 1.0 if self._rank else 0.0)
         line, status = told(error)
         mine = {"rank": self._rank, "host": self._host, "line": line, "status": status or 1}
-        mine = json.dumps(mine)
+        first = mine
         with contextlib.suppress(RuntimeError):  # whoever keeps the store may be gone
-            first = self._store.compare_set("failure", "", mine).decode()
-            if first != mine:
-                self._over.set()
-                self._seen()
-                raise Ended(json.loads(first)["status"]) from error
-            self._over.set()
-            self._seen()
-            self._let_others_see()
-        raise error
+            text = json.dumps(mine)
+            first = json.loads(self._store.compare_set("failure", "", text).decode())
+        self._over.set()
+        if first == mine:
+            # Before the others end: then torchrun ends whoever is left.
+            if not status:
+                traceback.print_exception(error)
+            print(line, file=sys.stderr, flush=True)
+        _ignore_signals()
+        with contextlib.suppress(RuntimeError):
+            self._store.add("seen", 1)
+            if self._rank == 0:  # the store may be in this very process
+                self._until(lambda: self._store.add("seen", 0) >= self._size, 2 * _GRACE)
+        raise Ended(first["status"]) from None
 
     def leave(self) -> None:
         """All is done here; whoever keeps the store stays until all are."""
@@ -319,7 +342,8 @@ class _Failures:
             self._show(failure)
             # It may be waiting for the other one, or end by itself.
             if not self._over.wait(_GRACE):
-                self._seen()
+                with contextlib.suppress(RuntimeError):
+                    store.add("seen", 1)
                 os._exit(failure["status"])
             return
 
@@ -331,15 +355,6 @@ class _Failures:
     def _wait_for_another(self, seconds: float) -> None:
         with contextlib.suppress(RuntimeError):
             self._until(lambda: self._store.check(["failure"]), seconds)
-
-    def _seen(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            self._store.add("seen", 1)
-
-    def _let_others_see(self) -> None:
-        # The store may be in this very process.
-        if self._rank == 0:
-            self._until(lambda: self._store.add("seen", 0) == self._size, 2 * _GRACE)
 
     def _until(self, done: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds

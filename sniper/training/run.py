@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-import sniper
-from sniper import _C
+from sniper import _C, __version__
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import launch
 from sniper.training import checkpoint
@@ -110,7 +109,7 @@ def _refuse_other_ranks(config: Config, device: torch.device, ranks: Ranks) -> N
     cuda = device.type == "cuda"
     chip = torch.cuda.get_device_name(device) if cuda else _C.cpu.instruction_set()
     code = {
-        "sniper": f"{sniper.__version__} ({_digest_of_code()})",
+        "sniper": f"{__version__} ({_digest_of_code()})",
         "torch": torch.__version__,
         "processor": f"{device.type} {chip}",
     }
@@ -125,7 +124,7 @@ def _refuse_other_ranks(config: Config, device: torch.device, ranks: Ranks) -> N
 def _digest_of_code() -> str:
     """Eight digits that tell two states of this package from each other."""
     digest = hashlib.blake2b(digest_size=4)
-    root = Path(sniper.__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     digest.update(Path(_C.__file__).read_bytes())
