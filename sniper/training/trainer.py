@@ -410,7 +410,8 @@ class Trainer:
                 progress.frames += frames
                 progress.padded_frames += utterances * batch.mel.shape[1]
                 progress.batch += 1
-            losses = self._update(torch.stack(rows), [n for batch in group for n in batch.ids])
+            losses = self._of_all_ranks(torch.stack(rows))
+            self._update([name for batch in group for name in batch.ids])
             sums = functools.reduce(torch.add, losses.double(), sums)
             mean = functools.reduce(torch.add, losses / len(group))
             self.observer.updated(progress, dict(zip(names, mean, strict=True)))
@@ -427,8 +428,8 @@ class Trainer:
         progress.seconds += time.perf_counter() - started
         self._check_finite()
 
-    def _update(self, losses: Tensor, ids: list[str]) -> Tensor:
-        """One update, with the gradients of all ranks; returns the losses of all ranks together.
+    def _of_all_ranks(self, losses: Tensor) -> Tensor:
+        """Adds up the gradients of all ranks; gives the losses of all of them together.
 
         Gradients are added up in one exchange behind the backward pass, not by DDP within it: a
         recorded graph then ends before the exchange, micro-batches exchange once an update, and
@@ -438,13 +439,15 @@ class Trainer:
             # Losses of parts are divided by counts of the whole, so sums are what is meant.
             self._exchange.sum([p for p in self.model.parameters() if p.requires_grad])
             losses = self.ranks.sum(losses)
+        return losses
+
+    def _update(self, ids: list[str]) -> None:
         self._unchecked.append((ids, self.step.clip()))
         if self._looks():
             self._check_finite()
         self.step.update()
         self.scheduler.step()
         self.progress.update += 1
-        return losses
 
     def _looks(self) -> bool:
         """Whether it is time to look at values and at other ranks; on a GPU doing so at every

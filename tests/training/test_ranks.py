@@ -44,8 +44,8 @@ UPDATES = 50  # 10 epochs of 5 batches
 
 
 def config(corpus: str | Path, output: Path, schedule: dict[int, float], **train: Any) -> Config:
-    train = {"epochs": 10, "lr": 0.01, **train}
-    sparsity = {"schedule": schedule, "max_lr_scale": 2.0}
+    train = {"epochs": 10, "lr": 0.005, **train}
+    sparsity = {"schedule": schedule, "max_lr_scale": 2.0, "prime_moments": 16.0}
     return tiny(Path(corpus), output, model=PLAIN, sparsity=sparsity, train=train)
 
 
@@ -138,7 +138,7 @@ def test_two_then_one_then_three_ranks_learn_what_one_does(
     together_ = torch.load(folder / f"{name}.pt", weights_only=True)
     assert len(losses) == len(together_) == UPDATES
     assert max(abs(a - b) for a, b in zip(losses, together_, strict=True)) < 1e-5
-    assert losses[-1] < losses[0] / 3
+    assert losses[-1] < losses[0] / 2
     # The same utterances once each, whatever the ranks: frames of the epochs are equal.
     rows = checkpoint.load(folder / name).meta["progress"]["history"]
     for row, own in zip(rows, alone.progress.history, strict=True):
