@@ -36,6 +36,31 @@ class EpochBatches(Sampler[list[int]]):
         self._passes = passes
         self.per_epoch = per_epoch or len(passes)
         self._epoch = self._skip = 0
+        # An epoch that was begun with other batches: what is left of it, and how many those were.
+        self._rest: tuple[int, BucketBatchSampler, int] | None = None
+
+    def take_up(self, epoch: int, dealt: Sequence[tuple[int, int]]) -> None:
+        """`epoch`, a pass, goes on with the utterances that no batch has had.
+
+        Args:
+            dealt: parts of a batch, and how many batches were of so many, one after the other.
+        """
+        left, count = None, 0
+        for parts, batches in dealt:
+            passes = self._passes.of(left, parts)
+            passes.set_epoch(epoch)
+            done = [i for batch in list(passes)[:batches] for i in batch]
+            everyone = np.arange(len(passes.lengths)) if left is None else left
+            left, count = np.setdiff1d(everyone, done), count + batches
+        rest = self._passes.of(left, self._passes.parts)
+        rest.set_epoch(epoch)
+        self._rest = epoch, rest, count
+
+    def of_epoch(self, epoch: int) -> int:
+        """How many batches an epoch has, from its beginning."""
+        if self._rest is not None and epoch == self._rest[0]:
+            return self._rest[2] + len(self._rest[1])
+        return self.per_epoch
 
     def seek(self, epoch: int, skip: int = 0) -> None:
         """The next iteration gives `epoch` from its batch number `skip` on."""
@@ -44,12 +69,16 @@ class EpochBatches(Sampler[list[int]]):
     @property
     def buckets(self) -> list[tuple[np.ndarray, int]]:
         """Members and batch size of each length bucket that batches are dealt from."""
-        return self._passes.buckets
+        rest = [] if self._rest is None else self._rest[1].buckets
+        return [*self._passes.buckets, *rest]
 
     def __len__(self) -> int:
-        return self.per_epoch - self._skip
+        return self.of_epoch(self._epoch) - self._skip
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._rest is not None and self._epoch == self._rest[0]:
+            yield from list(self._rest[1])[self._skip - self._rest[2] :]
+            return
         # Counted over the whole run, so that an epoch that is cut short or taken up in its middle
         # sees the utterances that are due, whatever was done before.
         position = self._epoch * self.per_epoch + self._skip

@@ -80,6 +80,26 @@ def saved_progress(saved: Checkpoint) -> Progress:
     return progress
 
 
+def dealt_before(saved: Checkpoint, progress: Progress, ranks: int) -> list[tuple[int, int]]:
+    """How the running epoch was dealt before so many ranks took it up: numbers of ranks, and how
+    many batches were shared by so many; empty where it was theirs from the start.
+
+    Raises:
+        CheckpointError: it cannot have been.
+    """
+    before, dealt = saved.meta.get("ranks", 1), saved.meta.get("dealt", [])
+    pairs = [pair for pair in dealt if isinstance(pair, list | tuple) and len(pair) == 2]
+    counts = [before, *(value for pair in pairs for value in pair)]
+    good = len(pairs) == len(dealt) and all(type(n) is int and n > 0 for n in counts)
+    last = progress.batch - sum(batches for _, batches in pairs) if good else -1
+    if last < 0:
+        raise damaged(saved.path, "meta.json", f"ranks: {before!r:.60}, dealt: {dealt!r:.60}")
+    # Stopped before their first batch, the ranks that were there have left nothing of their own.
+    if before != ranks and last:
+        pairs = [*pairs, (before, last)]
+    return [(parts, batches) for parts, batches in pairs]
+
+
 def _is_number(value: object) -> bool:
     # True is an int to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):

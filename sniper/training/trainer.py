@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from sniper.layers.selection import unmatched
 from sniper.optim import Adam
@@ -127,13 +128,17 @@ class Trainer:
         self.batches_per_epoch = self._batches.per_epoch
         cuda = self.device.type == "cuda"
         workers = settings.workers if settings.workers is not None else (4 if cuda else 1)
-        # A graph is of one shape, so a few shapes have to do for all batches.
-        shapes = None if recorder is None else static_shapes(train, self._batches, ranks.size)
         # What is asked for batches: the corpus, or this rank's part of it.
         self._train = BatchParts(train, ranks.rank, ranks.size) if ranks.several else train
-        self._loader = make_loader(
-            self._train, self._batches, workers, pin_memory=cuda, shapes=shapes
-        )
+
+        def loader() -> DataLoader:
+            # A graph is of one shape, so a few shapes have to do for all batches.
+            shapes = None if recorder is None else static_shapes(train, self._batches, ranks.size)
+            return make_loader(self._train, self._batches, workers, pin_memory=cuda, shapes=shapes)
+
+        self._make_loader, self._loader = loader, loader()
+        # How the running epoch was dealt before another number of ranks took it up.
+        self._dealt: list[tuple[int, int]] = []
         # Validation is short; a second set of workers would only hold memory.
         held_out = list(valid_batches(valid, max_frames))[ranks.rank :: ranks.size]
         self._valid_loader = make_loader(valid, held_out, 0, pin_memory=cuda)
@@ -160,8 +165,10 @@ class Trainer:
             return False
         restore.refuse_other_speech(saved, self.info, self.run)
         progress = restore.saved_progress(saved)
-        if progress.batch > self._batches.per_epoch:
-            found = f"progress: batch {progress.batch} of {self._batches.per_epoch} in an epoch"
+        self._take_up_epoch(saved, progress)
+        count = self._batches.of_epoch(progress.epoch)
+        if progress.batch > count:
+            found = f"progress: batch {progress.batch} of {count} in an epoch"
             raise checkpoint.damaged(saved.path, "meta.json", found)
         begun = progress.update > 0
         # Weights before masks, which zero what they prune; masks before moments, whose order in
@@ -174,20 +181,27 @@ class Trainer:
         restore.restore_generators(saved, self.device, self.config.train.seed, self.ranks)
         self.progress = progress
         self._refuse_rise()
-        self._refuse_other_batches(saved)
         return True
 
-    def _refuse_other_batches(self, saved: checkpoint.Checkpoint) -> None:
-        """Refuses another number of ranks in the middle of an epoch whose batches depend on it."""
+    def _take_up_epoch(self, saved: checkpoint.Checkpoint, progress: Progress) -> None:
+        """Where batches depend on the number of ranks, and it was another: has the epoch go on
+        with the utterances that are left of it.
+        """
         before, size = saved.meta.get("ranks", 1), self.ranks.size
-        each, done = self.config.train.max_frames_per_rank, self.progress.batch
-        if each is not None and before != size and done:
+        if self.config.train.max_frames_per_rank is None or not progress.batch:
+            return
+        dealt = restore.dealt_before(saved, progress, size)
+        if not dealt:
+            return
+        if self.config.train.batches_per_epoch is not None:
             raise ConfigError(
                 f"train.max_frames_per_rank: batches of {before} ranks are others than of {size}, "
-                f"and the run stands in the middle of epoch {self.progress.epoch + 1}; go on with "
-                f"{before} ranks to its end, or begin runs that change their ranks with "
-                f"train.max_frames={each * before} instead"
+                f"and with train.batches_per_epoch an epoch is no pass over the data: go on with "
+                f"{before} ranks to the end of epoch {progress.epoch + 1}"
             )
+        self._dealt = dealt
+        self._batches.take_up(progress.epoch, dealt)
+        self._loader = self._make_loader()
 
     def _check_weights(self, which: str) -> None:
         """Refuses ranks that train different weights.
@@ -310,6 +324,7 @@ class Trainer:
         }
         progress.history.append(row)
         progress.epoch, progress.batch = progress.epoch + 1, 0
+        self._dealt = []
         progress.seconds, progress.loss_sums = 0.0, {}
         progress.frames = progress.padded_frames = 0
         progress.change_seconds = progress.save_seconds = 0.0
@@ -383,6 +398,8 @@ class Trainer:
         if self.ranks.several:
             meta["ranks"] = self.ranks.size
             state["rng_of_ranks"] = generators
+        if self._dealt:
+            meta["dealt"] = self._dealt
         weights = self.model.state_dict()
         checkpoint.save(self.run, self.progress.update, weights, state, meta, best)
         self.progress.save_seconds += time.monotonic() - started

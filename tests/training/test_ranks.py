@@ -22,6 +22,7 @@ from sniper.training.progress import NotFinite
 from sniper.training.ranks import ALONE, Ended, joined
 from sniper.training.run import _refuse_other_ranks
 from sniper.training.settings import ConfigError
+from sniper.training.step import TrainingStep
 from sniper.training.trainer import Trainer
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset
@@ -88,9 +89,6 @@ def _refusals(rank: int, corpus: str, root: Path, ports: Any) -> dict[str, Any]:
         found["settings"] = refusal(lambda: _refuse_other_ranks(other, cpu, some))
         found["weights"] = refusal(lambda: train(other, some))
 
-        each = config(corpus, root / "each", SPARSE, max_frames_per_rank=430, epochs=1)
-        found["each"] = len(train(each, some)[1])
-
         broken = config(corpus, root / "broken", SPARSE, epochs=1)
         dataset = FeatureDataset(f"{corpus}/train.safetensors")
         batch = next(iter(train_batches(dataset, broken.train.max_frames, None, 0)))
@@ -104,9 +102,30 @@ def _refusals(rank: int, corpus: str, root: Path, ports: Any) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FastSpeech2, "loss", poisoned)
             found["not finite"] = refusal(lambda: train(broken, some))
+    each = config(corpus, root / "each", SPARSE, max_frames_per_rank=430, epochs=2)
+    two, three = next(ports), next(ports)
+    with pytest.MonkeyPatch.context() as patch:
+        seen: list[list[str]] = []
+        patch.setattr(TrainingStep, "backward", _noting(TrainingStep.backward, seen))
+        if rank < 2:
+            with together(rank, 2, two) as some:
+                train(each, some, 3)
+        if rank == 0:
+            train(each, ALONE, 5)
+        with together(rank, 3, three) as some:
+            train(each, some)
+    found["seen"] = seen
     port = next(ports)
     found["failure"] = refusal(lambda: _fails(rank, port))
     return found
+
+
+def _noting(backward: Any, seen: list[list[str]]) -> Any:
+    def noting(step: TrainingStep, batch: Batch, share: float) -> Any:
+        seen.append(batch.ids)
+        return backward(step, batch, share)
+
+    return noting
 
 
 def _fails(rank: int, port: int) -> None:
@@ -119,7 +138,7 @@ def _fails(rank: int, port: int) -> None:
 @pytest.fixture(scope="module")
 def folder(demo_corpus: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(one_process, 3, str(demo_corpus), str(folder), [free_port() for _ in range(6)])
+    spawn(one_process, 3, str(demo_corpus), str(folder), [free_port() for _ in range(8)])
     return folder
 
 
@@ -161,11 +180,19 @@ def test_ranks_that_differ_are_refused_with_what_differs(found: list[dict[str, A
         assert each["weights"].startswith("ConfigError: ranks: expected the same weights at the")
 
 
-def test_frames_per_rank_make_larger_batches_of_more_ranks(found, demo_corpus: Path):
-    lengths = FeatureDataset(demo_corpus / "train.safetensors").mel_lengths
-    expected = len(BucketBatchSampler(lengths, 430, parts=3))
-    assert {each["each"] for each in found} == {expected}
-    assert expected < len(BucketBatchSampler(lengths, 430))
+def test_frames_of_each_rank_and_other_ranks_in_the_middle_of_an_epoch(found, demo_corpus: Path):
+    """Three updates of two ranks, two of one, the rest of three: each utterance once an epoch."""
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    lengths = dict(zip(dataset.ids, dataset.mel_lengths.tolist(), strict=True))
+    updates = len(found[0]["seen"])
+    second = len(BucketBatchSampler(dataset.mel_lengths, 430, parts=3))  # of three ranks alone
+    # Rank 0 was there always, rank 1 left out two, rank 2 came last.
+    assert [len(each["seen"]) for each in found] == [updates, updates - 2, updates - 5]
+    everyone = [ids for each in found for ids in each["seen"][: len(each["seen"]) - second]]
+    assert sorted(id for ids in everyone for id in ids) == sorted(dataset.ids)
+    last = [ids for each in found for ids in each["seen"][-second:]]
+    assert sorted(id for ids in last for id in ids) == sorted(dataset.ids)
+    assert all(max(lengths[i] for i in ids) * len(ids) <= 430 for ids in everyone + last if ids)
 
 
 def test_every_rank_names_the_utterances_of_the_one_whose_loss_is_not_finite(found):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared features as a PyTorch dataset, collation, and batches of bounded size."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -62,7 +64,7 @@ class CorpusInfo:
         return data
 
     @classmethod
-    def from_json(cls, data: dict) -> "CorpusInfo":
+    def from_json(cls, data: dict) -> CorpusInfo:
         """Build from `to_json`'s dict; other keys are ignored.
 
         Raises:
@@ -290,6 +292,7 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         shuffle: False gives one fixed order, longest first.
         ids: names for the error message.
         parts: that a batch is shared out in; the bound is that of each part.
+        members: the utterances to deal; None: all.
 
     Attributes:
         buckets: members and batch size of each, the longest first.
@@ -306,8 +309,10 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         shuffle: bool = True,
         ids: Sequence[str] | None = None,
         parts: int = 1,
+        members: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         self.parts = parts
+        self._members = members
         self.lengths = np.asarray(lengths_in_frames, dtype=np.int64)
         self.max_frames = int(max_frames_per_batch)
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
@@ -329,6 +334,8 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         """(members, utterances per batch) of each bucket, longest first."""
         # Stable, so that utterances of one length have the same order everywhere.
         order = np.argsort(-self.lengths, kind="stable")
+        if self._members is not None:
+            order = order[np.isin(order, self._members)]
         descending = self.lengths[order]
         buckets, begin = [], 0
         while begin < len(order):
@@ -340,6 +347,19 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
             buckets.append((order[begin : begin + count], size))
             begin += count
         return buckets
+
+    def of(self, members: Sequence[int] | np.ndarray | None, parts: int) -> BucketBatchSampler:
+        """The same sampler of some utterances, or for another number of parts; of the same epoch.
+
+        Args:
+            members: numbers of utterances; None: all.
+            parts: as the constructor takes it.
+        """
+        other = BucketBatchSampler(
+            self.lengths, self.max_frames, self.seed, self.shuffle, parts=parts, members=members
+        )
+        other.epoch = self.epoch
+        return other
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`; call it before iterating."""
