@@ -157,6 +157,6 @@ def command(module: str, *arguments: object, **options: Any) -> subprocess.Popen
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+        env={**options.pop("env", os.environ), "PYTHONFAULTHANDLER": "1"},
         **options,
     )

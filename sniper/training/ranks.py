@@ -328,6 +328,9 @@ class _Failures:
             yield
         finally:
             self._over.set()
+            # A thread that is inside the store when Python ends aborts the process. It leaves at
+            # its next look, unless nobody answers there.
+            watcher.join(_GRACE)
 
     def _watch(self, store: Any) -> None:
         while not self._over.wait(_POLL):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import environment, free_port, spawn, together, train
-from speech import differences, everything, tiny
+from speech import command, differences, everything, tiny
 
 from sniper.sparsity.distributed import checksum
 from sniper.training import checkpoint, ranks
@@ -102,7 +102,8 @@ def _refusals(rank: int, corpus: str, root: Path, ports: Any) -> dict[str, Any]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FastSpeech2, "loss", poisoned)
             found["not finite"] = refusal(lambda: train(broken, some))
-    each = config(corpus, root / "each", SPARSE, max_frames_per_rank=430, epochs=2)
+    more = {"max_frames_per_rank": 430, "exchange": "bf16"}
+    each = config(corpus, root / "each", SPARSE, epochs=2, **more)
     two, three = next(ports), next(ports)
     with pytest.MonkeyPatch.context() as patch:
         seen: list[list[str]] = []
@@ -207,6 +208,26 @@ def test_what_one_rank_says_ends_all(found: list[dict[str, Any]]):
     assert {each["failure"] for each in found} == {"Ended: a rank has failed with status 1"}
 
 
+def test_commands_that_differ_end_with_one_line(demo_corpus: Path, tmp_path: Path):
+    (tmp_path / "tiny.yaml").write_text(dump(tiny(demo_corpus, tmp_path / "run")))
+    port = free_port()
+    started = [
+        command(
+            "train", "--config", tmp_path / "tiny.yaml", f"train.lr={rank + 1}",
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment(rank, 2, port)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [2, 2]
+    assert [out for out, _ in said] == ["", ""] and said[1][1] == ""
+    assert said[0][1] == (
+        "error: rank 0 of 2: ranks: expected the same train.lr on every rank, got 1.0 on rank 0 "
+        "and 2.0 on rank 1; start every rank with the same settings\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 WRONG = {
     "no master": ({"RANK": "0", "WORLD_SIZE": "2"}, "without MASTER_ADDR, MASTER_PORT"),
     "no size": ({"RANK": "0"}, "RANK in the environment without WORLD_SIZE, MASTER_ADDR"),
@@ -267,11 +288,11 @@ def test_killed_rank_is_started_again_and_the_bits_are_the_same(demo_corpus: Pat
     for name, program in runs.items():
         settings = tmp_path / f"{name}.yaml"
         settings.write_text(dump(tiny(demo_corpus, tmp_path / name)))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        command += [f"--master_port={free_port()}", "--max-restarts=1", *program]
-        command += ["--config", str(settings), "--fresh"]
+        line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+        line += [f"--master_port={free_port()}", "--max-restarts=1", *program]
+        line += ["--config", str(settings), "--fresh"]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env)
+        done = subprocess.run(line, capture_output=True, text=True, timeout=240, env=env)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(
             "2 ranks: updates of at most 1,300 padded frames, 650 on each"
