@@ -35,7 +35,7 @@ __all__ = [
     "sparsify",
 ]
 
-_ROOMS = ("layers", "ops", "optim", "sparsity")
+_ROOMS = ("distributed", "layers", "ops", "optim", "sparsity")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@
     python -m sniper.train                                     # the demo
     python -m sniper.train --config ljspeech-sniper data.root=/data/LJSpeech-1.1
     python -m sniper.train --config my.yaml train.epochs=3
+    torchrun --nproc_per_node=8 -m sniper.train --config ljspeech-sniper    # on 8 GPUs
 
 The same command again resumes where the run stood. Exit status: 0 finished, 1 stopped by an error,
 2 wrong arguments, settings or data, 130 stopped by Ctrl-C or SIGTERM (saved).
@@ -58,36 +59,58 @@ def _main(argv: list[str] | None) -> int:
     # loaded.
     options = _parser().parse_args(argv)
 
-    from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import load
-    from sniper.training.progress import Interrupted, LoadingFailed, NotFinite, OutOfMemory
+    from sniper.training.ranks import ALONE, Ended, joined, restarts
     from sniper.training.run import open_run, signals
+
+    def ending(error: BaseException) -> tuple[str, int]:
+        return _ending(error, ranks.name, options.fresh)
+
+    ranks = ALONE
+    try:
+        # From here on, so that SIGTERM during a long preparation ends as Ctrl-C does.
+        with signals(interrupt), joined(ending) as ranks:
+            init = [f"init={options.init}"] if options.init is not None else []
+            # --init comes last, so that it wins over an `init=` among the overrides.
+            config = load(options.config, [*options.overrides, *init])
+            # What a start again finds is what the same command has saved.
+            fresh = options.fresh and not restarts()
+            with open_run(config, fresh, ranks) as trainer:
+                trainer.fit()
+    except Ended as error:
+        return error.status  # why has been said
+    except BaseException as error:
+        line, status = ending(error)
+        if not status:
+            raise
+        print(line, file=sys.stderr)
+        return status
+    return 0
+
+
+def _ending(error: BaseException, who: str, fresh: bool) -> tuple[str, int]:
+    """What to tell of an error of one of several processes, and the exit status; 0: nothing that a
+    user could mend.
+    """
+    from sniper.sparsity.distributed import RankLost, RanksDiffer
+    from sniper.training.checkpoint import CheckpointError
+    from sniper.training.progress import Interrupted, LoadingFailed, NotFinite, OutOfMemory
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
 
     # --fresh once more would delete what has just been saved.
-    again = "the same command" + (" without --fresh" if options.fresh else "")
-    try:
-        # From here on, so that SIGTERM during a long preparation ends as Ctrl-C does.
-        with signals(interrupt):
-            init = [f"init={options.init}"] if options.init is not None else []
-            # --init comes last, so that it wins over an `init=` among the overrides.
-            config = load(options.config, [*options.overrides, *init])
-            with open_run(config, options.fresh) as trainer:
-                trainer.fit()
-    except (NotFinite, OutOfMemory, LoadingFailed, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (SpeechError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted:
-        print(f"stopped, saved; {again} continues", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print(f"stopped; {again} continues from what was saved", file=sys.stderr)
-        return 130
-    return 0
+    again = "the same command" + (" without --fresh" if fresh else "")
+    if isinstance(error, RankLost):
+        return f"error: {who}{error}; {again} continues from the last checkpoint", 1
+    if isinstance(error, NotFinite | OutOfMemory | LoadingFailed | CheckpointError | RanksDiffer):
+        return f"error: {who}{error}", 1
+    if isinstance(error, SpeechError | ConfigError | OSError):
+        return f"error: {who}{error}", 2
+    if isinstance(error, Interrupted):
+        return f"stopped, saved; {again} continues", 130
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped; {again} continues from what was saved", 130
+    return f"error: {who}{type(error).__name__}: {error}", 0
 
 
 if __name__ == "__main__":

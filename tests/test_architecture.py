@@ -57,7 +57,7 @@ FLOORS = (
     ("sniper.tts.corpus",),
     ("sniper.tts.aligners", "sniper.tts.model"),
     ("sniper.tts",),
-    ("sniper.training", "sniper.integrations"),
+    ("sniper.training", "sniper.integrations", "sniper.distributed"),
     (
         "sniper.cli",
         "sniper.__main__",

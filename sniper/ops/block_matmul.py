@@ -25,7 +25,7 @@ from sniper.ops.geometry import (
     check_share,
     check_tensor,
 )
-from sniper.ops.layout import BlockLayout, find_layout
+from sniper.ops.layout import BlockLayout, find_layout, mark_copy
 from sniper.ops.transforms import transformed
 
 
@@ -83,7 +83,7 @@ def block_matmul(
 def _cast_weight(weight: Tensor, dtype: torch.dtype, layout: BlockLayout) -> Tensor:
     copy = gradients.cast(weight, dtype)
     if copy is not weight and not torch.compiler.is_compiling() and layout.marked(weight):
-        layout.mark_copy(copy)
+        mark_copy(layout, copy)
     return copy
 
 

@@ -155,14 +155,6 @@ class BlockLayout:
         # have been written to.
         self._zeros = (weakref.ref(weight), weight.data_ptr(), weight._version)
 
-    def mark_copy(self, copy: Tensor) -> None:
-        """Whoever has cast a weight that is `marked` says so of the result.
-
-        Args:
-            copy: the weight in another dtype.
-        """
-        self._zeros_of_copy = (weakref.ref(copy), copy.data_ptr(), copy._version)
-
     def marked(self, weight: Tensor) -> bool:
         """Whether nothing but writes through `.data` can have changed `weight` since
         `mark_zeros(weight)`.
@@ -299,6 +291,13 @@ class BlockLayout:
         return (
             f"BlockLayout({self.shape}, block_size={self.block_size}, density={self.density:.3f})"
         )
+
+
+def mark_copy(layout: BlockLayout, copy: Tensor) -> None:
+    """Whoever has cast a weight that is `marked` says so of the result, the weight in another
+    dtype.
+    """
+    layout._zeros_of_copy = (weakref.ref(copy), copy.data_ptr(), copy._version)
 
 
 def changes() -> int:

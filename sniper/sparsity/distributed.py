@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,24 @@ from torch import Tensor
 
 # A collective call takes many small tensors as one of at most this many values.
 BUCKET = 1 << 23
+
+
+class RankLost(RuntimeError):
+    """An exchange that cannot be finished: another rank has ended, or did not answer in time."""
+
+
+class RanksDiffer(RuntimeError):
+    """Ranks that train different models; the text is the whole message."""
+
+
+@contextlib.contextmanager
+def lost_if_fails() -> Iterator[None]:
+    """What torch raises inside, in an exchange with other ranks, becomes a `RankLost`."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RankLost(f"the exchange with other ranks failed: {reason}") from error
 
 
 def several() -> bool:
@@ -32,7 +51,8 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
         # the threshold.
         wide = torch.promote_types(bucket[0].dtype, torch.float32)
         flat = torch.cat([t.reshape(-1).to(wide) for t in bucket])
-        dist.all_reduce(flat)
+        with lost_if_fails():
+            dist.all_reduce(flat)
         sums = flat.split([t.numel() for t in bucket])
         for t, total in zip(bucket, sums, strict=True):
             t.copy_(total.view(t.shape))
@@ -52,7 +72,7 @@ def checksum(named: Mapping[str, Iterable[Tensor]]) -> int:
 
 
 def check_same(what: str, value: int, device: torch.device) -> None:
-    """Raises a RuntimeError on every rank, with the values of all, where they differ.
+    """Raises a `RanksDiffer` on every rank, with the values of all, where they differ.
 
     Args:
         what: what the value stands for, in words.
@@ -62,7 +82,7 @@ def check_same(what: str, value: int, device: torch.device) -> None:
     values = _gather(value, device)
     if len(set(values)) > 1:
         got = ", ".join(f"{v:#x} on rank {rank}" for rank, v in enumerate(values))
-        raise RuntimeError(
+        raise RanksDiffer(
             f"{what}: expected the same on every rank, got {got}: "
             "start every rank from the same weights, seed, configuration and checkpoint"
         )
@@ -78,7 +98,8 @@ def _gather(value: int, device: torch.device) -> list[int]:
     where = device if "nccl" in str(dist.get_backend()) else torch.device("cpu")
     mine = torch.tensor([value], dtype=torch.int64, device=where)
     all_ = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(all_, mine)
+    with lost_if_fails():
+        dist.all_gather(all_, mine)
     return [int(v) for v in all_]
 
 

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sniper.layers import sparsify
 from sniper.layers.masked import check_block_size
 from sniper.layers.selection import EXCLUDE
+from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import match_weight
 from sniper.sparsity import describe, distributed
 from sniper.sparsity.blocks import pool
@@ -420,6 +421,19 @@ class Sniper:
     def densities(self) -> dict[str, float]:
         """Share of active weights by parameter name, in [0, 1]."""
         return {name: self._targets.density(name) for name in self._targets.parameters}
+
+    def masked_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that it masks, by name."""
+        return dict(self._targets.parameters)
+
+    def gradient_masks(self) -> dict[int, BlockLayout | Tensor]:
+        """By the id of a parameter, what says which of its gradient may differ from 0 now: a layout
+        or a mask. Parameters of which nothing is pruned are left out; with `paper_exact`, all.
+        """
+        if self.paper_exact:
+            return {}
+        masks = {n: self._targets.gradient_mask(n) for n in self._targets.parameters}
+        return {id(self._targets.parameters[n]): m for n, m in masks.items() if m is not None}
 
     def lr_scales(self) -> dict[str, float]:
         """The present factor on each masked parameter's learning rate."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify
 from sniper.layers.zeros import keep_zeros
+from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import Change, rebuild
 from sniper.sparsity.blocks import expand_blocks
 
@@ -128,6 +129,11 @@ class BlockTargets:
         layout = self.layers[name].layout
         return [] if layout is None else layout.written()
 
+    def gradient_mask(self, name: str) -> BlockLayout | None:
+        """Which blocks of a gradient may differ from 0; None: all."""
+        layout = self.layers[name].layout
+        return None if layout is None or layout.is_full else layout
+
     def expand(self, name: str, mask: Tensor) -> Tensor:
         """The mask per weight, of the parameter's shape."""
         layer = self.layers[name]
@@ -232,6 +238,10 @@ class ElementTargets:
     def state(self, name: str) -> list[Tensor]:
         """Everything that says which weights are active, for comparison between processes."""
         return [self._masks[name]] if name in self._masks else []
+
+    def gradient_mask(self, name: str) -> Tensor | None:
+        """Which values of a gradient may differ from 0; None: all."""
+        return self.get_mask(name) if self._prunes(name) else None
 
     def expand(self, name: str, mask: Tensor) -> Tensor:
         """The mask itself."""

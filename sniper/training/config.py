@@ -189,7 +189,7 @@ def with_defaults_of(config: Config, saved: Config) -> Config:
 
 def differences(before: Config, now: Config, ignore: Iterable[str] = ()) -> list[str]:
     """One line for each setting that differs: `key: there, now`."""
-    there, here = _flat(before.to_dict()), _flat(now.to_dict())
+    there, here = flat(before.to_dict()), flat(now.to_dict())
     return [
         f"{key}: {there.get(key)!r} there, {here.get(key)!r} now"
         for key in sorted({*there, *here} - set(ignore))
@@ -197,11 +197,16 @@ def differences(before: Config, now: Config, ignore: Iterable[str] = ()) -> list
     ]
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys; a schedule is one value."""
-    flat: dict[str, Any] = {}
+def flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted keys; a schedule is one value.
+
+    Args:
+        data: as `Config.to_dict` gives them.
+        prefix: of all keys.
+    """
+    found: dict[str, Any] = {}
     for key, value in data.items():
         name = f"{prefix}{key}"
         whole = not isinstance(value, dict) or name.startswith("sparsity.schedule")
-        flat.update({name: value} if whole else _flat(value, f"{name}."))
-    return flat
+        found.update({name: value} if whole else flat(value, f"{name}."))
+    return found

@@ -20,6 +20,7 @@ from sniper.training.progress import LoadingFailed
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset, Item, collate
+from sniper.tts.corpus.parts import BatchParts, Part, collate_part
 from sniper.tts.corpus.shapes import StaticShapes
 from sniper.tts.errors import SpeechError
 
@@ -39,6 +40,31 @@ class EpochBatches(Sampler[list[int]]):
         self._passes = passes
         self.per_epoch = per_epoch or len(passes)
         self._epoch = self._skip = 0
+        # An epoch that was begun with other batches: what is left of it, and how many those were.
+        self._rest: tuple[int, BucketBatchSampler, int] | None = None
+
+    def take_up(self, epoch: int, dealt: Sequence[tuple[int, int]]) -> None:
+        """`epoch`, a pass, goes on with the utterances that no batch has had.
+
+        Args:
+            dealt: parts of a batch, and how many batches were of so many, one after the other.
+        """
+        left, count = None, 0
+        for parts, batches in dealt:
+            passes = self._passes.of(left, parts)
+            passes.set_epoch(epoch)
+            done = [i for batch in list(passes)[:batches] for i in batch]
+            everyone = np.arange(len(passes.lengths)) if left is None else left
+            left, count = np.setdiff1d(everyone, done), count + batches
+        rest = self._passes.of(left, self._passes.parts)
+        rest.set_epoch(epoch)
+        self._rest = epoch, rest, count
+
+    def of_epoch(self, epoch: int) -> int:
+        """How many batches an epoch has, from its beginning."""
+        if self._rest is not None and epoch == self._rest[0]:
+            return self._rest[2] + len(self._rest[1])
+        return self.per_epoch
 
     def seek(self, epoch: int, skip: int = 0) -> None:
         """The next iteration gives `epoch` from its batch number `skip` on."""
@@ -47,12 +73,16 @@ class EpochBatches(Sampler[list[int]]):
     @property
     def buckets(self) -> list[tuple[np.ndarray, int]]:
         """Members and batch size of each length bucket that batches are dealt from."""
-        return self._passes.buckets
+        rest = [] if self._rest is None else self._rest[1].buckets
+        return [*self._passes.buckets, *rest]
 
     def __len__(self) -> int:
-        return self.per_epoch - self._skip
+        return self.of_epoch(self._epoch) - self._skip
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._rest is not None and self._epoch == self._rest[0]:
+            yield from list(self._rest[1])[self._skip - self._rest[2] :]
+            return
         # Counted over the whole run, so that an epoch that is cut short or taken up in its middle
         # sees the utterances that are due, whatever was done before.
         position = self._epoch * self.per_epoch + self._skip
@@ -66,24 +96,40 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def train_batches(
-    dataset: FeatureDataset, max_frames: int, per_epoch: int | None, seed: int
+    dataset: FeatureDataset,
+    max_frames: int,
+    per_epoch: int | None,
+    seed: int,
+    parts: int = 1,
+    ranks: int = 1,
 ) -> EpochBatches:
-    """Length-bucketed, shuffled batches of at most `max_frames` padded frames.
+    """Length-bucketed, shuffled batches of `parts` times at most `max_frames` padded frames.
+
+    Args:
+        ranks: that share each batch.
 
     Raises:
-        ConfigError: no utterances, or one of more frames than a batch may have.
+        ConfigError: no utterances, one of more frames than a batch may have, or fewer of them than
+            ranks.
     """
     _refuse_empty(dataset)
+    if len(dataset) < ranks:
+        raise ConfigError(
+            f"ranks: expected at most as many as there are utterances to learn from, got {ranks} "
+            f"ranks and {len(dataset)} utterances in {dataset.path}: start fewer"
+        )
+    lengths, ids = dataset.mel_lengths, dataset.ids
     try:
-        passes = BucketBatchSampler(dataset.mel_lengths, max_frames, seed=seed, ids=dataset.ids)
+        passes = BucketBatchSampler(lengths, max_frames, seed=seed, ids=ids, parts=parts)
     except ValueError as error:
         raise ConfigError(f"train.max_frames: {error}") from None
     return EpochBatches(passes, per_epoch)
 
 
-def static_shapes(dataset: FeatureDataset, batches: EpochBatches) -> StaticShapes:
-    """The few shapes that all of `batches` fit into."""
-    return StaticShapes.of_buckets(batches.buckets, dataset.token_lengths, dataset.mel_lengths)
+def static_shapes(dataset: FeatureDataset, batches: EpochBatches, parts: int = 1) -> StaticShapes:
+    """The few shapes that all of `batches` fit into, or of a part of each in so many."""
+    lengths = (dataset.token_lengths, dataset.mel_lengths)
+    return StaticShapes.of_buckets(batches.buckets, *lengths, parts)
 
 
 def valid_batches(dataset: FeatureDataset, max_frames: int) -> EpochBatches:
@@ -107,7 +153,7 @@ def _refuse_empty(dataset: FeatureDataset) -> None:
 
 
 def make_loader(
-    dataset: FeatureDataset,
+    dataset: FeatureDataset | BatchParts,
     batches: Iterable[list[int]],
     workers: int,
     pin_memory: bool,
@@ -115,15 +161,15 @@ def make_loader(
 ) -> DataLoader:
     """A loader that draws nothing from the global random number generator.
 
-    Each batch is a `Batch`, padded to one of `shapes` if there are some; workers stay alive over
-    epochs.
+    Each batch is a `Batch`, padded to one of `shapes` if there are some; of `BatchParts` this
+    rank's part of it. Workers stay alive over epochs.
     """
     if workers:
         _end_workers_at_exit()
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate if shapes is None else functools.partial(_collate, shapes),
+        collate_fn=functools.partial(_collate, shapes),
         num_workers=workers,
         pin_memory=pin_memory,
         # Starting a worker imports torch again, which takes longer than an epoch of a small corpus.
@@ -181,8 +227,10 @@ def loading_error(error: Exception, path: Path) -> Exception | None:
     return None
 
 
-def _collate(shapes: StaticShapes, items: Sequence[Item]) -> Batch:
-    return shapes.pad(collate(items))
+def _collate(shapes: StaticShapes | None, items: Sequence[Item] | Part) -> Batch:
+    if isinstance(items, Part):
+        return collate_part(items, shapes)
+    return collate(items) if shapes is None else shapes.pad(collate(items))
 
 
 def _leave_signals_to_parent(worker: int) -> None:

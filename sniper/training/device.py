@@ -12,25 +12,36 @@ from sniper.training.sections import TrainConfig
 from sniper.training.settings import ConfigError
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     """`auto`, `cpu`, `cuda` or `cuda:N` as a device; `cuda:N` becomes the process's GPU.
+
+    Args:
+        local_rank: which of this machine's processes this is, and so which GPU `cuda` means; None:
+            it is the only one.
 
     Raises:
         ConfigError: a GPU that is not there, and why.
     """
     kind, _, number = name.partition(":")
+    if number and local_rank is not None:
+        raise ConfigError(
+            f"device: expected auto, cuda or cpu for several ranks, got {name}: LOCAL_RANK says "
+            "which GPU is whose"
+        )
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError(
             f"device: expected a CUDA device, found none: {why_no_cuda()}; use cpu or auto"
         )
-    if not number:
+    if not number and local_rank is None:
         return torch.device("cuda")
+    number = number or str(local_rank)
     count = torch.cuda.device_count()
     if int(number) >= count:
         there = ", ".join(f"cuda:{i}" for i in range(count))
-        raise ConfigError(f"device: expected one of {there}, got {name}")
+        got = name if local_rank is None else f"LOCAL_RANK {local_rank}: start one process a GPU"
+        raise ConfigError(f"device: expected one of {there}, got {got}")
     # Kernels and recordings run on the current GPU.
     torch.cuda.set_device(int(number))
     return torch.device("cuda", int(number))

@@ -12,6 +12,7 @@ import math
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from sniper.sparsity import Sniper
 from sniper.training.checkpoint import Checkpoint, damaged, section
 from sniper.training.config import Config, from_dict
 from sniper.training.progress import Progress
+from sniper.training.ranks import ALONE, Ranks
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.text.text import LexiconFrontend
@@ -77,6 +79,26 @@ def saved_progress(saved: Checkpoint) -> Progress:
         found = f"{len(progress.history)} rows of history after {progress.epoch} epochs"
         raise damaged(saved.path, "meta.json", f"progress: {found}")
     return progress
+
+
+def dealt_before(saved: Checkpoint, progress: Progress, ranks: int) -> list[tuple[int, int]]:
+    """How the running epoch was dealt before so many ranks took it up: numbers of ranks, and how
+    many batches were shared by so many; empty where it was theirs from the start.
+
+    Raises:
+        CheckpointError: it cannot have been.
+    """
+    before, dealt = saved.meta.get("ranks", 1), saved.meta.get("dealt", [])
+    pairs = [pair for pair in dealt if isinstance(pair, list | tuple) and len(pair) == 2]
+    counts = [before, *(value for pair in pairs for value in pair)]
+    good = len(pairs) == len(dealt) and all(type(n) is int and n > 0 for n in counts)
+    last = progress.batch - sum(batches for _, batches in pairs) if good else -1
+    if last < 0:
+        raise damaged(saved.path, "meta.json", f"ranks: {before!r:.60}, dealt: {dealt!r:.60}")
+    # Stopped before their first batch, the ranks that were there have left nothing of their own.
+    if before != ranks and last:
+        pairs = [*pairs, (before, last)]
+    return [(parts, batches) for parts, batches in pairs]
 
 
 def _is_number(value: object) -> bool:
@@ -257,8 +279,19 @@ def restore_scheduler(
     scheduler.load_state_dict(state)
 
 
-def restore_generators(saved: Checkpoint, device: torch.device) -> None:
-    """Puts the random number generators to where they stood.
+def seed_rank(seed: int, updates: int, rank: int) -> None:
+    """Seeds the generators of a rank, so that dropout differs between ranks and parts of a run;
+    those of rank 0 of a new run stay as they are.
+    """
+    if rank or updates:
+        torch.manual_seed(int(np.random.SeedSequence([seed, updates, rank]).generate_state(1)[0]))
+
+
+def restore_generators(
+    saved: Checkpoint, device: torch.device, seed: int = 0, ranks: Ranks = ALONE
+) -> None:
+    """Puts the random number generators to where they stood; of a rank that was not there, to where
+    `seed`, the rank and the updates so far say.
 
     Raises:
         CheckpointError: the saved states are none.
@@ -267,7 +300,12 @@ def restore_generators(saved: Checkpoint, device: torch.device) -> None:
     if "cuda_rng" not in saved.state:
         raise damaged(saved.path, "state.pt", "cuda_rng is missing")
     cuda = saved.state["cuda_rng"]
+    others = saved.state.get("rng_of_ranks", [(state, cuda)])
     try:
+        if ranks.rank >= len(others):
+            seed_rank(seed, saved_progress(saved).update, ranks.rank)
+            return
+        state, cuda = others[ranks.rank]
         if cuda is not None and cuda.dtype != torch.uint8:
             raise TypeError(f"expected bytes for cuda_rng, got {_kind(cuda)}")
         torch.set_rng_state(state)

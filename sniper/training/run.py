@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import warnings
@@ -13,20 +14,21 @@ from pathlib import Path
 
 import torch
 
-from sniper import _C
+from sniper import _C, __version__
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import launch
 from sniper.training import checkpoint
-from sniper.training.config import Config, differences, dump, with_defaults_of
+from sniper.training.config import Config, differences, dump, flat, with_defaults_of
 from sniper.training.device import check_precision, pick_device, set_up_torch, why_no_cuda
 from sniper.training.files import only_run, write_file
+from sniper.training.ranks import ALONE, Ranks
 from sniper.training.restore import saved_config
 from sniper.training.settings import ConfigError
 from sniper.training.speaker import load_speaker
 from sniper.training.step import pick_recorder
 from sniper.training.trainer import Trainer
 from sniper.tts.audio.vocoder import Vocoder, load_vocoder
-from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
+from sniper.tts.corpus.dataset import CORPUS, FeatureDataset, load_corpus_info
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
 
@@ -51,12 +53,15 @@ FREE = {
     "train.log_every",
     "train.sample_every",
     "train.checkpoint_minutes",
+    "train.timeout_minutes",
     "data.workers",
 }
+# What may differ between ranks, since it says how each does its own part.
+OF_EACH_RANK = ("train.workers", "train.threads", "data.workers")
 
 
 @contextlib.contextmanager
-def open_run(config: Config, fresh: bool = False) -> Iterator[Trainer]:
+def open_run(config: Config, fresh: bool = False, ranks: Ranks = ALONE) -> Iterator[Trainer]:
     """What `config` describes, made ready: `with open_run(config) as trainer: trainer.fit()`.
 
     Prepares the data, takes up what the output folder holds, and writes the results when the block
@@ -65,54 +70,109 @@ def open_run(config: Config, fresh: bool = False) -> Iterator[Trainer]:
 
     Args:
         fresh: delete what the output folder holds of an earlier run.
+        ranks: this process and those that train with it; rank 0 alone writes and prints.
 
     Raises:
         SpeechError, ConfigError, CheckpointError, NotFinite, OutOfMemory, LoadingFailed,
             Interrupted: each with a message for the user.
+        RankLost: another rank has ended.
     """
     # Whatever may be refused, before the data are prepared and before anything is deleted.
-    device = pick_device(config.train.device)
+    device = pick_device(config.train.device, ranks.local)
     check_precision(device, config.train.precision)
     if device.type == "cpu":
         pick_recorder(device, config.train.cuda_graphs)
+    ranks.connect(device, config.train.timeout_minutes)
+    _refuse_other_ranks(config, device, ranks)
     folder = Path(config.output)
+    if not ranks.first:
+        trainer, _, _ = _take_up(config, folder, fresh, ranks)
+        with signals(lambda: _stop_soon(trainer)):
+            yield trainer
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with only_run(folder):
-        trainer, valid, vocoder = _take_up(config, folder, fresh)
+        trainer, valid, vocoder = _take_up(config, folder, fresh, ranks)
         with _observed(trainer, valid, vocoder), signals(lambda: _stop_soon(trainer)):
             yield trainer
         _finish(trainer, valid)
 
 
-def _take_up(config: Config, folder: Path, fresh: bool) -> tuple[Trainer, FeatureDataset, Vocoder]:
+def _refuse_other_ranks(config: Config, device: torch.device, ranks: Ranks) -> None:
+    """Refuses ranks that would compute something else than this one.
+
+    Raises:
+        ConfigError: other code, other settings, or processors that round differently.
+    """
+    if not ranks.several:
+        return
+    cuda = device.type == "cuda"
+    chip = torch.cuda.get_device_name(device) if cuda else _C.cpu.instruction_set()
+    code = {
+        "sniper": f"{__version__} ({_digest_of_code()})",
+        "torch": torch.__version__,
+        "processor": f"{device.type} {chip}",
+    }
+    ranks.check_same(code, "install the same on every machine")
+    # One by one, so that the setting is named that differs.
+    settings = {key: repr(value) for key, value in flat(config.to_dict()).items()}
+    for own in OF_EACH_RANK:
+        del settings[own]
+    ranks.check_same(settings, "start every rank with the same settings")
+
+
+def _digest_of_code() -> str:
+    """Eight digits that tell two states of this package from each other."""
+    digest = hashlib.blake2b(digest_size=4)
+    root = Path(__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    digest.update(Path(_C.__file__).read_bytes())
+    return digest.hexdigest()
+
+
+def _take_up(
+    config: Config, folder: Path, fresh: bool, ranks: Ranks
+) -> tuple[Trainer, FeatureDataset, Vocoder | None]:
     """The trainer where the run stands, the held-out utterances, and who speaks its samples."""
     if not fresh:
-        config = _as_begun(config, folder)
-    data = prepare_data(config)
+        config = ranks.from_first(lambda: _as_begun(config, folder))
+    data = ranks.from_first(lambda: prepare_data(config))
     train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
+    if ranks.several:
+        # Its description carries the checksums of both.
+        there = hashlib.blake2b((data / CORPUS).read_bytes(), digest_size=8).hexdigest()
+        ranks.check_same({f"corpus in {data}": there}, "copy it to every machine, or share it")
     set_up_torch(config.train)
-    # Only for a run that begins: one that goes on has weights of its own.
-    begins = fresh or not checkpoint.exists(folder)
-    initial = None
-    if config.init is not None and begins:
-        initial = checkpoint.load(Path(config.init), "best", weights_only=True)
-    vocoder = load_vocoder(config.vocoder, train.info.features, pick_device(config.train.device))
+
+    def weights_to_start_from() -> checkpoint.Checkpoint | None:
+        # Only for a run that begins: one that goes on has weights of its own.
+        if config.init is None or not (fresh or not checkpoint.exists(folder)):
+            return None
+        return checkpoint.load(Path(config.init), "best", weights_only=True)
+
+    initial = ranks.from_first(weights_to_start_from)
+    vocoder = None
+    if ranks.first:
+        device = pick_device(config.train.device, ranks.local)
+        vocoder = load_vocoder(config.vocoder, train.info.features, device)
     with held_signals():
         # The first optimizer loads it, and parts of it that are C++ abort the process when an
         # exception of Python comes through them.
         import_module("torch._dynamo")
-    trainer = Trainer(config, train, valid, train.info, initial=initial)
+    trainer = Trainer(config, train, valid, train.info, initial=initial, ranks=ranks)
     # Only now: whatever could have refused the new run has been asked.
-    if fresh:
+    if fresh and ranks.first:
         _delete(folder)
     resumed = trainer.resume()
-    write_file(folder / "config.yaml", dump(config).encode())
-    _announce(trainer, train, resumed)
+    if ranks.first:
+        write_file(folder / "config.yaml", dump(config).encode())
+        _announce(trainer, train, resumed)
     return trainer, valid, vocoder
 
 
 @contextlib.contextmanager
-def _observed(trainer: Trainer, valid: FeatureDataset, vocoder: Vocoder) -> Iterator[None]:
+def _observed(trainer: Trainer, valid: FeatureDataset, vocoder: Vocoder | None) -> Iterator[None]:
     """Shows the run in the terminal and in TensorBoard, whatever becomes of it."""
     from sniper.training.report import Observers, TensorBoard, Terminal  # who measures needs none
 
@@ -222,6 +282,8 @@ def _announce(trainer: Trainer, train: FeatureDataset, resumed: bool) -> None:
         "weights" if config.sparsity.block_size is None else f"{config.sparsity.block_size}-blocks"
     )
     print(f"sparsity of {kind}: {config.sparsity_schedule()}")
+    if trainer.ranks.several:
+        print(_how_batches_are_shared(trainer))
     remains = ends_sparse(config)
     if remains:
         print(remains)
@@ -260,6 +322,29 @@ def _what_runs(trainer: Trainer) -> str:
         f"products by Triton kernels or torch, whichever is faster; steps {steps}\n"
         f"Triton kernels for {precision} in {trainer.sniper.block_size}-blocks: {checked}"
     )
+
+
+def _how_batches_are_shared(trainer: Trainer) -> str:
+    """What an update sees on all ranks together and on each, and what follows from that."""
+    settings, size = trainer.config.train, trainer.ranks.size
+    at_most = settings.max_frames
+    if settings.max_frames_per_rank is not None:
+        at_most = size * settings.max_frames_per_rank
+    at_most *= settings.accumulation
+    updates = -(-trainer.batches_per_epoch // settings.accumulation)
+    rate = settings.lr * trainer.model.config.d_model**-0.5 * settings.warmup**-0.5
+    lines = [
+        f"{size} ranks: updates of at most {at_most:,} padded frames, {at_most // size:,} on each; "
+        f"learning rate up to {rate:.2g}, reached at update {settings.warmup:,}; {updates:,} "
+        "updates an epoch, with every utterance in one of them"
+    ]
+    few = trainer.batches_with_fewer_utterances_than_ranks
+    if few:
+        lines.append(
+            f"note: {few} of {trainer.batches_per_epoch} batches have fewer utterances than there "
+            "are ranks, and some ranks wait; a larger train.max_frames gives all of them some"
+        )
+    return "\n".join(lines)
 
 
 def _place(trainer: Trainer) -> str:
@@ -310,11 +395,16 @@ def signals(act: Callable[[], None]) -> Iterator[None]:
 
 def _stop_soon(trainer: Trainer) -> None:
     """Finishes the update and saves; the second time stops at once."""
-    if trainer.stop:
+    ranks = trainer.ranks
+    # Of several ranks each gets it from the terminal, and once more from whoever has started them,
+    # who also knows how to stop at once.
+    if trainer.stop and not ranks.several:
         raise KeyboardInterrupt
+    if not trainer.stop and ranks.first:
+        more = b"" if ranks.several else b"; once more stops at once"
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this update" + more + b"\n")
     trainer.stop = True
-    # Not print: the signal may have come in the middle of one.
-    os.write(2, b"\nstopping after this update; once more stops at once\n")
 
 
 def _finish(trainer: Trainer, valid: FeatureDataset) -> None:

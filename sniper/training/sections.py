@@ -193,7 +193,18 @@ class TrainConfig(Settings):
         description="Micro-batches of an epoch; null: one pass over the data.",
     )
     max_frames: int = Field(
-        11000, ge=1, le=_MANY, description="Padded mel frames of a micro-batch, at most."
+        11000,
+        ge=1,
+        le=_MANY,
+        description="Padded mel frames of a micro-batch, at most, over all ranks together: what is "
+        "learned does not depend on how many there are.",
+    )
+    max_frames_per_rank: int | None = Field(
+        None,
+        ge=1,
+        le=_MANY,
+        description="The same of each rank's part, in place of `max_frames`: batches grow with the "
+        "number of ranks.",
     )
     accumulation: int = Field(1, ge=1, le=_MANY, description="Micro-batches of an update.")
     lr: Number = Field(
@@ -221,11 +232,22 @@ class TrainConfig(Settings):
         description="On a GPU, record each batch shape's forward and backward once and replay it: "
         "`auto` goes on without when recording fails, `on` stops.",
     )
+    exchange: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Of several ranks: in what gradients travel and are added up. Only active "
+        "blocks do.",
+    )
+    timeout_minutes: Number = Field(
+        10.0,
+        gt=0,
+        le=10_000,
+        description="Of several ranks: how long one waits for another before the run ends.",
+    )
     workers: int | None = Field(
         None,
         ge=0,
         le=MOST_WORKERS,
-        description="Data processes; null: 4 for a GPU, 1 for a CPU.",
+        description="Data processes of each rank; null: 4 for a GPU, 1 for a CPU.",
     )
     threads: int | None = Field(
         None, ge=1, le=MOST_THREADS, description="CPU threads of torch; null: torch's own choice."

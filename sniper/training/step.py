@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sniper.layers import layout_versions
 from sniper.ops import dispatch, timings
 from sniper.optim import Adam
+from sniper.training.batch_norm import absent_loss, statistics_apart
 from sniper.training.graphs import CudaRecorder, NotRecorded, Recorder, StepGraphs, Values
 from sniper.training.settings import ConfigError
 from sniper.tts.corpus.batch import Batch
@@ -96,6 +97,9 @@ class TrainingStep:
 
     def loss(self, batch: Batch) -> tuple[Tensor, Values]:
         """Total and terms of a batch wherever it lies, in the run's precision."""
+        if not len(batch):  # all utterances of the whole batch are on other ranks
+            total = absent_loss(self.model)
+            return total, dict.fromkeys(self.model.loss_terms, total.detach())
         with self._precision():
             return self.model.loss(batch.to(self.device, non_blocking=True))
 
@@ -109,7 +113,7 @@ class TrainingStep:
         Raises:
             NotRecorded: it cannot be recorded as a graph, and must be.
         """
-        if self.graphs is None:
+        if self.graphs is None or not len(batch):
             return self._gradients(batch, share)
         for p in self.model.parameters():
             # A graph adds to gradients where they lie, so they must lie somewhere before it is
@@ -164,7 +168,8 @@ class TrainingStep:
         tensors = [*grads, *self.model.buffers()]
         before = [t.clone() for t in tensors]
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        # Other ranks may have a recording of this shape already, and wait for nobody.
+        with torch.random.fork_rng(devices=devices), statistics_apart():
             run()
         with torch.no_grad():
             for tensor, value in zip(tensors, before, strict=True):

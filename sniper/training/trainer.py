@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 import warnings
@@ -13,11 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from sniper.layers.selection import unmatched
 from sniper.optim import Adam
 from sniper.sparsity import Fixed, Following, LearningRateScale, NewWeights, Sniper
+from sniper.sparsity.distributed import checksum
+from sniper.sparsity.exchange import GradientExchange
 from sniper.training import checkpoint, restore
+from sniper.training.batch_norm import share_batch_norms
 from sniper.training.config import Config
 from sniper.training.data import (
     grouped,
@@ -39,10 +44,12 @@ from sniper.training.progress import (
     flat_epochs,
     is_done,
 )
+from sniper.training.ranks import ALONE, Ranks
 from sniper.training.settings import ConfigError
 from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.dataset import CorpusInfo, FeatureDataset
+from sniper.tts.corpus.parts import BatchParts
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
 
@@ -55,8 +62,10 @@ class Trainer:
         info: vocabulary, features and statistics, carried in checkpoints.
         observer: is told of updates and epochs.
         initial: of another run, whose weights are taken over; see `initialise`.
+        ranks: this process and those that train the same model, each on its part of every batch.
 
     Attributes:
+        batches_per_epoch: micro-batches of an epoch, over all ranks.
         inherited: lines on what that run did not have, or what is left behind.
 
     Raises:
@@ -71,12 +80,14 @@ class Trainer:
         info: CorpusInfo,
         observer: Observer | None = None,
         initial: checkpoint.Checkpoint | None = None,
+        ranks: Ranks = ALONE,
     ):
         settings = config.train
         self.config, self.info = config, info
         self.run = Path(config.output)
         self.observer = observer or Observer()
-        self.device = pick_device(settings.device)
+        self.ranks = ranks
+        self.device = pick_device(settings.device, ranks.local)
         self.progress = Progress()
         self.stop = False  # set from a signal handler
         # Before the model, so that runs of one seed start from the same weights.
@@ -87,6 +98,8 @@ class Trainer:
         self.model = FastSpeech2(model_config)
         self.inherited = [] if initial is None else initialise(self.model, info, initial)
         self.model.to(self.device)
+        if ranks.several:
+            share_batch_norms(self.model)
         self.sniper = make_sniper(self.model, config)
         # One group in the model's order, whatever is masked: so a checkpoint fits any block size.
         params = self.model.parameters()
@@ -104,20 +117,40 @@ class Trainer:
             recorder=recorder,
             must_record=settings.cuda_graphs == "on",
         )
+        # Every rank goes through the same batches and takes its part of each: so a batch, its
+        # length bucket and the number of updates are the same on all, and where a run stands is
+        # one number, whatever the number of ranks.
+        max_frames, parts = settings.max_frames, 1
+        if settings.max_frames_per_rank is not None:
+            max_frames, parts = settings.max_frames_per_rank, ranks.size
         self._batches = train_batches(
-            train, settings.max_frames, settings.batches_per_epoch, settings.seed
+            train, max_frames, settings.batches_per_epoch, settings.seed, parts, ranks.size
         )
+        self.batches_per_epoch = self._batches.per_epoch
         cuda = self.device.type == "cuda"
         workers = settings.workers if settings.workers is not None else (4 if cuda else 1)
-        # A graph is of one shape, so a few shapes have to do for all batches.
-        shapes = None if recorder is None else static_shapes(train, self._batches)
-        self._train = train
-        self._loader = make_loader(train, self._batches, workers, pin_memory=cuda, shapes=shapes)
+        # What is asked for batches: the corpus, or this rank's part of it.
+        self._train = BatchParts(train, ranks.rank, ranks.size) if ranks.several else train
+
+        def loader() -> DataLoader:
+            # A graph is of one shape, so a few shapes have to do for all batches.
+            shapes = None if recorder is None else static_shapes(train, self._batches, ranks.size)
+            return make_loader(self._train, self._batches, workers, pin_memory=cuda, shapes=shapes)
+
+        self._make_loader, self._loader = loader, loader()
+        # How the running epoch was dealt before another number of ranks took it up.
+        self._dealt: list[tuple[int, int]] = []
         # Validation is short; a second set of workers would only hold memory.
-        held_out = valid_batches(valid, settings.max_frames)
+        held_out = list(valid_batches(valid, max_frames))[ranks.rank :: ranks.size]
         self._valid_loader = make_loader(valid, held_out, 0, pin_memory=cuda)
         self._unchecked: list[tuple[list[str], Tensor]] = []
         self._saved_at = time.monotonic()
+        self._exchange: GradientExchange | None = None
+        if ranks.several:
+            dtype = torch.bfloat16 if settings.exchange == "bf16" else torch.float32
+            self._exchange = GradientExchange(self.sniper, dtype)
+            self._check_weights("at the start")
+            restore.seed_rank(settings.seed, 0, ranks.rank)
 
     def resume(self) -> bool:
         """Takes up the run's last checkpoint, if there is one; before anything else.
@@ -126,14 +159,18 @@ class Trainer:
             CheckpointError: it cannot be read, or holds what no run saves.
             ConfigError: it is of other speech, or the settings ask for what its masks cannot give.
         """
-        if not checkpoint.exists(self.run):
+        saved = self.ranks.from_first(
+            lambda: checkpoint.load(self.run) if checkpoint.exists(self.run) else None
+        )
+        if saved is None:
             return False
-        saved = checkpoint.load(self.run)
         restore.refuse_other_speech(saved, self.info, self.run)
         self.info = restore.with_saved_words(saved, self.info)
         progress = restore.saved_progress(saved)
-        if progress.batch > self._batches.per_epoch:
-            found = f"progress: batch {progress.batch} of {self._batches.per_epoch} in an epoch"
+        self._take_up_epoch(saved, progress)
+        count = self._batches.of_epoch(progress.epoch)
+        if progress.batch > count:
+            found = f"progress: batch {progress.batch} of {count} in an epoch"
             raise checkpoint.damaged(saved.path, "meta.json", found)
         begun = progress.update > 0
         # Weights before masks, which zero what they prune; masks before moments, whose order in
@@ -143,10 +180,48 @@ class Trainer:
             restore.restore_sniper(saved, self.sniper, begun)
         restore.restore_optimizer(saved, self.optimizer, begun)
         restore.restore_scheduler(saved, self.scheduler, progress.update)
-        restore.restore_generators(saved, self.device)
+        restore.restore_generators(saved, self.device, self.config.train.seed, self.ranks)
         self.progress = progress
         self._refuse_rise()
         return True
+
+    def _take_up_epoch(self, saved: checkpoint.Checkpoint, progress: Progress) -> None:
+        """Where batches depend on the number of ranks, and it was another: has the epoch go on
+        with the utterances that are left of it.
+        """
+        before, size = saved.meta.get("ranks", 1), self.ranks.size
+        if self.config.train.max_frames_per_rank is None or not progress.batch:
+            return
+        dealt = restore.dealt_before(saved, progress, size)
+        if not dealt:
+            return
+        if self.config.train.batches_per_epoch is not None:
+            raise ConfigError(
+                f"train.max_frames_per_rank: batches of {before} ranks are others than of {size}, "
+                f"and with train.batches_per_epoch an epoch is no pass over the data: go on with "
+                f"{before} ranks to the end of epoch {progress.epoch + 1}"
+            )
+        self._dealt = dealt
+        self._batches.take_up(progress.epoch, dealt)
+        self._loader = self._make_loader()
+
+    def _check_weights(self, which: str) -> None:
+        """Refuses ranks that train different weights.
+
+        Raises:
+            ConfigError: with the checksums of two.
+        """
+        state = {name: [value] for name, value in self.model.state_dict().items()}
+        self.ranks.check_same(
+            {f"weights {which}": f"{checksum(state):#x}"},
+            "all ranks must compute alike: the same versions, processors and settings",
+        )
+
+    @property
+    def batches_with_fewer_utterances_than_ranks(self) -> int:
+        """How many of an epoch's batches leave some rank without an utterance."""
+        self._batches.seek(0)
+        return sum(len(batch) < self.ranks.size for batch in self._batches)
 
     def _refuse_rise(self) -> None:
         """Refuses more epochs that would make the model sparser again, since a schedule by
@@ -258,9 +333,12 @@ class Trainer:
         }
         progress.history.append(row)
         progress.epoch, progress.batch = progress.epoch + 1, 0
+        self._dealt = []
         progress.seconds, progress.loss_sums = 0.0, {}
         progress.frames = progress.padded_frames = 0
         progress.change_seconds = progress.save_seconds = 0.0
+        if self.ranks.several:
+            self._check_weights(f"after epoch {progress.epoch}")
         best = row["valid"]["total"] < progress.best_loss
         progress.best_loss = min(progress.best_loss, row["valid"]["total"])
         self.save(best)
@@ -295,10 +373,14 @@ class Trainer:
             self._unchecked.append((batch.ids, total))
         self.model.train()
         self._check_finite()
-        return {name: float(value) / frames for name, value in sums.items()}
+        # A rank may have had no batch. In the order of the ranks, so that all get the same bits.
+        parts = self.ranks.gather((frames, {name: float(v) for name, v in sums.items()}))
+        names = next(iter(values for count, values in parts if count))
+        frames = sum(count for count, _ in parts)
+        return {n: sum(values.get(n, 0.0) for _, values in parts) / frames for n in names}
 
-    def save(self, best: bool = False) -> Path:
-        """Writes a checkpoint of this very moment."""
+    def save(self, best: bool = False) -> None:
+        """Writes a checkpoint of this very moment; every rank has to call it."""
         self._check_finite()
         started = self._saved_at = time.monotonic()
         if self.sniper is not None:
@@ -306,75 +388,112 @@ class Trainer:
             # no masks.
             self.sniper.zero_pruned()
         cuda = self.device.type == "cuda"
+        own = (torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if cuda else None)
+        generators = self.ranks.gather(own)
+        if not self.ranks.first:
+            return
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "sniper": self.sniper.state_dict() if self.sniper else None,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "rng": own[0],
+            "cuda_rng": own[1],
         }
         meta = {
             "config": self.config.to_dict(),
             "speech": self.info.to_json(),
             "progress": asdict(self.progress),
         }
+        if self.ranks.several:
+            meta["ranks"] = self.ranks.size
+            state["rng_of_ranks"] = generators
+        if self._dealt:
+            meta["dealt"] = self._dealt
         weights = self.model.state_dict()
-        path = checkpoint.save(self.run, self.progress.update, weights, state, meta, best)
+        checkpoint.save(self.run, self.progress.update, weights, state, meta, best)
         self.progress.save_seconds += time.monotonic() - started
-        return path
 
     def _train_epoch(self) -> None:
         progress, settings = self.progress, self.config.train
         self.model.train()
         # Carried on in float64, so that an epoch in two parts adds up to the same bits as in one.
-        sums = {n: torch.tensor(v, dtype=torch.float64) for n, v in progress.loss_sums.items()}
-        sums = {n: v.to(self.device) for n, v in sums.items()}
+        names = ("total", *self.model.loss_terms)
+        begun = [progress.loss_sums.get(name, 0.0) for name in names]
+        sums = torch.tensor(begun, dtype=torch.float64).to(self.device)
         for group in grouped(self._loader, len(self._batches), settings.accumulation):
             started = time.perf_counter()
-            mean: dict[str, Tensor] = {}
+            rows = []
             for batch in group:
                 # Divided by the size of this very group, as the last one of an epoch may be
                 # smaller.
                 values = self.step.backward(batch, 1 / len(group))
-                # A graph writes the next batch's loss to the same place.
+                # A copy: a graph writes the next batch's losses to the same place.
+                rows.append(torch.stack([values[name] for name in names]))
                 self._unchecked.append((batch.ids, values["total"].clone()))
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0) + value.double()
-                    mean[name] = mean.get(name, 0) + value / len(group)
-                progress.frames += batch.n_frames or 0
-                progress.padded_frames += batch.mel.shape[0] * batch.mel.shape[1]
+                utterances, frames = len(batch), batch.n_frames or 0
+                if batch.totals is not None:
+                    utterances, frames = batch.totals[:2].tolist()  # of all ranks together
+                progress.frames += frames
+                progress.padded_frames += utterances * batch.mel.shape[1]
                 progress.batch += 1
+            losses = self._of_all_ranks(torch.stack(rows))
             self._update([name for batch in group for name in batch.ids])
-            self.observer.updated(progress, mean)
+            sums = functools.reduce(torch.add, losses.double(), sums)
+            mean = functools.reduce(torch.add, losses / len(group))
+            self.observer.updated(progress, dict(zip(names, mean, strict=True)))
             progress.seconds += time.perf_counter() - started
-            if self._must_save():
-                progress.loss_sums = {n: float(v) for n, v in sums.items()}
+            stop, must_save = self._must_save()
+            if must_save:
+                progress.loss_sums = dict(zip(names, sums.tolist(), strict=True))
                 self.save()
-                if self.stop:
-                    raise Interrupted
+            if stop:
+                self.ranks.any(True)  # nobody ends while rank 0 still writes
+                raise Interrupted
         started = time.perf_counter()
-        progress.loss_sums = {n: float(v) for n, v in sums.items()}  # waits for a GPU
+        progress.loss_sums = dict(zip(names, sums.tolist(), strict=True))  # waits for a GPU
         progress.seconds += time.perf_counter() - started
         self._check_finite()
 
+    def _of_all_ranks(self, losses: Tensor) -> Tensor:
+        """Adds up the gradients of all ranks; gives the losses of all of them together.
+
+        Gradients are added up in one exchange behind the backward pass, not by DDP within it: a
+        recorded graph then ends before the exchange, micro-batches exchange once an update, and
+        what is pruned is not sent. What that costs is an exchange that nothing else hides.
+        """
+        if self._exchange is not None:
+            # Losses of parts are divided by counts of the whole, so sums are what is meant.
+            self._exchange.sum([p for p in self.model.parameters() if p.requires_grad])
+            losses = self.ranks.sum(losses)
+        return losses
+
     def _update(self, ids: list[str]) -> None:
         self._unchecked.append((ids, self.step.clip()))
-        # On a GPU looking at every value would wait for it each time.
-        every = 1 if self.device.type == "cpu" else self.config.train.log_every
-        if self.progress.update % every == 0:
+        if self._looks():
             self._check_finite()
         self.step.update()
         self.scheduler.step()
         self.progress.update += 1
 
+    def _looks(self) -> bool:
+        """Whether it is time to look at values and at other ranks; on a GPU doing so at every
+        update would wait for it each time.
+        """
+        every = 1 if self.device.type == "cpu" else self.config.train.log_every
+        return self.progress.update % every == 0
+
     def _check_finite(self) -> None:
-        if not self._unchecked:
-            return
-        good = torch.stack([v for _, v in self._unchecked]).isfinite().tolist()
+        good: list[bool] = []
+        if self._unchecked:
+            good = torch.stack([v for _, v in self._unchecked]).isfinite().tolist()
         # By utterance, because that is what a user can look at and take out.
         bad = [ids for (ids, _), fine in zip(self._unchecked, good, strict=True) if not fine]
+        first = good.index(False) if bad else len(good)
         self._unchecked.clear()
-        if bad:
+        (failed,) = self.ranks.any(bool(bad))
+        if failed:
+            # After the exchange all ranks have NaN; the loss that was the first is the cause.
+            _, bad = min(self.ranks.gather((first, bad)))
             progress = self.progress
             last = checkpoint.find(self.run) if checkpoint.exists(self.run) else "none was saved"
             raise NotFinite(
@@ -402,9 +521,16 @@ class Trainer:
             f"Needs less: {lower}. Last checkpoint: {where}"
         )
 
-    def _must_save(self) -> bool:
+    def _must_save(self) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save now."""
         minutes = (time.monotonic() - self._saved_at) / 60
-        return self.stop or minutes > self.config.train.checkpoint_minutes
+        due = minutes > self.config.train.checkpoint_minutes
+        if self.ranks.several:
+            if not self._looks():
+                return False, False
+            # A signal may have reached one of them alone, and clocks differ.
+            self.stop, due = self.ranks.any(self.stop, due and self.ranks.first)
+        return self.stop, self.stop or due
 
 
 def make_sniper(model: nn.Module, config: Config) -> Sniper | None:

@@ -44,7 +44,7 @@ def test_preset_loads_and_its_dump_loads_again(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name in RESOLVED])
 def test_a_preset_means_what_it_meant_when_its_runs_were_made(name: str):
-    flat = module._flat(json.loads(json.dumps(load(name).to_dict())))
+    flat = module.flat(json.loads(json.dumps(load(name).to_dict())))
     assert flat == {**LATER_SETTINGS, **RESOLVED["defaults"], **RESOLVED[name]}
 
 

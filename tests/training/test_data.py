@@ -56,6 +56,35 @@ def test_an_epoch_is_one_pass_by_default():
     assert sorted(i for b in _epoch(batches, 1) for i in b) == list(range(21))
 
 
+def test_an_epoch_of_other_ranks_goes_on_with_what_is_left_of_it():
+    """Of 2 parts, then 1, then 3, in the middle of the second epoch: all of it once."""
+    lengths = np.arange(10, 31)
+
+    def of(parts: int) -> EpochBatches:
+        return EpochBatches(BucketBatchSampler(lengths, 35, seed=3, parts=parts))
+
+    dealt: list[tuple[int, int]] = []
+    seen: list[int] = []
+    for parts, count in ((2, 3), (1, 4), (3, 99)):
+        batches = of(parts)
+        before = sum(n for _, n in dealt)
+        batches.take_up(1, dealt)
+        batches.seek(1, before)
+        rest = list(batches)
+        assert len(batches) == len(rest) == batches.of_epoch(1) - before
+        seen += [i for batch in rest[:count] for i in batch]
+        # Taken up by as many once more, it is where it was.
+        again = of(parts)
+        again.take_up(1, dealt)
+        again.seek(1, before + 1)
+        assert list(again) == rest[1:]
+        dealt.append((parts, count))
+    assert sorted(seen) == list(range(len(lengths)))
+    # Other epochs are passes of their own.
+    batches.seek(2)
+    assert list(batches) == _epoch(of(3), 2) and len(batches) == batches.per_epoch
+
+
 @pytest.mark.parametrize("per_epoch", [1, 3, 7, 100])
 def test_epochs_of_any_length_cut_the_row(per_epoch: int):
     assert len(_passes()) not in (1, 3, 7, 100)

@@ -33,6 +33,9 @@ class Batch:
         pitch: float32 `[B, L]`, normalised log-F0, averaged over each token.
         energy: float32 `[B, L]`, normalised energy, averaged over each token.
         speakers: int64 `[B]`, the speaker of each utterance; None: the corpus has one.
+        totals: int64 `[4]`, where this is a part of a larger batch: utterances, frames, tokens and
+            tokens that have frames, all of the whole batch. The losses of all parts then add up to
+            that of the whole. None: this is the whole.
         n_frames: unpadded frames in the batch, a Python int. Counted here when not given, so make
             the batch on the CPU: later uses (frames/s) then need no device synchronisation.
 
@@ -49,6 +52,7 @@ class Batch:
     pitch: Tensor
     energy: Tensor
     speakers: Tensor | None = None
+    totals: Tensor | None = None
     n_frames: int | None = None
 
     def __post_init__(self):
@@ -68,6 +72,8 @@ class Batch:
         }
         if self.speakers is not None:
             expected["speakers"] = (B,)
+        if self.totals is not None:
+            expected["totals"] = (4,)
         for name, shape in expected.items():
             got = tuple(getattr(self, name).shape)
             if got != shape:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepared features as a PyTorch dataset, collation, and batches of bounded size."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -62,7 +64,7 @@ class CorpusInfo:
         return data
 
     @classmethod
-    def from_json(cls, data: dict) -> "CorpusInfo":
+    def from_json(cls, data: dict) -> CorpusInfo:
         """Build from `to_json`'s dict; other keys are ignored.
 
         Raises:
@@ -232,6 +234,11 @@ class FeatureDataset(torch.utils.data.Dataset):
         """Tokens of each utterance, the end of sentence included, `[N]` int64."""
         return np.diff(self._token_offsets) + 1
 
+    def spoken_tokens(self, index: int) -> int:
+        """Tokens of an utterance that have frames, counted without loading the rest of it."""
+        tokens = slice(self._token_offsets[index], self._token_offsets[index + 1])
+        return int(np.count_nonzero(self._tensors["durations"][tokens]))
+
     def __getitem__(self, index: int) -> Item:
         # A plain `for` over the dataset ends by this error.
         if not -len(self) <= index < len(self):
@@ -303,6 +310,8 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         seed: of the order.
         shuffle: False gives one fixed order, longest first.
         ids: names for the error message.
+        parts: that a batch is shared out in; the bound is that of each part.
+        members: the utterances to deal; None: all.
 
     Attributes:
         buckets: members and batch size of each, the longest first.
@@ -318,7 +327,11 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         seed: int = 0,
         shuffle: bool = True,
         ids: Sequence[str] | None = None,
+        parts: int = 1,
+        members: Sequence[int] | np.ndarray | None = None,
     ) -> None:
+        self.parts = parts
+        self._members = members
         self.lengths = np.asarray(lengths_in_frames, dtype=np.int64)
         self.max_frames = int(max_frames_per_batch)
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
@@ -340,10 +353,12 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
         """(members, utterances per batch) of each bucket, longest first."""
         # Stable, so that utterances of one length have the same order everywhere.
         order = np.argsort(-self.lengths, kind="stable")
+        if self._members is not None:
+            order = order[np.isin(order, self._members)]
         descending = self.lengths[order]
         buckets, begin = [], 0
         while begin < len(order):
-            size = int(self.max_frames // descending[begin])
+            size = self.parts * int(self.max_frames // descending[begin])
             # Both with a minus, since searchsorted wants ascending values.
             similar = int(np.searchsorted(-descending, -0.9 * descending[begin], side="right"))
             # Whole batches only, so that just the last bucket of all leaves a small one.
@@ -351,6 +366,19 @@ class BucketBatchSampler(torch.utils.data.Sampler[list[int]]):
             buckets.append((order[begin : begin + count], size))
             begin += count
         return buckets
+
+    def of(self, members: Sequence[int] | np.ndarray | None, parts: int) -> BucketBatchSampler:
+        """The same sampler of some utterances, or for another number of parts; of the same epoch.
+
+        Args:
+            members: numbers of utterances; None: all.
+            parts: as the constructor takes it.
+        """
+        other = BucketBatchSampler(
+            self.lengths, self.max_frames, self.seed, self.shuffle, parts=parts, members=members
+        )
+        other.epoch = self.epoch
+        return other
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`; call it before iterating."""

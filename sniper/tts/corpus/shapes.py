@@ -35,18 +35,21 @@ class StaticShapes:
         buckets: Iterable[tuple[np.ndarray, int]],
         tokens: Sequence[int] | np.ndarray,
         frames: Sequence[int] | np.ndarray,
+        parts: int = 1,
     ) -> StaticShapes:
         """The shapes that all batches dealt from these buckets fit into.
 
         Args:
             buckets: members and batch size of each, as `BucketBatchSampler.buckets` has them.
             tokens, frames: `[N]` lengths of all utterances, the end of sentence included.
+            parts: that each batch is shared out in, as `BatchParts` does.
         """
         tokens, frames = np.asarray(tokens), np.asarray(frames)
         found = set()
         for members, size in buckets:
             longest = (_round_up(tokens[members].max()), _round_up(frames[members].max()))
-            sizes = {min(size, len(members)), len(members) % size} - {0}
+            whole = (min(size, len(members)), len(members) % size)
+            sizes = {(n + more) // parts for n in whole for more in (0, parts - 1)} - {0}
             found |= {(b, *longest) for b in sizes}
         # `pad` takes the first that fits, and frames are what costs most.
         return cls(tuple(sorted(found, key=lambda shape: (shape[2], shape[1], shape[0]))))
@@ -60,7 +63,7 @@ class StaticShapes:
         B, L, T = len(batch), batch.tokens.shape[1], batch.mel.shape[1]
         for b, tokens, frames in self.shapes:
             if b == B and tokens >= L and frames >= T:
-                return _pad(batch, tokens - L, frames - T)
+                return lengthen(batch, tokens - L, frames - T)
         raise ValueError(
             f"batch: expected utterances, tokens and frames within {list(self.shapes)}, "
             f"got {(B, L, T)}"
@@ -71,7 +74,9 @@ def _round_up(length: int) -> int:
     return -(-int(length) // MULTIPLE) * MULTIPLE
 
 
-def _pad(batch: Batch, tokens: int, frames: int) -> Batch:
+def lengthen(batch: Batch, tokens: int, frames: int) -> Batch:
+    """`batch` with so many more tokens and frames of padding."""
+
     def longer(values: Tensor) -> Tensor:
         return F.pad(values, (0, tokens))
 

@@ -151,6 +151,12 @@ class FastSpeech2(nn.Module):
         mel_before, mel_after = self._decode(x, frame_mask)
         return FastSpeech2Output(mel_before, mel_after, log_durations, pitch, energy)
 
+    @property
+    def loss_terms(self) -> tuple[str, ...]:
+        """The names of the loss's terms, in their order."""
+        after = () if self.postnet is None else ("mel_after",)
+        return ("mel_before", *after, "duration", "pitch", "energy")
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and terms: `fastspeech2_loss` of `forward(batch)`, as the config sets it."""
         config = self.config

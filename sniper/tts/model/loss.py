@@ -49,9 +49,11 @@ def fastspeech2_loss(
     frames = length_mask(batch.mel_lengths, batch.mel.shape[1])
     tokens = length_mask(batch.token_lengths, batch.tokens.shape[1])
     spoken = tokens if empty_token_loss else tokens & (batch.durations > 0)
-    frame_weights = _mean_weights(frames, masking)
-    token_weights = _mean_weights(tokens, masking)
-    pitch_weights = _mean_weights(spoken, masking)
+    # Of a part of a batch the means are over the whole.
+    whole = (None,) * 4 if batch.totals is None else batch.totals.unbind()
+    frame_weights = _mean_weights(frames, masking, whole[0], whole[1])
+    token_weights = _mean_weights(tokens, masking, whole[0], whole[2])
+    pitch_weights = _mean_weights(spoken, masking, whole[0], whole[2 if empty_token_loss else 3])
 
     def l1(mel: Tensor) -> Tensor:
         # In float32 whatever the model runs in: sums over thousands of frames lose bits in
@@ -73,14 +75,24 @@ def fastspeech2_loss(
     return total, {name: term.detach() for name, term in terms.items()}
 
 
-def _mean_weights(mask: Tensor, masking: str) -> Tensor:
-    """Weights `[B, T]` that make a sum the mean over the mask, or over each row of it first."""
+def _mean_weights(
+    mask: Tensor, masking: str, rows: Tensor | None, entries: Tensor | None
+) -> Tensor:
+    """Weights `[B, T]` that make a sum the mean over the mask, or over each row of it first.
+
+    Args:
+        mask: of a batch, or a part of one.
+        rows, entries: of the whole batch's mask, where this is a part; otherwise None.
+    """
     if masking == "entries":
         # Weights in place of an index: the number of frames stays on the device, and recorded
         # graphs keep their shapes.
-        return mask / mask.sum().clamp(min=1)
+        return mask / (mask.sum() if entries is None else entries).clamp(min=1)
     if masking == "utterances":
-        return mask / (mask.sum(1, keepdim=True).clamp(min=1) * mask.shape[0])
+        count = mask.shape[0] if rows is None else rows
+        return mask / (mask.sum(1, keepdim=True).clamp(min=1) * count)
     if masking == "none":
-        return torch.full(mask.shape, 1.0 / mask.numel(), device=mask.device)
+        if rows is None:
+            return torch.full(mask.shape, 1.0 / mask.numel(), device=mask.device)
+        return torch.ones_like(mask, dtype=torch.float32) / (rows * mask.shape[1])
     raise ValueError(f"masking: expected one of {', '.join(MASKINGS)}, got {masking!r}")

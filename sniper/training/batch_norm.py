@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BatchNorm over a batch that several ranks share: statistics of all of it, not of each part.
+
+torch's `SyncBatchNorm` needs a GPU, and every rank to have some of the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sniper.sparsity.distributed import lost_if_fails
+
+_apart = False
+
+
+@contextlib.contextmanager
+def statistics_apart() -> Iterator[None]:
+    """Inside, a rank takes the statistics of its own part: for what it runs while others do not."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+class SharedBatchNorm1d(nn.BatchNorm1d):
+    """`nn.BatchNorm1d` that, while it is trained, normalises by the mean and variance of all ranks'
+    inputs together, in float32; the same state by the same names.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, T]` or `[B, C]` normalised, in the dtype of x."""
+        if not self.training or _apart:
+            return super().forward(x)
+        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        self._track(mean, variance, count)
+        return y
+
+    def absent(self, device: torch.device) -> None:
+        """A forward of the others, on a rank that has no input."""
+        nothing = torch.zeros(3, self.num_features, device=device)
+        self._track(*_combine(_gather(nothing)))
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        # None is the mean of all batches, as in torch.
+        share = self.momentum
+        if share is None:
+            share = 1.0 / float(self.num_batches_tracked)
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+
+
+def share_batch_norms(model: nn.Module) -> None:
+    """Has every BatchNorm1d of a model normalise over all ranks, in place."""
+    for module in model.modules():
+        if type(module) is nn.BatchNorm1d:
+            module.__class__ = SharedBatchNorm1d
+
+
+def absent_loss(model: nn.Module) -> Tensor:
+    """A loss of 0 for a rank that has no part of a batch; takes part in what the others' forward
+    and backward exchange.
+
+    The layers must be called in the order in which the model holds them, once each.
+    """
+    norms = [m for m in model.modules() if isinstance(m, SharedBatchNorm1d)]
+    return _Absent.apply(next(model.parameters()), norms if model.training else [])
+
+
+def _gather(mine: Tensor) -> Tensor:
+    """`[ranks, 3, C]` of each rank's mean, sum of squared distances and count."""
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    with lost_if_fails():
+        dist.all_gather(parts, mine)
+    return torch.stack(parts)
+
+
+def _combine(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, variance and count of everything, `[C]` each.
+
+    Source: Chan, Golub, LeVeque, Updating formulae and a pairwise algorithm for computing sample
+        variances (1979): no sum of squares, which would cancel.
+    """
+    means, squares, counts = parts.unbind(1)
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    square = (squares + counts * (means - mean).square()).sum(0)
+    return mean, square / count, count
+
+
+def _sum(values: Tensor) -> Tensor:
+    with lost_if_fails():
+        dist.all_reduce(values)
+    return values
+
+
+class _Normalise(torch.autograd.Function):
+    """`(x - mean) / sqrt(variance + eps) * weight + bias`, statistics over all ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple:
+        wide = x.float()
+        dims = [d for d in range(x.dim()) if d != 1]
+        variance, mean = torch.var_mean(wide, dims, correction=0)
+        n = x.numel() // x.shape[1]
+        own = torch.stack([mean, variance * n, torch.full_like(mean, n)])
+        mean, variance, count = _combine(_gather(own))
+        shape = [1, -1, *[1] * (x.dim() - 2)]
+        scale = (variance + eps).rsqrt()
+        normal = (wide - mean.view(shape)) * scale.view(shape)
+        ctx.save_for_backward(normal, scale, weight, count)
+        ctx.dims, ctx.shape, ctx.dtype = dims, shape, x.dtype
+        y = normal * weight.view(shape) + bias.view(shape)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y.to(x.dtype), mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        normal, scale, weight, count = ctx.saved_tensors
+        dy = grads[0].float()
+        own = torch.stack([dy.sum(ctx.dims), (dy * normal).sum(ctx.dims)])
+        # Those of weight and bias are this rank's: they are added up with all other gradients.
+        dbias, dweight = own.clone()
+        mean, along = (_sum(own) / count).unbind()
+        shape = ctx.shape
+        dx = dy - mean.view(shape) - normal * along.view(shape)
+        dx = dx * (scale * weight).view(shape)
+        return dx.to(ctx.dtype), dweight, dbias, None
+
+
+class _Absent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, norms: list[SharedBatchNorm1d]) -> Tensor:
+        ctx.norms, ctx.device = norms, anchor.device
+        for norm in norms:
+            norm.absent(anchor.device)
+        return torch.zeros((), device=anchor.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        for norm in reversed(ctx.norms):
+            _sum(torch.zeros(2, norm.num_features, device=ctx.device))
+        return None, None

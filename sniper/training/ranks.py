@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of one training: who this one is, what they tell each other, how they end together.
+
+`torchrun` starts one process a device and says in the environment who is who; torch.distributed
+carries everything else. A rank that fails leaves its message in the store that all share, where a
+thread of every other rank finds it and ends that rank too, whatever it is waiting for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from sniper.sparsity.distributed import RankLost, lost_if_fails
+from sniper.training.settings import ConfigError
+
+T = TypeVar("T")
+Told = Callable[[BaseException], tuple[str, int]]
+
+JOIN_SECONDS = 300  # that all ranks have to start in
+_POLL = 0.25  # seconds between two looks at the store
+_GRACE = 5.0  # seconds in which a rank may end by itself once another has failed
+_NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Ended(Exception):
+    """A rank has failed and said why.
+
+    Attributes:
+        status: with which this process is to end.
+    """
+
+    def __init__(self, status: int):
+        super().__init__(f"a rank has failed with status {status}")
+        self.status = status
+
+
+class Ranks:
+    """This process among those that train one model; `ALONE` where it is the only one.
+
+    Args:
+        rank: of this process, from 0.
+        size: how many there are.
+        local: which of this machine's processes it is; None: no one has said.
+        store: what all share; None for one process.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, local: int | None = None, store: Any | None = None
+    ):
+        self.rank, self.size, self.local = rank, size, local
+        self._store, self._waits = store, 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def name(self) -> str:
+        """How its errors begin; empty for one process."""
+        return f"rank {self.rank} of {self.size}: " if self.several else ""
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others."""
+        return self.size > 1
+
+    def connect(self, device: torch.device, minutes: float) -> None:
+        """Opens the ways between the ranks, for tensors of the host and of the device.
+
+        Args:
+            minutes: that an exchange may take before it counts as failed.
+        """
+        if not self.several or dist.is_initialized():
+            return
+        cuda = device.type == "cuda"
+        with lost_if_fails():
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                store=self._store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(minutes=minutes),
+            )
+
+    def gather(self, value: T) -> list[T]:
+        """A plain value of every rank, in their order."""
+        if not self.several:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with lost_if_fails():
+            dist.all_gather_object(values, value)
+        return values
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Which of the flags is set on some rank."""
+        if not self.several:
+            return list(flags)
+        # On the host: nobody waits for a GPU.
+        common = torch.tensor(flags, dtype=torch.uint8)
+        with lost_if_fails():
+            dist.all_reduce(common, dist.ReduceOp.MAX)
+        return [bool(flag) for flag in common.tolist()]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.several:
+            with lost_if_fails():
+                dist.all_reduce(values)
+        return values
+
+    def from_first(self, work: Callable[[], T]) -> T:
+        """What `work` gives on rank 0, which alone runs it; the others wait as long as it takes."""
+        if not self.several:
+            return work()
+        assert self._store is not None
+        key, self._waits = f"done/{self._waits}", self._waits + 1
+        values: list[Any] = [None]
+        if self.first:
+            values = [work()]
+            self._store.set(key, "")
+        else:
+            # Not in an exchange, which has a limit of time: preparing a corpus takes hours.
+            while not self._store.check([key]):
+                time.sleep(_POLL)
+        with lost_if_fails():
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def check_same(self, values: dict[str, str], what_to_do: str) -> None:
+        """Refuses ranks that differ, on every rank with the same words.
+
+        Args:
+            values: what must be the same everywhere, by what it is called.
+            what_to_do: the last words of the error.
+
+        Raises:
+            ConfigError: one differs.
+        """
+        everyone = self.gather(values)
+        for name in dict.fromkeys(name for each in everyone for name in each):
+            found = [each.get(name, "nothing") for each in everyone]
+            for rank, other in enumerate(found):
+                if other != found[0]:
+                    raise ConfigError(
+                        f"ranks: expected the same {name} on every rank, got {found[0]} on rank 0 "
+                        f"and {other} on rank {rank}; {what_to_do}"
+                    )
+
+
+ALONE = Ranks()
+
+
+def restarts() -> int:
+    """How often torchrun has started these ranks again after a failure."""
+    text = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def environment() -> tuple[int, int, int | None]:
+    """Rank, number of ranks and number on this machine, as torchrun puts them into the environment.
+
+    Raises:
+        ConfigError: some of it is missing or makes no sense.
+    """
+    given = {name: os.environ.get(name) for name in _NAMES}
+    # Schedulers leave MASTER_ADDR in the environment of programs that are one process.
+    if given["RANK"] is None and given["WORLD_SIZE"] is None:
+        return 0, 1, None
+    advice = "start with torchrun, or set all of " + ", ".join(_NAMES)
+    there = [name for name in ("RANK", "WORLD_SIZE") if given[name] is not None]
+    missing = [name for name in _NAMES if not given[name]]
+    if missing:
+        raise ConfigError(
+            f"ranks: {' and '.join(there)} in the environment without {', '.join(missing)}: "
+            f"{advice}; for one process unset {', '.join(there)}"
+        )
+    local = os.environ.get("LOCAL_RANK")
+    numbers = {**given, "LOCAL_RANK": given["RANK"] if local is None else local}
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK"):
+        text = numbers[name] or ""
+        if not (text.isascii() and text.isdigit()):
+            raise ConfigError(f"ranks: {name} expected a whole number, got {text!r}: {advice}")
+    rank, size = int(given["RANK"] or 0), int(given["WORLD_SIZE"] or 0)
+    if not rank < size:
+        raise ConfigError(f"ranks: expected RANK below WORLD_SIZE, got {rank} of {size}: {advice}")
+    if not 0 < int(given["MASTER_PORT"] or 0) < 2**16:
+        raise ConfigError(f"ranks: MASTER_PORT expected 1 to 65535, got {given['MASTER_PORT']}")
+    return rank, size, None if local is None else int(local)
+
+
+@contextlib.contextmanager
+def joined(told: Told) -> Iterator[Ranks]:
+    """The ranks of this training, together from here on: what ends one ends all.
+
+    Args:
+        told: an error's line for the user and the exit status.
+
+    Raises:
+        ConfigError: the environment makes no sense, or the others do not come.
+        Ended: a rank has failed, this one or another, and has said why.
+    """
+    rank, size, local = environment()
+    if size == 1:
+        yield ALONE
+        return
+    # Elastic starts give every attempt a store or a prefix; a message of the attempt before must
+    # not end this one.
+    store = PrefixStore(f"sniper/{restarts()}", _meet(rank, size))
+    ranks = Ranks(rank, size, local, store)
+    failures = _Failures(rank, size, store)
+    with _quiet(rank > 0), failures.watched():
+        try:
+            yield ranks
+        except BaseException as error:
+            failures.tell(error, told)
+        failures.leave()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _meet(rank: int, size: int) -> Any:
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+    except (dist.DistError, RuntimeError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"ranks: rank {rank} of {size} has not met the others at {where} (MASTER_ADDR and "
+            f"MASTER_PORT) within {JOIN_SECONDS} s: {reason}; start all of them, with one address "
+            "that each can reach"
+        ) from None
+    return store
+
+
+@contextlib.contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Neither prints nor warns: rank 0 says the same."""
+    if not quiet:
+        yield
+        return
+    with (
+        open(os.devnull, "w") as nothing,
+        contextlib.redirect_stdout(nothing),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _ignore_signals() -> None:
+    """Ctrl-C and SIGTERM do nothing any more: this process ends by itself."""
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+class _Failures:
+    """The first failure of any rank, which all ranks end with."""
+
+    def __init__(self, rank: int, size: int, store: Any):
+        self._rank, self._size, self._store = rank, size, store
+        self._host = socket.gethostname()
+        self._over = threading.Event()
+
+    def tell(self, error: BaseException, told: Told) -> NoReturn:
+        """Says this rank's failure, and leaves it for the others, unless one of them was first.
+
+        Raises:
+            Ended: always.
+        """
+        # Whoever was lost has ended for a reason, which it may be about to tell; and where all end
+        # alike, rank 0 says it.
+        lost = isinstance(error, RankLost)
+        self._wait_for_another(_GRACE if lost else 1.0 if self._rank else 0.0)
+        line, status = told(error)
+        mine = {"rank": self._rank, "host": self._host, "line": line, "status": status or 1}
+        first = mine
+        with contextlib.suppress(RuntimeError):  # whoever keeps the store may be gone
+            text = json.dumps(mine)
+            first = json.loads(self._store.compare_set("failure", "", text).decode())
+        self._over.set()
+        if first == mine:
+            # Before the others end: then torchrun ends whoever is left.
+            if not status:
+                traceback.print_exception(error)
+            print(line, file=sys.stderr, flush=True)
+        _ignore_signals()
+        with contextlib.suppress(RuntimeError):
+            self._store.add("seen", 1)
+            if self._rank == 0:  # the store may be in this very process
+                self._until(lambda: self._store.add("seen", 0) >= self._size, 2 * _GRACE)
+        raise Ended(first["status"]) from None
+
+    def leave(self) -> None:
+        """All is done here; whoever keeps the store stays until all are."""
+        self._over.set()
+        with contextlib.suppress(RuntimeError):
+            self._store.add("left", 1)
+            if self._rank == 0:
+                self._until(lambda: self._store.add("left", 0) == self._size, JOIN_SECONDS)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, another rank's failure ends this process."""
+        # A client of its own: one that waits keeps others from asking.
+        watcher = threading.Thread(target=self._watch, args=(self._store.clone(),), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            # A thread that is inside the store when Python ends aborts the process. It leaves at
+            # its next look, unless nobody answers there.
+            watcher.join(_GRACE)
+
+    def _watch(self, store: Any) -> None:
+        while not self._over.wait(_POLL):
+            try:
+                if not store.check(["failure"]):
+                    continue
+                failure = json.loads(store.get("failure").decode())
+            except RuntimeError:
+                return  # whoever kept the store is gone; exchanges fail by themselves
+            if failure["rank"] == self._rank:
+                return
+            self._show(failure)
+            # It may be waiting for the other one, or end by itself.
+            if not self._over.wait(_GRACE):
+                with contextlib.suppress(RuntimeError):
+                    store.add("seen", 1)
+                os._exit(failure["status"])
+            return
+
+    def _show(self, failure: dict[str, Any]) -> None:
+        # On its own machine the rank that failed has said it.
+        if self._rank == 0 and failure["host"] != self._host and failure["line"]:
+            print(f"{failure['line']} (on {failure['host']})", file=sys.stderr, flush=True)
+
+    def _wait_for_another(self, seconds: float) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._until(lambda: self._store.check(["failure"]), seconds)
+
+    def _until(self, done: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not done() and time.monotonic() < end:
+            time.sleep(_POLL)
