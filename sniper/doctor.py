@@ -129,7 +129,7 @@ def gpus(
         }
         if check and why_not is None:
             row["self-check"] = {
-                f"{dtype} in blocks of {block}": {
+                selfcheck.what_of(dtype, block): {
                     name: {
                         "ok": verdict.ok,
                         "error": verdict.error,
@@ -138,7 +138,7 @@ def gpus(
                     }
                     for name, verdict in selfcheck.check(device, dtype, block, anew).items()
                 }
-                for dtype, block in kinds
+                for dtype, block in (*kinds, ("fp32", selfcheck.NO_BLOCKS))
             }
         found.append(row)
     return found

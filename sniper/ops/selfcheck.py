@@ -144,9 +144,13 @@ def check(
                 if START not in known:  # a GPU that is full or busy now may not be so next time
                     _write(key, known)
         _verdicts[key] = known
-        blocks = f" in blocks of {block_size}" if block_size else ""
-        _warn(known, f"{dtype}{blocks} on {torch.cuda.get_device_name(index)}")
+        _warn(known, f"{what_of(dtype, block_size)} on {torch.cuda.get_device_name(index)}")
     return _verdicts[key]
+
+
+def what_of(dtype: str, block_size: int) -> str:
+    """In words, what a check was of."""
+    return dtype if block_size == NO_BLOCKS else f"{dtype} in blocks of {block_size}"
 
 
 def doubtful(message: str) -> Verdict:
