@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -67,6 +69,48 @@ def test_every_example_has_a_test_and_begins_with_its_command():
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         command = docstring.split("\n")[2].strip()
         assert command == f"python examples/{name}.py"
+
+
+def recorded_as_g722(path: Path, seconds: float) -> None:
+    """A tone, as Debian's packages hold their prompts."""
+    import av
+
+    wave = (8000 * np.sin(np.arange(int(16000 * seconds)) * 0.2)).astype(np.int16)
+    with av.open(str(path), "w", format="g722") as file:
+        stream = file.add_stream("g722", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+        frame.sample_rate = 16000
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            file.mux(packet)
+
+
+def test_real_speech(tmp_path, capsys):
+    """From unpacked packages; how those are fetched and unpacked is apt's and dpkg's business."""
+    example = runpy.run_path(str(ROOT / "examples" / "real_speech" / "make_corpus.py"))
+    sounds = tmp_path / "usr/share/asterisk/sounds/en_US_f_Somebody"
+    (sounds / "digits").mkdir(parents=True)
+    recorded_as_g722(sounds / "vm-from.g722", 1.0)
+    recorded_as_g722(sounds / "digits" / "7.g722", 0.5)
+    recorded_as_g722(sounds / "beep.g722", 0.5)
+    recorded_as_g722(sounds / "blink.g722", 0.1)
+    texts = tmp_path / example["TRANSCRIPTS"]
+    texts.parent.mkdir(parents=True)
+    said = "; notes: of none\n\nvm-from: ...from  Waldo's party: one...\ndigits/7: Seven.\n"
+    said += "beep: [a tone]\nblink: Quick.\ngone: Away.\nsilence/1: ...\n"
+    texts.write_bytes(gzip.compress(said.encode()))
+    left_out = example["make"](tmp_path, tmp_path / "corpus")
+    assert left_out == ["blink: 0.1 s", "gone: no recording"]
+    assert "2 utterances in" in capsys.readouterr().out
+    rows = (tmp_path / "corpus" / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    assert rows == [
+        "digits_7|Seven.|Seven.",
+        "vm-from|from Waldo's party: one|from Waldo's party: one",
+    ]
+    wave, rate = soundfile.read(tmp_path / "corpus" / "wavs" / "vm-from.wav")
+    assert rate == 16000 and 16000 <= len(wave) < 16200
+    assert abs(np.abs(wave[4000:12000]).max() - 8000 / 32768) < 0.02  # the tone, as loud as it was
+    with pytest.raises(SystemExit, match="expected asterisk-core-sounds-en-g722_.*found none"):
+        example["main"](["--out", str(tmp_path / "x"), "--packages", str(tmp_path)])
 
 
 def test_own_loop(tmp_path):
