@@ -91,6 +91,8 @@ def test_real_speech(tmp_path, capsys):
     (sounds / "digits").mkdir(parents=True)
     recorded_as_g722(sounds / "vm-from.g722", 1.0)
     recorded_as_g722(sounds / "digits" / "7.g722", 0.5)
+    (sounds / "silence").mkdir()
+    recorded_as_g722(sounds / "silence" / "7.g722", 7.0)
     recorded_as_g722(sounds / "beep.g722", 0.5)
     recorded_as_g722(sounds / "blink.g722", 0.1)
     texts = tmp_path / example["TRANSCRIPTS"]
@@ -106,6 +108,7 @@ def test_real_speech(tmp_path, capsys):
         "digits_7|Seven.|Seven.",
         "vm-from|from Waldo's party: one|from Waldo's party: one",
     ]
+    assert soundfile.info(tmp_path / "corpus" / "wavs" / "digits_7.wav").duration < 0.6
     wave, rate = soundfile.read(tmp_path / "corpus" / "wavs" / "vm-from.wav")
     assert rate == 16000 and 16000 <= len(wave) < 16200
     assert abs(np.abs(wave[4000:12000]).max() - 8000 / 32768) < 0.02  # the tone, as loud as it was

@@ -96,10 +96,16 @@ def make(root: Path, out: Path) -> list[str]:
     import soundfile
 
     (out / "wavs").mkdir(parents=True, exist_ok=True)
-    sounds = {p.stem: p for p in sorted((root / "usr/share/asterisk/sounds").rglob("*.g722"))}
+    # By folder and name below the voice's own folder: silence/7 is not digits/7.
+    voices = [p for p in (root / "usr/share/asterisk/sounds").iterdir() if p.is_dir()]
+    sounds = {
+        str(path.relative_to(voice).with_suffix("")): path
+        for voice in voices
+        for path in voice.rglob("*.g722")
+    }
     rows, left_out = [], []
     for name, text in sorted(transcripts(root).items()):
-        path = sounds.get(Path(name).name)
+        path = sounds.get(name)
         if path is None:
             left_out.append(f"{name}: no recording")
             continue
