@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t kTokens = 96;  // of a panel: its packed x block stays in the first-level cache
 constexpr int kGroup = 8;        // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
-constexpr int kTasks = 32;       // at least, where there are tokens enough: fewer leave threads idle at the end
+constexpr int kTasks = 16;       // at least, where there are tokens enough: more write sums that have to be added
 constexpr int kLeastPanels = 8;  // of a chunk: with fewer the partial sums cost more than they save
 
 // Some entries of one block row: the work of one task in one chunk of tokens.

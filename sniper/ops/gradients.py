@@ -22,8 +22,8 @@ _sources = WeakTensorKeyDictionary()
 
 
 def adopt(weight: Tensor) -> None:
-    """From now on gradients may be added straight to `weight.grad`, while that is allocated. Copies
-    of the weight are not adopted with it.
+    """From now on gradients may be added straight to `weight.grad`. Copies of the weight are not
+    adopted with it.
     """
     _adopted[weight] = True
 
@@ -52,23 +52,28 @@ def place_of(weight: Tensor) -> Tensor | None:
 
     Returns:
         `.grad` as `[N, taps * C]`, or None where the gradient has to go through autograd: not
-        adopted, `.grad` not allocated or of another dtype or memory order, hooks on it, gradients
-        of gradients, `torch.autograd.grad`, or processes that train together and hook in where no
+        adopted, `.grad` of another dtype or memory order, hooks on it, gradients of gradients,
+        `torch.autograd.grad`, or processes that train together and hook in where no
         one can look.
     """
     if weight not in _adopted or torch.is_grad_enabled():
         return None
-    grad = weight.grad
-    if grad is None or grad.dtype != torch.float32 or grad.device.type not in ("cpu", "cuda"):
-        return None
-    if grad.stride() != weight.stride() or grad.layout != torch.strided:
+    if weight.dtype != torch.float32 or weight.device.type not in ("cpu", "cuda"):
         return None
     if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
         return None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None
-    matrix = as_matrix(grad)
-    return matrix if matrix.is_contiguous() and _is_accumulated(weight) else None
+    grad = weight.grad
+    if grad is not None and (grad.dtype, grad.stride()) != (weight.dtype, weight.stride()):
+        return None
+    if not as_matrix(weight).is_contiguous() or not _is_accumulated(weight):
+        return None
+    if grad is None:
+        # Not left to autograd, which would round the first gradient as the weight was cast: a run
+        # that is resumed would not get the bits of one that goes on.
+        grad = weight.grad = torch.zeros_like(weight)
+    return as_matrix(grad) if grad.layout == torch.strided else None
 
 
 def _is_accumulated(weight: Tensor) -> bool:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim.adam import adam
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from sniper import _C
+from sniper.ops.gradients import adopt
 from sniper.optim.table import Collected, Row, Rows, torch_lists
 
 _OURS = ("max_norm", "clear")
@@ -97,7 +98,7 @@ class Adam(torch.optim.Adam):
         self.kept_zeros: frozenset[int] = frozenset()
         # What `clip` found for the step that follows: what it visits, and the scale or None.
         self._clipped: tuple[Collected, Tensor | None] | None = None
-        # Gradients that are zero since they were cleared, with the version that they had then.
+        # Gradients that are zero since they were cleared: which, and the version they had then.
         self._cleared = WeakTensorKeyDictionary()
         self._rows = Rows(self)
         self._turn = 0
@@ -127,6 +128,13 @@ class Adam(torch.optim.Adam):
                 "an update"
             )
         super().add_param_group(param_group)
+        self._adopt(self.param_groups[-1:])
+
+    @staticmethod
+    def _adopt(groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            for p in group["params"]:
+                adopt(p)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in _OURS}}
@@ -140,6 +148,7 @@ class Adam(torch.optim.Adam):
             group["foreach"] = None
             group["fused"] = group["fused"] or None
         self._rows.forget()
+        self._adopt(self.param_groups)
 
     @torch.no_grad()
     def clip(self, max_norm: float = math.inf) -> Tensor:
@@ -241,7 +250,10 @@ class Adam(torch.optim.Adam):
             if row.layout is not None:
                 row.leave_zeros(kept)
             if self.clear:
-                self._cleared[row.weight] = row.grad._version
+                self._mark_cleared(row.weight, row.grad)
+
+    def _mark_cleared(self, p: Tensor, grad: Tensor) -> None:
+        self._cleared[p] = (TensorWeakRef(grad), grad._version)
 
     def has_cleared(self) -> bool:
         """Whether some gradients that are there count as none, since they were cleared."""
@@ -256,7 +268,11 @@ class Adam(torch.optim.Adam):
         Returns:
             False too where there is none.
         """
-        return p.grad is not None and self._cleared.get(p) != p.grad._version
+        if p.grad is None:
+            return False
+        cleared = self._cleared.get(p)
+        # Another tensor may have come to the same version.
+        return cleared is None or cleared[0]() is not p.grad or cleared[1] != p.grad._version
 
     @torch.no_grad()
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -286,7 +302,7 @@ class Adam(torch.optim.Adam):
                 if self.has_gradient(p):
                     self._rows.clear_gradient(p, layout)
                 if set_to_none:
-                    self._cleared[p] = p.grad._version
+                    self._mark_cleared(p, p.grad)
                 else:  # as torch has it, a step takes this for a gradient
                     self._cleared.pop(p, None)
 

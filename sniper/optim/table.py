@@ -15,7 +15,6 @@ from sniper.layers.zeros import layouts_of_weights
 from sniper.ops import layout as layouts
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import adam, launch
-from sniper.ops.gradients import adopt
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_, seem_zero, zero_pruned_
 
@@ -275,7 +274,6 @@ class Rows:
         if layout is not None:
             for tensor in (row.grad, *(row.state[name] for name in moments)):
                 mask_blocks_(_matrix(tensor, layout), layout)
-            adopt(p)
         self._prepared[id(p)] = key
 
     @staticmethod

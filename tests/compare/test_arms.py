@@ -12,7 +12,7 @@ import yaml
 from speech import LATER_SETTINGS, make_trainer
 
 from sniper.compare.arms import MATRICES, load_matrix
-from sniper.training.config import Config, ConfigError, _flat, differences
+from sniper.training.config import Config, ConfigError, differences, flat
 
 
 def _configs(name: str) -> dict[str, Config]:
@@ -39,9 +39,9 @@ def test_an_arm_means_what_it_meant_when_its_results_were_made(name):
     assert {arm.name for arm in matrix.arms} == names
     for arm in matrix.arms:
         config = matrix.config(arm, 0, Path("OUT"), 1)
-        flat = _flat(json.loads(json.dumps(config.to_dict())))
+        settings = flat(json.loads(json.dumps(config.to_dict())))
         pinned = {**LATER_SETTINGS, **RESOLVED["defaults"], **RESOLVED[f"{name}/{arm.name}"]}
-        assert flat == pinned, arm.name
+        assert settings == pinned, arm.name
 
 
 @pytest.mark.parametrize("name", ["demo", "ljspeech"])

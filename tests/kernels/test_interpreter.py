@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 FILES = (
-    "test_adam.py",
+    "test_adam_kernels.py",
     "test_product.py",
     "test_wgrad.py",
     "test_elementwise.py",

@@ -434,3 +434,29 @@ def test_the_general_hook_leaves_kept_weights_alone(monkeypatch):
     monkeypatch.setattr(BlockSparseLinear, "zero_pruned", lambda *_: pytest.fail("visited"))
     assert id(model.linear.weight) in zeros.layouts_of_weights()
     optimizer.step()
+
+
+def test_a_gradient_made_anew_counts_whatever_its_version():
+    """The model's own zero_grad takes away what the optimizer had cleared."""
+    model = make_model()
+    optimizer = Adam(model.parameters(), lr=0.1, clear=True)
+    for step in range(3):
+        before = weights(model)
+        model.zero_grad()
+        model(batch(step)).backward()
+        assert all(optimizer.has_gradient(p) for p in model.parameters())
+        optimizer.step()
+        assert all((a != b).any() for a, b in zip(weights(model), before, strict=True))
+
+
+def test_the_first_gradient_is_not_rounded_as_the_weight_was_cast():
+    """Under autocast: a run that is resumed adds its first gradient where others add theirs."""
+    model, again = make_model(), make_model()
+    made = [Adam(m.parameters(), lr=1e-3) for m in (model, again)]
+    again.conv.weight.grad = torch.zeros_like(again.conv.weight)
+    for m in (model, again):
+        with torch.autocast("cpu", torch.bfloat16):
+            m(batch(0)).backward()
+    assert torch.equal(model.conv.weight.grad, again.conv.weight.grad)
+    assert not torch.equal(model.conv.weight.grad, model.conv.weight.grad.bfloat16().float())
+    assert all(o.has_gradient(m.conv.weight) for o, m in zip(made, (model, again), strict=True))
