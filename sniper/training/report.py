@@ -68,11 +68,14 @@ class Terminal(Observer):
             self._header = True
         # Not print, which would write into the middle of a bar.
         tqdm.write(table_row(end.row))
-        if end.flat >= FLAT and not self._said_flat:
+        epoch = end.row["epoch"] + 1
+        flat = f"the validation loss has not fallen for {end.flat} epochs, since epoch"
+        if end.last and epoch < self._epochs:  # nothing but patience ends a run before its epochs
+            tqdm.write(f"stopped by train.patience: {flat} {epoch - end.flat}")
+        elif end.flat >= FLAT and not self._said_flat:
             self._said_flat = True
             tqdm.write(
-                f"note: the validation loss has not fallen for {end.flat} epochs, since epoch "
-                f"{end.row['epoch'] + 1 - end.flat}; train.patience=N stops a run after N of them"
+                f"note: {flat} {epoch - end.flat}; train.patience=N stops a run after N of them"
             )
 
     def close(self) -> None:

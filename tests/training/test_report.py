@@ -102,6 +102,16 @@ def test_the_terminal_says_once_that_validation_has_flattened(capsys: pytest.Cap
     ]
 
 
+def test_the_terminal_says_what_stopped_a_run_before_its_epochs(capsys: pytest.CaptureFixture):
+    terminal = Terminal(30)
+    terminal.epoch_begins(Progress(epoch=25), 4, 0.0)
+    terminal.epoch_ended(EpochEnd(_row(epoch=25), 2, True, 10, nn.Module()))
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "stopped by train.patience: the validation loss has not fallen for 10 epochs, "
+        "since epoch 16"
+    )
+
+
 def test_a_terminal_that_never_began_can_be_closed():
     Terminal(1).close()
 
