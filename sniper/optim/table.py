@@ -34,7 +34,7 @@ class Row:
     """A parameter that our kernel updates.
 
     Attributes:
-        weight, grad: in one memory order.
+        weight: with a gradient in the same memory order.
         state: the optimizer's.
         group: its param group.
         factor: of its learning rate.
@@ -42,11 +42,16 @@ class Row:
     """
 
     weight: Tensor
-    grad: Tensor
     state: dict[str, Any]
     group: dict[str, Any]
     factor: float
     layout: BlockLayout | None
+
+    @property
+    def grad(self) -> Tensor:
+        """The weight's; not kept here, or rows that are kept would keep a gradient that is gone."""
+        assert self.weight.grad is not None  # it is in a step
+        return self.weight.grad
 
     def entry(self) -> tuple:
         """As `_C.adam` takes it: addresses, extent, rates, kind."""
@@ -151,12 +156,16 @@ class Rows:
             ValueError: `capturable` for parameters on a CPU.
         """
         # A step of a small model on a GPU takes less than sorting hundreds of parameters anew.
-        if self._collected is None or not self._same():
-            self._collected, self._parts = self._collect(), None
-            # Afterwards, since gradients and moments may have been laid anew. A learning rate with
-            # its factor, as torch's functions get it, is other at every step.
-            self._signature = None if self._collected[1] else self._sign()
-        return self._collected
+        if self._collected is not None and self._same():
+            return self._collected
+        collected = self._collect()
+        # Not what torch's functions get: their gradients may go, and a learning rate with its
+        # factor is other at every step.
+        kept = not collected[1]
+        self._collected, self._parts = collected if kept else None, None
+        # Afterwards, since gradients and moments may have been laid anew.
+        self._signature = self._sign() if kept else None
+        return collected
 
     def parts(self, rows: list[Row]) -> Parts:
         """Rows by where they are updated: those on a CPU, and those of each GPU with their table.
@@ -185,8 +194,7 @@ class Rows:
                 if grad is None or not state:
                     parts.append(p.data_ptr())
                     continue
-                # By identity too: what lies at an address may be another tensor by now.
-                parts += (id(grad), p.data_ptr(), grad.data_ptr())
+                parts += (p.data_ptr(), grad.data_ptr(), grad.stride())
                 parts += (state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr())
         return tuple(parts)
 
@@ -206,7 +214,7 @@ class Rows:
                 factor = optimizer.rate_factors.get(p, 1.0)
                 layout = masked.get(id(p))
                 if _served(p, layout):
-                    row = Row(p, p.grad, optimizer.state[p], group, factor, layout)
+                    row = Row(p, optimizer.state[p], group, factor, layout)
                     self._prepare(row)
                     rows.append(row)
                 else:
@@ -259,9 +267,9 @@ class Rows:
         is not visited any more.
         """
         p, layout = row.weight, row.layout
-        row.grad = self._relaid(p, row.grad)
-        if row.grad is not p.grad:
-            p.grad = row.grad
+        grad = self._relaid(p, row.grad)
+        if grad is not p.grad:
+            p.grad = grad
         version = (0, 0) if layout is None else (layout.handle, layout.version)
         key = (p.data_ptr(), *version)
         if self._prepared.get(id(p)) == key:

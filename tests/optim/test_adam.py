@@ -7,6 +7,7 @@ import io
 import pytest
 import torch
 from torch import nn
+from torch.utils.weak import TensorWeakRef
 
 import sniper
 from sniper import _C, BlockSparseConv1d, BlockSparseLinear, LearningRateScale, Sniper, ops
@@ -460,3 +461,16 @@ def test_the_first_gradient_is_not_rounded_as_the_weight_was_cast():
     assert torch.equal(model.conv.weight.grad, again.conv.weight.grad)
     assert not torch.equal(model.conv.weight.grad, model.conv.weight.grad.bfloat16().float())
     assert all(o.has_gradient(m.conv.weight) for o, m in zip(made, (model, again), strict=True))
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_gradient_that_is_taken_away_is_not_kept(clear):
+    model = make_model()
+    optimizer = Adam(model.parameters(), clear=clear)
+    model(batch(0)).backward()
+    gone = TensorWeakRef(model.out.weight.grad)
+    optimizer.clip(1.0)
+    optimizer.step()
+    if not clear:
+        model.zero_grad()
+    assert model.out.weight.grad is None and gone() is None
