@@ -87,7 +87,9 @@ def test_equals_torchs_adam(block, options, device):
         table.update(rates, scale, clear=step == 1)
         optimizer.step()
         for (weight, _), p in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(weight.cpu().double(), p.detach(), rtol=1e-5, atol=2e-7)
+            # Where gradient and weight decay nearly cancel, float32 leaves few digits of their sum,
+            # which Adam divides by its own size: up to some 1e-4 of a step of 1e-2.
+            torch.testing.assert_close(weight.cpu().double(), p.detach(), rtol=1e-5, atol=1e-6)
     for (weight, layout), grad in zip(ours, grads, strict=True):
         if layout is not None:
             assert not as_matrix(weight)[~layout.element_mask().flatten(1)].any()
