@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from sniper.layers.ddp_buckets import make_buckets_anew
 from sniper.layers.flat_gradients import serve_lbfgs
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
@@ -140,7 +141,8 @@ class BlockMaskedLayer(nn.Module):
             raise ValueError(
                 f"block mask: expected shape {self.block_mask_shape}, got {tuple(mask.shape)}"
             )
-        self._ensure_layout()
+        if self._ensure_layout():
+            make_buckets_anew([self.weight])
         assert self._layout is not None
         self._layout.update(mask)
         self.zero_pruned()
@@ -148,17 +150,18 @@ class BlockMaskedLayer(nn.Module):
     @torch.no_grad()
     def _ensure_layout(self) -> bool:
         """Prepares for a mask: memory that kernels can walk, and a layout that is still to be
-        written if there is none. Returns whether there was one.
+        written if there is none. Returns whether the weight has changed its order in memory, which
+        `make_buckets_anew` has to know.
         """
         # Memory first: what is written into a layout is about the order in which kernels will walk.
-        had_mask = self._layout is not None
+        before = self.weight.stride()
         self._use_kernel_memory_order()
-        if not had_mask:
+        if self._layout is None:
             n, *taps, c = self.block_mask_shape
             shape = (n, taps[0] if taps else 1, c)
             self._layout = BlockLayout.unwritten(shape, self.block_size, self.weight.device)
         keep_zeros(self)
-        return had_mask
+        return self.weight.stride() != before
 
     def _use_kernel_memory_order(self) -> None:
         """Lays a convolution's weight out as `[N, taps, C]`; shape and Parameter stay what they

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify
+from sniper.layers.ddp_buckets import make_buckets_anew
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import Change, rebuild
@@ -111,13 +112,15 @@ class BlockTargets:
         """
         # Remembered, so that a failure half way takes back what this call has begun.
         new = [layer for layer in self.layers.values() if layer.layout is None]
-        changes = []
+        changes, moved = [], []
         for name, layer in self.layers.items():
             mask = masks[name].to(layer.weight.device)
-            layer._ensure_layout()
+            if layer._ensure_layout():
+                moved.append(layer.weight)
             assert layer.layout is not None
             changes.append(Change(layer.layout, layer.weight, mask, counts[name], init.get(name)))
         try:
+            make_buckets_anew(moved)
             rebuild(changes)
         except BaseException:
             for layer in new:  # a layout that nobody has written would prune everything
