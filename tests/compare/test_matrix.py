@@ -47,10 +47,10 @@ def test_shares_are_neighbours_and_all_runs(matrix_file: Path):
         share_of(runs, 2, 7)
 
 
-def test_what_others_are_at_is_left_to_them(compared: Compared, tmp_path: Path, monkeypatch):
+def test_what_others_are_at_is_left_to_them(matrix_file: Path, tmp_path: Path, monkeypatch):
     """Two shares never train one run, however they were cut."""
-    run = dataclasses.replace(compared.run("dense"), folder=tmp_path / "run")
-    run.folder.mkdir()
+    run = plan(load_matrix(str(matrix_file)), tmp_path, threads=1)[1]
+    run.folder.mkdir(parents=True)
     other = in_use(run.folder)
     said: list[str] = []
     try:
