@@ -3,6 +3,8 @@
 
     python -m sniper.prepare demo --out data/demo
     python -m sniper.prepare ljspeech --root LJSpeech-1.1 --out data/ljspeech
+    python -m sniper.prepare ljspeech --root LJSpeech-1.1 --out data/ljspeech --shard 2/8
+    python -m sniper.prepare ljspeech --root LJSpeech-1.1 --out data/ljspeech --merge
     python -m sniper.prepare lexicon words.dict --to data/ljspeech
 
 A run that was stopped, however it ended, is continued by the same command. Exit status: 0 when the
@@ -25,6 +27,7 @@ from sniper.tts.aligners.options import add_options, add_speakers, print_report,
 if TYPE_CHECKING:
     from sniper.tts.corpus.build import Prepared
     from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
+    from sniper.tts.corpus.shards import Shard
 
 __all__ = ["main", "prepare_demo", "prepare_ljspeech"]
 
@@ -104,6 +107,20 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument(
         "--lexicon", type=path_argument, help="dictionary in MFA format for further words"
     )
+    several = corpus.add_mutually_exclusive_group()
+    several.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="prepare the I-th of N shares, in OUT/shards; each share may run in a process or on a "
+        "machine of its own, at the same time",
+    )
+    several.add_argument(
+        "--merge",
+        action="store_true",
+        help="put all shares together, otherwise with the same arguments; gives what is prepared "
+        "at once",
+    )
     words = commands.add_parser(
         "lexicon",
         help="add words to a prepared corpus or to a trained run, whose audio is not looked at",
@@ -148,10 +165,14 @@ def _add_words(lexicon: Path, to: Path) -> int:
     return 0
 
 
-def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
-    """Align the corpus where it has no alignments, or where --align asks for it."""
+def _with_textgrids(options: dict[str, Any], progress: bool) -> bool:
+    """Align the corpus, or the share, where it has no alignments, or where --align asks for it;
+    whether it did.
+    """
+    from sniper.tts.aligners.folder import gather
     from sniper.tts.aligners.run import align_corpus
     from sniper.tts.corpus.corpus import has_alignments
+    from sniper.tts.corpus.shards import find_shards
 
     how = take_options(options)
     asked, given = how["way"] is not None, options["textgrids"] is not None
@@ -159,16 +180,43 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
         raise ValueError("--align makes TextGrids and --textgrids has them: give one of the two")
     # An explicit --align goes before alignments that lie in the corpus.
     if given or (has_alignments(options["root"]) and not asked):
-        return
+        return False
     shared = {
         name: options[name] for name in ("root", "lexicon", "speakers", "seed", "workers", "force")
     }
-    out = (options["out"] / "alignment").resolve()
-    aligned = align_corpus(out=out, **shared, **how, progress=progress)
-    # What was aligned before was reported then.
-    if aligned.fresh:
+    shard, base = options["shard"], options["out"]
+    if shard is not None:
+        base = shard.folder(base)
+    out = (base / "alignment").resolve()
+    if options["merge"]:
+        gather([each.folder(base) / "alignment" for each in find_shards(base)], out)
+    aligned = align_corpus(out=out, **shared, **how, progress=progress, share=shard)
+    # What was aligned before was reported then; of a share, the whole says it.
+    if shard is None and (aligned.fresh or options["merge"]):
         print_report(aligned)
-    options["textgrids"] = aligned.textgrids
+    options["textgrids"] = None if shard is not None else aligned.textgrids
+    return True
+
+
+def _shard(text: str) -> Shard:
+    from sniper.tts.corpus.shards import Shard
+
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _prepare_shard(options: dict[str, Any], aligned: bool) -> int:
+    """Prepare one share; the exit status."""
+    from sniper.tts.corpus.prepare import prepare_ljspeech_shard
+
+    for name in ("valid", "test", "seed", "lexicon", "merge"):  # of the whole, which --merge makes
+        options.pop(name)
+    count = prepare_ljspeech_shard(**options, aligned=aligned)
+    shard, out = options["shard"], options["out"]
+    print(f"{shard.folder(out)} prepared: {count} utterances; --merge puts all shares together")
+    return 0
 
 
 def _count(text: str) -> int:
@@ -209,7 +257,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(argv: list[str] | None) -> int:
     from sniper.tts.audio.config import FeatureConfig
-    from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
+    from sniper.tts.corpus.prepare import merge_ljspeech_shards, prepare_demo, prepare_ljspeech
 
     options = vars(_parser().parse_args(argv))
     if options["command"] == "lexicon":
@@ -219,9 +267,21 @@ def _main(argv: list[str] | None) -> int:
     names = [field.name for field in dataclasses.fields(FeatureConfig)]
     features = FeatureConfig(**{name: options.pop(name) for name in names})
     if command == "ljspeech":
-        _with_textgrids(options, not quiet)
+        if options["merge"] and options["force"]:
+            raise ValueError("--force makes a share anew: give it with --shard, not with --merge")
+        aligned = _with_textgrids(options, not quiet)
+        options |= {"features": features, "progress": not quiet}
+        if options["shard"] is not None:
+            return _prepare_shard(options, aligned)
+        del options["shard"]
+        if options.pop("merge"):
+            for name in ("workers", "force", "progress"):
+                del options[name]
+            made = merge_ljspeech_shards(**options, aligned=aligned)
+            _report(made)
+            return _report_health(made, strict)
     run = prepare_demo if command == "demo" else prepare_ljspeech
-    made = run(**options, features=features, progress=not quiet)
+    made = run(**{**options, "features": features, "progress": not quiet})
     _report(made)
     return _report_health(made, strict)
 

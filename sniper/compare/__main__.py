@@ -4,6 +4,7 @@
     python -m sniper.compare --config demo
     python -m sniper.compare --config ljspeech data.prepared=data/ljspeech train.epochs=100
     python -m sniper.compare --config my-arms.yaml --seeds 0,1 --output runs/mine
+    python -m sniper.compare --config demo --shard 2/8
     python -m sniper.compare --config demo --report-only
 
 The same command again does what is left: finished runs stay, stopped and killed ones go on where
@@ -17,6 +18,7 @@ import argparse
 import importlib.util
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +28,9 @@ from sniper.command import exit_with, path_argument, why_missing
 if TYPE_CHECKING:
     from sniper.compare.arms import Matrix
     from sniper.compare.matrix import Outcome, Run
+    from sniper.tts.corpus.shards import Shard
 
+_WRITING_SECONDS = 30.0  # another share is given to write a line
 # Looked for at the start, since some are needed only when all has been trained.
 _PACKAGES = ("yaml", "tqdm", "safetensors", "soundfile", "matplotlib", "jinja2")
 # One line for whatever is missing, so that nobody installs package after package.
@@ -58,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--vocoder", metavar="PATH", help="a HiFi-GAN that speaks the samples; default: Griffin-Lim"
     )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="only the I-th of N shares of the runs, beside other processes or machines in the "
+        "same --output; --report-only writes the report when all are done",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--evaluate-only", action="store_true", help="train nothing; measure what is trained"
@@ -82,6 +93,15 @@ def _numbers(text: str) -> list[int]:
 _numbers.__name__ = "list of whole numbers such as 0,1,2"  # argparse says: invalid ... value
 
 
+def _shard(text: str) -> Shard:
+    from sniper.tts.corpus.shards import Shard
+
+    try:
+        return Shard.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = _parser()
@@ -89,6 +109,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("jobs", "sentences", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")
+    if options.shard is not None and options.report_only:
+        parser.error("--report-only is of all shares: give it without --shard")
     # find_spec looks without importing: the check costs nothing, and a matrix may take hours before
     # the report needs the last of them.
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
@@ -96,6 +118,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: not installed: {', '.join(missing)}: {_INSTALL}", file=sys.stderr)
         return 2
     words = sys.argv[1:] if argv is None else argv
+    if options.shard is not None:  # the report is of the whole
+        shard = str(options.shard)
+        words = [word for word in words if word not in ("--shard", shard, f"--shard={shard}")]
     command = shlex.join(["python", "-m", "sniper.compare", *words])
     try:
         return _main(options, command)
@@ -106,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace, command: str) -> int:
     from sniper.compare.arms import load_matrix
-    from sniper.compare.matrix import plan, refuse_changes
+    from sniper.compare.matrix import plan, refuse_changes, share_of
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
     from sniper.tts.errors import FolderInUse, SpeechError
@@ -123,9 +148,14 @@ def _main(options: argparse.Namespace, command: str) -> int:
         out = options.output or Path("runs") / f"compare-{matrix.name}"
         threads = options.threads or max(1, default_workers() // options.jobs)
         runs = plan(matrix, out, threads)
-        out.mkdir(parents=True, exist_ok=True)
-        # Two comparisons in one folder would start the same runs twice.
-        with only_one(out):
+        place = out
+        if options.shard is not None:
+            index, count = options.shard.index, options.shard.count
+            runs = share_of(runs, index, count)
+            place = out / "shards" / f"{index}-of-{count}"
+        place.mkdir(parents=True, exist_ok=True)
+        # Two comparisons in one folder would start the same runs twice. Shares look run by run.
+        with only_one(place):
             # Measuring and reporting change no run, so they also serve folders of older settings.
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
@@ -144,23 +174,29 @@ def _run(
 ) -> int:
     from sniper.compare import files
     from sniper.compare.matrix import Outcome, execute
+    from sniper.tts.locks import only_one
 
     _announce(matrix, runs, out)
     outcome = Outcome()
     if not options.report_only:
         if not options.evaluate_only:
-            files.write_text(out / "command.txt", command + "\n")
-        _prepare(runs)
+            with only_one(out, wait=_WRITING_SECONDS):  # shares begin at the same time
+                files.write_text(out / "command.txt", command + "\n")
+        _prepare(runs, wait=options.shard is not None)
         outcome = execute(
             runs,
             out / "truth",
             jobs=options.jobs,
             train=not options.evaluate_only,
             sentences=options.sentences,
+            shared=options.shard is not None,
         )
     if outcome.stopped:
         print("stopped, saved; the same command continues", file=sys.stderr)
         return 130
+    if options.shard is not None:
+        print(f"share {options.shard} is done; {command} --report-only writes the report of all")
+        return _print_failures(outcome)
     if (out / "command.txt").exists():  # the one that trained
         command = (out / "command.txt").read_text(encoding="utf-8").strip()
     _report(matrix, runs, command, out)
@@ -180,18 +216,30 @@ def _announce(matrix: Matrix, runs: Sequence[Run], out: Path) -> None:
         print(f"{done} of {len(runs)} runs are trained already")
 
 
-def _prepare(runs: Sequence[Run]) -> None:
-    """Makes the prepared features once, before several processes want to."""
+def _prepare(runs: Sequence[Run], wait: bool) -> None:
+    """Makes the prepared features once, before several processes want to.
+
+    Args:
+        wait: for whoever else prepares them.
+    """
     from sniper.training.run import prepare_data
     from sniper.tts.audio.vocoder import load_vocoder
     from sniper.tts.corpus.dataset import load_corpus_info
+    from sniper.tts.errors import FolderInUse
 
     # Settings are no dictionary keys, and a matrix has few corpora.
     seen = []
     for run in runs:
         speech = (run.config.data, run.config.features)
         if speech not in seen:
-            data = prepare_data(run.config)
+            while True:
+                try:
+                    data = prepare_data(run.config)
+                    break
+                except FolderInUse:
+                    if not wait:
+                        raise
+                    time.sleep(1.0)
             # A vocoder that cannot speak is refused before the hours of training.
             load_vocoder(run.config.vocoder, load_corpus_info(data).features)
             seen.append(speech)

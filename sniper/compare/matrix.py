@@ -28,6 +28,8 @@ from sniper.compare.worker import forget_failure, read_result, status
 from sniper.training import checkpoint
 from sniper.training.config import Config, ConfigError, differences, dump, load
 from sniper.training.progress import Progress, is_done
+from sniper.tts.errors import FolderInUse
+from sniper.tts.locks import only_one
 
 # Where things lie, and what does not touch the training.
 _MAY_DIFFER = ("name", "output", "sample_text", "vocoder")
@@ -96,6 +98,20 @@ def plan(matrix: Matrix, out: Path, threads: int) -> list[Run]:
     ]
 
 
+def share_of(runs: Sequence[Run], index: int, count: int) -> list[Run]:
+    """The runs of one of `count` shares, counted from 1: neighbours, so that arms of a seed stay on
+    one machine as far as can be, which their times are compared on.
+
+    Raises:
+        ConfigError: more shares than runs.
+    """
+    if count > len(runs):
+        raise ConfigError(
+            f"--shard {index}/{count}: expected at most {len(runs)} shares, one a run"
+        )
+    return list(runs[(index - 1) * len(runs) // count : index * len(runs) // count])
+
+
 def refuse_changes(runs: Sequence[Run]) -> None:
     """Refuses to go on in a folder whose runs were begun with other settings.
 
@@ -140,6 +156,7 @@ def execute(
     train: bool = True,
     sentences: int = 20,
     say: Callable[[str], None] | None = None,
+    shared: bool = False,
 ) -> Outcome:
     """Trains and measures what is not done yet, `jobs` processes at a time.
 
@@ -151,6 +168,7 @@ def execute(
         train: False: only measure runs that are trained.
         sentences: held-out sentences to measure, at most.
         say: takes lines for the user; None: they are printed.
+        shared: other comparisons work in the same folder; what they are at is left to them.
     """
     outcome, say = Outcome(), say or functools.partial(print, flush=True)
     waiting = [run for run in runs if not _done(run, sentences, train)]
@@ -160,6 +178,10 @@ def execute(
         while running or (waiting and not outcome.stopped):
             while waiting and len(running) < jobs and not outcome.stopped:
                 run = waiting.pop(0)
+                owner = _owner(run) if shared else ""
+                if owner:
+                    say(f"{run}: left to others, {owner}")
+                    continue
                 running[_start(run, truth, train, sentences)] = run
                 clock.begins(run)
                 say(f"{run}: {'is measured' if run.trained() else 'begins'}")
@@ -177,6 +199,17 @@ def execute(
             if clock.due():
                 say(f"         {clock}")
     return outcome
+
+
+def _owner(run: Run) -> str:
+    """Who else works in a run's folder, in words; "" for nobody."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Let go at once: the worker takes it. Where another one is faster, the worker says so.
+        with only_one(run.folder):
+            return ""
+    except FolderInUse as error:
+        return str(error)
 
 
 def _done(run: Run, sentences: int, train: bool) -> bool:

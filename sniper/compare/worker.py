@@ -44,12 +44,15 @@ def main(argv: list[str] | None = None) -> int:
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.config import ConfigError
     from sniper.training.progress import Interrupted, LoadingFailed, OutOfMemory
-    from sniper.tts.errors import SpeechError
+    from sniper.tts.errors import FolderInUse, SpeechError
 
     try:
         # A worker that an earlier comparison left behind may still be saving.
         with only_one(options.run, wait=_SAVING_SECONDS):
             return _work(options)
+    except FolderInUse as error:  # the result is its owner's
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (
         SpeechError,
         ConfigError,

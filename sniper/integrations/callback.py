@@ -8,24 +8,35 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sniper.sparsity import Sniper, SparsitySchedule
+from sniper.sparsity.ddp import compress_gradients
 from sniper.sparsity.deprecated import new_names
+from sniper.sparsity.distributed import several
+from sniper.sparsity.exchange import DTYPES, GradientExchange
 
 
 class SniperSettings:
-    """Mixin of the callbacks; `sniper` is the `Sniper` in use, None before training.
+    """Mixin of the callbacks.
 
     Args:
         schedule: a `SparsitySchedule` or `{epoch: sparsity}`.
         score_batches: training batches that the weights are scored on (on each process).
         loss_fn: `(model, batch) -> scalar loss` to score with; None: the loss that the trainer
             trains with.
+        exchange: torch.float32 or torch.bfloat16: where DDP trains in several processes, gradients
+            of active weights alone are exchanged, in this dtype. None leaves that to DDP.
         options: of `Sniper`: `block_size`, `exclude`, `cap`, ...
 
+    Attributes:
+        sniper: the `Sniper` in use; None before training.
+        gradient_exchange: what `exchange` asked for, whose `bytes` count; None before training, and
+            in a single process.
+
     Raises:
-        ValueError: a schedule or number of batches that cannot be.
+        ValueError: a schedule, number of batches or dtype that cannot be.
         TypeError: an option that `Sniper` does not have.
     """
 
@@ -35,6 +46,7 @@ class SniperSettings:
         *,
         score_batches: int = 8,
         loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+        exchange: torch.dtype | None = None,
         **options: Any,
     ):
         super().__init__()
@@ -45,9 +57,15 @@ class SniperSettings:
             raise ValueError(f"score_batches: expected a whole number >= 1, got {score_batches!r}")
         if loss_fn is not None and not callable(loss_fn):
             raise ValueError(f"loss_fn: expected (model, batch) -> loss or None, got {loss_fn!r}")
+        if exchange is not None and exchange not in DTYPES:
+            raise ValueError(
+                f"exchange: expected torch.float32, torch.bfloat16 or None, got {exchange!r}"
+            )
         known = [n for n in inspect.signature(Sniper).parameters if n not in ("model", "schedule")]
         self.score_batches = score_batches
         self.loss_fn = loss_fn
+        self.exchange = exchange
+        self.gradient_exchange: GradientExchange | None = None
         self.options = new_names(options, known, stacklevel=4)
         self.sniper: Sniper | None = None
 
@@ -68,6 +86,16 @@ class SniperSettings:
         if self.sniper is None:
             raise ValueError("SniperCallback: expected a training that has begun, got none yet")
         return self.sniper
+
+    def compress(self, ddp: Any) -> None:
+        """Has DDP exchange what is active, where `exchange` asks for it and there are several
+        processes.
+
+        Raises:
+            ValueError: `ddp` is no DDP around the model, or has another communication hook.
+        """
+        if self.exchange is not None and several():
+            self.gradient_exchange = compress_gradients(ddp, self.attached, self.exchange)
 
     def check_start(self, epoch: int) -> None:
         """Refuses a training that begins where the schedule is sparser than the model.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
 try:
@@ -24,6 +25,7 @@ except ImportError as error:
     ) from error
 
 from sniper.integrations.callback import SniperSettings, refuse
+from sniper.layers.ddp_buckets import find_ddp
 
 __all__ = ["SniperCallback"]
 
@@ -39,8 +41,8 @@ class SniperCallback(SniperSettings, TrainerCallback):
     `args.output_dir`, or where `args.resume_from_checkpoint` or `resume_from` says.
 
     Args:
-        schedule, score_batches, loss_fn, options: see `SniperSettings`. Without `loss_fn` the
-            model's output must have a loss, as the Trainer itself expects it.
+        schedule, score_batches, loss_fn, exchange, options: see `SniperSettings`. Without
+            `loss_fn` the model's output must have a loss, as the Trainer itself expects it.
         resume_from: folder of the checkpoint that is resumed, where it lies outside
             `args.output_dir`.
 
@@ -48,7 +50,8 @@ class SniperCallback(SniperSettings, TrainerCallback):
         TypeError: an option that `Sniper` does not have.
         ValueError: settings that cannot be; when training begins: FSDP, DeepSpeed or DataParallel,
             a checkpoint without `sniper.pt`, a model with nothing to prune, without a loss, or
-            trained further in the schedule already.
+            trained further in the schedule already, `exchange` where DDP has another communication
+            hook.
     """
 
     def __init__(self, schedule, *, resume_from: str | Path | None = None, **settings: Any):
@@ -72,6 +75,9 @@ class SniperCallback(SniperSettings, TrainerCallback):
                 "SniperCallback: expected a model and its data, got none from the Trainer"
             )
         new = self.attach_to(model)
+        if new and _in_the_order_of_shapes not in model._state_dict_hooks.values():
+            # For good: `save_model` after training saves the same weights.
+            model.register_state_dict_post_hook(_in_the_order_of_shapes)
         self._epoch = _first_epoch(args, state, train_dataloader)
         if state.global_step > 0:
             self.attached.load_state_dict(self._saved(args, state))
@@ -80,6 +86,8 @@ class SniperCallback(SniperSettings, TrainerCallback):
             batches = _batches(train_dataloader, args.device)
             self.attached.score(islice(batches, self.score_batches), self.loss_fn or _models_loss)
         self.check_start(self._epoch)
+        if self.exchange is not None and args.parallel_mode == ParallelMode.DISTRIBUTED:
+            self.compress(_ddp_around(model))
 
     def on_epoch_begin(self, args, state, control, optimizer=None, **kwargs):
         self.attached.step(self._epoch, optimizer)
@@ -125,6 +133,23 @@ class SniperCallback(SniperSettings, TrainerCallback):
 def _folder(args: Any, state: Any) -> Path:
     """Where the Trainer keeps the checkpoint of the present step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
+
+
+def _in_the_order_of_shapes(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
+    """A hook on `state_dict()`: masked convolutions lie in memory as `[N, taps, C]`, and the
+    Trainer's safetensors takes nothing but the order of the shape.
+    """
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.dim() == 3:
+            state[name] = value.contiguous()  # itself, where that is its order
+
+
+def _ddp_around(model: nn.Module) -> DistributedDataParallel | None:
+    """The DDP that the Trainer made of the model; None if it made none."""
+    # The Trainer shows its callbacks the model alone.
+    around = find_ddp(list(model.parameters()))
+    # An earlier training's may still be there, with the hook it was given then.
+    return next((ddp for ddp in around if not ddp._comm_hooks), around[0] if around else None)
 
 
 def _first_epoch(args: Any, state: Any, loader: Any) -> int:

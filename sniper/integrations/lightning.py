@@ -39,14 +39,15 @@ class SniperCallback(SniperSettings, Callback):  # pyright: ignore[reportGeneral
     `fit(ckpt_path=...)` goes on where it was.
 
     Args:
-        schedule, score_batches, loss_fn, options: see `SniperSettings`. Without `loss_fn` the
-            loss is what `training_step` returns; `self.log` is silent meanwhile.
+        schedule, score_batches, loss_fn, exchange, options: see `SniperSettings`. Without
+            `loss_fn` the loss is what `training_step` returns; `self.log` is silent meanwhile.
 
     Raises:
         TypeError: an option that `Sniper` does not have.
         ValueError: settings that cannot be; when fitting begins: a strategy that shards parameters,
             manual optimization without `loss_fn`, a module with nothing to prune or trained further
-            in the schedule already, a checkpoint without this callback.
+            in the schedule already, a checkpoint without this callback, `exchange` with a strategy
+            that is not DDP or has a communication hook of its own.
     """
 
     def __init__(self, schedule, **settings: Any):
@@ -81,6 +82,7 @@ class SniperCallback(SniperSettings, Callback):  # pyright: ignore[reportGeneral
                 batches = islice(_batches(trainer), self.score_batches)
                 self.attached.score(batches, loss_fn)
         self.check_start(trainer.current_epoch)
+        self.compress(trainer.strategy.model)
         # A run that is resumed in the middle of an epoch has no start of an epoch.
         self.on_train_epoch_start(trainer, pl_module)
 

@@ -22,6 +22,7 @@ from sniper.layers.selection import (
     check_matched,
     check_module,
     check_patterns,
+    check_whole_parameters,
     excluded_by,
     kind_left_out,
 )
@@ -170,7 +171,7 @@ def sparsify(
         ValueError: nothing is eligible (with the reasons), a pattern that matches nothing, or a
             layer that is block-sparse with another block size.
     """
-    check_module(model)
+    check_whole_parameters(check_module(model))
     check_block_size(block_size)
     include, exclude = check_patterns("include", include), check_patterns("exclude", exclude)
     if not isinstance(fast_dropout, bool):

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from sniper.layers.ddp_buckets import make_buckets_anew
 from sniper.layers.flat_gradients import serve_lbfgs
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import zero_pruned_
+from sniper.ops.sharded import check_whole
 
 
 def check_block_size(block_size: object) -> int:
@@ -52,6 +55,14 @@ def check_sizes(**sizes: object) -> None:
             raise ValueError(f"{name}: expected a whole number >= 1, got {size!r}")
         if size >= 2**31:  # torch would say so in twenty lines, most of them C++
             raise ValueError(f"{name}: expected a size that memory can hold, got {size}")
+
+
+def no_replicas() -> ValueError:
+    """For torch.nn.DataParallel over several GPUs."""
+    return ValueError(
+        "model: expected one process a GPU, got DataParallel, whose replicas lie where no mask is: "
+        "use DistributedDataParallel (start with torchrun)"
+    )
 
 
 class _MaskCopy(Tensor):
@@ -140,7 +151,8 @@ class BlockMaskedLayer(nn.Module):
             raise ValueError(
                 f"block mask: expected shape {self.block_mask_shape}, got {tuple(mask.shape)}"
             )
-        self._ensure_layout()
+        if self._ensure_layout():
+            make_buckets_anew([self.weight])
         assert self._layout is not None
         self._layout.update(mask)
         self.zero_pruned()
@@ -148,17 +160,19 @@ class BlockMaskedLayer(nn.Module):
     @torch.no_grad()
     def _ensure_layout(self) -> bool:
         """Prepares for a mask: memory that kernels can walk, and a layout that is still to be
-        written if there is none. Returns whether there was one.
+        written if there is none. Returns whether the weight has changed its order in memory, which
+        `make_buckets_anew` has to know.
         """
+        check_whole("weight", self.weight)
         # Memory first: what is written into a layout is about the order in which kernels will walk.
-        had_mask = self._layout is not None
+        before = self.weight.stride()
         self._use_kernel_memory_order()
-        if not had_mask:
+        if self._layout is None:
             n, *taps, c = self.block_mask_shape
             shape = (n, taps[0] if taps else 1, c)
             self._layout = BlockLayout.unwritten(shape, self.block_size, self.weight.device)
         keep_zeros(self)
-        return had_mask
+        return self.weight.stride() != before
 
     def _use_kernel_memory_order(self) -> None:
         """Lays a convolution's weight out as `[N, taps, C]`; shape and Parameter stay what they
@@ -182,10 +196,30 @@ class BlockMaskedLayer(nn.Module):
         kept = layout is None or layout.is_full or layout.outgrown
         return [] if kept else [self.weight]
 
+    def check_whole(self, sharded: Sequence[Tensor]) -> None:
+        """Refuses a masked weight that is one of `sharded`, or lies in one of them.
+
+        Raises:
+            ValueError: how it is sharded, and what to use instead.
+        """
+        if self._layout is None:
+            return
+        for p in sharded:
+            # A flat parameter knows the modules whose weights it holds.
+            held = (info.module for info in getattr(p, "_param_infos", ()))
+            if p is self.weight or any(module is self for module in held):
+                check_whole("weight", p)
+
     def zero_pruned(self, parameter: Tensor | None = None) -> None:
         """Zeroes what the mask prunes; the weight is its only parameter that has any."""
         if self._layout is not None:
+            check_whole("weight", self.weight)
             zero_pruned_(self.weight, self._layout)
+
+    def _replicate_for_data_parallel(self):
+        if self._layout is not None:
+            raise no_replicas()
+        return super()._replicate_for_data_parallel()
 
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layers have not been through `set_block_mask`.

@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
 
+from sniper.ops.sharded import check_whole
+
 # What SNIPER's authors leave out by name. A model without such names is no mistake.
 EXCLUDE = ("norm", "embed")
 
@@ -27,6 +29,16 @@ def check_module(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     return model
+
+
+def check_whole_parameters(model: nn.Module) -> None:
+    """Refuses a model of whose parameters each process holds parts.
+
+    Raises:
+        ValueError: names one, how it is sharded, and what to use instead.
+    """
+    for name, p in model.named_parameters():
+        check_whole(f"model: {name}", p)
 
 
 def check_patterns(what: str, patterns: object) -> tuple[str, ...]:

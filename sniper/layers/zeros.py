@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from sniper.ops.layout import BlockLayout
+from sniper.ops.sharded import sharding_of
 
 
 class MaskedWeights(Protocol):
@@ -29,6 +30,10 @@ class MaskedWeights(Protocol):
 
     def zero_pruned(self, parameter: Any) -> None:
         """Zeroes what is pruned of one of them."""
+        ...
+
+    def check_whole(self, sharded: Sequence[Tensor]) -> None:
+        """Refuses, by a ValueError, masked weights that are in these, each a part of something."""
         ...
 
 
@@ -57,10 +62,16 @@ def _after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     if not _owners:
         return
     # Only what this optimizer owns: a second one (a discriminator's, say) must not cost a visit.
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    stepped = {id(p) for p in params}
+    # Where a model was sharded after its masks were put on, its weights may be no parameters any
+    # more, and no mask would be found for what has stepped.
+    sharded = [p for p in params if sharding_of(p)]
     # An optimizer that never writes to pruned blocks says of which weights.
     kept = getattr(optimizer, "kept_zeros", ())
     for owner in list(_owners):
+        if sharded:
+            owner.check_whole(sharded)
         for p in owner.masked_parameters():
             if id(p) in stepped and id(p) not in kept:
                 owner.zero_pruned(p)

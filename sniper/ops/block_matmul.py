@@ -26,6 +26,7 @@ from sniper.ops.geometry import (
     check_tensor,
 )
 from sniper.ops.layout import BlockLayout, find_layout, mark_copy
+from sniper.ops.sharded import check_whole
 from sniper.ops.transforms import transformed
 
 
@@ -91,6 +92,7 @@ def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
     for name, value in (("x", x), ("weight", weight), ("bias", bias)):
         if value is not None or name != "bias":
             check_tensor(name, value)
+    check_whole("weight", weight)
     if not isinstance(layout, BlockLayout):
         raise ValueError(f"layout: expected a BlockLayout, got {layout!r}")
     check_geometry(geometry)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -22,8 +21,6 @@ def compress_gradients(
         ddp = torch.nn.parallel.DistributedDataParallel(model)
         sniper.distributed.compress_gradients(ddp, snip)
 
-    The first two backward passes exchange everything: DDP orders its buckets anew after the first.
-
     Args:
         ddp: around the model of `snip`, without another communication hook.
         snip: whose masks say what is active, at each moment anew.
@@ -33,8 +30,10 @@ def compress_gradients(
         The exchange, whose `bytes` count what this rank has sent.
 
     Raises:
-        ValueError: no DDP, one around another model, no Sniper, another dtype.
+        ValueError: no DDP, one around another model or with another communication hook, no Sniper,
+            another dtype.
     """
+    ddp = getattr(ddp, "_orig_mod", ddp)  # what torch.compile gave
     if not isinstance(ddp, DistributedDataParallel):
         raise ValueError(f"ddp: expected a DistributedDataParallel, got {ddp!r:.80}")
     if not isinstance(snip, Sniper):
@@ -43,7 +42,15 @@ def compress_gradients(
     if any(id(p) not in wrapped for p in own.values()):
         raise ValueError("snip: expected that of the model inside ddp, got one of another model")
     exchange = GradientExchange(snip, dtype)
-    ddp.register_comm_hook(_Buckets(exchange), _hook)
+    try:
+        ddp.register_comm_hook(_Buckets(exchange), _hook)
+    except RuntimeError as error:
+        if "can only be called once" not in str(error):
+            raise
+        raise ValueError(
+            "ddp: expected one without a communication hook, got one that has a hook already: "
+            "leave that out, or do without compress_gradients"
+        ) from None
     return exchange
 
 
@@ -53,33 +60,17 @@ def _hook(state, bucket):
 
 
 class _Buckets:
-    """Where in DDP's buckets a gradient lies.
-
-    A bucket holds each gradient in the memory order that its parameter had when the bucket was
-    made, which DDP tells nobody; a convolution's weight changes its order with its first mask. So
-    it is found out, once, by looking: the gradient itself is there too.
-    """
+    """DDP's buckets, of which what is active travels."""
 
     def __init__(self, exchange: GradientExchange):
         self._exchange = exchange
-        self._passes = 0
-        self._strides: dict[int, list[tuple[int, ...]]] = {}
 
     def average(self, bucket: Any) -> torch.futures.Future[Any]:
         """A communication hook of DDP: the mean of a `GradBucket` over all ranks."""
-        buffer, strides = bucket.buffer(), self._strides.get(bucket.index())
-        if strides is None and self._passes:
-            self._look(bucket)
-        self._passes += bucket.is_last()
-        if strides is None:
-            self._exchange.bytes += buffer.numel() * buffer.element_size()
-            work = dist.all_reduce(buffer.div_(dist.get_world_size()), async_op=True)
-            assert work is not None
-            return work.get_future().then(lambda done: done.value()[0])
-        places = zip(bucket.gradients(), bucket.parameters(), strides, strict=True)
+        buffer = bucket.buffer()
         # Views of the bucket's buffer: what is put there is in it.
-        pairs = [(p, g.as_strided(p.shape, order)) for g, p, order in places]
-        done = self._exchange.average(pairs)
+        places = zip(bucket.parameters(), bucket.gradients(), strict=True)
+        done = self._exchange.average([(p, _in_order(p, g)) for p, g in places])
 
         def whole(done: Any) -> Tensor:
             done.value()  # raises what the exchange has raised
@@ -87,27 +78,10 @@ class _Buckets:
 
         return done.then(whole)
 
-    def _look(self, bucket: Any) -> None:
-        """Remembers the orders, if there is no doubt on any rank; all learn the same."""
-        pairs = list(zip(bucket.gradients(), bucket.parameters(), strict=True))
-        # A gradient of zeros looks alike in any order; the others' may not.
-        fits = [[_is_at(p, g, order) for order in _orders(p, g)] for g, p in pairs]
-        flags = torch.tensor([flag for each in fits for flag in each], dtype=torch.int32)
-        flags = flags.to(bucket.buffer().device)
-        dist.all_reduce(flags, dist.ReduceOp.MIN)
-        left, strides = iter(flags.tolist()), []
-        for g, p in pairs:
-            good = {order for order in _orders(p, g) if next(left)}
-            if len(good) != 1:
-                return
-            strides.append(good.pop())
-        self._strides[bucket.index()] = strides
 
-
-def _orders(p: Tensor, g: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The orders that a gradient may lie in: that of its shape, and that of its parameter."""
-    return g.stride(), p.stride()
-
-
-def _is_at(p: Tensor, g: Tensor, order: tuple[int, ...]) -> bool:
-    return p.grad is None or torch.equal(g.as_strided(p.shape, order), p.grad)
+def _in_order(p: Tensor, g: Tensor) -> Tensor:
+    """A gradient as it lies in a bucket: in the order of its parameter, which DDP tells nobody;
+    its views have the order of the shape. `make_buckets_anew` keeps it so.
+    """
+    dense = torch.ops.aten.is_non_overlapping_and_dense(p)
+    return g.as_strided(p.shape, p.stride()) if dense else g

@@ -11,6 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sniper.layers.ddp_buckets import several
+
+__all__ = [
+    "BUCKET",
+    "RankLost",
+    "RanksDiffer",
+    "check_same",
+    "checksum",
+    "lost_if_fails",
+    "several",
+    "smallest",
+    "sum_over_ranks",
+]
+
 # A collective call takes many small tensors as one of at most this many values.
 BUCKET = 1 << 23
 
@@ -31,11 +45,6 @@ def lost_if_fails() -> Iterator[None]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise RankLost(f"the exchange with other ranks failed: {reason}") from error
-
-
-def several() -> bool:
-    """Whether this process is one of several that train together."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from sniper.layers.selection import (
     check_matched,
     check_module,
     check_patterns,
+    check_whole_parameters,
     excluded_by,
     left_out_by_type,
     names_of,
@@ -38,7 +39,7 @@ def prunable_parameters(
     Raises:
         ValueError: none is left, a pattern that matches nothing, or parameters on several devices.
     """
-    check_module(model)
+    check_whole_parameters(check_module(model))
     patterns = check_patterns("exclude", exclude)
     check_matched("exclude", model, patterns)
     # By identity: a tied embedding is left out under each of its names.

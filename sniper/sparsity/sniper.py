@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.layers import sparsify
 from sniper.layers.masked import check_block_size
-from sniper.layers.selection import EXCLUDE
+from sniper.layers.selection import EXCLUDE, check_whole_parameters
 from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import match_weight
 from sniper.sparsity import describe, distributed
@@ -402,6 +402,8 @@ class Sniper:
     def _check_attached(self, what: str) -> None:
         if self.detached:
             raise ValueError(f"{what}: expected a Sniper in use, got one after detach()")
+        # A model may be sharded after its Sniper was made.
+        check_whole_parameters(self.model)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         # Its hooks sit on the parameters and optimizers themselves, which copies do not follow.

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify
+from sniper.layers.ddp_buckets import make_buckets_anew
+from sniper.layers.masked import no_replicas
+from sniper.layers.selection import check_whole_parameters
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import Change, rebuild
@@ -111,13 +114,15 @@ class BlockTargets:
         """
         # Remembered, so that a failure half way takes back what this call has begun.
         new = [layer for layer in self.layers.values() if layer.layout is None]
-        changes = []
+        changes, moved = [], []
         for name, layer in self.layers.items():
             mask = masks[name].to(layer.weight.device)
-            layer._ensure_layout()
+            if layer._ensure_layout():
+                moved.append(layer.weight)
             assert layer.layout is not None
             changes.append(Change(layer.layout, layer.weight, mask, counts[name], init.get(name)))
         try:
+            make_buckets_anew(moved)
             rebuild(changes)
         except BaseException:
             for layer in new:  # a layout that nobody has written would prune everything
@@ -165,6 +170,7 @@ class ElementTargets:
         self._masks: dict[str, Tensor] = {}
         self._active: dict[str, int] = {}  # how many entries of a mask are True
         self._mask_gradients = mask_gradients
+        self._model = model
         if mask_gradients:
             self._hooks = [p.register_hook(self._gradient_hook(n)) for n, p in params.items()]
             keep_zeros(self)
@@ -173,7 +179,21 @@ class ElementTargets:
 
     def _before_forward(self, module: nn.Module, args: tuple) -> None:
         # A method, not a lambda: a copied or pickled model takes its masks along.
+        if getattr(module, "_is_replica", False):
+            raise no_replicas()
+        check_whole_parameters(module)
         self.zero_pruned()
+
+    def check_whole(self, sharded: Sequence[Tensor]) -> None:
+        """Refuses a model with masks to which one of `sharded` belongs: since it was sharded its
+        parameters are others, which nothing masks.
+
+        Raises:
+            ValueError: how it is sharded, and what to use instead.
+        """
+        ids = {id(p) for p in sharded}
+        if self._masks and any(id(p) in ids for p in self._model.parameters()):
+            check_whole_parameters(self._model)
 
     def detach(self) -> None:
         """Lifts the masks and takes the hooks away."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from comparing import Compared
+from speech import command
 
 from sniper.compare.__main__ import main
 
@@ -53,6 +54,24 @@ def test_the_report_while_a_run_is_stopped(compared: Compared, tmp_path: Path):
     assert main(options) == 0
     rows = (tmp_path / "report" / "results.csv").read_text().splitlines()
     assert [row.split(",")[2:4] for row in rows if row.startswith("dense,0,")] == [["stopped", "3"]]
+
+
+def test_shares_and_the_report_of_all(matrix_file: Path, tmp_path: Path, capsys):
+    """Two shares at once, of a matrix with one run each, then the report."""
+    options = ["--config", str(matrix_file), "--output", str(tmp_path), "--threads", "1"]
+    options += ["--arms", "block,dense", "--seeds", "0", "--sentences", "2", "train.epochs=1"]
+    shares = [command("compare", *options, "--shard", f"{i}/2") for i in (1, 2)]
+    ends = [(*share.communicate(timeout=300), share.returncode) for share in shares]
+    assert [code for _, _, code in ends] == [0, 0], ends
+    assert "share 2/2 is done" in ends[1][0]
+    assert not (tmp_path / "report").exists()
+    assert main([*options, "--report-only"]) == 0
+    rows = (tmp_path / "report" / "results.csv").read_text().splitlines()
+    assert [r.split(",")[:3] for r in rows[1:]] == [[a, "0", "trained"] for a in ("block", "dense")]
+    assert "--shard" not in (tmp_path / "report" / "report.html").read_text()
+    capsys.readouterr()
+    assert main([*options, "--shard", "1/3"]) == 2
+    assert "--shard 1/3: expected at most 2 shares, one a run" in capsys.readouterr().err
 
 
 def test_other_settings_are_refused(compared: Compared, capsys: pytest.CaptureFixture):
@@ -112,6 +131,8 @@ def test_help_tells_the_exit_status(capsys: pytest.CaptureFixture):
         (["--jobs", "0"], "--jobs: expected at least 1, got 0"),
         (["--seeds", "a"], "list of whole numbers such as 0,1,2 value: 'a'"),
         (["--evaluate-only", "--report-only"], "not allowed with"),
+        (["--shard", "3/2"], "expected I/N with 1 <= I <= N, such as 2/8, got '3/2'"),
+        (["--shard", "1/2", "--report-only"], "--report-only is of all shares"),
     ],
 )
 def test_wrong_arguments(arguments, words, capsys: pytest.CaptureFixture):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +15,17 @@ import pytest
 from comparing import Compared
 from speech import differences, everything, fit
 
-from sniper.compare import files
+from sniper.compare import files, worker
 from sniper.compare.arms import load_matrix
-from sniper.compare.matrix import _Clock, _describe_end, epochs_of, execute, plan, refuse_changes
+from sniper.compare.matrix import (
+    _Clock,
+    _describe_end,
+    epochs_of,
+    execute,
+    plan,
+    refuse_changes,
+    share_of,
+)
 from sniper.training.config import ConfigError
 
 
@@ -25,6 +35,45 @@ def test_all_arms_of_a_seed_before_the_next_seed(matrix_file: Path):
     assert [str(run) for run in runs] == expected + [e.replace("0", "1") for e in expected]
     assert runs[4].folder == Path("out/runs/dense/seed-1")
     assert runs[4].config.train.seed == 1 and runs[4].config.train.threads == 2
+
+
+def test_shares_are_neighbours_and_all_runs(matrix_file: Path):
+    runs = plan(load_matrix(str(matrix_file)), Path("out"), threads=1)
+    for count in range(1, 7):
+        shares = [share_of(runs, i, count) for i in range(1, count + 1)]
+        assert sum(shares, []) == runs and all(shares)
+    assert {run.seed for run in share_of(runs, 1, 2)} == {0}
+    with pytest.raises(ConfigError, match="--shard 2/7: expected at most 6 shares, one a run"):
+        share_of(runs, 2, 7)
+
+
+def test_what_others_are_at_is_left_to_them(matrix_file: Path, tmp_path: Path, monkeypatch):
+    """Two shares never train one run, however they were cut."""
+    run = plan(load_matrix(str(matrix_file)), tmp_path, threads=1)[1]
+    run.folder.mkdir(parents=True)
+    other = in_use(run.folder)
+    said: list[str] = []
+    try:
+        outcome = execute([run], tmp_path / "truth", say=said.append, shared=True)
+        monkeypatch.setattr(worker, "_SAVING_SECONDS", 0.0)
+        monkeypatch.setattr(worker, "_stop_with_parent", lambda: None)
+        assert worker.main([str(run.folder), "--truth", str(tmp_path / "truth")]) == 1
+    finally:
+        other.communicate(b"\n")
+    assert outcome.failed == {} and not outcome.stopped
+    assert said == [f"dense seed 0: left to others, {said[0].split(', ', 1)[1]}"]
+    assert f"in use by process {other.pid} on" in said[0]
+    assert {p.name for p in run.folder.iterdir()} <= {"lock"}  # no run.yaml, no result
+
+
+def in_use(folder: Path) -> subprocess.Popen:
+    """A process that works in a folder until it is told to end."""
+    program = "import sys, pathlib; from sniper.tts.locks import only_one\n"
+    program += "with only_one(pathlib.Path(sys.argv[1])): print('in', flush=True); input()"
+    pipe = subprocess.PIPE
+    other = subprocess.Popen([sys.executable, "-c", program, folder], stdin=pipe, stdout=pipe)
+    assert other.stdout.readline() == b"in\n"
+    return other
 
 
 def test_runs_of_different_lengths(matrix_file: Path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from sniper import Following
@@ -36,6 +37,8 @@ def test_bad_options_are_refused_at_once():
         SniperSettings({0: 80})
     with pytest.raises(ValueError, match="loss_fn: expected .*, got 'mse'"):
         SniperSettings(SCHEDULE, loss_fn="mse")
+    with pytest.raises(ValueError, match="exchange: expected torch.float32, .* got torch.float16"):
+        SniperSettings(SCHEDULE, exchange=torch.float16)
     for taken in ("model", "schedule"):
         with pytest.raises(TypeError, match=f"{taken}"):
             SniperSettings(SCHEDULE, **{taken: nn.Linear(16, 16)})

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_ranks
 import pytest
 import torch
 from dropin import (
@@ -323,3 +327,63 @@ def test_a_loss_function_of_the_users_own(tmp_path):
     callback = make_callback(loss_fn=loss_fn, score_batches=2)
     make_trainer(tmp_path, callback, num_train_epochs=1).train()
     assert seen == [True, True]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict]:
+    """What each of two processes has found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    here = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, *start, "huggingface_ranks.py", folder],
+        cwd=here,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_ranks_have_one_model(two_ranks):
+    for name, found in two_ranks[0].items():
+        other = two_ranks[1][name]
+        assert_same(found["weights"], other["weights"])
+        assert len(found["masks"]) == (2 if name == "resumed" else 4)
+        for a, b in zip(found["masks"], other["masks"], strict=True):
+            assert_same(a, b)
+
+
+def test_two_ranks_exchange_what_is_active(two_ranks):
+    plain, packed, half = (two_ranks[0][name] for name in ("plain", "packed", "half"))
+    assert_same(plain["weights"], packed["weights"])
+    assert plain["sent"] == [None] * 4
+    first, second, third, last = packed["sent"]
+    assert first < 0.3 * last and first < second == third < last
+    assert half["sent"] == [sent / 2 for sent in packed["sent"]]
+    assert any((half["weights"][n] != w).any() for n, w in plain["weights"].items())
+
+
+def test_two_ranks_resume(two_ranks):
+    assert_same(two_ranks[0]["resumed"]["weights"], two_ranks[0]["packed"]["weights"])
+
+
+def test_two_ranks_learn_what_one_does(two_ranks, tmp_path):
+    # On equal utterances the mean over ranks has the bits of one rank's.
+    one = huggingface_ranks.train(tmp_path, "one", data=huggingface_ranks.data(True)[:8])
+    assert_same(two_ranks[0]["alike"]["weights"], one["weights"])
+
+
+def test_a_plain_modules_convolution_is_saved(tmp_path):
+    """A mask changes its order in memory, which safetensors does not take."""
+    found = huggingface_ranks.train(tmp_path, "one", epochs=1)
+    saved = load_file(tmp_path / "one" / "checkpoint-8" / "model.safetensors")
+    assert_same(saved, found["weights"])
+    assert (saved["conv.weight"] == 0).float().mean() > 0.4

@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning
+import lightning_ranks
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -215,3 +220,55 @@ def test_a_checkpoint_is_the_plain_modules_also_for_testing(tmp_path):
     plain = Module.load_from_checkpoint(tmp_path / "it.ckpt")
     assert type(plain.first) is nn.Linear
     assert torch.equal(plain.first.weight, module.first.weight)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> list[dict]:
+    """What each of two processes has found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    start: list[str] = []  # Lightning starts the other one itself
+    here = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, *start, "lightning_ranks.py", folder],
+        cwd=here,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_ranks_have_one_model(two_ranks):
+    for name, found in two_ranks[0].items():
+        other = two_ranks[1][name]
+        assert_same(found["weights"], other["weights"])
+        assert len(found["masks"]) == (2 if name == "resumed" else 4)
+        for a, b in zip(found["masks"], other["masks"], strict=True):
+            assert_same(a, b)
+
+
+def test_two_ranks_exchange_what_is_active(two_ranks):
+    plain, packed, half = (two_ranks[0][name] for name in ("plain", "packed", "half"))
+    assert_same(plain["weights"], packed["weights"])
+    assert plain["sent"] == [None] * 4
+    first, second, third, last = packed["sent"]
+    assert first < 0.3 * last and first < second == third < last
+    assert half["sent"] == [sent / 2 for sent in packed["sent"]]
+    assert any((half["weights"][n] != w).any() for n, w in plain["weights"].items())
+
+
+def test_two_ranks_resume(two_ranks):
+    assert_same(two_ranks[0]["resumed"]["weights"], two_ranks[0]["packed"]["weights"])
+
+
+def test_two_ranks_learn_what_one_does(two_ranks, tmp_path):
+    # On equal utterances the mean over ranks has the bits of one rank's.
+    one = lightning_ranks.fit(tmp_path, "one", devices=1, data=lightning_ranks.data(True)[:8])
+    assert_same(two_ranks[0]["alike"]["weights"], one["weights"])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 import sniper
@@ -65,6 +66,35 @@ def steps(rank: int, block_size: int | None, dtype: torch.dtype | None, **option
     return {"weights": model.state_dict(), "grads": grads, "sent": sent, "reached": snip.reached}
 
 
+def compiled(rank: int) -> dict[str, Tensor]:
+    """Gradients of a compiled DDP, by its name and by that of the plain one."""
+    torch.manual_seed(0)
+    model = Net()
+    snip = Sniper(model, SCHEDULE, block_size=16)
+    snip.score([batch(rank)], loss_fn)
+    snip.step(0, torch.optim.SGD(model.parameters()))
+    ddp = DistributedDataParallel(model)
+    fast = torch.compile(ddp, backend="aot_eager")
+    compress_gradients(fast, snip)
+    found = {}
+    for name, each in (("plain", ddp), ("compiled", fast)):
+        model.zero_grad()
+        loss_fn(each, batch(rank)).backward()
+        found |= {f"{name} {n}": p.grad.clone() for n, p in model.named_parameters()}
+    return found
+
+
+def other_hook() -> str:
+    model = Net()
+    snip, ddp = Sniper(model, SCHEDULE, block_size=16), DistributedDataParallel(model)
+    ddp.register_comm_hook(None, default_hooks.allreduce_hook)
+    try:
+        compress_gradients(ddp, snip)
+    except ValueError as error:
+        return str(error)
+    return "nothing"
+
+
 def sums(rank: int) -> tuple[list[list[Tensor]], list[int]]:
     """What each parameter's gradient is before and after the trainer's exchange."""
     torch.manual_seed(0)
@@ -96,6 +126,7 @@ def one_process(rank: int, folder: str) -> None:
     found["paper None"] = steps(rank, None, None, **exact)
     found["paper torch.float32"] = steps(rank, None, torch.float32, **exact)
     found["sums"] = sums(rank)
+    found["compiled"], found["other hook"] = compiled(rank), other_hook()
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -117,6 +148,17 @@ def test_ddp_with_it_has_the_bits_of_ddp_without(name, found):
                 assert torch.equal(value, packed[kind][key]), key
     a, b = (each[f"{name} torch.float32"]["weights"] for each in found)
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_compiled_ddp(found):
+    for each in (found[0]["compiled"], found[1]["compiled"]):
+        for name in ("conv.weight", "out.weight", "norm.bias"):
+            assert each[f"plain {name}"].abs().sum() > 0
+            torch.testing.assert_close(each[f"compiled {name}"], each[f"plain {name}"])
+
+
+def test_another_communication_hook_is_refused(found):
+    assert "ddp: expected one without a communication hook" in found[0]["other hook"]
 
 
 def test_it_sends_what_is_active(found):

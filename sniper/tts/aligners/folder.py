@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -155,6 +155,32 @@ def open_folder(path: Path, settings: dict, force: bool) -> Iterator[Folder]:
             yield folder
         finally:
             folder.close()
+
+
+def gather(parts: Sequence[Path], out: Path) -> None:
+    """Put the alignments of several shares of a corpus into one folder, as if made there.
+
+    Raises:
+        SpeechError: a share that was not aligned, or in another way than the first.
+    """
+    settings = begun_with(parts[0])
+    for part in parts:
+        there = begun_with(part)
+        if not there:
+            raise SpeechError(f"{part} holds no alignment: prepare that share again")
+        refuse_other_settings(part, there, settings)
+    with open_folder(out, settings, force=False) as whole:
+        for part in map(Folder, parts):
+            with contextlib.closing(part):
+                for outcome in part.outcomes.values():
+                    if whole.is_done(outcome.id, outcome.fingerprint):
+                        continue
+                    if not outcome.problem:
+                        target = whole.textgrid(outcome.id)
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        # With its time, by which a prepared corpus knows its files.
+                        shutil.copy2(part.textgrid(outcome.id), target)
+                    whole.add(outcome)
 
 
 def _clear(path: Path) -> None:

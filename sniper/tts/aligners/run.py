@@ -34,6 +34,7 @@ from sniper.tts.aligners.report import Report, nothing_aligned, summarize, write
 from sniper.tts.aligners.textgrid import TimedText
 from sniper.tts.aligners.tokens import PHONES, TokenReader
 from sniper.tts.corpus.corpus import list_utterances
+from sniper.tts.corpus.shards import Shard, share_of
 from sniper.tts.errors import NothingUsable, SpeechError, UtteranceError, require
 from sniper.tts.processes import default_workers, map_in_processes
 from sniper.tts.text.espeak import has_espeak
@@ -72,6 +73,7 @@ def align_corpus(
     workers: int | None = None,
     force: bool = False,
     progress: bool = True,
+    share: Shard | None = None,
 ) -> Aligned:
     """Align a corpus and write OUT/TextGrid/ID.TextGrid and a report.
 
@@ -90,6 +92,7 @@ def align_corpus(
         seed: of that training.
         workers: processes; by default one per CPU.
         force: align everything anew.
+        share: of the utterances; None: all. `gather` puts the folders of all shares together.
 
     Raises:
         SpeechError: one line for the user.
@@ -99,9 +102,15 @@ def align_corpus(
     root, out = Path(root), Path(out)
     chosen = way or ("english" if language.split("-")[0] == "en" else "learned")
     _refuse_wrong(chosen, language, phones)
+    if share is not None and chosen == "learned":
+        raise ValueError(
+            "--align learned trains on the whole corpus, which no share is: run python -m "
+            "sniper.align first, and pass its TextGrids with --textgrids"
+        )
     listing = list_utterances(root, speakers)
-    entries, problems = [(line.id, line.text) for line in listing.lines], listing.problems
-    wavs = {line.id: line.wav for line in listing.lines}
+    lines = listing.lines if share is None else share_of(listing.lines, share)
+    entries, problems = [(line.id, line.text) for line in lines], listing.problems
+    wavs = {line.id: line.wav for line in lines}
     for module in ("soundfile", "soxr", "tqdm", "praatio", "matplotlib"):
         # All of them are asked for before the work, in which the last one may be needed after
         # hours.
@@ -121,6 +130,10 @@ def align_corpus(
             _align_learned(entries, todo, jobs, reader, steps, seed, device)
         outcomes = [folder.outcomes[name] for name, _ in entries]
         report = summarize(outcomes, problems, settings)
+        if share is not None:
+            # The report is of the whole, and a share may well have nothing.
+            (out / TEXTGRIDS).mkdir(exist_ok=True)
+            return Aligned(out / TEXTGRIDS, report, len(todo))
         if report.aligned == 0:
             raise NothingUsable(nothing_aligned(report))
         # A run that had nothing to do leaves the report as it was, with its time of change.

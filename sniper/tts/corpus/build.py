@@ -19,7 +19,7 @@ from sniper.tts.corpus.health import Census
 from sniper.tts.corpus.sources import entry_of, refuse_other_sources, state_of
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
 from sniper.tts.corpus.verify import damaged
-from sniper.tts.corpus.workfile import WorkFile, features_of
+from sniper.tts.corpus.workfile import Records, WorkFile, features_of
 from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
 from sniper.tts.files import sealed, write_json
 from sniper.tts.text.lexicon import harvest
@@ -225,8 +225,8 @@ def build(
             split_sizes(len(corpus.utterances), plan.valid, plan.test)
         # Taken before the analysis: a file that changes meanwhile is another at the next look.
         states = {u.id: state_of(u) for u in corpus.utterances}
-        positions = _analyze_rest(corpus, plan.features, work, workers, progress)
-        prepared = _finish(corpus, plan, out, work, positions, states, frontend, lexicon, speech)
+        positions = analyze_rest(corpus, plan.features, work, workers, progress)
+        prepared = finish(corpus, plan, out, work, positions, states, frontend, lexicon, speech)
     except NothingUsable:
         # What was wrong will be mended before the next run, which must look again.
         work.path.unlink()
@@ -237,10 +237,11 @@ def build(
     return prepared
 
 
-def _analyze_rest(
+def analyze_rest(
     corpus: Corpus, config: FeatureConfig, work: WorkFile, workers: int, progress: bool
 ) -> list[int]:
-    """Positions in `work` of the corpus' utterances, in its order, after all are analysed.
+    """Analyses what `work` does not hold yet; gives the positions in it of the corpus' utterances,
+    in its order.
 
     Work counts by id and fingerprint, never by place: files may come, go or change in between.
     """
@@ -257,7 +258,7 @@ def _analyze_rest(
     return [held[u.id, keys[u.id]] for u in corpus.utterances]
 
 
-def _speakers(entries: list[Entry], work: WorkFile) -> dict[str, Prosody]:
+def _speakers(entries: list[Entry], work: Records) -> dict[str, Prosody]:
     """Pitch and energy of each speaker of the training set; empty where nobody has a name."""
     by_name: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -271,17 +272,18 @@ def _speakers(entries: list[Entry], work: WorkFile) -> dict[str, Prosody]:
     }
 
 
-def _finish(
+def finish(
     corpus: Corpus,
     plan: Plan,
     out: Path,
-    work: WorkFile,
+    work: Records,
     positions: list[int],
     states: dict[str, str],
     frontend: Frontend | None,
     lexicon: dict[str, str],
     speech: str,
 ) -> Prepared:
+    """Writes the files of a corpus whose utterances are all in `work`, at `positions`."""
     problems = list(corpus.problems)
     usable: list[Entry] = []
     census = Census(plan.features)

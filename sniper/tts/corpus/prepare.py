@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sniper.tts.audio.config import FeatureConfig
@@ -18,6 +19,15 @@ from sniper.tts.corpus.build import (
 )
 from sniper.tts.corpus.corpus import Corpus, list_utterances, read_corpus, synthesis_voice
 from sniper.tts.corpus.demo import write_demo_corpus
+from sniper.tts.corpus.shards import (
+    SETTINGS,
+    WORK,
+    Shard,
+    find_shards,
+    merge_shards,
+    prepare_shard,
+    remove_shards,
+)
 from sniper.tts.errors import FolderInUse, SpeechError
 from sniper.tts.locks import only_one
 from sniper.tts.processes import default_workers
@@ -106,6 +116,136 @@ def prepare_ljspeech(
     _refuse_nul(root=root, out=out, textgrids=textgrids, lexicon=lexicon)
     _refuse_workers(workers)
     root, out = Path(root), Path(out)
+    lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
+    plan = _plan(root, textgrids, speakers, features)
+    plan = replace(plan, valid=valid, test=test, seed=seed, lexicon_sha256=lexicon_sha256)
+
+    def read() -> Corpus:
+        return read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
+
+    def make() -> Prepared:
+        return _build(root, read(), plan, out, lexicon, workers, progress)
+
+    return _once(out, plan, force, make, read)
+
+
+def prepare_ljspeech_shard(
+    root: str | Path,
+    out: str | Path,
+    shard: Shard,
+    *,
+    aligned: bool = False,
+    textgrids: str | Path | None = None,
+    speakers: str = "none",
+    features: FeatureConfig | None = None,
+    workers: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> int:
+    """Prepare one of several shares, in OUT/shards; `merge_ljspeech_shards` puts them together.
+
+    Args:
+        shard: which one. Every share needs the same corpus and arguments.
+        aligned: the share's own TextGrids lie beside it, and will lie in OUT/alignment.
+        force: make this share anew.
+        root, textgrids, speakers, features, workers: as in `prepare_ljspeech`.
+
+    Returns:
+        How many utterances are in it.
+
+    Raises:
+        sniper.tts.errors.SpeechError: one line for the user.
+    """
+    _refuse_nul(root=root, out=out, textgrids=textgrids)
+    _refuse_workers(workers)
+    require_analysis_packages()
+    root, out = Path(root), Path(out)
+    if force:
+        (shard.folder(out) / WORK).unlink(missing_ok=True)
+        (shard.folder(out) / SETTINGS).unlink(missing_ok=True)
+    plan, ids, read = _sharded(root, out, aligned, textgrids, speakers, features)
+    count = workers or default_workers()
+    return prepare_shard(out, plan, shard, ids, read, count, progress)
+
+
+def merge_ljspeech_shards(
+    root: str | Path,
+    out: str | Path,
+    *,
+    aligned: bool = False,
+    textgrids: str | Path | None = None,
+    lexicon: str | Path | None = None,
+    speakers: str = "none",
+    features: FeatureConfig | None = None,
+    valid: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
+) -> Prepared:
+    """Put the shares in OUT/shards together: what `prepare_ljspeech` makes of the whole, in the
+    same bits. The shares are removed.
+
+    Args:
+        aligned: the shares were aligned on the way; OUT/alignment has their TextGrids by now.
+        root, textgrids, lexicon, speakers, features, valid, test, seed: as in `prepare_ljspeech`.
+
+    Raises:
+        sniper.tts.errors.SpeechError: shares that are missing, unfinished, or of other settings or
+            recordings; as `prepare_ljspeech` does.
+    """
+    _refuse_nul(root=root, out=out, textgrids=textgrids, lexicon=lexicon)
+    root, out = Path(root), Path(out)
+    find_shards(out)  # whatever else there is to say, this comes first
+    if aligned:
+        textgrids = final_textgrids(out)
+    plan, ids, read = _sharded(root, out, aligned, textgrids, speakers, features)
+    digest = None if lexicon is None else _sha256(Path(lexicon))
+    plan = replace(plan, valid=valid, test=test, seed=seed, lexicon_sha256=digest)
+
+    def whole() -> Corpus:
+        return read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
+
+    def make(put_together: Callable[..., Prepared]) -> Prepared:
+        corpus = whole()
+        words = {} if lexicon is None else read_dictionary(Path(lexicon))
+        frontend, speech = _spoken_by(root, corpus)
+        return put_together(corpus, frontend, words, speech)
+
+    merged = _once(out, plan, False, lambda: merge_shards(out, plan, ids, read, make), whole)
+    remove_shards(out)
+    return merged
+
+
+def final_textgrids(out: Path) -> Path:
+    """Where the TextGrids of shares that are aligned on the way lie in the end."""
+    return (out / "alignment").resolve() / "TextGrid"
+
+
+def _sharded(
+    root: Path,
+    out: Path,
+    aligned: bool,
+    textgrids: str | Path | None,
+    speakers: str,
+    features: FeatureConfig | None,
+) -> tuple[Plan, list[str], Callable[[Shard], Corpus]]:
+    """What makes the shares, the ids of all utterances, and the corpus as a share has it."""
+    if aligned:
+        textgrids = final_textgrids(out)
+    plan = _plan(root, textgrids, speakers, features)
+    ids = [line.id for line in list_utterances(root, speakers).lines]
+
+    def read(shard: Shard) -> Corpus:
+        own = shard.folder(out) / "alignment" / "TextGrid"
+        there = own if aligned else textgrids
+        return read_corpus(root, None if there is None else Path(there), speakers)
+
+    return plan, ids, read
+
+
+def _plan(
+    root: Path, textgrids: str | Path | None, speakers: str, features: FeatureConfig | None
+) -> Plan:
+    """What the analysis of recordings depends on."""
     listing, metadata = list_utterances(root, speakers), root / "metadata.csv"
     source = {
         "kind": "ljspeech",
@@ -115,16 +255,7 @@ def prepare_ljspeech(
     }
     if speakers != "none":  # absent otherwise, as in corpora from before there was a choice
         source["speakers"] = speakers
-    lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
-    plan = Plan(source, features or FeatureConfig(), valid, test, seed, lexicon_sha256)
-
-    def read() -> Corpus:
-        return read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
-
-    def make() -> Prepared:
-        return _build(root, read(), plan, out, lexicon, workers, progress)
-
-    return _once(out, plan, force, make, read)
+    return Plan(source, features or FeatureConfig())
 
 
 def _refuse_nul(**paths: str | Path | None) -> None:
@@ -172,17 +303,25 @@ def _once(
 
 def _build(root, corpus, plan, out, lexicon, workers, progress) -> Prepared:
     words = {} if lexicon is None else read_dictionary(Path(lexicon))
-    voice = None if corpus.has_textgrids else synthesis_voice(root)
+    frontend, speech = _spoken_by(root, corpus)
     return build(
         corpus,
         plan,
         out,
-        frontend=None if voice is None else EspeakFrontend(voice),
+        frontend=frontend,
         lexicon=words,
-        speech=f"recordings in {root.name}" if voice is None else "synthetic speech by espeak-ng",
+        speech=speech,
         workers=workers or default_workers(),
         progress=progress,
     )
+
+
+def _spoken_by(root: Path, corpus: Corpus) -> tuple[EspeakFrontend | None, str]:
+    """How its text is read at inference, and what `CorpusInfo.speech` says."""
+    voice = None if corpus.has_textgrids else synthesis_voice(root)
+    if voice is None:
+        return None, f"recordings in {root.name}"
+    return EspeakFrontend(voice), "synthetic speech by espeak-ng"
 
 
 def _sha256(path: Path) -> str:

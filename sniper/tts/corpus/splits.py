@@ -12,7 +12,7 @@ import numpy as np
 
 from sniper.tts.corpus.dataset import SPLITS
 from sniper.tts.corpus.store import TensorStream, write_tensors
-from sniper.tts.corpus.workfile import Record, WorkFile, features_of
+from sniper.tts.corpus.workfile import Record, Records, features_of
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.text import Vocabulary
 
@@ -89,7 +89,7 @@ def _share(ranked: list[int], classes: Sequence[int], count: int) -> list[int]:
     return [index for c, of_class in members.items() for index in of_class[: quota[c]]]
 
 
-def read_entries(work: WorkFile, entries: Sequence[Entry]) -> Iterator[Record]:
+def read_entries(work: Records, entries: Sequence[Entry]) -> Iterator[Record]:
     """Read records one after the other."""
     for entry in entries:
         yield work.read(entry.position)
@@ -98,7 +98,7 @@ def read_entries(work: WorkFile, entries: Sequence[Entry]) -> Iterator[Record]:
 def write_split(
     path: Path,
     entries: Sequence[Entry],
-    work: WorkFile,
+    work: Records,
     vocabulary: Vocabulary,
     n_mels: int,
     speakers: Sequence[str] = (),

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -68,6 +69,14 @@ def features_of(record: Record) -> Features:
     """The features of an utterance that has no problem."""
     assert record.features is not None, record.id
     return record.features
+
+
+class Records(Protocol):
+    """Where utterances are read from by their position."""
+
+    def read(self, index: int) -> Record:
+        """One utterance, whole."""
+        ...
 
 
 class WorkFile:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-from sniper.tts.aligners.folder import JOURNAL, SETTINGS, Outcome, fingerprint, open_folder
+from sniper.tts.aligners.folder import JOURNAL, SETTINGS, Outcome, fingerprint, gather, open_folder
 from sniper.tts.errors import SpeechError
 
 
@@ -86,3 +87,27 @@ def test_fingerprints(tmp_path):
     missing = fingerprint("a", wav)
     wav.write_bytes(b"1")
     assert len({missing, fingerprint("a", wav), fingerprint("b", wav)}) == 3
+
+
+def test_shares_are_gathered(tmp_path):
+    for name, settings in (("one", {"way": "a"}), ("two", {"way": "a"})):
+        with open_folder(tmp_path / name, settings, False) as folder:
+            path = folder.textgrid(f"{name}/x")
+            path.parent.mkdir(parents=True)
+            path.write_text(name)
+            os.utime(path, (1e9, 1e9))
+            folder.add(Outcome(f"{name}/x", "mark"))
+            folder.add(Outcome(f"{name}/y", "mark", problem="silent"))
+    for _ in range(2):  # a second time there is nothing to do
+        gather([tmp_path / "one", tmp_path / "two"], tmp_path / "whole")
+    with open_folder(tmp_path / "whole", {"way": "a"}, False) as whole:
+        assert sorted(whole.outcomes) == ["one/x", "one/y", "two/x", "two/y"]
+        assert all(whole.is_done(name, "mark") for name in whole.outcomes)
+        found = whole.textgrid("two/x")
+        assert found.read_text() == "two" and found.stat().st_mtime == 1e9
+    with open_folder(tmp_path / "other", {"way": "b"}, False):
+        pass
+    with pytest.raises(SpeechError, match="way is 'b' there, 'a' now"):
+        gather([tmp_path / "one", tmp_path / "other"], tmp_path / "new")
+    with pytest.raises(SpeechError, match="nothing holds no alignment: prepare that share again"):
+        gather([tmp_path / "one", tmp_path / "nothing"], tmp_path / "new")

@@ -12,7 +12,7 @@ from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.alignment import Alignment
 from sniper.tts.corpus.build import (
     Plan,
-    _analyze_rest,
+    analyze_rest,
     find_finished,
     refuse_other_settings,
 )
@@ -75,7 +75,7 @@ def test_work_counts_by_id_and_fingerprint(tmp_path):
     work = WorkFile(tmp_path / "w", {})
 
     def analyzed(*utterances):
-        positions = _analyze_rest(Corpus([*utterances], [], True), FeatureConfig(), work, 1, False)
+        positions = analyze_rest(Corpus([*utterances], [], True), FeatureConfig(), work, 1, False)
         assert [work.read(position).id for position in positions] == [u.id for u in utterances]
         return len(work)
 
