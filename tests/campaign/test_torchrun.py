@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several ranks under torchrun, one of which is killed: all start again from the last checkpoint,
+and end with the bits of a training that nobody has disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from campaigning import Trained, seeded
+from speech import differences, everything, tiny
+from torchruns import Torchrun, torchrun
+
+from sniper.training.config import dump
+
+RANKS = range(2)
+# Two kills each.
+MOMENTS = range(10)
+SAVES = range(5)
+# Seconds from a rank's first line to its end, and of training within them, where nobody disturbs.
+WHOLE, TRAINING = 9.0, 3.0
+# File operations of one checkpoint, about.
+OPERATIONS = 24
+
+
+class Undisturbed:
+    """A training of two ranks, with a checkpoint after every update, and where it leads."""
+
+    def __init__(self, folder: Path, corpus: Path):
+        few = {"batches_per_epoch": 8, "max_frames": 700, "checkpoint_minutes": 0.0}
+        self.config = folder / "tiny.yaml"
+        self.config.write_text(dump(tiny(corpus, folder / "run", train=few)), encoding="utf-8")
+        self.run = folder / "run"
+        with torchrun(folder / "trace", *self.arguments(self.run)) as whole:
+            assert whole.end() == 0, whole.said()
+            assert whole.trace(0, 0, "saved") == 24
+        self.result: dict[str, Any] = everything(self.run)
+
+    def arguments(self, run: Path, *more: str) -> list[str]:
+        return ["--config", str(self.config), f"output={run}", *more]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory, choices_of_its_own: None
+) -> Iterator[Undisturbed]:
+    yield Undisturbed(tmp_path_factory.mktemp("undisturbed"), demo_corpus)
+
+
+def _checked(done: Torchrun, run: Path, undisturbed: Undisturbed) -> None:
+    """Nothing lost beyond one checkpoint's interval, which here is one update; the same end."""
+    assert done.end() == 0, done.said()
+    assert "Traceback" not in done.err, done.err
+    for start in range(1, 4):
+        first = done.trace(start, 0, "first")
+        if first is None:  # killed before it trained, or nothing was left to train
+            continue
+        before = range(start)
+        reached = max((done.trace(s, 0, "update") or 0 for s in before), default=0)
+        saved = max((done.trace(s, 0, "saved") or 0 for s in before), default=0)
+        assert saved <= first and reached - 1 <= first <= reached + 1, (first, saved, reached)
+    assert differences(everything(run), undisturbed.result) == []
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob(".writing-*"))
+    assert {path.name for path in run.iterdir()} == {p.name for p in undisturbed.run.iterdir()}
+
+
+def _kill(at_work: Torchrun, start: int, rank: int, trace: str, seconds: float) -> None:
+    """Kills a rank of one start so long after one of its traces, if it still lives then."""
+    if not at_work.until(lambda: at_work.trace(start, rank, trace) is not None):
+        return
+    time.sleep(seconds)
+    try:
+        os.kill(at_work.trace(start, rank, "pid") or 0, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # it had ended
+    # All are started again, or all had done their work.
+    at_work.until(lambda: at_work.trace(start + 1, rank, "pid") is not None)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("rank", RANKS)
+def test_killed_at_a_moment(rank: int, moment: int, undisturbed: Undisturbed, tmp_path: Path):
+    """Once between start and end, once in training."""
+    draw, run = seeded("torchrun", rank, moment), tmp_path / "run"
+    first = WHOLE * (moment + draw.random()) / len(MOMENTS)
+    arguments = undisturbed.arguments(run)
+    with torchrun(tmp_path / "trace", *arguments, restarts=3) as at_work:
+        _kill(at_work, 0, rank, "pid", first)
+        start = 1 if at_work.trace(1, rank, "pid") is not None else 0
+        _kill(at_work, start, rank, "first", TRAINING * draw.random())
+        _checked(at_work, run, undisturbed)
+
+
+@pytest.mark.parametrize("number", SAVES)
+@pytest.mark.parametrize("rank", RANKS)
+def test_killed_while_a_checkpoint_is_saved(
+    rank: int, number: int, undisturbed: Undisturbed, tmp_path: Path
+):
+    """Before one of its file operations, which rank 0 does; others go on to the next update."""
+    draw, run = seeded("saving", rank, number), tmp_path / "run"
+    span = OPERATIONS if rank == 0 else 2
+    at = [1 + draw.randrange(span * (number + 1)) for _ in range(2)]
+    saving = ",".join(f"{start}-{rank}:{n}" for start, n in enumerate(at))
+    arguments = undisturbed.arguments(run)
+    with torchrun(tmp_path / "trace", *arguments, restarts=3, SAVING=saving) as at_work:
+        assert at_work.until(lambda: at_work.trace(2, rank, "first") is not None)
+        _checked(at_work, run, undisturbed)
