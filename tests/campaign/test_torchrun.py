@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from campaigning import Trained, seeded
+from campaigning import seeded
 from speech import differences, everything, tiny
 from torchruns import Torchrun, torchrun
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainings that torchrun starts, watched from outside: who runs, how far each is, when one dies."""
+"""Trainings that torchrun starts, watched from outside: who runs, and how far each is."""
 
 from __future__ import annotations
 
