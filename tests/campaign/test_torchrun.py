@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several ranks under torchrun, one of which is killed: all start again from the last checkpoint,
-and end with the bits of a training that nobody has disturbed.
+"""Several ranks under torchrun, disturbed: all start again from the last checkpoint, and end with the
+bits of a training that nobody has disturbed.
 """
 
 from __future__ import annotations
@@ -110,4 +110,39 @@ def test_killed_while_a_checkpoint_is_saved(
     arguments = undisturbed.arguments(run)
     with torchrun(tmp_path / "trace", *arguments, restarts=3, SAVING=saving) as at_work:
         assert at_work.until(lambda: at_work.trace(2, rank, "first") is not None)
+        _checked(at_work, run, undisturbed)
+
+
+@pytest.mark.parametrize("how", ("int", "term"))
+def test_torchrun_is_stopped(how: str, undisturbed: Undisturbed, tmp_path: Path):
+    """As a terminal and a scheduler do it: saved after an update, and the same command goes on."""
+    run = tmp_path / "run"
+    arguments = undisturbed.arguments(run)
+    with torchrun(tmp_path / "trace", *arguments) as at_work:
+        assert at_work.until(lambda: (at_work.trace(0, 1, "update") or 0) > 5)
+        if how == "int":
+            os.killpg(at_work.process.pid, signal.SIGINT)
+        else:
+            at_work.process.terminate()
+        assert at_work.end() != 0
+        assert at_work.err.count("stopped, saved; the same command continues") == 1
+        assert "error: " not in at_work.err, at_work.err
+        assert at_work.trace(0, 0, "saved") == (at_work.trace(0, 0, "update") or 0) + 1
+    with torchrun(tmp_path / "again", *arguments) as at_work:
+        assert at_work.end() == 0
+    assert differences(everything(run), undisturbed.result) == []
+
+
+def test_a_rank_that_hangs_is_started_again(undisturbed: Undisturbed, tmp_path: Path):
+    """Its neighbour waits for `train.timeout_minutes` and says who does not answer; torchrun gives
+    the one that hangs half a minute more.
+    """
+    run = tmp_path / "run"
+    arguments = undisturbed.arguments(run, "train.timeout_minutes=0.05")
+    with torchrun(tmp_path / "trace", *arguments, restarts=1) as at_work:
+        assert at_work.until(lambda: (at_work.trace(0, 1, "update") or 0) > 5)
+        os.kill(at_work.trace(0, 1, "pid") or 0, signal.SIGSTOP)
+        assert at_work.until(lambda: at_work.trace(1, 1, "pid") is not None)
+        (said,) = [line for line in at_work.err.splitlines() if line.startswith("error: ")]
+        assert "rank 1 of 2 does not answer any more; it was killed or stopped" in said
         _checked(at_work, run, undisturbed)

@@ -92,21 +92,28 @@ class Torchrun:
         return int(path.read_text()) if path.exists() else None
 
     def until(self, done: Callable[[], bool], seconds: float = PATIENCE) -> bool:
-        """Waits for something while torchrun runs; whether it came."""
-        end = time.monotonic() + seconds
+        """Waits for something while torchrun runs; whether it came.
+
+        Args:
+            seconds: that may go by without a new trace.
+        """
+        traces, since = self._traces(), time.monotonic()
         while not done():
             if self.process.poll() is not None:
                 return done()
-            assert time.monotonic() < end, f"a hang of {seconds} s\n{self.said()}"
-            time.sleep(0.005)
+            time.sleep(0.01)
+            if (now := self._traces()) != traces:
+                traces, since = now, time.monotonic()
+            assert time.monotonic() - since < seconds, f"a hang of {seconds} s\n{self.said()}"
         return True
 
     def end(self, seconds: float = PATIENCE) -> int:
         """Waits for the end; the exit status."""
-        try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"a hang of {seconds} s\n{self.said()}") from None
+        self.until(lambda: False, seconds)
+        return self.process.wait()
+
+    def _traces(self) -> int:
+        return max(path.stat().st_mtime_ns for path in (self.folder, self.folder / "err"))
 
     @property
     def out(self) -> str:
