@@ -87,9 +87,7 @@ class Update:
         times.append(_now())
         for name, begun, done in zip(PARTS, times, times[1:], strict=False):
             spent = self.seconds[name]
-            self.seconds[name] = tuple(
-                t + b - a for t, a, b in zip(spent, begun, done, strict=True)
-            )
+            self.seconds[name] = (spent[0] + done[0] - begun[0], spent[1] + done[1] - begun[1])
         return float(loss)
 
 

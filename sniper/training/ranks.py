@@ -95,14 +95,26 @@ class Ranks:
         if self._store is None or dist.is_initialized():
             return
         cuda = device.type == "cuda"
-        with lost_if_fails():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=self._store.store,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=timedelta(minutes=minutes),
-            )
+        if cuda:
+            # BatchNorm exchanges within recorded graphs, and ranks record at different times. NCCL
+            # would have them meet there to register memory.
+            os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
+        try:
+            with lost_if_fails():
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                    store=self._store.store,
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=timedelta(minutes=minutes),
+                )
+                if cuda:
+                    _connect_gpus(device)
+        except RankLost as error:
+            raise RankLost(
+                f"{error}; of a machine with several network interfaces set GLOO_SOCKET_IFNAME "
+                "(and NCCL_SOCKET_IFNAME for GPUs) to the one by which the others reach it"
+            ) from error
 
     def gather(self, value: T) -> list[T]:
         """A plain value of every rank, in their order."""
@@ -250,6 +262,14 @@ def joined(told: Told) -> Iterator[Ranks]:
         failures.leave()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _connect_gpus(device: torch.device) -> None:
+    """NCCL connects at the first exchange of a kind, which a recording must not be."""
+    values = torch.zeros(1, device=device)
+    dist.all_reduce(values)
+    dist.all_gather([torch.empty_like(values) for _ in range(dist.get_world_size())], values)
+    torch.cuda.synchronize(device)
 
 
 class _Store:

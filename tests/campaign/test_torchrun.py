@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several ranks under torchrun, disturbed: all start again from the last checkpoint, and end with the
-bits of a training that nobody has disturbed.
+"""Several ranks under torchrun, disturbed: all start again from the last checkpoint, and end with
+the bits of a training that nobody has disturbed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 from campaigning import seeded
 from speech import differences, everything, tiny
-from torchruns import Torchrun, torchrun
+from torchruns import Machines, Torchrun, torchrun, two_machines
 
 from sniper.training.config import dump
 
@@ -146,3 +148,85 @@ def test_a_rank_that_hangs_is_started_again(undisturbed: Undisturbed, tmp_path: 
         (said,) = [line for line in at_work.err.splitlines() if line.startswith("error: ")]
         assert "rank 1 of 2 does not answer any more; it was killed or stopped" in said
         _checked(at_work, run, undisturbed)
+
+
+@pytest.fixture
+def machines() -> Iterator[Machines]:
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(two_machines())
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"two network namespaces need root and iproute2: {error}")
+        yield made
+
+
+def _on_both(
+    machines: Machines, stack: contextlib.ExitStack, folder: Path, *arguments: str, **more: str
+) -> list[Torchrun]:
+    """torchrun with a rank on each machine, as docs/distributed.md has it."""
+    started = []
+    for number, address in enumerate(machines.addresses):
+        rendezvous = [
+            "--nnodes=2",
+            "--rdzv_backend=c10d",
+            f"--rdzv_endpoint={machines.addresses[0]}:29500",
+            "--rdzv_id=campaign",
+            # Both have the name of this machine, by which torchrun would know which one it is on.
+            f"--rdzv_conf=is_host={int(number == 0)}",
+            f"--local_addr={address}",
+        ]
+        each = torchrun(
+            folder / f"machine-{number}",
+            *arguments,
+            ranks=1,
+            rendezvous=tuple(rendezvous),
+            inside=machines.inside(number),
+            **more,
+        )
+        started.append(stack.enter_context(each))
+    return started
+
+
+def test_two_machines(machines: Machines, undisturbed: Undisturbed, tmp_path: Path):
+    """With an address each: the bits of two ranks on one machine."""
+    with contextlib.ExitStack() as stack:
+        arguments = undisturbed.arguments(tmp_path / "run")
+        interface = {"GLOO_SOCKET_IFNAME": machines.interface}
+        both = _on_both(machines, stack, tmp_path, *arguments, **interface)
+        for each in both:
+            assert each.end() == 0, each.said()
+        assert both[0].out.count("2 ranks: ") == 1 and both[1].out == ""
+    assert differences(everything(tmp_path / "run"), undisturbed.result) == []
+
+
+def test_two_machines_by_the_wrong_interface(
+    machines: Machines, undisturbed: Undisturbed, tmp_path: Path
+):
+    """Where a name leads to the machine itself, as it does in many a /etc/hosts."""
+    with contextlib.ExitStack() as stack:
+        arguments = undisturbed.arguments(tmp_path / "run")
+        wrong = {"GLOO_SOCKET_IFNAME": "lo"}
+        both = _on_both(machines, stack, tmp_path, *arguments, **wrong)
+        assert [each.end() for each in both] == [1, 1]
+        said = [line for each in both for line in each.err.splitlines() if "error: rank" in line]
+    assert said and all("set GLOO_SOCKET_IFNAME" in line for line in said), said
+
+
+def test_the_cable_between_two_machines(
+    machines: Machines, undisturbed: Undisturbed, tmp_path: Path
+):
+    """Pulled: each side says that the other does not answer. What torchrun does then is its own."""
+    with contextlib.ExitStack() as stack:
+        arguments = undisturbed.arguments(tmp_path / "run", "train.timeout_minutes=0.1")
+        interface = {"GLOO_SOCKET_IFNAME": machines.interface}
+        both = _on_both(machines, stack, tmp_path, *arguments, **interface)
+        assert both[1].until(lambda: (both[1].trace(0, 1, "update") or 0) > 5)
+        machines.cable(False)
+        for each in both:
+            each.until(lambda each=each: "error: rank" in each.err)
+            (said,) = [line for line in each.err.splitlines() if "error: rank" in line]
+            assert "does not answer any more; " in said, said
+        machines.cable(True)
+    with torchrun(tmp_path / "again", *arguments) as again:
+        assert again.end() == 0
+    assert differences(everything(tmp_path / "run"), undisturbed.result) == []

@@ -163,3 +163,57 @@ def torchrun(
         for path in folder.glob("*.pid"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+@dataclass
+class Machines:
+    """Network namespaces with an address each, joined by a cable; to a process in one, the other is
+    another machine of the same disk.
+
+    Args:
+        names: of the namespaces.
+        addresses: one each.
+        interface: of the cable, in each.
+    """
+
+    names: tuple[str, str]
+    addresses: tuple[str, str]
+    interface: str
+
+    def inside(self, number: int) -> tuple[str, ...]:
+        """Words before a command that have it run there."""
+        return "ip", "netns", "exec", self.names[number]
+
+    def cable(self, plugged: bool) -> None:
+        """Pulls the cable, or puts it back."""
+        state = "up" if plugged else "down"
+        _ip(f"-n {self.names[1]} link set {self.interface} {state}")
+
+
+def _ip(words: str) -> None:
+    subprocess.run(["ip", *words.split()], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def two_machines() -> Iterator[Machines]:
+    """Needs root and iproute2.
+
+    Raises:
+        OSError, subprocess.CalledProcessError: namespaces cannot be made here.
+    """
+    made = Machines(
+        (f"sniper-a-{os.getpid()}", f"sniper-b-{os.getpid()}"), ("10.77.0.1", "10.77.0.2"), "cable"
+    )
+    a, b = made.names
+    try:
+        for name in made.names:
+            _ip(f"netns add {name}")
+        _ip(f"link add {made.interface} netns {a} type veth peer name {made.interface} netns {b}")
+        for name, address in zip(made.names, made.addresses, strict=True):
+            _ip(f"-n {name} address add {address}/24 dev {made.interface}")
+            _ip(f"-n {name} link set {made.interface} up")
+            _ip(f"-n {name} link set lo up")
+        yield made
+    finally:
+        for name in made.names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
