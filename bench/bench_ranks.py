@@ -33,7 +33,8 @@ from sniper.training.batch_norm import share_batch_norms
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
-UTTERANCES = 8
+# About as many frames as the presets have in a micro-batch.
+UTTERANCES = 16
 PARTS = ("backward", "exchange", "update")
 
 
