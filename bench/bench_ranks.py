@@ -129,7 +129,9 @@ class Processes:
         for rank in range(size):
             ours, theirs = Pipe()
             given = (rank, size, port, theirs, args)
-            torch.multiprocessing.get_context("spawn").Process(target=work, args=given).start()
+            torch.multiprocessing.get_context("spawn").Process(
+                target=work, args=given, daemon=True
+            ).start()
             self.pipes.append(ours)
 
     def tell(self, what: object) -> list:
