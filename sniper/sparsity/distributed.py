@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -42,8 +43,11 @@ def lost_if_fails() -> Iterator[None]:
     """What torch raises inside, in an exchange with other ranks, becomes a `RankLost`."""
     try:
         yield
+    except RankLost:  # it has been said in better words
+        raise
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        # gloo begins with the line of its source.
+        reason = re.sub(r"^\[\S+:\d+\] ", "", " ".join(str(error).split()))[:200]
         raise RankLost(f"the exchange with other ranks failed: {reason}") from error
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
@@ -36,6 +36,7 @@ Told = Callable[[BaseException], tuple[str, int]]
 
 JOIN_SECONDS = 300  # that all ranks have to start in
 _POLL = 0.25  # seconds between two looks at the store
+_ANSWER = 10.0  # seconds that the store has to answer in
 _GRACE = 5.0  # seconds in which a rank may end by itself once another has failed
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -63,10 +64,11 @@ class Ranks:
     """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, local: int | None = None, store: Any | None = None
+        self, rank: int = 0, size: int = 1, local: int | None = None, store: _Store | None = None
     ):
         self.rank, self.size, self.local = rank, size, local
         self._store, self._waits = store, 0
+        self._patience = float(JOIN_SECONDS)  # until `connect` says otherwise
 
     @property
     def first(self) -> bool:
@@ -89,17 +91,30 @@ class Ranks:
         Args:
             minutes: that an exchange may take before it counts as failed.
         """
-        if not self.several or dist.is_initialized():
+        self._patience = 60 * minutes
+        if self._store is None or dist.is_initialized():
             return
         cuda = device.type == "cuda"
-        with lost_if_fails():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo",
-                store=self._store,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=timedelta(minutes=minutes),
-            )
+        if cuda:
+            # BatchNorm exchanges within recorded graphs, and ranks record at different times. NCCL
+            # would have them meet there to register memory.
+            os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
+        try:
+            with lost_if_fails():
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                    store=self._store.store,
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=timedelta(minutes=minutes),
+                )
+                if cuda:
+                    _connect_gpus(device)
+        except RankLost as error:
+            raise RankLost(
+                f"{error}; of a machine with several network interfaces set GLOO_SOCKET_IFNAME "
+                "(and NCCL_SOCKET_IFNAME for GPUs) to the one by which the others reach it"
+            ) from error
 
     def gather(self, value: T) -> list[T]:
         """A plain value of every rank, in their order."""
@@ -136,14 +151,26 @@ class Ranks:
         values: list[Any] = [None]
         if self.first:
             values = [work()]
-            self._store.set(key, "")
+            self._store.ask("set", key, "")
         else:
-            # Not in an exchange, which has a limit of time: preparing a corpus takes hours.
-            while not self._store.check([key]):
-                time.sleep(_POLL)
+            self._await_first(key)
         with lost_if_fails():
             dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def _await_first(self, key: str) -> None:
+        """Waits for rank 0 as long as it takes and it lives."""
+        assert self._store is not None
+        beat, since = -1, time.monotonic()
+        # Not in an exchange, which has a limit of time: preparing a corpus takes hours.
+        with lost_if_fails():
+            while not self._store.ask("check", [key]):
+                time.sleep(_POLL)
+                now = self._store.beat(0)
+                if now != beat:
+                    beat, since = now, time.monotonic()
+                elif time.monotonic() - since > self._patience:
+                    raise RankLost(_silent([0], self.size))
 
     def check_same(self, values: dict[str, str], what_to_do: str) -> None:
         """Refuses ranks that differ, on every rank with the same words.
@@ -224,7 +251,7 @@ def joined(told: Told) -> Iterator[Ranks]:
         return
     # Elastic starts give every attempt a store or a prefix; a message of the attempt before must
     # not end this one.
-    store = PrefixStore(f"sniper/{restarts()}", _meet(rank, size))
+    store = _Store(PrefixStore(f"sniper/{restarts()}", _meet(rank, size)))
     ranks = Ranks(rank, size, local, store)
     failures = _Failures(rank, size, store)
     with _quiet(rank > 0), failures.watched():
@@ -235,6 +262,70 @@ def joined(told: Told) -> Iterator[Ranks]:
         failures.leave()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _connect_gpus(device: torch.device) -> None:
+    """NCCL connects at the first exchange of a kind, which a recording must not be."""
+    values = torch.zeros(1, device=device)
+    dist.all_reduce(values)
+    dist.all_gather([torch.empty_like(values) for _ in range(dist.get_world_size())], values)
+    torch.cuda.synchronize(device)
+
+
+class _Store:
+    """What all ranks share, asked with a limit of time: torch would wait for ever where whoever
+    keeps it is stopped or cut off.
+    """
+
+    def __init__(self, store: Any):
+        self.store = store
+        self._gone: RankLost | None = None
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """What a method of the store returns.
+
+        Raises:
+            RankLost: nothing for some seconds, now or before.
+        """
+        if self._gone is not None:
+            raise self._gone
+        answers: list[Any] = []
+        errors: list[RuntimeError] = []
+
+        def ask() -> None:
+            try:
+                answers.append(getattr(self.store, method)(*args))
+            except RuntimeError as error:
+                errors.append(error)
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(_ANSWER)
+        if errors:
+            raise errors[0]
+        if not answers:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            self._gone = RankLost(
+                f"the exchange with other ranks failed: {where} (MASTER_ADDR and MASTER_PORT) does "
+                "not answer any more; the process there was stopped, or its machine or the network "
+                "to it is gone"
+            )
+            raise self._gone
+        return answers[0]
+
+    def beat(self, rank: int) -> int:
+        """A number that grows while a rank lives."""
+        return self.ask("add", f"beat/{rank}", 0)
+
+
+def _silent(ranks: Sequence[int], size: int) -> str:
+    """What to tell of ranks that were not heard of."""
+    # A rack that loses its network is hundreds of them.
+    which = ", ".join(map(str, ranks[:8])) + (", …" if len(ranks) > 8 else "")
+    return (
+        f"the exchange with other ranks failed: rank {which} of {size} does not answer any more; "
+        "it was killed or stopped, or its machine or the network to it is gone"
+    )
 
 
 def _meet(rank: int, size: int) -> Any:
@@ -276,7 +367,7 @@ def _ignore_signals() -> None:
 class _Failures:
     """The first failure of any rank, which all ranks end with."""
 
-    def __init__(self, rank: int, size: int, store: Any):
+    def __init__(self, rank: int, size: int, store: _Store):
         self._rank, self._size, self._store = rank, size, store
         self._host = socket.gethostname()
         self._over = threading.Event()
@@ -287,16 +378,18 @@ class _Failures:
         Raises:
             Ended: always.
         """
-        # Whoever was lost has ended for a reason, which it may be about to tell; and where all end
-        # alike, rank 0 says it.
-        lost = isinstance(error, RankLost)
-        self._wait_for_another(_GRACE if lost else 1.0 if self._rank else 0.0)
+        silent: list[int] = []
+        if isinstance(error, RankLost):
+            # Whoever was lost has ended for a reason, which it may be about to tell.
+            silent, error = self._who_is_lost(error)
+        elif self._rank:
+            self._wait_for_another(1.0)  # where all end alike, rank 0 says it
         line, status = told(error)
         mine = {"rank": self._rank, "host": self._host, "line": line, "status": status or 1}
         first = mine
         with contextlib.suppress(RuntimeError):  # whoever keeps the store may be gone
             text = json.dumps(mine)
-            first = json.loads(self._store.compare_set("failure", "", text).decode())
+            first = json.loads(self._store.ask("compare_set", "failure", "", text).decode())
         self._over.set()
         if first == mine:
             # Before the others end: then torchrun ends whoever is left.
@@ -305,24 +398,26 @@ class _Failures:
             print(line, file=sys.stderr, flush=True)
         _ignore_signals()
         with contextlib.suppress(RuntimeError):
-            self._store.add("seen", 1)
+            self._store.ask("add", "seen", 1)
             if self._rank == 0:  # the store may be in this very process
-                self._until(lambda: self._store.add("seen", 0) >= self._size, 2 * _GRACE)
+                there = self._size - len(silent)
+                self._until(lambda: self._store.ask("add", "seen", 0) >= there, 2 * _GRACE)
         raise Ended(first["status"]) from None
 
     def leave(self) -> None:
         """All is done here; whoever keeps the store stays until all are."""
         self._over.set()
         with contextlib.suppress(RuntimeError):
-            self._store.add("left", 1)
+            self._store.ask("add", "left", 1)
             if self._rank == 0:
-                self._until(lambda: self._store.add("left", 0) == self._size, JOIN_SECONDS)
+                self._until(lambda: self._store.ask("add", "left", 0) == self._size, JOIN_SECONDS)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Inside, another rank's failure ends this process."""
         # A client of its own: one that waits keeps others from asking.
-        watcher = threading.Thread(target=self._watch, args=(self._store.clone(),), daemon=True)
+        own = self._store.store.clone()
+        watcher = threading.Thread(target=self._watch, args=(own,), daemon=True)
         watcher.start()
         try:
             yield
@@ -335,6 +430,7 @@ class _Failures:
     def _watch(self, store: Any) -> None:
         while not self._over.wait(_POLL):
             try:
+                store.add(f"beat/{self._rank}", 1)
                 if not store.check(["failure"]):
                     continue
                 failure = json.loads(store.get("failure").decode())
@@ -355,9 +451,26 @@ class _Failures:
         if self._rank == 0 and failure["host"] != self._host and failure["line"]:
             print(f"{failure['line']} (on {failure['host']})", file=sys.stderr, flush=True)
 
+    def _who_is_lost(self, error: RankLost) -> tuple[list[int], RankLost]:
+        """The ranks that nothing is heard of, and the error in better words; none where one has
+        said why it failed.
+        """
+        others = [rank for rank in range(self._size) if rank != self._rank]
+        try:
+            before = {rank: self._store.beat(rank) for rank in others}
+            self._wait_for_another(_GRACE)
+            if self._store.ask("check", ["failure"]):
+                return [], error
+            silent = [rank for rank in others if self._store.beat(rank) == before[rank]]
+        except RankLost as lost:
+            return others, lost
+        except RuntimeError:  # whoever keeps the store is gone
+            return others, error
+        return silent, RankLost(_silent(silent, self._size)) if silent else error
+
     def _wait_for_another(self, seconds: float) -> None:
         with contextlib.suppress(RuntimeError):
-            self._until(lambda: self._store.check(["failure"]), seconds)
+            self._until(lambda: self._store.ask("check", ["failure"]), seconds)
 
     def _until(self, done: Callable[[], bool], seconds: float) -> None:
         end = time.monotonic() + seconds

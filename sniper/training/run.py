@@ -108,12 +108,12 @@ def _refuse_other_ranks(config: Config, device: torch.device, ranks: Ranks) -> N
         return
     cuda = device.type == "cuda"
     chip = torch.cuda.get_device_name(device) if cuda else _C.cpu.instruction_set()
-    code = {
-        "sniper": f"{__version__} ({_digest_of_code()})",
-        "torch": torch.__version__,
-        "processor": f"{device.type} {chip}",
-    }
+    code = {"sniper": f"{__version__} ({_digest_of_code()})", "torch": torch.__version__}
     ranks.check_same(code, "install the same on every machine")
+    processor = {"processor": f"{device.type} {chip}"}
+    ranks.check_same(
+        processor, "take machines of one kind; SNIPER_CPU=NAME takes fewer instructions"
+    )
     # One by one, so that the setting is named that differs.
     settings = {key: repr(value) for key, value in flat(config.to_dict()).items()}
     for own in OF_EACH_RANK:
@@ -131,6 +131,14 @@ def _digest_of_code() -> str:
     return digest.hexdigest()
 
 
+def _digest_of_corpus(data: Path) -> str:
+    """Of its description, which carries the checksums of the rest."""
+    path = data / CORPUS
+    if not path.is_file():
+        return "nothing"
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
 def _take_up(
     config: Config, folder: Path, fresh: bool, ranks: Ranks
 ) -> tuple[Trainer, FeatureDataset, Vocoder | None]:
@@ -138,11 +146,10 @@ def _take_up(
     if not fresh:
         config = ranks.from_first(lambda: _as_begun(config, folder))
     data = ranks.from_first(lambda: prepare_data(config))
-    train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     if ranks.several:
-        # Its description carries the checksums of both.
-        there = hashlib.blake2b((data / CORPUS).read_bytes(), digest_size=8).hexdigest()
-        ranks.check_same({f"corpus in {data}": there}, "copy it to every machine, or share it")
+        there = {f"corpus in {data}": _digest_of_corpus(data)}
+        ranks.check_same(there, "copy it to every machine, or share it")
+    train, valid = (FeatureDataset(data / f"{s}.safetensors") for s in ("train", "valid"))
     set_up_torch(config.train)
 
     def weights_to_start_from() -> checkpoint.Checkpoint | None:

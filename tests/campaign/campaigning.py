@@ -18,7 +18,7 @@ import sys
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -30,7 +30,9 @@ from speech import everything
 # What a run may leave beside its results, whatever happened to it.
 TRACES = re.compile(r"(^|/)(lock|\.lock|tensorboard(/.*)?)$")
 _FORK = multiprocessing.get_context("forkserver")
-_FORK.set_forkserver_preload(["sniper.train", "sniper.training.run", "sniper.training.report"])
+# The last is what the first optimizer would import, for seconds.
+_PRELOAD = ["sniper.train", "sniper.training.run", "sniper.training.report", "torch._dynamo"]
+_FORK.set_forkserver_preload(_PRELOAD)
 
 
 def seeded(*name: object) -> random.Random:
@@ -252,7 +254,13 @@ JSON_DAMAGES: dict[str, Damage] = {
 # --- kills ------------------------------------------------------------------------------------
 
 
-def _child(module: str, arguments: list[str], log: str, workplace: dict[str, str]) -> None:
+def _child(
+    module: str,
+    arguments: list[str],
+    log: str,
+    workplace: dict[str, str],
+    before: Callable[[], object],
+) -> None:
     os.setsid()
     os.environ.update(workplace)
     for number in (1, 2):
@@ -260,20 +268,37 @@ def _child(module: str, arguments: list[str], log: str, workplace: dict[str, str
     # Not the streams that pytest captures with, which this process has inherited.
     sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
     torch.set_num_threads(1)
+    before()
     from sniper.command import exit_with
 
     name = "sniper.compare.__main__" if module == "compare" else f"sniper.{module}"
     exit_with(lambda: import_module(name).main(arguments))
 
 
+def nothing() -> None:
+    """What a command does before it begins, where a case wants nothing else."""
+
+
 @contextlib.contextmanager
-def started(command: str, *arguments: object, log: Path) -> Iterator[Any]:
+def started(
+    command: str,
+    *arguments: object,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    before: Callable[[], object] = nothing,
+) -> Iterator[Any]:
     """A command in a process of its own, in a session of its own, with all imports done already: a
     random moment then lies in its work. What it leaves running is killed at the end.
+
+    Args:
+        log: both streams.
+        environment: in addition to this process's.
+        before: called in the process before the command; a module's function, or a partial of one.
     """
     words = list(map(str, arguments))
     keep = {k: v for k, v in os.environ.items() if k.startswith(("SNIPER_", "OMP_"))}
-    process = _FORK.Process(target=_child, args=(command, words, str(log), keep))
+    keep.update(environment or {})
+    process = _FORK.Process(target=_child, args=(command, words, str(log), keep, before))
     process.start()
     try:
         yield process

@@ -16,6 +16,8 @@ from sniper.training.batch_norm import (
     share_batch_norms,
     statistics_apart,
 )
+from sniper.training.graphs import CudaRecorder
+from sniper.training.ranks import Ranks, _Store
 
 # Rank 0 has two rows, rank 1 three, rank 2 none.
 PARTS = (2, 3, 0)
@@ -95,6 +97,48 @@ def test_parts_are_normalised_as_the_whole_is(momentum, found):
         # Checkpoints are rank 0's, and validation is everybody's.
         assert torch.equal(parts[0][name], parts[1][name])
         assert torch.equal(parts[0][name], parts[2][name])
+
+
+def _recorded(rank: int, folder: str) -> None:
+    """A rank alone, which still has NCCL exchange within a recorded graph."""
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    ranks = Ranks(0, 1, 0, _Store(dist.FileStore(f"{folder}/store", 1)))
+    ranks.connect(device, 1.0)
+    model, plain = net().to(device), net().to(device)
+    share_batch_norms(model)
+    x = whole().to(device)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+
+    def step(net: nn.Module = model) -> dict[str, Tensor]:
+        loss = (net(x).tanh().square() * torch.arange(4.0, device=device)[:, None]).sum()
+        loss.backward()
+        return {"loss": loss.detach()}
+
+    recorder = CudaRecorder(device)
+    with statistics_apart():
+        recorder.warm_up(step)
+    for tensor in (*(p.grad for p in model.parameters()), *model.buffers()):
+        tensor.zero_()
+    for (_, b), (_, own) in zip(plain.named_buffers(), model.named_buffers(), strict=True):
+        own.copy_(b)
+    replay, values = recorder.record(step)
+    for _ in range(2):
+        replay()
+        expected = step(plain)["loss"]
+        torch.testing.assert_close(values["loss"], expected)
+    pairs = zip([*model.named_parameters()], [*plain.parameters()], strict=True)
+    for (name, p), other in pairs:
+        torch.testing.assert_close(p.grad, other.grad, rtol=1e-3, atol=1e-2, msg=name)
+    for name, b in plain.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), b)
+    dist.destroy_process_group()
+
+
+@pytest.mark.gpu
+def test_recorded_as_a_graph_it_exchanges_by_nccl(tmp_path: Path):
+    torch.multiprocessing.spawn(_recorded, (str(tmp_path),), nprocs=1)
 
 
 def test_half_precision_comes_out_as_it_went_in(found):

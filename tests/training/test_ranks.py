@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import environment, free_port, spawn, together, train
+from simulated import SimulatedRecorder
 from speech import command, differences, everything, tiny
 
 from sniper.sparsity.distributed import checksum
@@ -116,9 +117,41 @@ def _refusals(rank: int, corpus: str, root: Path, ports: Any) -> dict[str, Any]:
         with together(rank, 3, three) as some:
             train(each, some)
     found["seen"] = seen
+    for name, recorder in (("recorded", SimulatedRecorder), ("not recorded", NotRecording)):
+        settings = config(corpus, root / name, {0: 0.6, 1: 0.0}, epochs=2, max_frames=700)
+        with pytest.MonkeyPatch.context() as patch, together(rank, 3, next(ports)) as some:
+            made = _record(patch, recorder)
+            trainer, found[name] = train(settings, some)
+        found[f"{name} state"] = dict(trainer.model.state_dict())
+        found[f"{name} times"] = [made[0].recordings, made[0].replays]
     port = next(ports)
     found["failure"] = refusal(lambda: _fails(rank, port))
     return found
+
+
+class NotRecording(SimulatedRecorder):
+    """Runs the work alone."""
+
+    def warm_up(self, work: Any) -> None:
+        pass
+
+    def record(self, work: Any) -> Any:
+        values: dict[str, torch.Tensor] = {}
+        return lambda: values.update(work()), values
+
+
+def _record(patch: pytest.MonkeyPatch, recorder: Any) -> list[SimulatedRecorder]:
+    """Has trainers record their steps as on a GPU; the recorders."""
+    made: list[SimulatedRecorder] = []
+
+    def step(model: FastSpeech2, *args: Any, recorder: Any, **kwargs: Any) -> TrainingStep:
+        recorder.model = model
+        made.append(recorder)
+        return TrainingStep(model, *args, recorder=recorder, **kwargs)
+
+    patch.setattr("sniper.training.trainer.pick_recorder", lambda device, graphs: recorder())
+    patch.setattr("sniper.training.trainer.TrainingStep", step)
+    return made
 
 
 def _noting(backward: Any, seen: list[list[str]]) -> Any:
@@ -139,7 +172,7 @@ def _fails(rank: int, port: int) -> None:
 @pytest.fixture(scope="module")
 def folder(demo_corpus: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(one_process, 3, str(demo_corpus), str(folder), [free_port() for _ in range(8)])
+    spawn(one_process, 3, str(demo_corpus), str(folder), [free_port() for _ in range(10)])
     return folder
 
 
@@ -194,6 +227,17 @@ def test_frames_of_each_rank_and_other_ranks_in_the_middle_of_an_epoch(found, de
     last = [ids for each in found for ids in each["seen"][-second:]]
     assert sorted(id for ids in last for id in ids) == sorted(dataset.ids)
     assert all(max(lengths[i] for i in ids) * len(ids) <= 430 for ids in everyone + last if ids)
+
+
+def test_recorded_steps_of_ranks_exchange_what_others_do(found: list[dict[str, Any]]):
+    """Ranks record at different times, and where one has no utterance it has nothing to replay."""
+    for each in found:
+        assert each["recorded"] == each["not recorded"] == found[0]["recorded"]
+        for name, value in each["recorded state"].items():
+            assert torch.equal(value, each["not recorded state"][name]), name
+            assert torch.equal(value, found[0]["recorded state"][name]), name
+    times = [each["recorded times"] for each in found]
+    assert times[0][1] > times[2][1] >= times[2][0] >= 2  # some are too small for the last rank
 
 
 def test_every_rank_names_the_utterances_of_the_one_whose_loss_is_not_finite(found):
@@ -299,6 +343,33 @@ def test_killed_rank_is_started_again_and_the_bits_are_the_same(demo_corpus: Pat
         ) == (1 if name == "through" else 2)
         assert done.stdout.count("sample.wav says") == 1
     assert differences(everything(tmp_path / "killed"), everything(tmp_path / "through")) == []
+
+
+GPU = {"device": "cuda", "precision": "fp32", "cuda_graphs": "off"}
+
+
+def _on_one_gpu(rank: int, corpus: str, folder: str, port: int) -> None:
+    """NCCL refuses two ranks on one GPU, so gloo carries what lies there too."""
+    settings = config(corpus, Path(folder) / "gpu", SPARSE, **GPU)
+    os.environ.update({**environment(rank, 2, port), "LOCAL_RANK": "0"})
+    with joined(lambda error: (str(error), 1)) as some:
+        store = torch.distributed.FileStore(f"{folder}/store", 2)
+        torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        trainer, losses = train(settings, some)
+    state = {n: [t] for n, t in trainer.model.state_dict().items()}
+    torch.save((losses, checksum(state)), f"{folder}/{rank}.pt")
+
+
+@pytest.mark.gpu
+def test_two_ranks_on_a_gpu_learn_what_one_does(demo_corpus: Path, tmp_path: Path):
+    spawn(_on_one_gpu, 2, str(demo_corpus), str(tmp_path), free_port())
+    (losses, state), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert other == (losses, state)
+    settings = config(demo_corpus, tmp_path / "alone", SPARSE, **GPU)
+    _, alone = train(settings, ALONE)
+    # Sums on a GPU are in no fixed order, which training makes more of.
+    assert losses[:5] == pytest.approx(alone[:5], rel=1e-4)
+    assert losses == pytest.approx(alone, rel=0.05)
 
 
 def test_settings_of_ranks_have_limits():
