@@ -146,9 +146,8 @@ def test_a_voice_of_mfas_phones_reads_words_it_never_heard(speaker: Speaker):
     info = replace(speaker.info, vocabulary=vocabulary, frontend=frontend)
     script = Speaker(speaker.model, info).read("Mini cat.")
     assert script.guessed == {"mini": "mʲ ɪ ɲ ɪ"}
-    with pytest.raises(
-        SpeechError, match=r"lexicon: measure \(the voice has no ʒ ɚ\), shy \(.*ʃ aɪ\)"
-    ):
+    said = r": measure \(the voice has no ʒ ə\), shy \(the voice has no ʃ aɪ\);"
+    with pytest.raises(SpeechError, match=said):
         Speaker(speaker.model, info).read("Mini measure. Shy cat.")
 
 
