@@ -148,8 +148,10 @@ def _add_words(lexicon: Path, to: Path) -> int:
     return 0
 
 
-def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
-    """Align the corpus where it has no alignments, or where --align asks for it."""
+def _with_textgrids(options: dict[str, Any], progress: bool) -> dict[str, str]:
+    """Align the corpus where it has no alignments, or where --align asks for it; says why what
+    could not be aligned could not.
+    """
     from sniper.tts.aligners.run import align_corpus
     from sniper.tts.corpus.corpus import has_alignments
 
@@ -159,7 +161,7 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
         raise ValueError("--align makes TextGrids and --textgrids has them: give one of the two")
     # An explicit --align goes before alignments that lie in the corpus.
     if given or (has_alignments(options["root"]) and not asked):
-        return
+        return {}
     shared = {
         name: options[name] for name in ("root", "lexicon", "speakers", "seed", "workers", "force")
     }
@@ -167,8 +169,10 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> None:
     aligned = align_corpus(out=out, **shared, **how, progress=progress)
     # What was aligned before was reported then.
     if aligned.fresh:
-        print_report(aligned)
+        # The list of what is left out comes once, at the end.
+        print_report(aligned, problems=False)
     options["textgrids"] = aligned.textgrids
+    return dict(aligned.report.problems)
 
 
 def _count(text: str) -> int:
@@ -178,7 +182,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _report(made: Prepared) -> None:
+def _report(made: Prepared, not_aligned: dict[str, str]) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in made.counts.items())
     verb = "prepared" if made.fresh else "was prepared already"
     print(f"{made.folder} {verb}: {counts} utterances, {made.seconds / 3600:.2f} h")
@@ -187,7 +191,8 @@ def _report(made: Prepared) -> None:
     if made.problems:
         print(f"{len(made.problems)} left out:")
         for where, reason in made.problems:
-            print(f"  {where}: {reason}")
+            # Without a TextGrid of our own making, the reason is why there is none.
+            print(f"  {where}: {not_aligned.get(where, reason)}")
         print("When they are mended, --force makes everything anew.")
 
 
@@ -218,11 +223,10 @@ def _main(argv: list[str] | None) -> int:
     strict = options.pop("strict")
     names = [field.name for field in dataclasses.fields(FeatureConfig)]
     features = FeatureConfig(**{name: options.pop(name) for name in names})
-    if command == "ljspeech":
-        _with_textgrids(options, not quiet)
+    not_aligned = _with_textgrids(options, not quiet) if command == "ljspeech" else {}
     run = prepare_demo if command == "demo" else prepare_ljspeech
     made = run(**options, features=features, progress=not quiet)
-    _report(made)
+    _report(made, not_aligned)
     return _report_health(made, strict)
 
 
