@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import wave
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -51,9 +52,9 @@ def peak_mib(checkpoint: Path, vocoder: Path | None, sentences: int, wav: Path) 
     return used.ru_maxrss / 1024
 
 
-def measure(checkpoint: Path, vocoder: Path | None, counts: list[int]) -> list[dict]:
-    """A row for each number of sentences."""
-    rows, first = [], 0.0
+def measure(checkpoint: Path, vocoder: Path | None, counts: list[int]) -> Iterator[dict]:
+    """A row for each number of sentences, as soon as it is there."""
+    first = 0.0
     for count in counts:
         with tempfile.TemporaryDirectory() as scratch:
             wav = Path(scratch) / "a.wav"
@@ -61,19 +62,16 @@ def measure(checkpoint: Path, vocoder: Path | None, counts: list[int]) -> list[d
             with wave.open(str(wav)) as sound:
                 samples, rate = sound.getnframes(), sound.getframerate()
         first = first or peak
-        rows.append(
-            {
-                "vocoder": vocoder.name if vocoder else "griffin-lim",
-                "sentences": count,
-                "seconds": round(samples / rate, 1),
-                "peak_mib": round(peak, 1),
-                "more_mib": round(peak - first, 1),
-                "sound_mib": round(samples * 4 / 2**20, 1),
-                "versions": versions(),
-                "commit": commit(),
-            }
-        )
-    return rows
+        yield {
+            "vocoder": vocoder.name if vocoder else "griffin-lim",
+            "sentences": count,
+            "seconds": round(samples / rate, 1),
+            "peak_mib": round(peak, 1),
+            "more_mib": round(peak - first, 1),
+            "sound_mib": round(samples * 4 / 2**20, 1),
+            "versions": versions(),
+            "commit": commit(),
+        }
 
 
 def main() -> None:
