@@ -3,12 +3,16 @@
 
     python bench/bench_align.py                      # both ways, 200 sentences
     python bench/bench_align.py --ways english --utterances 100
+    python bench/bench_align.py --between a/TextGrid b/TextGrid --corpus "one voice, 0.34 h"
 
 A border counts where the phones on both sides of it are those that were spoken. espeak-ng speaks a
 sentence with weak forms that its words alone do not have, and `english` writes ARPAbet, so phones
 are matched by the longest common blocks, in ARPAbet without stress for `english`. The last column
 is CPU time of the alignment over the length of the audio, one process with one thread, reading and
 resampling included; for `learned` without the training, whose wall-clock time is its own column.
+
+On recordings nobody knows the exact times; `--between` holds two alignments of one corpus against
+each other: where words begin and end, and where the phones that both found begin.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from sniper.ops.timings import device_name
 from sniper.tts.aligners.run import align_corpus
 from sniper.tts.corpus.alignment import read_textgrid
 from sniper.tts.corpus.demo import write_demo_corpus
+from sniper.tts.errors import require
 from sniper.tts.text.arpabet import from_ipa, without_stress
 from sniper.tts.text.text import PAUSE
 
@@ -76,12 +81,75 @@ def errors(root: Path, textgrids: Path, english: bool) -> tuple[np.ndarray, int]
             exact, ours = ([(p.strip("ˈˌ"), s) for p, s in side] for side in (exact, ours))
         total += len(exact) - 1
         names = [phone for phone, _ in ours], [phone for phone, _ in exact]
-        matcher = difflib.SequenceMatcher(None, *names, autojunk=False)
-        for a, b, size in matcher.get_matching_blocks():
+        for a, b, size in _blocks(*names):
             # The first of a block has another neighbour, or none.
             found += [ours[a + i][1] - exact[b + i][1] for i in range(1, size)]
     values = np.array(found)
     return values[~np.isnan(values)], total
+
+
+def word_borders(path: Path) -> list[tuple[str, float, float]]:
+    """Words of a TextGrid with the seconds at which they begin and end."""
+    grid = require("praatio.textgrid").openTextgrid(str(path), False, reportingMode="silence")
+    return [(e[2].lower(), float(e[0]), float(e[1])) for e in grid.getTier("words").entries]
+
+
+def between(first: Path, second: Path, corpus: str) -> dict:
+    """One row: how far two folders of TextGrids are from each other.
+
+    A border inside of a utterance's words counts where both have the same words around it.
+    """
+    words, phones, utterances = [], [], 0
+    for path in sorted(first.rglob("*.TextGrid")):
+        other = second / path.relative_to(first)
+        if not other.is_file():
+            continue
+        utterances += 1
+        sides = word_borders(path), word_borders(other)
+        for a, b, size in _blocks([w for w, _, _ in sides[0]], [w for w, _, _ in sides[1]]):
+            for i in range(size):
+                pair = sides[0][a + i], sides[1][b + i]
+                words += [pair[1][1] - pair[0][1], pair[1][2] - pair[0][2]]
+        phones += phone_differences(path, other)
+    if not words:
+        raise SystemExit(f"{first} and {second} hold no TextGrids of the same words")
+    apart, by_phone = np.abs(words), np.abs(phones)
+    return {
+        "first": first.parent.name,
+        "second": second.parent.name,
+        "corpus": corpus,
+        "utterances": utterances,
+        "word_borders": len(words),
+        "median_ms": round(float(np.median(apart)) * 1e3, 1),
+        "bias_ms": round(float(np.median(words)) * 1e3, 1),
+        "within_50ms": round(float((apart <= 0.05).mean()), 4),
+        "within_100ms": round(float((apart <= 0.1).mean()), 4),
+        "phone_borders": len(phones),
+        "phone_median_ms": round(float(np.median(by_phone)) * 1e3, 1),
+        "phone_within_50ms": round(float((by_phone <= 0.05).mean()), 4),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def phone_differences(first: Path, second: Path) -> list[float]:
+    """Seconds between the borders of phones that two TextGrids share, in ARPAbet without stress."""
+    sides = []
+    for path in (first, second):
+        alignment = read_textgrid(path)
+        pairs = list(zip(alignment.phones, alignment.boundaries, strict=False))
+        pairs = [(phone, float(start)) for phone, start in pairs if phone != PAUSE]
+        if any(char.islower() or not char.isascii() for phone, _ in pairs for char in phone):
+            sides.append(arpabet(pairs))
+        else:
+            sides.append([(without_stress([phone])[0], start) for phone, start in pairs])
+    blocks = _blocks([phone for phone, _ in sides[0]], [phone for phone, _ in sides[1]])
+    found = [sides[1][b + i][1] - sides[0][a + i][1] for a, b, n in blocks for i in range(1, n)]
+    return [value for value in found if not np.isnan(value)]
+
+
+def _blocks(first: list[str], second: list[str]):
+    return difflib.SequenceMatcher(None, first, second, autojunk=False).get_matching_blocks()
 
 
 def measure(way: str, root: Path, out: Path, utterances: int, steps: int | None) -> dict:
@@ -131,21 +199,37 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["english", "learned"])
     parser.add_argument("--utterances", type=int, default=200)
     parser.add_argument("--steps", type=int, help="of the training of learned (default: its own)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "align_cpu.csv")
+    parser.add_argument(
+        "--between", nargs=2, type=Path, metavar="FOLDER", help="two folders of TextGrids instead"
+    )
+    parser.add_argument("--corpus", default="", help="what --between was of, for its row")
+    parser.add_argument(
+        "--out", type=Path, help="default: align_cpu.csv or align_between.csv in bench/results"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.between:
+        row = between(*options.between, options.corpus)
+        print(", ".join(f"{name} {value}" for name, value in row.items()))
+        append(options.out or RESULTS / "align_between.csv", row)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch) / "demo"
         write_demo_corpus(root, options.utterances, 0, "en-us", progress=False)
         for way in options.ways:
             row = measure(way, root, Path(scratch) / way, options.utterances, options.steps)
             print(", ".join(f"{name} {row[name]}" for name in COLUMNS[:12]), flush=True)
-            fresh = not options.out.is_file()
-            with options.out.open("a", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-                if fresh:
-                    writer.writeheader()
-                writer.writerow(row)
+            append(options.out or RESULTS / "align_cpu.csv", row)
+
+
+def append(path: Path, row: dict) -> None:
+    """Append a row to a .csv file, which is begun with the names of its columns."""
+    fresh = not path.is_file()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -88,6 +89,7 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     the terminal does not have, nor a reader that has gone away leave a traceback.
     """
     signal.signal(signal.SIGINT, interrupt)
+    warnings.formatwarning = _in_a_line
     try:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:  # as under a window manager's start
@@ -109,6 +111,17 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     # Nothing is left to stop, and Python's own last steps answer Ctrl-C with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
+
+
+_PACKAGE = str(Path(__file__).parent)
+_with_place = warnings.formatwarning
+
+
+def _in_a_line(message, category, filename: str, *place) -> str:
+    """A warning of ours without the line of code that gave it, which tells its reader nothing."""
+    if filename.startswith(_PACKAGE):
+        return f"warning: {message}\n"
+    return _with_place(message, category, filename, *place)
 
 
 def _forget_output() -> None:

@@ -165,9 +165,11 @@ def _add_words(lexicon: Path, to: Path) -> int:
     return 0
 
 
-def _with_textgrids(options: dict[str, Any], progress: bool) -> bool:
-    """Align the corpus, or the share, where it has no alignments, or where --align asks for it;
-    whether it did.
+def _with_textgrids(options: dict[str, Any], progress: bool) -> dict[str, str] | None:
+    """Align the corpus, or the share, where it has no alignments, or where --align asks for it.
+
+    Returns:
+        Why what could not be aligned could not; None where nothing was to be aligned.
     """
     from sniper.tts.aligners.folder import gather
     from sniper.tts.aligners.run import align_corpus
@@ -180,7 +182,7 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> bool:
         raise ValueError("--align makes TextGrids and --textgrids has them: give one of the two")
     # An explicit --align goes before alignments that lie in the corpus.
     if given or (has_alignments(options["root"]) and not asked):
-        return False
+        return None
     shared = {
         name: options[name] for name in ("root", "lexicon", "speakers", "seed", "workers", "force")
     }
@@ -193,9 +195,10 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> bool:
     aligned = align_corpus(out=out, **shared, **how, progress=progress, share=shard)
     # What was aligned before was reported then; of a share, the whole says it.
     if shard is None and (aligned.fresh or options["merge"]):
-        print_report(aligned)
+        # The list of what is left out comes once, at the end.
+        print_report(aligned, problems=False)
     options["textgrids"] = None if shard is not None else aligned.textgrids
-    return True
+    return dict(aligned.report.problems)
 
 
 def _shard(text: str) -> Shard:
@@ -226,7 +229,7 @@ def _count(text: str) -> int:
     return value
 
 
-def _report(made: Prepared) -> None:
+def _report(made: Prepared, not_aligned: dict[str, str]) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in made.counts.items())
     verb = "prepared" if made.fresh else "was prepared already"
     print(f"{made.folder} {verb}: {counts} utterances, {made.seconds / 3600:.2f} h")
@@ -235,7 +238,8 @@ def _report(made: Prepared) -> None:
     if made.problems:
         print(f"{len(made.problems)} left out:")
         for where, reason in made.problems:
-            print(f"  {where}: {reason}")
+            # Without a TextGrid of our own making, the reason is why there is none.
+            print(f"  {where}: {not_aligned.get(where, reason)}")
         print("When they are mended, --force makes everything anew.")
 
 
@@ -266,10 +270,12 @@ def _main(argv: list[str] | None) -> int:
     strict = options.pop("strict")
     names = [field.name for field in dataclasses.fields(FeatureConfig)]
     features = FeatureConfig(**{name: options.pop(name) for name in names})
+    not_aligned: dict[str, str] | None = None
     if command == "ljspeech":
         if options["merge"] and options["force"]:
             raise ValueError("--force makes a share anew: give it with --shard, not with --merge")
-        aligned = _with_textgrids(options, not quiet)
+        not_aligned = _with_textgrids(options, not quiet)
+        aligned = not_aligned is not None
         options |= {"features": features, "progress": not quiet}
         if options["shard"] is not None:
             return _prepare_shard(options, aligned)
@@ -278,11 +284,11 @@ def _main(argv: list[str] | None) -> int:
             for name in ("workers", "force", "progress"):
                 del options[name]
             made = merge_ljspeech_shards(**options, aligned=aligned)
-            _report(made)
+            _report(made, not_aligned or {})
             return _report_health(made, strict)
     run = prepare_demo if command == "demo" else prepare_ljspeech
     made = run(**{**options, "features": features, "progress": not quiet})
-    _report(made)
+    _report(made, not_aligned or {})
     return _report_health(made, strict)
 
 

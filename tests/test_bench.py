@@ -16,6 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sniper.tts.aligners.textgrid import timed_text, write_textgrid
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -50,6 +52,32 @@ def test_what_fails_its_reference_is_not_timed(monkeypatch, wrong, words):
     monkeypatch.setitem(bench_elementwise.OPS["relu_dropout"], "ours", wrong)
     with pytest.raises(SystemExit, match=words):
         bench_elementwise.measure("relu_dropout", torch.device("cpu"), repeats=1)
+
+
+def test_two_alignments_are_held_against_each_other(monkeypatch, tmp_path):
+    """English in ARPAbet against espeak-ng's phones, of other words in one place."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import bench_align
+
+    def write(name: str, words: list[tuple[str, list[tuple[str, float, float]]]]) -> Path:
+        path = tmp_path / name / "TextGrid" / "a.TextGrid"
+        write_textgrid(path, timed_text(words, 1.5, -1.0, 30))
+        return path.parent
+
+    cat = [("K", 0.1, 0.2), ("AE1", 0.2, 0.3), ("T", 0.3, 0.4)]
+    second = [("k", 0.13, 0.21), ("ˈæ", 0.21, 0.36), ("t", 0.36, 0.5)]
+    first = write("one", [("cat", cat), ("uh", [("AH1", 0.4, 0.5)]), ("ah", [("AA1", 0.6, 0.9)])])
+    other = write(
+        "two", [("cat", second), ("oh", [("ˈoʊ", 0.5, 0.6)]), ("ah", [("ˈɑː", 0.7, 0.9)])]
+    )
+    row = bench_align.between(first, other, "two words")
+    # cat begins 30 ms late and ends 100 late, ah begins 100 late and ends as it does.
+    assert (row["first"], row["second"], row["word_borders"]) == ("one", "two", 4)
+    assert (row["median_ms"], row["within_50ms"], row["within_100ms"]) == (65.0, 0.5, 1.0)
+    # The borders inside of K AE T: 10 and 60 ms late.
+    assert (row["phone_borders"], row["phone_median_ms"]) == (2, 35.0)
+    with pytest.raises(SystemExit, match="no TextGrids of the same words"):
+        bench_align.between(first, tmp_path / "nothing", "")
 
 
 @pytest.fixture

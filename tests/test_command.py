@@ -103,6 +103,18 @@ def test_letters_that_the_terminal_does_not_have_are_escaped():
     assert (done.returncode, done.stdout, done.stderr) == (3, b"\\xe4\\u2192\n", b"")
 
 
+def test_a_warning_of_ours_is_one_line():
+    program = (
+        "import warnings; from sniper.command import exit_with; "
+        "from sniper.tts.text.normalize import normalize_english; "
+        "exit_with(lambda: [normalize_english('So \\U0001f642'), warnings.warn('of others')] and 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    ours, other = done.stderr.splitlines()[:2]
+    assert ours == "warning: left out, it has no reading: '\U0001f642'"
+    assert other == "<string>:1: UserWarning: of others"
+
+
 def test_a_reader_that_has_gone_is_no_traceback():
     program = "from sniper.command import exit_with; exit_with(lambda: print('x' * 10**6) or 0)"
     process = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,17 @@ def test_two_commands_make_a_voice_of_a_folder_of_recordings(tmp_path, monkeypat
     for path in Path("recordings").iterdir():
         if path.name not in ("wavs", "metadata.csv"):
             path.unlink()  # what synthetic speech knows of itself, and recordings do not
+    with Path("recordings/metadata.csv").open("a", encoding="utf-8") as file:
+        file.write("other|Привет!\n")
+    shutil.copy(next(Path("recordings/wavs").iterdir()), "recordings/wavs/other.wav")
     commands = re.findall(r"^python -m sniper\.(prepare|train) (.+)$", README, re.M)
     assert [name for name, _ in commands] == ["prepare", "train"]
     small = ["train.epochs=1", "train.workers=0", "train.threads=1", "sparsity.score_batches=1"]
     assert prepare(shlex.split(commands[0][1]) + ["--workers", "1"]) == 0
     assert "12 utterances aligned" in (said := capsys.readouterr().out) and "11 train" in said
+    # What could not be aligned is named once, with the reason.
+    assert "1 not aligned\n" in said and said.count("other") == 1
+    assert "1 left out:\n  other: words that are not in Latin letters: привет" in said
     assert train(shlex.split(commands[1][1]) + small) == 0
     (line,) = re.findall(r"it speaks: `python -m sniper\.synthesize (.+?)`", README)
     assert synthesize(shlex.split(line)) == 0

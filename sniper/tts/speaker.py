@@ -22,6 +22,7 @@ from sniper.tts.text.ssml import Utterance, ssml_utterances
 from sniper.tts.text.text import (
     Frontend,
     LexiconFrontend,
+    UnknownWords,
     read_all,
     split_sentences,
     text_to_phones,
@@ -165,12 +166,7 @@ class Speaker:
         """
         _check_controls(speed, pitch, energy)
         who = self.who(speaker)
-        frontend, guessed = self.info.frontend, {}
-        if isinstance(frontend, LexiconFrontend):
-            guess = Guess(frontend, self.info.vocabulary)
-            frontend, guessed = frontend.guessing(guess), guess.read
-        read = ssml_utterances if ssml else _sentences
-        utterances = read(text, frontend)
+        utterances, guessed = self._utterances(text, ssml)
         if not any(utterance.phones for utterance in utterances):
             raise SpeechError(f"no known phoneme in the text {text!r}")
         for utterance in utterances:
@@ -225,6 +221,17 @@ class Speaker:
                     step()
                 audio = np.concatenate(sound)
             yield Piece(audio, mel, list(u.phones), durations)
+
+    def _utterances(self, text: str, ssml: bool) -> tuple[list[Utterance], dict[str, str]]:
+        """What a text says, and the phonemes of its words that the lexicon does not hold."""
+        frontend, read = self.info.frontend, ssml_utterances if ssml else _sentences
+        if not isinstance(frontend, LexiconFrontend):
+            return read(text, frontend), {}
+        guess = Guess(frontend, self.info.vocabulary)
+        try:
+            return read(text, frontend.guessing(guess)), guess.read
+        except UnknownWords as error:
+            raise UnknownWords(error.words, guess.lacking) from None
 
     def add_words(self, words: dict[str, str]) -> Added:
         """Adds a dictionary's words (phonemes separated by spaces), which go before its own.

@@ -16,7 +16,7 @@ from sniper.tts.errors import SpeechError
 from sniper.tts.model.config import FastSpeech2Config
 from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.speaker import PAUSE_SECONDS, Speaker
-from sniper.tts.text.text import LexiconFrontend
+from sniper.tts.text.text import LexiconFrontend, Vocabulary
 
 TEXT = "The grey horse slept by the river."
 
@@ -135,6 +135,20 @@ def test_what_was_guessed_is_said(speaker: Speaker):
         "in no lexicon, read by their letters: sim {s i m}"
     )
     assert speaker.speak(TEXT, vocode=False).guessed == {}
+    with pytest.raises(SpeechError, match=r": ñu \(the voice has no ñ u\), да \(Cyrillic\);"):
+        spelling.speak("Ñu b! Да.")
+
+
+def test_a_voice_of_mfas_phones_reads_words_it_never_heard(speaker: Speaker):
+    phones = "m m̩ mʲ ɪ ɲ i s ɛ ɹ æ k cʰ t ow".split()
+    vocabulary = Vocabulary.from_phones(phones)
+    frontend = LexiconFrontend({"cat": "cʰ æ t"}, trailing_pause=False)
+    info = replace(speaker.info, vocabulary=vocabulary, frontend=frontend)
+    script = Speaker(speaker.model, info).read("Mini cat.")
+    assert script.guessed == {"mini": "mʲ ɪ ɲ ɪ"}
+    said = r": measure \(the voice has no ʒ ə\), shy \(the voice has no ʃ aɪ\);"
+    with pytest.raises(SpeechError, match=said):
+        Speaker(speaker.model, info).read("Mini measure. Shy cat.")
 
 
 def test_phonemes_in_braces_are_taken_as_they_are(speaker: Speaker):

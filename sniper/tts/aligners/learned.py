@@ -38,12 +38,26 @@ _BINARIZE_FROM, _BINARIZE_FULL = 0.4, 0.8
 _MAX_BATCH_FRAMES = 5_000
 _LEARNING_RATE = 1e-3
 _SAVE_EVERY = 100
+# What it costs a silence to stand on the loudest frame, in nats, and from which loudness on it
+# costs. The network itself takes the vowel of a word that always stands alone for a part of the
+# silence behind it.
+_LOUD_SILENCE, _QUIET = 20.0, 0.2
 _CHECKPOINT_FORMAT = 1
 
 
 def mel_of(samples: np.ndarray) -> np.ndarray:
     """Log-mel `[T, 80]` float32 of samples at AUDIO's rate."""
     return np.asarray(analysis.log_mel(analysis.spectrum(samples, AUDIO), AUDIO), np.float32)
+
+
+def loudness(mel: np.ndarray) -> np.ndarray:
+    """How loud each frame of a log-mel `[T, n_mels]` is among the others of its recording, `[T]`
+    from 0 (quiet) to 1.
+    """
+    level = mel.mean(1)
+    # A twentieth at both ends, so that a click is not the measure.
+    low, high = np.percentile(level, [5, 95])
+    return np.clip((level - low) / max(high - low, 1e-3), 0, 1)
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,10 @@ class LearnedAligner:
         log_prob = self.network(ids, lengths, values)
         # With the prior as in training: without it a pause may swallow its neighbours.
         best = (log_prob + prior).cpu().numpy()
+        pauses = np.array([token == SILENCE for token in tokens])
+        # Here alone: in the training it made everything worse.
+        cost = _LOUD_SILENCE * np.maximum(0, loudness(mel) - _QUIET) / (1 - _QUIET)
+        best[0] -= np.outer(cost, pauses)
         found = monotonic_search(best, lengths.cpu().numpy(), frames.cpu().numpy())
         path = hard_path(found, len(mel))
         return found[0], float(log_prob.cpu().numpy()[path].mean())

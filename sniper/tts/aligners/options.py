@@ -70,9 +70,9 @@ def take_options(options: dict[str, Any]) -> dict[str, Any]:
     return {to: options.pop(name) for name, to in names.items()}
 
 
-def print_report(aligned: Aligned) -> None:
-    """Print what an alignment says of its corpus, a line each."""
-    for line in aligned.report.lines():
+def print_report(aligned: Aligned, problems: bool = True) -> None:
+    """Print what an alignment says of its corpus, a line each; `problems`: what is left out too."""
+    for line in aligned.report.lines(problems):
         print(line)
     folder = aligned.textgrids.parent
     print(f"{aligned.textgrids}: look at {folder / 'report.md'} and {folder / 'alignment.png'}")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ _SUSPICIOUS_DEVIATIONS = 4.0
 # Nats a frame. Clean speech varies so little that ordinary utterances would count as outliers
 # without a least value.
 _LEAST_DEVIATION = 0.5
+# Lines of a kind on the screen; the page in the folder holds all of them.
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Report:
         median_likelihood: per frame of speech, in nats.
         suspicious: (id, likelihood, why), the worst first.
         remarks: (id, what is unusual) of all others that have any.
+        usual_rate: sample rate in Hz of most recordings.
+        other_rates: rate in Hz -> how many recordings have it, for all other rates.
         problems: (id or line, reason) of what has no TextGrid.
         guessed: word -> how it was read, for words of no dictionary.
         phones: phone -> (how often, mean seconds), the shortest first.
@@ -44,13 +48,19 @@ class Report:
     median_likelihood: float
     suspicious: list[tuple[str, float, str]]
     remarks: list[tuple[str, str]]
+    usual_rate: int
+    other_rates: dict[int, int]
     problems: list[tuple[str, str]]
     guessed: dict[str, str]
     phones: dict[str, tuple[int, float]]
     frame_seconds: float
 
-    def lines(self) -> list[str]:
-        """The report in short, a line each: counts, what is suspicious, what is left out."""
+    def lines(self, problems: bool = True) -> list[str]:
+        """The report in short, a line each: counts, what is suspicious, what is left out.
+
+        Args:
+            problems: whether to name what is left out.
+        """
         found = [
             f"{self.aligned} utterances aligned, {self.seconds / 3600:.2f} h, log-likelihood per "
             f"frame {self.median_likelihood:.2f} in the median"
@@ -62,12 +72,24 @@ class Report:
         if self.guessed:
             words = ", ".join(list(self.guessed)[:8]) + (", …" if len(self.guessed) > 8 else "")
             found.append(f"{len(self.guessed)} words are in no dictionary: {words}")
-        found += [f"suspicious: {name}: {why}" for name, _, why in self.suspicious]
-        found += [f"remark: {name}: {what}" for name, what in self.remarks]
+        if self.other_rates:
+            # One line, since half of a corpus may be of another rate.
+            rates = ", ".join(f"{n} of {rate} Hz" for rate, n in self.other_rates.items())
+            found.append(f"resampled: {rates}; most have {self.usual_rate} Hz")
+        found += _first(f"suspicious: {name}: {why}" for name, _, why in self.suspicious)
+        found += _first(f"remark: {name}: {what}" for name, what in self.remarks)
         if self.problems:
-            found.append(f"{len(self.problems)} not aligned:")
-            found += [f"  {where}: {reason}" for where, reason in self.problems]
+            found.append(f"{len(self.problems)} not aligned" + ":" * problems)
+        if self.problems and problems:
+            found += _first(f"  {where}: {reason}" for where, reason in self.problems)
         return found
+
+
+def _first(lines: Iterable[str]) -> list[str]:
+    """As many lines as are shown, and how many more there are."""
+    every = list(lines)
+    more = len(every) - _SHOWN
+    return every if more <= 0 else [*every[:_SHOWN], f"  and {more} more, in {REPORT}"]
 
 
 def summarize(
@@ -85,12 +107,10 @@ def summarize(
     # This factor makes of the median deviation the standard deviation, for normal values.
     deviation = max(1.4826 * float(np.median(np.abs(values - median))), _LEAST_DEVIATION)
     limit = median - _SUSPICIOUS_DEVIATIONS * deviation
-    usual_rate = Counter(outcome.rate for outcome in good).most_common(1)
+    (usual_rate, _), *others = Counter(outcome.rate for outcome in good).most_common() or [(0, 0)]
     suspicious, remarks = [], []
     for outcome in good:
         said = list(outcome.remarks)
-        if outcome.rate != usual_rate[0][0]:
-            said.append(f"{outcome.rate} Hz, unlike the {usual_rate[0][0]} Hz of most: resampled")
         if outcome.likelihood < limit:
             why = (
                 f"log-likelihood per frame {outcome.likelihood:.2f}, below {limit:.2f}: does its "
@@ -117,6 +137,8 @@ def summarize(
         median_likelihood=median,
         suspicious=suspicious,
         remarks=remarks,
+        usual_rate=usual_rate,
+        other_rates=dict(others),
         problems=[*problems, *((o.id, o.problem) for o in outcomes if o.problem)],
         guessed=dict(sorted(guessed.items())),
         phones=dict(sorted(lengths.items(), key=lambda item: item[1][1])),
@@ -131,7 +153,9 @@ def write_report(folder: Path, report: Report) -> None:
     lines += ["## Suspicious utterances, the worst first", ""]
     lines += [f"- {name}: {why}" for name, _, why in report.suspicious] or ["none"]
     lines += ["", "## Unusual recordings", ""]
-    lines += [f"- {name}: {what}" for name, what in report.remarks] or ["none"]
+    unusual = [f"- {name}: {what}" for name, what in report.remarks]
+    unusual += [f"- {n} of {rate} Hz: resampled" for rate, n in report.other_rates.items()]
+    lines += unusual or ["none"]
     lines += ["", "## Not aligned", ""]
     lines += [f"- {where}: {reason}" for where, reason in report.problems] or ["none"]
     lines += ["", "## Words that are in no dictionary", ""]

@@ -173,16 +173,19 @@ def refuse_other_mels(settings: MelSettings, features: FeatureConfig, name: str)
     Raises:
         SpeechError: with the settings of both side by side.
     """
-    others = [
-        f"{key} {there:g} there, {getattr(features, key):g} here"
+    differing = [
+        key
         for key in _COMPARED
-        if (there := getattr(settings, key)) is not None and there != getattr(features, key)
+        if getattr(settings, key) is not None and getattr(settings, key) != getattr(features, key)
     ]
     # A higher floor can be put on; what lay below a floor is lost.
     if settings.floor is not None and settings.floor < features.floor:
-        others.append(f"floor {settings.floor:g} there, {features.floor:g} here")
-    if others:
+        differing.append("floor")
+    if differing:
+        both = [(key, getattr(settings, key), getattr(features, key)) for key in differing]
+        others = "; ".join(f"{key} {there:g} there, {here:g} here" for key, there, here in both)
+        options = " ".join(f"--{key.replace('_', '-')} {there:g}" for key, there, _ in both)
         raise SpeechError(
-            f"vocoder {name} was trained on other mels than the voice's: {'; '.join(others)}. Take "
-            "one for the voice's mels, or prepare and train with the vocoder's settings"
+            f"vocoder {name} was trained on other mels than the voice's: {others}. Take one for "
+            f"the voice's mels, or train a voice on a corpus prepared with {options}"
         )

@@ -76,6 +76,20 @@ class _Event(ctypes.Structure):
     ]
 
 
+class _Voice(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("languages", ctypes.c_char_p),
+        ("identifier", ctypes.c_char_p),
+        ("gender", ctypes.c_ubyte),
+        ("age", ctypes.c_ubyte),
+        ("variant", ctypes.c_ubyte),
+        ("xx1", ctypes.c_ubyte),
+        ("score", ctypes.c_int),
+        ("spare", ctypes.c_void_p),
+    ]
+
+
 _Callback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
@@ -170,7 +184,12 @@ class Espeak:
 
     def _set_voice(self, voice: str) -> None:
         if voice != self._voice:
-            if self._lib.espeak_SetVoiceByName(voice.encode()) != 0:
+            # British English and French are files named en and fr, and known by their languages.
+            asked = _Voice(languages=voice.encode())
+            if not voice or (
+                self._lib.espeak_SetVoiceByName(voice.encode()) != 0
+                and self._lib.espeak_SetVoiceByProperties(ctypes.byref(asked)) != 0
+            ):
                 raise SpeechError(f"espeak-ng has no voice {voice!r}; try en-us, en-us+f2 or en-gb")
             self._voice = voice
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,11 +27,18 @@ class UnknownWords(SpeechError):
 
     Args:
         words: in the order of the text.
+        lacking: for those of them that could be read but not spoken, the phonemes that the voice
+            does not have.
     """
 
-    def __init__(self, words: Iterable[str]) -> None:
+    def __init__(
+        self, words: Iterable[str], lacking: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
         self.words = tuple(dict.fromkeys(words))
-        named = [word + (f" ({script(word)})" if script(word) else "") for word in self.words]
+        why = {word: name for word in self.words if (name := script(word))}
+        for word, phones in (lacking or {}).items():
+            why[word] = f"the voice has no {' '.join(phones)}"
+        named = [f"{word} ({why[word]})" if word in why else word for word in self.words]
         super().__init__(
             f"not in the pronunciation lexicon: {', '.join(named)}; write them to a dictionary "
             "file in MFA format and give it as --lexicon, spell them another way, or give "

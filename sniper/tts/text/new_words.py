@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from sniper.tts.errors import SpeechError
-from sniper.tts.text.arpabet import PHONES, espeak_phones, plain_letters
+from sniper.tts.text.arpabet import PHONES, from_ipa, plain_letters
 from sniper.tts.text.espeak import espeak, has_espeak
+from sniper.tts.text.ipa import IpaPhones
 from sniper.tts.text.text import (
     EOS,
     PAD,
@@ -97,9 +98,11 @@ def add_words(
 
 class Guess:
     """Phonemes for words that a voice's lexicon does not hold: its letters where those are the
-    phonemes, else espeak-ng's, where it is installed and the voice has its phonemes or ARPAbet's.
+    phonemes, else espeak-ng's, where it is installed and the voice has its phonemes, ARPAbet's, or
+    those of English in another IPA notation such as MFA's.
 
-    After use, `read` holds the words that were read so, with their phonemes.
+    After use, `read` holds the words that were read so, with their phonemes, and `lacking` those
+    that were not, with the phonemes that the voice does not have.
 
     Args:
         frontend: with the lexicon.
@@ -108,6 +111,7 @@ class Guess:
 
     def __init__(self, frontend: LexiconFrontend, vocabulary: Vocabulary) -> None:
         self.read: dict[str, str] = {}
+        self.lacking: dict[str, list[str]] = {}
         self._frontend, self._vocabulary = frontend, vocabulary
 
     def __call__(self, word: str) -> list[str] | None:
@@ -117,22 +121,29 @@ class Guess:
         # Of another script espeak-ng would spell the names of its letters.
         if script(word) not in self._scripts:
             return None
-        phones = self._phones(word)
-        if not phones or any(self._vocabulary.variant(phone) is None for phone in phones):
+        phones, missing = self._phones(word)
+        missing += [phone for phone in phones if self._vocabulary.variant(phone) is None]
+        if missing:
+            self.lacking[word] = list(dict.fromkeys(missing))
+        if missing or not phones:
             return None
         self.read[word] = " ".join(phones)
         return phones
 
-    def _phones(self, word: str) -> list[str] | None:
+    def _phones(self, word: str) -> tuple[list[str], list[str]]:
+        """Phonemes of a word, and espeak-ng's that have no name among the voice's."""
         if self._frontend.characters:
-            return list(characters(word))
+            return list(characters(word)), []
         if not self._has_espeak:
-            return None
+            return [], []
         if self._frontend.language is not None:
-            clauses = espeak().clauses(word, self._frontend.language)
-            return [phone for clause in clauses for phone in clause.phones]
-        english = self._is_arpabet and plain_letters(word) is not None
-        return espeak_phones(word) if english else None
+            return _spoken(word, self._frontend.language), []
+        if plain_letters(word) is None:
+            return [], []
+        if self._is_arpabet:
+            heard = _spoken(word, "en-us")
+            return from_ipa(heard) or [], [phone for phone in heard if from_ipa([phone]) is None]
+        return self._ipa(_spoken(word, self._ipa.voice)) if self._ipa.is_english else ([], [])
 
     # Asked late, since most texts hold no such word.
     @cached_property
@@ -144,6 +155,15 @@ class Guess:
         return has_espeak()
 
     @cached_property
+    def _ipa(self) -> IpaPhones:
+        return IpaPhones(self._vocabulary)
+
+    @cached_property
     def _is_arpabet(self) -> bool:
         own = set(self._vocabulary.symbols) - {PAD, EOS, PAUSE, SPOKEN_NOISE}
         return {phone.rstrip("012") for phone in own} <= PHONES
+
+
+def _spoken(word: str, voice: str) -> list[str]:
+    """espeak-ng's phonemes of a word."""
+    return [phone for clause in espeak().clauses(word, voice) for phone in clause.phones]

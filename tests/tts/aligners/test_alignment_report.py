@@ -20,17 +20,30 @@ def test_suspicious_first_and_every_line_once(tmp_path):
     assert report.aligned == 12 and report.seconds == 24
     assert [name for name, _, _ in report.suspicious] == ["worse", "bad"]
     assert report.suspicious[1][2].endswith("what is spoken?; needed wider beams")
-    assert report.remarks == [
-        ("rate", "44100 Hz, unlike the 22050 Hz of most: resampled"),
-        ("long", "lasts 60 s"),
-    ]
+    assert report.remarks == [("long", "lasts 60 s")]
     text = "\n".join(report.lines())
     assert "1 words are in no dictionary: zib" in text and "no stress digits" in text
+    assert "resampled: 1 of 44100 Hz; most have 22050 Hz" in text
     assert "  none: it is silent" in text and "  metadata.csv:3: got 1 fields" in text
+    assert report.lines(problems=False)[-1] == "2 not aligned"
     write_report(tmp_path, report)
     page = (tmp_path / "report.md").read_text()
-    places = [page.index(word) for word in ("- worse", "- bad", "- rate", "- none", "zib: by its")]
+    places = [
+        page.index(word)
+        for word in ("- worse", "- bad", "- long", "- 1 of 44100 Hz", "- none", "zib: by its")
+    ]
     assert places == sorted(places)
+
+
+def test_many_of_a_kind_are_counted(tmp_path):
+    problems = [(f"metadata.csv:{n}", "no text") for n in range(1, 26)]
+    outcomes = [outcome(f"u{n}", -1, rate=16000 if n % 2 else 44100) for n in range(99)]
+    report = summarize(outcomes, problems, {})
+    lines = report.lines()
+    assert len(lines) == 1 + 1 + 1 + 21 and lines[-1] == "  and 5 more, in report.md"
+    assert lines[1] == "resampled: 49 of 16000 Hz; most have 44100 Hz"
+    write_report(tmp_path, report)
+    assert (tmp_path / "report.md").read_text().count("no text") == 25
 
 
 def test_lengths_of_phones():

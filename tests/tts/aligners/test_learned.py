@@ -9,6 +9,7 @@ import torch
 
 from sniper.tts.aligners import learned
 from sniper.tts.aligners.learned import AUDIO, FRAME_SECONDS, Example, Training, load_trained
+from sniper.tts.aligners.tokens import SILENCE
 from sniper.tts.errors import SpeechError, UtteranceError
 
 
@@ -54,6 +55,23 @@ def test_it_finds_the_borders(corpus, tmp_path):
         trained.durations(("a", "z", "x"), mel)
     with pytest.raises(UtteranceError, match="30 phones, but its audio 5 frames"):
         trained.durations(("a",) * 30, mel[:5])
+
+
+def test_a_pause_is_quiet(monkeypatch):
+    """The network cannot tell a vowel from the silence behind it; the loudness can."""
+    aligner = learned.LearnedAligner(["k", "a", SILENCE], np.zeros(80), np.ones(80))
+    loud = np.repeat([0.0, 1.0, 0.0], [10, 20, 10])
+    mel = np.full((40, AUDIO.n_mels), -8, np.float32) + 6 * loud[:, None].astype(np.float32)
+    assert np.array_equal(learned.loudness(mel), loud)
+    log_prob = torch.full((1, 40, 4), -9.0)
+    log_prob[0, :10, 0] = log_prob[0, 10:14, 1] = log_prob[0, 14:, 3] = 0.0
+    log_prob[0, 14:, 2] = -0.5  # a little less likely than the pause
+    monkeypatch.setattr(aligner.network, "forward", lambda *_: log_prob)
+    found, _ = aligner.durations((SILENCE, "k", "a", SILENCE), mel)
+    assert found.tolist() == [10, 4, 16, 10]
+    even = np.zeros_like(mel)  # without any loudness nothing is known of pauses
+    assert not learned.loudness(even).any()
+    assert aligner.durations((SILENCE, "k", "a", SILENCE), even)[0][3] > 10
 
 
 def test_a_stopped_training_gives_the_same_weights(corpus, tmp_path, monkeypatch):

@@ -85,6 +85,8 @@ def test_other_mels_are_refused_with_both_side_by_side(tmp_path: Path):
         f"vocoder {tmp_path} was trained on other mels than the voice's: sample_rate 24000 there, "
         "22050 here; f_min 0 there, 80 here; f_max 8000 there, 7600 here. "
     )
+    # With options as `prepare` takes them.
+    assert str(error.value).endswith("prepared with --sample-rate 24000 --f-min 0 --f-max 8000")
     write_jik876(tmp_path)
     with pytest.raises(SpeechError, match="floor 1e-05 there, 0.001 here"):
         load_vocoder(tmp_path, dataclasses.replace(HERE, floor=1e-3))

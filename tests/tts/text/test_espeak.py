@@ -77,9 +77,17 @@ def test_threads_take_turns():
         assert list(pool.map(engine.clauses, sentences)) == expected
 
 
+def test_a_voice_has_the_name_of_its_language_too():
+    """Their files are called en and fr."""
+    british = espeak().clauses("bird hair", "en-gb")
+    assert british == espeak().clauses("bird hair", "en") != espeak().clauses("bird hair", "en-us")
+    assert espeak().clauses("jour", "fr-fr")[0].phones == ("ʒ", "ˈu", "ʁ")
+
+
 def test_errors_are_said():
-    with pytest.raises(SpeechError, match="no voice 'klingon-7'"):
-        espeak().clauses("Hello.", "klingon-7")
+    for voice in ("klingon-7", ""):
+        with pytest.raises(SpeechError, match=f"no voice '{voice}'"):
+            espeak().clauses("Hello.", voice)
     for text in ("", "...", "—"):
         assert espeak().clauses(text) == []
         with pytest.raises(SpeechError, match="no known phoneme"):

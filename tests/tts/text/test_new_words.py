@@ -55,6 +55,7 @@ def test_espeak_reads_what_the_lexicon_lacks_and_says_so(monkeypatch):
     # Vowels that the voice never learned, another script: still an error that names them.
     with pytest.raises(SpeechError, match=r"lexicon: cat, зебра \(Cyrillic\); write them to"):
         frontend.phones("zebra cat зебра")
+    assert guess.lacking == {"cat": ["K", "AE1", "T"]}
     other = Vocabulary.from_phones([*PHONES, "ə"])
     assert Guess(FRONTEND, other)("zebra") is None, "its phonemes are not ARPAbet"
     monkeypatch.setattr(new_words, "has_espeak", lambda: False)
