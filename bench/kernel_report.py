@@ -87,8 +87,10 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
             for pass_ in ("dropout", "relu_dropout_backward", "column_sums"):
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
             for columns in NORM_COLUMNS:
-                config = configs.norm(columns)
-                for pass_ in ("add_norm", "add_norm_backward"):
+                for pass_, config in (
+                    ("add_norm", configs.norm(columns)),
+                    ("add_norm_backward", configs.norm_backward(columns)),
+                ):
                     yield Case(pass_, "pointer", arch, dtype, columns, *config)
             for block in configs.BLOCK_SIZES:
                 yield Case("wgrad_reduce", "pointer", arch, dtype, block, 16, block, 4, 3)

@@ -13,9 +13,10 @@ from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK, dropout_ar
 from sniper.ops.backends.triton.launch import check as check_tensor
 from sniper.ops.backends.triton.launch import countable, kernels, matrix_shape, on, usable
 
-# Partial sums of the gradients of weight and bias: a few programs for each multiprocessor of a
-# large GPU, and no more, since another kernel reads what they write.
-MOST_CHUNKS = 512
+# Partial sums of the gradients of weight and bias: as many programs of one warp as the 132
+# multiprocessors of a large GPU hold at once, and no more, since another kernel reads what they
+# write.
+MOST_CHUNKS = 1536
 
 
 def serves(x: Tensor) -> bool:
@@ -107,7 +108,7 @@ def add_norm_backward(
     dx = torch.empty_like(s, dtype=dtype)
     dbranch = None if branch_dtype is None else torch.empty_like(s, dtype=branch_dtype)
     dweight, dbias = (torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in "wb")
-    bm, bn, warps, _ = configs.norm(columns)
+    bm, bn, warps, _ = configs.norm_backward(columns)
     chunk = bm * max(1, -(-rows // (bm * most_chunks)))
     chunks = -(-rows // chunk)
     sums = s.new_empty(2, chunks, columns, dtype=torch.float32)
