@@ -18,6 +18,7 @@ from sniper.optim import Adam
 from sniper.training.batch_norm import absent_loss, statistics_apart
 from sniper.training.graphs import CudaRecorder, NotRecorded, Recorder, StepGraphs, Values
 from sniper.training.settings import ConfigError
+from sniper.training.together import gradients_added, weights_cast
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
@@ -146,11 +147,21 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=self.graphs is None)
 
     def _gradients(self, batch: Batch, share: float | Tensor) -> Values:
-        total, terms = self.loss(batch)
+        with self._together(forward=True):
+            total, terms = self.loss(batch)
         # Scaled before backward, not after: gradients of several micro-batches then add up to their
         # mean.
-        (total * share).backward()
+        with self._together(forward=False):
+            (total * share).backward()
         return {"total": total.detach(), **terms}
+
+    def _together(self, forward: bool) -> contextlib.AbstractContextManager:
+        """Around a pass that is recorded, where each launch less counts."""
+        if self.graphs is None:
+            return contextlib.nullcontext()
+        if not forward:
+            return gradients_added(self.model)
+        return weights_cast(self.model, torch.bfloat16) if self._bf16 else contextlib.nullcontext()
 
     def _version(self) -> object:
         # A graph reads and writes memory, whatever has become of the tensors that lay there: a
