@@ -17,7 +17,7 @@ from torch import Tensor
 from sniper.ops import selfcheck
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
-from sniper.ops.backends.triton import adam, elementwise, norm, tuning
+from sniper.ops.backends.triton import adam, batch_norm, elementwise, norm, tuning
 from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_
@@ -45,6 +45,7 @@ def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Che
     checks: dict[str, Check] = {
         selfcheck.ELEMENTWISE: partial(_elementwise, dtype, device),
         selfcheck.NORM: partial(_norm, dtype, device),
+        selfcheck.BATCH_NORM: partial(_batch_norm, dtype, device),
     }
     for which in ("fwd", "dgrad", "wgrad"):
         for tiling in case.tilings(which):
@@ -253,6 +254,40 @@ def _norm(dtype: str, device: torch.device) -> float:
         for name, got, right in zip(names, (y, dx, dbranch, *parameters), wanted, strict=True):
             if got is not None:
                 worst = max(worst, _compare(name, got, right, dtype))
+    return worst
+
+
+def _batch_norm(dtype: str, device: torch.device) -> float:
+    """With tanh and dropout, and without, over rows that end within a chunk."""
+    rounded = _DTYPES.get(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    randn = partial(torch.randn, generator=generator)
+    shape = (3, 67, 75)
+    x, dy = (randn(shape) + 3).to(rounded), randn(shape).to(rounded)
+    # Apart, or tanh would be flat for most.
+    weight, bias = randn(75) / 2, randn(75) / 2
+    worst = 0.0
+    for tanh, p in ((True, _DROPOUT), (False, 0.0)):
+        there = [t.to(device) for t in (x, weight, bias)]
+        running = (torch.zeros(75), torch.ones(75), torch.zeros((), dtype=torch.int64))
+        moved = [t.double() for t in running[:2]]
+        on_device = tuple(t.to(device) for t in running)
+        normed = batch_norm.statistics(there[0], 1e-5, on_device, 0.1)
+        args = (there[0], *normed, there[1], there[2], tanh, p, _SEED)
+        y = batch_norm.batch_norm(*args)
+        gradients = batch_norm.batch_norm_backward(dy.to(device), *args)
+        leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+        rows = leaves[0].flatten(0, 1)
+        wanted = F.batch_norm(rows, *moved, *leaves[1:], True, 0.1, 1e-5).view(shape)
+        wanted = wanted.tanh() if tanh else wanted
+        wanted = wanted * _keep(x.shape) / (1 - p) if p else wanted
+        right = (wanted.detach(), *torch.autograd.grad(wanted, leaves, dy.double()), *moved)
+        names = ("normalised", "dx", "dweight", "dbias", "running mean", "running variance")
+        got = (y, *gradients, *on_device[:2])
+        for name, ours, theirs in zip(names, got, right, strict=True):
+            worst = max(worst, _compare(name, ours, theirs, dtype))
+        if int(on_device[2]) != 1:
+            raise ValueError(f"batches: expected 1 after one, got {int(on_device[2])}")
     return worst
 
 

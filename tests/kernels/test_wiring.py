@@ -10,18 +10,20 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.layers import Dropout, add_norm
+from sniper.layers import Dropout, add_norm, batch_norm
 from sniper.ops import autotune, dispatch, gradients, selfcheck, timings, use_backend
 from sniper.ops.backends.triton import adam as triton_adam
+from sniper.ops.backends.triton import batch_norm as triton_batch_norm
 from sniper.ops.backends.triton import elementwise as triton_elementwise
 from sniper.ops.backends.triton import launch
 from sniper.ops.backends.triton import norm as triton_norm
 from sniper.ops.backends.triton.products import TritonBackend
+from sniper.ops.batch_norm import _gradients, _normalised, _statistics
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import relu_dropout_grad_bias
 from sniper.ops.norm import _add_norm, _add_norm_backward
 from sniper.optim import Adam, table
-from sniper.tts.model.transformer import StackConfig, TransformerStack
+from sniper.tts.model.transformer import Postnet, StackConfig, TransformerStack
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 OPS = ("product", "wgrad")
@@ -335,3 +337,52 @@ def test_registrations_of_add_norm(branch, device):
     torch.library.opcheck(
         _add_norm_backward, (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed)
     )
+
+
+def test_a_postnet_is_what_torchs_functions_make_of_it(device, monkeypatch):
+    """On the CPU with dropout: both draw the same masks."""
+    p = 0.5 if device == "cpu" else 0.0
+    ours = Postnet(16, 3, 32, 5, p).to(device).train()
+    theirs = copy.deepcopy(ours)
+    x, dy = torch.randn(2, 9, 16, device=device), torch.randn(2, 9, 16, device=device)
+    results = []
+    for model, served in ((ours, True), (theirs, False)):
+        monkeypatch.setattr(triton_batch_norm, "serves", lambda x, served=served: served)
+        torch.manual_seed(5)
+        given = x.clone().requires_grad_()
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            y = model(given)
+            y.backward(dy)
+        results.append([y, given.grad, *(q.grad for q in model.parameters()), *model.buffers()])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_of_gradients_of_batch_norm(device, monkeypatch):
+    norm, x = nn.BatchNorm1d(24, device=device), torch.randn(3, 24, 7)
+    torch.nn.init.normal_(norm.weight)
+
+    def second(served: bool) -> tuple[torch.Tensor, ...]:
+        monkeypatch.setattr(triton_batch_norm, "serves", lambda x: served)
+        torch.manual_seed(2)
+        leaf = x.clone().to(device).requires_grad_()
+        y = batch_norm(leaf, norm, Dropout(0.3 if device == "cpu" else 0.0), tanh=True)
+        wanted = [leaf, norm.weight, norm.bias]
+        first = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    for got, wanted in zip(second(True), second(False), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_registrations_of_batch_norm(device):
+    x, dy = (torch.randn(2, 9, 40, device=device) for _ in range(2))
+    weight, bias, mean, var = (torch.rand(40, device=device) for _ in range(4))
+    count, seed = (torch.tensor(7, device=device) for _ in range(2))
+    torch.library.opcheck(_statistics, (x, mean, var, count, 0.1, 1e-5))
+    torch.library.opcheck(_statistics, (x, None, None, None, 0.1, 1e-5))
+    normed = _statistics(x, None, None, None, 0.1, 1e-5)
+    torch.library.opcheck(_gradients, (dy, x, *normed, weight, bias, True, 0.25, seed))
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    args = (leaves[0], *normed, *leaves[1:], 1e-5, True, 0.25, seed)
+    torch.library.opcheck(_normalised, args)
