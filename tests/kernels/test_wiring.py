@@ -20,7 +20,7 @@ from sniper.ops.backends.triton import norm as triton_norm
 from sniper.ops.backends.triton.products import TritonBackend
 from sniper.ops.batch_norm import _gradients, _normalised, _statistics
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
-from sniper.ops.dropout import relu_dropout_grad_bias
+from sniper.ops.dropout import draw_seed, relu_dropout_grad_bias
 from sniper.ops.norm import _add_norm, _add_norm_backward
 from sniper.optim import Adam, table
 from sniper.tts.model.transformer import Postnet, StackConfig, TransformerStack
@@ -340,9 +340,7 @@ def test_registrations_of_add_norm(branch, device):
 
 
 def test_a_postnet_is_what_torchs_functions_make_of_it(device, monkeypatch):
-    """On the CPU with dropout: both draw the same masks."""
-    p = 0.5 if device == "cpu" else 0.0
-    ours = Postnet(16, 3, 32, 5, p).to(device).train()
+    ours = Postnet(16, 3, 32, 5, dropout=0.0).to(device).train()
     theirs = copy.deepcopy(ours)
     x, dy = torch.randn(2, 9, 16, device=device), torch.randn(2, 9, 16, device=device)
     results = []
@@ -359,14 +357,19 @@ def test_a_postnet_is_what_torchs_functions_make_of_it(device, monkeypatch):
 
 
 def test_gradients_of_gradients_of_batch_norm(device, monkeypatch):
+    monkeypatch.setattr(triton_batch_norm, "serves", lambda x: True)
     norm, x = nn.BatchNorm1d(24, device=device), torch.randn(3, 24, 7)
     torch.nn.init.normal_(norm.weight)
 
-    def second(served: bool) -> tuple[torch.Tensor, ...]:
-        monkeypatch.setattr(triton_batch_norm, "serves", lambda x: served)
+    def second(ours: bool) -> tuple[torch.Tensor, ...]:
         torch.manual_seed(2)
         leaf = x.clone().to(device).requires_grad_()
-        y = batch_norm(leaf, norm, Dropout(0.3 if device == "cpu" else 0.0), tanh=True)
+        if ours:
+            y = batch_norm(leaf, norm, Dropout(0.3), tanh=True)
+        else:
+            rows = torch.ones(3, 7, 24, device=device)
+            kept = triton_elementwise.dropout(rows, 0.3, draw_seed(device)).mT
+            y = norm(leaf).tanh() * kept
         wanted = [leaf, norm.weight, norm.bias]
         first = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True)
         return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
