@@ -212,8 +212,11 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     if case.pass_ == "wgrad":
         if case.path == "tma":
             types["dy"] = types["x"] = f"tensordesc<{dtype}[1,{bt},{b}]>"
-        return getattr(wgrad, f"wgrad_{case.path}"), constants | {"G": width}, types
+        # As tf32 the bias's sum is a kernel of its own.
+        constants |= {"G": width} | ({"sums": None} if case.dtype == "tf32" else {})
+        return getattr(wgrad, f"wgrad_{case.path}"), constants, types
     if case.pass_ in ("wgrad_reduce", "wgrad_add"):
+        types["db"] = "*fp32"
         return wgrad.wgrad_reduce, {"B": b, "BN": bt, "ADD": case.pass_ == "wgrad_add"}, types
     if case.pass_ in ("sum_squares", "clear_gradients", "adam_update"):
         types |= {"owners": "*i32", "counts": "*i32", "offsets": "*i64", "table": "*i64"}

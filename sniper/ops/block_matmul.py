@@ -291,7 +291,7 @@ def _backward(ctx, dy):
             sums = _wgrad_add(into, *args)
         db = sums if summed else db
     elif need_b and db is None:
-        db = dy.sum((0, 1), dtype=sum_dtype(dy))
+        db = elementwise.column_sums(dy)
     return dx, dw, db, *[None] * 7
 
 

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops.backend import sum_dtype
-from sniper.ops.backends.elementwise import apply_epilogue
+from sniper.ops.backends.elementwise import apply_epilogue, column_sums
 from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_, masked
@@ -90,7 +89,7 @@ class DenseBackend:
             dw = _fresh(dw.permute(0, 2, 1).flatten(1))
         # Torch computes the whole gradient; what lies in pruned blocks must be as zero as in the
         # sparse one.
-        return mask_blocks_(dw, layout), dy.sum((0, 1), dtype=sum_dtype(dy)) if with_bias else None
+        return mask_blocks_(dw, layout), column_sums(dy) if with_bias else None
 
 
 DENSE = DenseBackend()
