@@ -99,7 +99,8 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
                 ):
                     yield Case(pass_, "pointer", arch, dtype, columns, *config)
             for block in configs.BLOCK_SIZES:
-                yield Case("wgrad_reduce", "pointer", arch, dtype, block, 16, block, 4, 3)
+                for pass_ in ("wgrad_reduce", "add_blocks"):
+                    yield Case(pass_, "pointer", arch, dtype, block, 16, block, 4, 3)
         for block in configs.BLOCK_SIZES:
             yield Case("wgrad_add", "pointer", arch, "fp32", block, 16, block, 4, 3)
         for pass_ in ("sum_squares", "clear_gradients", "adam_update"):
@@ -218,6 +219,8 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     if case.pass_ in ("wgrad_reduce", "wgrad_add"):
         types["db"] = "*fp32"
         return wgrad.wgrad_reduce, {"B": b, "BN": bt, "ADD": case.pass_ == "wgrad_add"}, types
+    if case.pass_ == "add_blocks":
+        return wgrad.add_blocks, {"B": b, "BN": bt}, types | {"into": "*fp32"}
     if case.pass_ in ("sum_squares", "clear_gradients", "adam_update"):
         types |= {"owners": "*i32", "counts": "*i32", "offsets": "*i64", "table": "*i64"}
         types |= {"rates": "*fp64", "learning_rates": "*fp64", "scale": "*fp32"}

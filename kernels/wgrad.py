@@ -236,3 +236,22 @@ def wgrad_reduce(
             column += tl.load(sums + n)
             sums += rows * B
         tl.store(db + n, column.to(db.dtype.element_ty))
+
+
+@triton.jit
+def add_blocks(
+    dw,  # [N, K], contiguous; what lies in pruned blocks is not read
+    into,  # float32 [N, K], contiguous
+    row_indices,
+    col,
+    columns,  # K
+    B: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """`into[block] += dw[block]` where blocks are active; BN of B rows a program."""
+    entry = tl.program_id(0)
+    i, j = tl.program_id(1) * BN + tl.arange(0, BN), tl.arange(0, B)
+    place = tl.load(row_indices + entry).to(tl.int64) * B * columns + tl.load(col + entry) * B
+    offsets = place + i[:, None] * columns + j[None, :]
+    total = tl.load(into + offsets) + tl.load(dw + offsets).to(tl.float32)
+    tl.store(into + offsets, total)

@@ -219,6 +219,27 @@ def test_a_weights_gradient_is_added_in_place_through_a_cast(conv, device):
     assert not plain.weight.grad[pruned].any()
 
 
+def test_a_dense_weight_gradient_is_added_where_blocks_are_active(device, monkeypatch):
+    """Where torch's product is the faster one, and the place of the sum is known."""
+    monkeypatch.setattr(TritonBackend, "takes", lambda self, which, x, layout: True)
+    added = []
+    inner = TritonBackend.add_blocks
+    monkeypatch.setattr(
+        TritonBackend, "add_blocks", lambda self, *args: added.append(1) or inner(self, *args)
+    )
+    layer, _ = pair(device, conv=True)
+    plain = copy.deepcopy(layer)
+    gradients.adopt(layer.weight)
+    x = torch.randn(2, 32, 9, device=device)
+    with use_backend("dense"):
+        for _ in range(2):
+            for model in (layer, plain):
+                model(x).square().sum().backward()
+    assert added == [1, 1]
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer.bias.grad, plain.bias.grad)
+
+
 @pytest.mark.parametrize("failed", ["product", "wgrad", "elementwise"])
 def test_what_failed_its_check_is_left_to_torch_and_the_rest_runs(failed, device, monkeypatch):
     """One family out: what comes next computes its pass, and values are right."""

@@ -107,19 +107,27 @@ class TritonBackend:
         if dw is None:
             # Zeros, since programs exist for active blocks alone and nobody visits the others.
             dw = x.new_zeros(n, geometry.taps * c)
-        elif dw.dtype != torch.float32 or not dw.is_contiguous() or dw.device != x.device:
-            raise ValueError(
-                f"into: expected contiguous float32 on {x.device}, "
-                f"got {dw.dtype} with strides {dw.stride()} on {dw.device}"
-            )
         else:
-            check_shape("into", dw, (n, geometry.taps * c))
+            _check_into(dw, (n, geometry.taps * c), x.device)
         tiling = tiling or pick_tiling("wgrad", layout, geometry, dy, x)
         # As tf32 a product with ones would round dy.
         along = with_bias and layout.nnz and launch.kind(dy) != "tf32" and x.numel() and dy.numel()
         db = dy.new_empty(n, dtype=sum_dtype(dy)) if along else None
         _wgrad(tiling, dy, x, dw, layout, geometry, into is not None, db)
         return dw, column_sums(dy) if with_bias and db is None else db
+
+    def add_blocks(self, dw: Tensor, layout: BlockLayout, into: Tensor) -> Tensor:
+        """Adds the active blocks of a dense dL/dW `[N, taps * C]` to contiguous float32 of its
+        shape, and returns that. What lies in pruned blocks does not count.
+        """
+        launch.check("dw", dw, dw, None)
+        _check_into(into, tuple(dw.shape), dw.device)
+        dw, block = dw.contiguous(), layout.block_size
+        if layout.nnz and dw.numel():
+            args = (dw, into, layout.row_indices, layout.col_indices, dw.shape[1])
+            with launch.on(dw.device):
+                launch.kernels().add_blocks[(layout.nnz, block // 16)](*args, B=block, BN=16)
+        return into
 
     def tune(self, which: str, layout: BlockLayout, geometry: Geometry, *args) -> str:
         """Times every tiling of a pass on these tensors; later calls use the fastest.
@@ -155,6 +163,15 @@ class TritonBackend:
 
 
 TRITON = TritonBackend()
+
+
+def _check_into(into: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if into.dtype != torch.float32 or not into.is_contiguous() or into.device != device:
+        raise ValueError(
+            f"into: expected contiguous float32 on {device}, "
+            f"got {into.dtype} with strides {into.stride()} on {into.device}"
+        )
+    check_shape("into", into, shape)
 
 
 def _product(
