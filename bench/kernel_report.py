@@ -240,7 +240,10 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         # As under autocast: the residual and the parameters stay float32.
         types |= dict.fromkeys(("x", "s", "ds", "dx", "weight", "bias"), "*fp32")
         types |= {"branch": f"*{dtype}", "dbranch": f"*{dtype}", "eps": "fp32"}
-        return getattr(norm, case.pass_), {"BM": bt, "BN": width}, types
+        constants = {"BM": bt, "BN": width}
+        if case.pass_ != "norm_sums":
+            constants["RELU"] = False
+        return getattr(norm, case.pass_), constants, types
     constants = {"BM": bt, "BN": width} | ({"RELU": True} if case.pass_ == "dropout" else {})
     return getattr(elementwise, case.pass_), constants, types
 

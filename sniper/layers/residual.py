@@ -40,25 +40,36 @@ def add_norm(
     return s, norm(s)
 
 
-def layer_norm(x: Tensor, norm: nn.Module, for_product: bool = False) -> Tensor:
-    """`norm(x)`, in one kernel forward and one backward on a GPU.
+def layer_norm(
+    x: Tensor,
+    norm: nn.Module,
+    for_product: bool = False,
+    relu: bool = False,
+    dropout: nn.Module | None = None,
+) -> Tensor:
+    """`norm(x)`, or `dropout(norm(relu(x)))`, in one kernel forward and one backward on a GPU.
 
     Args:
         x: `[..., C]`.
         norm, for_product: as for `add_norm`.
+        relu: whether there is one before it.
+        dropout: behind it; None: there is none.
 
     Returns:
-        What the norm gives, of x's shape.
+        What comes out, of x's shape.
 
     Raises:
         ValueError: no tensor, no module.
     """
     check_kinds(x=(x, Tensor), norm=(norm, nn.Module))
-    known = _known(norm)
-    if known is not None and ops.fuses_norm(x, known.weight):
-        args = (known.weight, known.bias, known.eps, 0.0, for_product)
+    if dropout is not None:
+        check_kinds(dropout=(dropout, nn.Module))
+    p, known = 0.0 if dropout is None else drop_rate(dropout), _known(norm)
+    if p is not None and known is not None and ops.fuses_norm(x, known.weight):
+        args = (known.weight, known.bias, known.eps, p, for_product, relu)
         return ops.add_norm(x, None, *args)[1]
-    return norm(x)
+    y = norm(x.relu() if relu else x)
+    return y if dropout is None else dropout(y)
 
 
 def _known(norm: nn.Module) -> nn.LayerNorm | None:

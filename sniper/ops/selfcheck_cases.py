@@ -240,27 +240,31 @@ def _optimizer(device: torch.device) -> float:
 
 
 def _norm(dtype: str, device: torch.device) -> float:
-    """With a float32 residual, as under autocast, and with one of the dtype, without a branch."""
+    """With a float32 residual, as under autocast, and with one of the dtype, without a branch but
+    with a ReLU before and dropout behind.
+    """
     rounded = _DTYPES.get(dtype, torch.float32)
     generator = torch.Generator().manual_seed(2)
     randn = partial(torch.randn, generator=generator)
     # More rows than two programs take at once, of a number of columns that no tile has.
     shape = (3, 37, 75)
-    x, ds, weight, bias = randn(shape) + 3, randn(shape), randn(75), randn(75)
+    x, ds, weight, bias = randn(shape) + 1, randn(shape), randn(75), randn(75)
     branch, dy = randn(shape).to(rounded), randn(shape).to(rounded)
     keep = _keep(x.shape) / (1 - _DROPOUT)
     worst = 0.0
     for residual, has_branch in ((torch.float32, True), (rounded, False)):
-        x, ds, p = x.to(residual), ds.to(residual), _DROPOUT * has_branch
+        x, ds, relu = x.to(residual), ds.to(residual), not has_branch
         there = [t.to(device) for t in (x, branch, weight, bias)]
         h, h_dtype = (there[1], rounded) if has_branch else (None, None)
-        s, y, mean, rstd = norm.add_norm(there[0], h, there[2], there[3], 1e-5, p, _SEED, rounded)
+        end = (1e-5, _DROPOUT, _SEED, rounded, relu)
+        s, y, mean, rstd = norm.add_norm(there[0], h, there[2], there[3], *end)
         normed = (there[0] if s is None else s, mean, rstd, there[2])
-        args = (dy.to(device), ds.to(device), *normed, residual, h_dtype, p, _SEED)
-        dx, dbranch, *parameters = norm.add_norm_backward(*args, most_chunks=2)
+        args = (dy.to(device), ds.to(device), *normed, residual, h_dtype, _DROPOUT, _SEED)
+        dx, dbranch, *parameters = norm.add_norm_backward(*args, most_chunks=2, relu=relu)
         leaves = [t.double().requires_grad_() for t in (x, branch, weight, bias)]
         wanted_s = leaves[0] + leaves[1] * keep * has_branch
-        wanted_y = F.layer_norm(wanted_s, (75,), *leaves[2:], 1e-5)
+        wanted_y = F.layer_norm(wanted_s.relu() if relu else wanted_s, (75,), *leaves[2:], 1e-5)
+        wanted_y = wanted_y * keep if relu else wanted_y
         outputs, gradients = (wanted_s, wanted_y), (ds.double(), dy.double())
         wanted = (wanted_y.detach(), *torch.autograd.grad(outputs, leaves, gradients))
         names = ("normalised", "dx", "dbranch", "dweight", "dbias")

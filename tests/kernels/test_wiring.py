@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.layers import Dropout, add_norm, batch_norm
+from sniper.layers import Dropout, add_norm, batch_norm, layer_norm
 from sniper.ops import autotune, dispatch, gradients, selfcheck, timings, use_backend
 from sniper.ops.backends.triton import adam as triton_adam
 from sniper.ops.backends.triton import batch_norm as triton_batch_norm
@@ -343,6 +343,31 @@ def test_gradients_of_gradients_of_add_norm(device, norm_served):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_a_predictor_is_what_torchs_functions_make_of_it(device, norm_served):
+    """Its gradients of gradients too."""
+    norm, x = nn.LayerNorm(40, device=device), torch.randn(3, 7, 40)
+    torch.nn.init.normal_(norm.weight)
+
+    def both(ours: bool) -> list[torch.Tensor]:
+        torch.manual_seed(2)
+        leaf = x.clone().to(device).requires_grad_()
+        if ours:
+            y = layer_norm(leaf, norm, relu=True, dropout=Dropout(0.3))
+        else:
+            ones = torch.ones(3, 7, 40, device=device)
+            y = norm(leaf.relu()) * triton_elementwise.dropout(ones, 0.3, draw_seed(device))
+        wanted = [leaf, norm.weight, norm.bias]
+        plain = torch.autograd.grad(y.sin().sum(), wanted, retain_graph=True)
+        first = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+        return [y, *plain, *second]
+
+    ours = both(True)
+    assert norm_served == [(3, 7, 40)]
+    for got, wanted in zip(ours, both(False), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("branch", [True, False])
 def test_registrations_of_add_norm(branch, device):
     x = torch.randn(2, 3, 40, device=device, requires_grad=True)
@@ -350,13 +375,14 @@ def test_registrations_of_add_norm(branch, device):
     weight, bias = (torch.randn(40, device=device, requires_grad=True) for _ in range(2))
     seed = torch.tensor(7, device=device) if branch else None
     p = 0.25 if branch else 0.0
-    args = (x, h, weight, bias, 1e-5, p, seed, torch.float16)
+    args = (x, h, weight, bias, 1e-5, p, seed, torch.float16, not branch)
     torch.library.opcheck(_add_norm, args)
     s, y, mean, rstd = (t.detach() for t in _add_norm(*args))
     dtypes = (torch.float32, torch.float16 if branch else None)
     s, ds = (s, torch.randn_like(s)) if branch else (x.detach(), None)
     torch.library.opcheck(
-        _add_norm_backward, (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed)
+        _add_norm_backward,
+        (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed, not branch),
     )
 
 

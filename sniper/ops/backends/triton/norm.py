@@ -35,8 +35,10 @@ def add_norm(
     p: float,
     seed: int | Tensor,
     dtype: torch.dtype,
+    relu: bool = False,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """`s = x + dropout(branch)` and LayerNorm of its rows; without a branch that of x.
+    """`s = x + dropout(branch)` and LayerNorm of its rows; without a branch dropout of LayerNorm of
+    x, or of `relu(x)` if asked.
 
     Dropout zeroes what `elementwise.dropout(branch, p, seed)` does. The arithmetic is float32.
 
@@ -65,7 +67,8 @@ def add_norm(
         args = (x, branch, weight.contiguous(), bias.contiguous(), s, y, mean, rstd, seed_there)
         args += (rows, columns, eps, threshold, scale)
         with on(x.device):
-            kernels().add_norm[(-(-rows // bm),)](*args, BM=bm, BN=bn, num_warps=warps)
+            tile = {"BM": bm, "BN": bn, "num_warps": warps}
+            kernels().add_norm[(-(-rows // bm),)](*args, **tile, RELU=relu)
     return s, y, mean, rstd
 
 
@@ -81,6 +84,7 @@ def add_norm_backward(
     p: float = 0.0,
     seed: int | Tensor = 0,
     most_chunks: int = MOST_CHUNKS,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The gradients of `add_norm`, in one visit, and one of the partial sums.
 
@@ -90,6 +94,7 @@ def add_norm_backward(
         s, mean, rstd: what was normalised (x without a branch), and its statistics.
         dtype, branch_dtype: of x and branch; None without a branch.
         most_chunks: programs that share the rows, and partial sums that they leave.
+        relu: whether s, which is x then, was normalised after a ReLU.
 
     Returns:
         dx, dbranch (None without a branch), dweight, dbias. The latter two are sums in an order
@@ -116,7 +121,8 @@ def add_norm_backward(
     args += (rows, columns, chunk, threshold, scale)
     with on(s.device):
         if rows:
-            kernels().add_norm_backward[(chunks,)](*args, BM=bm, BN=bn, num_warps=warps)
+            tile = {"BM": bm, "BN": bn, "num_warps": warps}
+            kernels().add_norm_backward[(chunks,)](*args, **tile, RELU=relu)
         bm, bn, warps, _ = configs.NORM_SUMS
         grid = (-(-columns // bn), 2)
         args = (sums, dweight, dbias, chunks, columns)
