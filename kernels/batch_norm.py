@@ -77,7 +77,7 @@ def batch_norm_statistics(
         offsets = i.to(tl.int64)[:, None] * columns + n[None, :]
         count = tl.minimum(chunk, rows - i * chunk).to(tl.float32)
         total += tl.load(parts + offsets, mask=inside, other=0.0) * count[:, None]
-    average = tl.sum(total, 0) / rows
+    average = tl.sum(total, 0) / rows  # pyright: ignore[reportOperatorIssue]
     squares = tl.zeros((BM, BN), tl.float32)
     for i0 in range(0, chunks, BM):
         i = i0 + tl.arange(0, BM)

@@ -97,7 +97,7 @@ def wgrad_tma(
         if sums is not None:
             if is_first(rows, chunks):
                 place = sums + (split.to(tl.int64) * rows + row) * B + i
-                tl.store(place, tl.sum(total, 1) / 16)
+                tl.store(place, tl.sum(total, 1) / 16)  # pyright: ignore[reportOperatorIssue]
 
 
 @triton.jit(
@@ -193,7 +193,8 @@ def wgrad_pointer(
         if sums is not None:
             if is_first(rows, chunks):
                 place = sums + (split.to(tl.int64) * rows + row) * B + n
-                tl.store(place, tl.sum(total, 0 if FIRST else 1) / 16)
+                total = tl.sum(total, 0 if FIRST else 1)
+                tl.store(place, total / 16)  # pyright: ignore[reportOperatorIssue]
 
 
 @triton.jit(do_not_specialize=["entries", "splits", "rows"])

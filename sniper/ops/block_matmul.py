@@ -272,8 +272,10 @@ def _backward(ctx, dy):
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
     handle = ctx.layout.handle
     dx = dw = db = None
-    # A GPU's kernel for ReLU's gradient sums its result in the same visit.
-    if ctx.relu and need_b and TRITON.serves(dy):
+    # A GPU's kernel for ReLU's gradient sums its result in the same visit, where the weight's
+    # gradient does not, which does it for less.
+    along = need_w and dy.is_cuda and TRITON.sums_along(dy)
+    if ctx.relu and need_b and not along and TRITON.serves(dy):
         dy, db = relu_dropout_grad_bias(dy, y, ctx.p)
     elif ctx.relu:
         dy = relu_dropout_grad(dy, y, ctx.p)

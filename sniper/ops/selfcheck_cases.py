@@ -99,8 +99,8 @@ class _Case:
         name, worst = f"{which} {tiling}", 0.0
         if which == "wgrad":
             # In a call of its own: with the bias's sum it is another kernel.
-            args = (*self._operands(which), self.layout, self.geometry)
-            got, db = TRITON.wgrad(*args, with_bias=True, tiling=tiling)
+            dy, x = self._operands(which)
+            got, db = TRITON.wgrad(dy, x, self.layout, self.geometry, True, tiling)
             worst = _compare(name, got, self._wanted(which), self.dtype)
             assert db is not None  # it was asked for
             into = torch.ones_like(got, dtype=torch.float32)
@@ -288,14 +288,14 @@ def _batch_norm(dtype: str, device: torch.device) -> float:
         there = [t.to(device) for t in (x, weight, bias)]
         running = (torch.zeros(75), torch.ones(75), torch.zeros((), dtype=torch.int64))
         moved = [t.double() for t in running[:2]]
-        on_device = tuple(t.to(device) for t in running)
-        normed = batch_norm.statistics(there[0], 1e-5, on_device, 0.1)
-        args = (there[0], *normed, there[1], there[2], tanh, p, _SEED)
+        on_device = (running[0].to(device), running[1].to(device), running[2].to(device))
+        mean, rstd = batch_norm.statistics(there[0], 1e-5, on_device, 0.1)
+        args = (there[0], mean, rstd, there[1], there[2], tanh, p, _SEED)
         y = batch_norm.batch_norm(*args)
         gradients = batch_norm.batch_norm_backward(dy.to(device), *args)
         leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
-        rows = leaves[0].flatten(0, 1)
-        wanted = F.batch_norm(rows, *moved, *leaves[1:], True, 0.1, 1e-5).view(shape)
+        rows, kept = leaves[0].flatten(0, 1), (moved[0], moved[1])
+        wanted = F.batch_norm(rows, *kept, leaves[1], leaves[2], True, 0.1, 1e-5).view(shape)
         wanted = wanted.tanh() if tanh else wanted
         wanted = wanted * _keep(x.shape) / (1 - p) if p else wanted
         right = (wanted.detach(), *torch.autograd.grad(wanted, leaves, dy.double()), *moved)

@@ -110,11 +110,14 @@ class TritonBackend:
         else:
             _check_into(dw, (n, geometry.taps * c), x.device)
         tiling = tiling or pick_tiling("wgrad", layout, geometry, dy, x)
-        # As tf32 a product with ones would round dy.
-        along = with_bias and layout.nnz and launch.kind(dy) != "tf32" and x.numel() and dy.numel()
+        along = with_bias and self.sums_along(dy) and layout.nnz and x.numel() and dy.numel()
         db = dy.new_empty(n, dtype=sum_dtype(dy)) if along else None
         _wgrad(tiling, dy, x, dw, layout, geometry, into is not None, db)
         return dw, column_sums(dy) if with_bias and db is None else db
+
+    def sums_along(self, dy: Tensor) -> bool:
+        """Whether `wgrad` sums dy on its way: as tf32 a product with ones would round it."""
+        return launch.kind(dy) != "tf32"
 
     def add_blocks(self, dw: Tensor, layout: BlockLayout, into: Tensor) -> Tensor:
         """Adds the active blocks of a dense dL/dW `[N, taps * C]` to contiguous float32 of its
