@@ -77,7 +77,7 @@ def batch_norm_statistics(
         offsets = i.to(tl.int64)[:, None] * columns + n[None, :]
         count = tl.minimum(chunk, rows - i * chunk).to(tl.float32)
         total += tl.load(parts + offsets, mask=inside, other=0.0) * count[:, None]
-    average = tl.sum(total, 0) / rows  # pyright: ignore[reportOperatorIssue]
+    average = tl.sum(total, 0) / rows
     squares = tl.zeros((BM, BN), tl.float32)
     for i0 in range(0, chunks, BM):
         i = i0 + tl.arange(0, BM)
@@ -94,7 +94,7 @@ def batch_norm_statistics(
         before = tl.load(running_mean + n, mask=n < columns)
         tl.store(running_mean + n, before + momentum * (average - before), mask=n < columns)
         before = tl.load(running_var + n, mask=n < columns)
-        unbiased = square / max(rows - 1, 1)
+        unbiased = square / max(rows - 1, 1)  # pyright: ignore[reportOperatorIssue]
         tl.store(running_var + n, before + momentum * (unbiased - before), mask=n < columns)
         if tl.program_id(0) == 0:
             tl.store(tracked, tl.load(tracked) + 1)

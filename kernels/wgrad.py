@@ -61,12 +61,13 @@ def wgrad_tma(
     if sums is not None:
         if is_first(rows, chunks) and entry == end:
             # A row without blocks has a bias all the same.
-            total = tl.zeros((BT, B), tl.float32)
+            total = tl.zeros((B, 16), tl.float32)
+            ones = tl.full((BT, 16), 1.0, dy.dtype)
             for tile in range(first, min(first + split_tiles, tiles)):
-                place = [tile // length_tiles, tile % length_tiles * BT, row * B]
-                total += dy.load(place).reshape(BT, B).to(tl.float32)
-            n = tl.arange(0, B)
-            tl.store(sums + (split.to(tl.int64) * rows + row) * B + n, tl.sum(total, 0))
+                a = dy.load([tile // length_tiles, tile % length_tiles * BT, row * B])
+                total = tl.dot(a.reshape(BT, B).T, ones, total, input_precision=PRECISION)
+            place = sums + (split.to(tl.int64) * rows + row) * B + tl.arange(0, B)
+            tl.store(place, tl.sum(total, 1) / 16)  # pyright: ignore[reportOperatorIssue]
     if entry < end:
         ones = tl.full((BT, 16), 1.0, dy.dtype)
         total = tl.zeros((B, 16), tl.float32)
