@@ -20,6 +20,7 @@ def batch_norm(x: Tensor, norm: nn.Module, dropout: nn.Module, tanh: bool) -> Te
         x: `[B, C, T]`; nothing is copied where memory is channels-last.
         norm: an `nn.BatchNorm1d` over C, or any module.
         dropout: an `nn.Dropout` for its rate and mode, or any module.
+        tanh: whether there is one.
 
     Returns:
         A tensor of x's shape.
