@@ -87,7 +87,8 @@ def test_kernels_with_faults_fail_the_real_comparison(faulty, monkeypatch):
     """Two with an entry that is off, one that Triton refuses, one that hangs."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     found = selfcheck.run("cpu", "fp32", 16, cases="faulty_kernels", patience=60.0, hang=12.0)
-    assert [v.ok for v in found.values()] == [False] * 4
+    assert found.pop(selfcheck.BATCH_NORM).ok and len(found) == 4
+    assert not any(v.ok for v in found.values())
     said = {name: v.message for name, v in found.items()}
     assert "expected the reference's values within 1e-05 of the" in said["pointer product"]
     assert said["norm"].startswith("dx: expected the reference's values")
