@@ -194,8 +194,8 @@ def wgrad_pointer(
         if sums is not None:
             if is_first(rows, chunks):
                 place = sums + (split.to(tl.int64) * rows + row) * B + n
-                total = tl.sum(total, 0 if FIRST else 1)
-                tl.store(place, total / 16)  # pyright: ignore[reportOperatorIssue]
+                column = tl.sum(total, 0 if FIRST else 1)
+                tl.store(place, column / 16)  # pyright: ignore[reportOperatorIssue]
 
 
 @triton.jit(do_not_specialize=["entries", "splits", "rows"])
