@@ -251,7 +251,7 @@ def predict_step(chip: Chip, density: float) -> list[Prediction]:
         "launch": (
             KERNELS * chip.graph_us,
             DENSE_KERNELS * chip.graph_us,
-            f"{KERNELS} kernels of a recorded step, dense {DENSE_KERNELS}, {chip.graph_us:g} us each",
+            f"{KERNELS} kernels of a recorded step, dense {DENSE_KERNELS}, {chip.graph_us:g} us",
         ),
     }
     ours, theirs = (sum(p[i] for p in parts.values()) for i in range(2))
