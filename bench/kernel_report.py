@@ -33,6 +33,12 @@ STRIDES = ("src_stride_b", "src_stride_t", "weight_stride")
 STRIDES += ("dy_stride_b", "dy_stride_t", "x_stride_b", "x_stride_t", "columns")
 
 
+BATCH_NORM = (
+    "batch_norm_parts",
+    "batch_norm",
+    "batch_norm_gradient_sums",
+    "batch_norm_backward",
+)
 # Channels of a LayerNorm: those of the default model and of small ones, and the most there can be.
 NORM_COLUMNS = (256, 384, configs.MOST_NORM_COLUMNS)
 _FLOATS = ("partial", "sums", "mean", "rstd", "dweight", "dbias")
@@ -87,15 +93,22 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
             for pass_ in ("dropout", "relu_dropout_backward", "column_sums"):
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
             for columns in NORM_COLUMNS:
-                config = configs.norm(columns)
-                for pass_ in ("add_norm", "add_norm_backward"):
+                for pass_, config in (
+                    ("add_norm", configs.norm(columns)),
+                    ("add_norm_backward", configs.norm_backward(columns)),
+                ):
                     yield Case(pass_, "pointer", arch, dtype, columns, *config)
             for block in configs.BLOCK_SIZES:
-                yield Case("wgrad_reduce", "pointer", arch, dtype, block, 16, block, 4, 3)
+                for pass_ in ("wgrad_reduce", "add_blocks"):
+                    yield Case(pass_, "pointer", arch, dtype, block, 16, block, 4, 3)
         for block in configs.BLOCK_SIZES:
             yield Case("wgrad_add", "pointer", arch, "fp32", block, 16, block, 4, 3)
         for pass_ in ("sum_squares", "clear_gradients", "adam_update"):
             yield Case(pass_, "pointer", arch, "fp32", 64, configs.ADAM_TILE, 1, 4, 3)
+        for dtype in ("bf16", "fp16", "fp32"):
+            for pass_ in BATCH_NORM:
+                yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
+        yield Case("batch_norm_statistics", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
         yield Case("norm_sums", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
 
 
@@ -177,7 +190,7 @@ _USAGE = ("REG", "STACK", "LOCAL")
 
 def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """Function, compile-time arguments, types of the others."""
-    from sniper.kernels import adam, elementwise, norm, product, wgrad
+    from sniper.kernels import adam, batch_norm, elementwise, norm, product, wgrad
 
     b, bt, width = case.block, case.tokens, case.width
     dtype = "fp32" if case.dtype == "tf32" else case.dtype
@@ -200,9 +213,14 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     if case.pass_ == "wgrad":
         if case.path == "tma":
             types["dy"] = types["x"] = f"tensordesc<{dtype}[1,{bt},{b}]>"
-        return getattr(wgrad, f"wgrad_{case.path}"), constants | {"G": width}, types
+        # As tf32 the bias's sum is a kernel of its own.
+        constants |= {"G": width} | ({"sums": None} if case.dtype == "tf32" else {})
+        return getattr(wgrad, f"wgrad_{case.path}"), constants, types
     if case.pass_ in ("wgrad_reduce", "wgrad_add"):
+        types["db"] = "*fp32"
         return wgrad.wgrad_reduce, {"B": b, "BN": bt, "ADD": case.pass_ == "wgrad_add"}, types
+    if case.pass_ == "add_blocks":
+        return wgrad.add_blocks, {"B": b, "BN": bt}, types | {"into": "*fp32"}
     if case.pass_ in ("sum_squares", "clear_gradients", "adam_update"):
         types |= {"owners": "*i32", "counts": "*i32", "offsets": "*i64", "table": "*i64"}
         types |= {"rates": "*fp64", "learning_rates": "*fp64", "scale": "*fp32"}
@@ -210,11 +228,22 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         if case.pass_ == "adam_update":
             constants |= {"RATES": adam.RATES, "CLEAR": False}
         return getattr(adam, case.pass_), constants, types
+    if case.pass_.startswith("batch_norm"):
+        types |= dict.fromkeys(("weight", "bias", "dweight", "dbias"), "*fp32")
+        types |= {"dx": f"*{dtype}", "tracked": "*i64", "eps": "fp32", "momentum": "fp32"}
+        types |= dict.fromkeys(("parts", "running_mean", "running_var"), "*fp32")
+        constants = {"BM": bt, "BN": width}
+        if case.pass_ not in ("batch_norm_parts", "batch_norm_statistics"):
+            constants["TANH"] = True
+        return getattr(batch_norm, case.pass_), constants, types
     if "norm" in case.pass_:
         # As under autocast: the residual and the parameters stay float32.
         types |= dict.fromkeys(("x", "s", "ds", "dx", "weight", "bias"), "*fp32")
         types |= {"branch": f"*{dtype}", "dbranch": f"*{dtype}", "eps": "fp32"}
-        return getattr(norm, case.pass_), {"BM": bt, "BN": width}, types
+        constants = {"BM": bt, "BN": width}
+        if case.pass_ != "norm_sums":
+            constants["RELU"] = False
+        return getattr(norm, case.pass_), constants, types
     constants = {"BM": bt, "BN": width} | ({"RELU": True} if case.pass_ == "dropout" else {})
     return getattr(elementwise, case.pass_), constants, types
 

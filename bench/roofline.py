@@ -35,7 +35,7 @@ LAYERS = (
     (256, 256, 3),
     (256, 256, 5),
 )
-BATCH, LENGTH, TOKENS = 20, 560, 91
+BATCH, LENGTH, TOKENS = 21, 540, 91
 DENSITIES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.2)
 _PASSES = ("fwd", "dgrad", "wgrad")
 STEP_DENSITIES = (0.2, 0.5, 0.8, 1.0)
@@ -57,14 +57,38 @@ STEP_LAYERS = (
 )
 DENSE_LAYERS = (((384, 80, 1), 1, LENGTH), ((80, 256, 5), 1, LENGTH), ((256, 80, 5), 1, LENGTH))
 ATTENTION_LAYERS, CHANNELS = ((4, LENGTH), (4, TOKENS)), 384
-# Counted on the code's shapes, with autocast to bf16 and no fusion but ours.
-ELEMENTWISE_BYTES, KERNELS = 6.1e9, 900
+# Kernels of a recorded step, counted by the profiler on an H200: with masks and without.
+KERNELS, DENSE_KERNELS = 700, 900
 PARAMETERS, OPTIMIZER_BYTES = 37.1e6, 36
+# Visits of what is neither product nor attention, in bytes an element: by operation, channels,
+# how often in a layer or model, what counts its rows (F decoder, E encoder, B both), and who does
+# it (`both` sides alike, `dense` alone). Activations are bf16, the residual is float32.
+VISITS = (
+    ("residual, dropout, LayerNorm: forward", 384, 8, "B", 12, "both"),
+    ("residual, dropout, LayerNorm: backward", 384, 8, "B", 16, "both"),
+    ("gradient of ReLU and dropout", 1536, 4, "B", 6, "both"),
+    ("ReLU and dropout behind the product", 1536, 4, "B", 4, "dense"),
+    ("gradients of the inputs of q, k, v added", 384, 8, "B", 6, "both"),
+    ("biases added and their gradients summed", 384, 20, "B", 2, "dense"),
+    ("the same, hidden", 1536, 4, "B", 6, "dense"),
+    ("positions and their dropout", 384, 1, "B", 42, "both"),
+    ("BatchNorm, tanh, dropout: forward", 256, 4, "F", 8, "both"),
+    ("BatchNorm, tanh, dropout: backward", 256, 4, "F", 10, "both"),
+    ("variance predictors: ReLU, LayerNorm, dropout", 256, 9, "E", 20, "both"),
+    ("variance predictors: sums, casts, masks", 384, 3, "E", 24, "both"),
+    ("length regulation", 384, 1, "F", 44, "both"),
+    ("mel, masks and loss", 80, 1, "F", 90, "both"),
+)
+# Each weight is cast for the products; a dense gradient is cast back and added to what is there.
+CAST_BYTES, GRADIENT_BYTES = 6, 18
 
 
 @dataclass(frozen=True)
 class Chip:
-    """Assumed attainable rates in bf16: not a datasheet's, and not measured by this program."""
+    """Attainable rates in bf16, not a datasheet's. Those of the H200 are what one reached: dense
+    products within a step, copies in memory and in the L2, attention. Of the others they are
+    assumed.
+    """
 
     name: str
     arch: int
@@ -75,13 +99,13 @@ class Chip:
     l2_tbs: float
     launch_us: float
     attention_tflops: float  # forward and backward with a key mask, heads of 192
-    graph_us: float  # from one kernel of a recorded step to the next
+    graph_us: float  # that a kernel of a recorded step takes to begin, to end and to follow
 
 
 CHIPS = (
-    Chip("H200", 90, 132, 700, 650, 4.2, 5.5, 3.0, 150, 1.2),
-    Chip("H100", 90, 132, 700, 650, 2.9, 5.5, 3.0, 150, 1.2),
-    Chip("A100", 80, 108, 250, 200, 1.6, 4.0, 3.0, 75, 1.5),
+    Chip("H200", 90, 132, 480, 650, 4.2, 4.0, 3.0, 80, 2.0),
+    Chip("H100", 90, 132, 480, 650, 2.9, 4.0, 3.0, 80, 2.0),
+    Chip("A100", 80, 108, 200, 200, 1.6, 3.0, 3.0, 50, 2.5),
 )
 
 
@@ -176,6 +200,18 @@ def dense_us(chip: Chip, layer: tuple[int, int, int], tokens: int) -> float:
     return max(flops / chip.cublas_tflops, moved / chip.memory_tbs) / 1e6
 
 
+def elementwise_bytes(side: str) -> float:
+    """Bytes of a `sparse` or `dense` step's visits outside products, attention and optimizer."""
+    rows = {"F": BATCH * LENGTH, "E": BATCH * TOKENS, "B": BATCH * (LENGTH + TOKENS)}
+    visits = sum(
+        channels * times * rows[which] * size
+        for _, channels, times, which, size, who in VISITS
+        if who in ("both", side)
+    )
+    gradients = GRADIENT_BYTES if side == "dense" else 0
+    return visits + PARAMETERS * (CAST_BYTES + gradients)
+
+
 def predict_step(chip: Chip, density: float) -> list[Prediction]:
     """A whole training step, part by part and summed: blocks of 64, all eligible layers of one
     density.
@@ -187,7 +223,6 @@ def predict_step(chip: Chip, density: float) -> list[Prediction]:
     sparse = sum(
         3 * count * dense_us(chip, layer, BATCH * rows) for layer, count, rows in DENSE_LAYERS
     )
-    extra = 0  # the second kernel of a weight gradient
     for layer, count, rows in STEP_LAYERS:
         for pass_ in _PASSES:
             p = predict(chip, layer, pass_, 64, density, rows)
@@ -195,28 +230,28 @@ def predict_step(chip: Chip, density: float) -> list[Prediction]:
             ours = p.predicted_us - launches * chip.launch_us
             theirs = p.predicted_dense_us - chip.launch_us
             sparse += count * min(ours, theirs)
-            extra += count * (launches - 1) * (ours < theirs)
+    masked = sum(c * n * taps * count for (c, n, taps), count, _ in STEP_LAYERS)
+    visited = PARAMETERS - masked * (1 - density)
     heads = sum(n * 4.0 * BATCH * rows**2 * CHANNELS * 3.5 for n, rows in ATTENTION_LAYERS)
-    moved = ELEMENTWISE_BYTES, PARAMETERS * OPTIMIZER_BYTES
-    elementwise, optimizer = (b / chip.memory_tbs / 1e6 for b in moved)
+    moved = elementwise_bytes("sparse"), elementwise_bytes("dense")
+    elementwise = [b / chip.memory_tbs / 1e6 for b in moved]
+    optimizer = [n * OPTIMIZER_BYTES / chip.memory_tbs / 1e6 for n in (visited, PARAMETERS)]
     attention = heads / chip.attention_tflops / 1e6
     parts = {
         "products": (sparse, dense, "bf16, blocks of 64, the faster of ours and dense by layer"),
         "elementwise": (
-            elementwise,
-            elementwise,
-            f"{ELEMENTWISE_BYTES / 1e9:g} GB through memory at any density",
+            *elementwise,
+            f"{moved[0] / 1e9:.1f} GB through memory; dense {moved[1] / 1e9:.1f} GB",
         ),
         "attention": (attention, attention, f"{chip.attention_tflops:g} TFLOP/s; padding counted"),
         "optimizer": (
-            optimizer,
-            optimizer,
-            f"clip + Adam + clearing: {OPTIMIZER_BYTES} bytes of every parameter at any density",
+            *optimizer,
+            f"clip + Adam + clearing: {OPTIMIZER_BYTES} bytes of every active parameter",
         ),
         "launch": (
-            (KERNELS + extra) * chip.graph_us,
             KERNELS * chip.graph_us,
-            f"about {KERNELS} kernels of a recorded step, {chip.graph_us:g} us apart",
+            DENSE_KERNELS * chip.graph_us,
+            f"{KERNELS} kernels of a recorded step, dense {DENSE_KERNELS}, {chip.graph_us:g} us",
         ),
     }
     ours, theirs = (sum(p[i] for p in parts.values()) for i in range(2))

@@ -161,11 +161,22 @@ def candidates(
 
 
 def norm(columns: int) -> Config:
-    """Rows and width (a power of two) of LayerNorm's tile: 8 values a thread, for with 16 the
-    gradient takes so many registers that a multiprocessor holds three programs in place of five.
-    """
-    width = max(16, 1 << (columns - 1).bit_length())
+    """Rows and width (a power of two) of LayerNorm's tile: 8 values a thread."""
+    width = _row_width(columns)
     return Config(max(1, min(16, 1024 // width)), width, max(4, width // 256), 3)
+
+
+def norm_backward(columns: int) -> Config:
+    """The same of its gradient: a row up to 512 wide is one warp's, whose lanes add up without a
+    barrier. With four warps to a tile a program waited 33 times a turn, and read at half the
+    memory's rate.
+    """
+    width = _row_width(columns)
+    return Config(max(1, min(16, 512 // width)), width, max(1, width // 512), 3)
+
+
+def _row_width(columns: int) -> int:
+    return max(16, 1 << (columns - 1).bit_length())
 
 
 def for_length(configs: list[Config], length: int) -> Config:

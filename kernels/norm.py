@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LayerNorm of a row, with the residual and its dropout before it, and the gradient of all three.
+"""LayerNorm of a row, with the residual and its dropout before it, or ReLU before and dropout
+behind it, and the gradient of all three.
 
 A program holds whole rows: a value is read once and its row's mean and variance cost no visit.
 """
@@ -28,8 +29,11 @@ def add_norm(
     scale,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    RELU: tl.constexpr,
 ):
-    """`s = x + dropout(branch)`, `y = (s - mean) * rstd * weight + bias` by rows of s."""
+    """`s = x + dropout(branch)`, `y = (s - mean) * rstd * weight + bias` by rows of s. Without a
+    branch `s = x`, or `relu(x)` if RELU, and it is y that is dropped.
+    """
     m, n = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BN)
     offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
     inside = (m < rows)[:, None] & (n < columns)[None, :]
@@ -43,6 +47,8 @@ def add_norm(
         total = (value + added).to(s.dtype.element_ty)
         tl.store(s + offsets, total, mask=inside)
         value = total.to(tl.float32)
+    if RELU:
+        value = tl.where(value <= 0, 0.0, value)
     average = tl.sum(value, 1) / columns
     # From the differences: squares less the square of the mean would cancel.
     centred = tl.where(inside, value - average[:, None], 0.0)
@@ -52,6 +58,10 @@ def add_norm(
     scales = tl.load(weight + n, mask=n < columns, other=0.0).to(tl.float32)
     shifts = tl.load(bias + n, mask=n < columns, other=0.0).to(tl.float32)
     out = centred * inverse[:, None] * scales[None, :] + shifts[None, :]
+    if branch is None:
+        if seed is not None:
+            words = random_words(tl.load(seed), m, 0, columns, BN)
+            out = tl.where(words >= threshold.to(tl.uint32, bitcast=True), out * scale, 0.0)
     tl.store(y + offsets, out.to(y.dtype.element_ty), mask=inside)
 
 
@@ -74,10 +84,12 @@ def add_norm_backward(
     scale,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    RELU: tl.constexpr,
 ):
     """`dx = ds + rstd * (g - mean(g) - x_hat * mean(g * x_hat))` with `g = dy * weight`.
 
-    `dbranch = dropout(dx)`; sums[0, chunk] and sums[1, chunk] are the chunk's dweight and dbias.
+    `dbranch = dropout(dx)`, and without a branch `g = dropout(dy) * weight`. sums[0, chunk] and
+    sums[1, chunk] are the chunk's dweight and dbias.
     """
     n = tl.arange(0, BN)
     first = tl.program_id(0).to(tl.int64) * chunk
@@ -91,7 +103,13 @@ def add_norm_backward(
         value = tl.load(s + offsets, mask=inside, other=0.0).to(tl.float32)
         average = tl.load(mean + m, mask=m < rows, other=0.0)
         inverse = tl.load(rstd + m, mask=m < rows, other=0.0)
-        x_hat = (value - average[:, None]) * inverse[:, None]
+        normed = tl.where(value <= 0, 0.0, value) if RELU else value
+        x_hat = (normed - average[:, None]) * inverse[:, None]
+        if dbranch is None:
+            if seed is not None:
+                words = random_words(tl.load(seed), m, 0, columns, BN)
+                kept = words >= threshold.to(tl.uint32, bitcast=True)
+                gradient = tl.where(kept, gradient * scale, 0.0)
         dweight += tl.sum(gradient * x_hat, 0)
         dbias += tl.sum(gradient, 0)
         # 0 outside, as the scales are: the two sums of a row count what is inside.
@@ -99,6 +117,8 @@ def add_norm_backward(
         along = tl.sum(gradient * x_hat, 1) / columns
         constant = tl.sum(gradient, 1) / columns
         gradient = (gradient - constant[:, None] - x_hat * along[:, None]) * inverse[:, None]
+        if RELU:
+            gradient = tl.where(value <= 0, 0.0, gradient)
         if ds is not None:
             gradient += tl.load(ds + offsets, mask=inside, other=0.0).to(tl.float32)
         tl.store(dx + offsets, gradient.to(dx.dtype.element_ty), mask=inside)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block-sparse Linear and Conv1d over dense parameters."""
 
+from sniper.layers.batch_norm import batch_norm
 from sniper.layers.conv1d import BlockSparseConv1d
 from sniper.layers.convert import ModuleReport, SparsifyReport, densify, sparsify
 from sniper.layers.dropout import Dropout, relu_dropout
@@ -17,6 +18,7 @@ __all__ = [
     "ModuleReport",
     "SparsifyReport",
     "add_norm",
+    "batch_norm",
     "densify",
     "layer_norm",
     "layout_versions",

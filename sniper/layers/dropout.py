@@ -80,6 +80,15 @@ def changed(module: nn.Module, *classes: type) -> bool:
     return type(module) not in classes or any(hooks)
 
 
+def drop_rate(dropout: nn.Module) -> float | None:
+    """What a kernel is to drop, or None where the module has to be called."""
+    if not isinstance(dropout, nn.Dropout) or changed(dropout, nn.Dropout, Dropout):
+        return None
+    p = dropout.p if dropout.training else 0.0
+    # At p = 1 the scale is infinite; torch's own dropout defines that result.
+    return p if p < 1 else None
+
+
 def _fuses(y: Tensor, dropout: nn.Dropout) -> bool:
     """Whether a GPU's kernel takes ReLU and dropout at once; a compiler fuses them itself."""
     if not dropout.training or not 0 < dropout.p < 1 or changed(dropout, nn.Dropout, Dropout):

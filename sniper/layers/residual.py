@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sniper.layers.dropout import Dropout, changed, check_kinds
+from sniper.layers.dropout import changed, check_kinds, drop_rate
 from sniper.ops import norm as ops
 
 
@@ -33,41 +33,43 @@ def add_norm(
     """
     check_kinds(x=(x, Tensor), branch=(branch, Tensor))
     check_kinds(dropout=(dropout, nn.Module), norm=(norm, nn.Module))
-    p, known = _rate(dropout), _known(norm)
+    p, known = drop_rate(dropout), _known(norm)
     if p is not None and known is not None and ops.fuses_norm(x, known.weight, branch):
         return ops.add_norm(x, branch, known.weight, known.bias, known.eps, p, for_product)
     s = x + dropout(branch)
     return s, norm(s)
 
 
-def layer_norm(x: Tensor, norm: nn.Module, for_product: bool = False) -> Tensor:
-    """`norm(x)`, in one kernel forward and one backward on a GPU.
+def layer_norm(
+    x: Tensor,
+    norm: nn.Module,
+    for_product: bool = False,
+    relu: bool = False,
+    dropout: nn.Module | None = None,
+) -> Tensor:
+    """`norm(x)`, or `dropout(norm(relu(x)))`, in one kernel forward and one backward on a GPU.
 
     Args:
         x: `[..., C]`.
         norm, for_product: as for `add_norm`.
+        relu: whether there is one before it.
+        dropout: behind it; None: there is none.
 
     Returns:
-        What the norm gives, of x's shape.
+        What comes out, of x's shape.
 
     Raises:
         ValueError: no tensor, no module.
     """
     check_kinds(x=(x, Tensor), norm=(norm, nn.Module))
-    known = _known(norm)
-    if known is not None and ops.fuses_norm(x, known.weight):
-        args = (known.weight, known.bias, known.eps, 0.0, for_product)
+    if dropout is not None:
+        check_kinds(dropout=(dropout, nn.Module))
+    p, known = 0.0 if dropout is None else drop_rate(dropout), _known(norm)
+    if p is not None and known is not None and ops.fuses_norm(x, known.weight):
+        args = (known.weight, known.bias, known.eps, p, for_product, relu)
         return ops.add_norm(x, None, *args)[1]
-    return norm(x)
-
-
-def _rate(dropout: nn.Module) -> float | None:
-    """What the kernel is to drop, or None where the module has to be called."""
-    if not isinstance(dropout, nn.Dropout) or changed(dropout, nn.Dropout, Dropout):
-        return None
-    p = dropout.p if dropout.training else 0.0
-    # At p = 1 the scale is infinite; torch's own dropout defines that result.
-    return p if p < 1 else None
+    y = norm(x.relu() if relu else x)
+    return y if dropout is None else dropout(y)
 
 
 def _known(norm: nn.Module) -> nn.LayerNorm | None:

@@ -274,8 +274,10 @@ def _backward(ctx, dy):
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
     handle = ctx.layout.handle
     dx = dw = db = None
-    # A GPU's kernel for ReLU's gradient sums its result in the same visit.
-    if ctx.relu and need_b and TRITON.serves(dy):
+    # A GPU's kernel for ReLU's gradient sums its result in the same visit, where the weight's
+    # gradient does not, which does it for less.
+    along = need_w and dy.is_cuda and TRITON.sums_along(dy)
+    if ctx.relu and need_b and not along and TRITON.serves(dy):
         dy, db = relu_dropout_grad_bias(dy, y, ctx.p)
     elif ctx.relu:
         dy = relu_dropout_grad(dy, y, ctx.p)
@@ -293,7 +295,7 @@ def _backward(ctx, dy):
             sums = _wgrad_add(into, *args)
         db = sums if summed else db
     elif need_b and db is None:
-        db = dy.sum((0, 1), dtype=sum_dtype(dy))
+        db = elementwise.column_sums(dy)
     return dx, dw, db, *[None] * 7
 
 

@@ -16,7 +16,7 @@ from sniper import _C
 from sniper.kernels import configs
 from sniper.ops import rounding, timings
 from sniper.ops.backend import Backend
-from sniper.ops.backends import CPU, DENSE, REFERENCE, TRITON
+from sniper.ops.backends import CPU, DENSE, REFERENCE, TRITON, elementwise
 from sniper.ops.backends.triton import launch, tuning
 from sniper.ops.geometry import Geometry
 from sniper.ops.layout import BlockLayout
@@ -120,7 +120,17 @@ def choose(
     if chosen is CPU or chosen is TRITON:
         wgrad = CPU.wgrad if chosen is CPU else TRITON.wgrad
         return partial(wgrad, args[0], args[1], layout, geometry, args[2], into=into)
+    # One visit of active blocks in place of a mask for all of them and an addition.
+    if chosen is DENSE and TRITON.takes("wgrad", args[0], layout):
+        return partial(_add_active, into, layout, geometry, *args)
     return partial(_add_to, into, call)
+
+
+def _add_active(
+    into: Tensor, layout: BlockLayout, geometry: Geometry, dy: Tensor, x: Tensor, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    TRITON.add_blocks(DENSE.whole_wgrad(dy, x, geometry), layout, into)
+    return into, elementwise.column_sums(dy) if with_bias else None
 
 
 def _add_to(into: Tensor, wgrad: Callable[[], Any]) -> Any:

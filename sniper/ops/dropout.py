@@ -7,6 +7,9 @@ dropout does.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,10 +72,40 @@ def _check(x: Tensor, p: float) -> None:
     check_share("dropout", p)
 
 
+# Seeds that are drawn and not given out yet, while `seeds_together` is in force; else None.
+_drawn: list[Tensor] | None = None
+_SEEDS = 64
+
+
+@contextlib.contextmanager
+def seeds_together() -> Iterator[None]:
+    """Inside, seeds on a GPU are drawn many at a time, in one launch. The rest is dropped at the
+    end: the generator alone says what comes next, as whoever resumes a run needs it.
+    """
+    global _drawn
+    before, _drawn = _drawn, []
+    try:
+        yield
+    finally:
+        _drawn = before
+
+
 def draw_seed(device: torch.device | str = "cpu") -> Tensor:
     """A seed from torch's generator, so that `torch.manual_seed` rules all draws."""
+    device = torch.device(device)
     # A tensor, not a number: a compiled or captured graph must draw it at each call.
-    return torch.randint(2**62, (), dtype=torch.int64, device=device)
+    if _drawn is None or device.type == "cpu" or torch.compiler.is_compiling():
+        return torch.randint(2**62, (), dtype=torch.int64, device=device)
+    return _next_seed(_drawn, device)
+
+
+def _next_seed(drawn: list[Tensor], device: torch.device) -> Tensor:
+    # One device a step; another one's are drawn anew.
+    if not drawn or drawn[-1].device != device:
+        # 16 bytes apart: kernels are made for addresses that are a multiple of that.
+        seeds = torch.randint(2**62, (_SEEDS, 2), dtype=torch.int64, device=device)
+        drawn[:] = seeds[:, 0].unbind()
+    return drawn.pop()
 
 
 @torch.library.custom_op("sniper::dropout", mutates_args=())

@@ -33,9 +33,15 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     would first write it in `dtype`, then once more in the weight's.
     """
     copy = weight.to(dtype)
-    if copy is not weight and not torch.compiler.is_compiling() and weight in _adopted:
-        _sources[copy] = weight
+    if copy is not weight and not torch.compiler.is_compiling():
+        stands_for(copy, weight)
     return copy
+
+
+def stands_for(copy: Tensor, weight: Tensor) -> None:
+    """Whoever has cast a weight, and passes the copy's gradient on to it, says so."""
+    if weight in _adopted:
+        _sources[copy] = weight
 
 
 def source_of(weight: Tensor) -> Tensor:

@@ -46,18 +46,21 @@ def add_norm(
     eps: float,
     p: float = 0.0,
     for_product: bool = False,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """`s = x + dropout(branch)` and `layer_norm(s)`, where `fuses_norm` says so.
+    """`s = x + dropout(branch)` and `layer_norm(s)`, or without a branch x and
+    `dropout(layer_norm(x))`, where `fuses_norm` says so.
 
     Differentiable in x, branch, weight and bias, as often as one likes; backward is one kernel too.
 
     Args:
         x: `[..., C]`.
-        branch: of x's shape; None: s is x.
+        branch: of x's shape; None: there is none, and it is the result that is dropped.
         weight, bias: `[C]`.
-        p: share of the branch that is zeroed, in [0, 1), drawn anew at each call.
+        p: share that is zeroed, in [0, 1), drawn anew at each call.
         for_product: give the normalised rows in the dtype that autocast multiplies in; else as
             torch does, in float32 under autocast.
+        relu: without a branch: normalise `relu(x)`.
 
     Returns:
         s and the normalised rows, of x's shape.
@@ -69,7 +72,7 @@ def add_norm(
         dtype = torch.float32
     # Without dropout nothing is drawn, or torch's generator would move on.
     seed = draw_seed(x.device) if p else None
-    s, y, _, _ = _add_norm(x, branch, weight, bias, eps, p, seed, dtype)
+    s, y, _, _ = _add_norm(x, branch, weight, bias, eps, p, seed, dtype, relu)
     return x if branch is None else s, y
 
 
@@ -83,16 +86,17 @@ def _add_norm(
     p: float,
     seed: Tensor | None,
     dtype: torch.dtype,
+    relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """s (empty without a branch), the normalised rows, and their mean and 1 / deviation."""
     number = 0 if seed is None else seed
-    s, y, mean, rstd = triton.add_norm(x, branch, weight, bias, eps, p, number, dtype)
+    s, y, mean, rstd = triton.add_norm(x, branch, weight, bias, eps, p, number, dtype, relu)
     # A custom op cannot return None for a tensor.
     return x.new_empty(0) if s is None else s, y, mean, rstd
 
 
 @_add_norm.register_fake
-def _(x, branch, weight, bias, eps, p, seed, dtype):
+def _(x, branch, weight, bias, eps, p, seed, dtype, relu):
     s = x.new_empty(0)
     if branch is not None:
         s = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, branch.dtype))
@@ -112,16 +116,17 @@ def _add_norm_backward(
     branch_dtype: torch.dtype | None,
     p: float,
     seed: Tensor | None,
+    relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dbranch (empty without a branch), dweight, dbias."""
-    dx, dbranch, dweight, dbias = triton.add_norm_backward(
-        dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, 0 if seed is None else seed
-    )
+    number = 0 if seed is None else seed
+    args = (dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, number)
+    dx, dbranch, dweight, dbias = triton.add_norm_backward(*args, relu=relu)
     return dx, dy.new_empty(0) if dbranch is None else dbranch, dweight, dbias
 
 
 @_add_norm_backward.register_fake
-def _(dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed):
+def _(dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed, relu):
     dbranch = dy.new_empty(0)
     if branch_dtype is not None:
         dbranch = s.new_empty(s.shape, dtype=branch_dtype)
@@ -130,7 +135,7 @@ def _(dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed):
 
 
 def _save(ctx, inputs, output):
-    x, branch, weight, bias, ctx.eps, ctx.p, seed, _ = inputs
+    x, branch, weight, bias, ctx.eps, ctx.p, seed, _, ctx.relu = inputs
     s, _, mean, rstd = output
     ctx.dtype, ctx.branch_dtype = x.dtype, None if branch is None else branch.dtype
     ctx.save_for_backward(x if branch is None else s, mean, rstd, weight, bias, seed)
@@ -144,23 +149,25 @@ def _backward(ctx, ds, dy, _dmean, _drstd):
         ds = None
     if dy is None:
         dy = torch.zeros_like(s)
-    args = (dy, ds, s, mean, rstd, weight, ctx.dtype, ctx.branch_dtype, ctx.p, seed)
+    args = (dy, ds, s, mean, rstd, weight, ctx.dtype, ctx.branch_dtype, ctx.p, seed, ctx.relu)
     # Grad mode is on here only where somebody wants gradients of gradients.
     if torch.is_grad_enabled():
         dx, dbranch, dweight, dbias = _differentiable_backward(*args, bias)
     else:
         dx, dbranch, dweight, dbias = _add_norm_backward(*args)
-    return dx, None if ctx.branch_dtype is None else dbranch, dweight, dbias, *[None] * 4
+    return dx, None if ctx.branch_dtype is None else dbranch, dweight, dbias, *[None] * 5
 
 
 def _differentiable_backward(
-    dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed, bias
+    dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed, relu, bias
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """`_add_norm_backward` by torch's functions, which have derivatives of their own."""
     rows = (*s.shape[:-1], 1)
+    if branch_dtype is None and seed is not None:
+        dy = dy.float() * triton_dropout(torch.ones_like(dy, dtype=torch.float32), p, seed)
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.float(),
-        s.float(),
+        s.float().relu() if relu else s.float(),
         list(weight.shape),
         mean.detach().view(rows),
         rstd.detach().view(rows),
@@ -168,6 +175,7 @@ def _differentiable_backward(
         bias.float(),
         [True, True, True],
     )
+    dx = dx * (s > 0) if relu else dx
     dx = dx if ds is None else dx + ds.float()
     dbranch = None
     if branch_dtype is not None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.ops import timings
 from sniper.ops.transforms import transformed
@@ -30,6 +31,8 @@ _IMPLEMENTATIONS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
+# By mask: weak, since what was added in one step is nobody's in the next.
+_made = WeakTensorKeyDictionary()
 # Fused implementations take only heads whose channels are a multiple of this.
 _CHANNELS = 8
 
@@ -62,7 +65,24 @@ def _run(name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: flo
     with sdpa_kernel(_IMPLEMENTATIONS[name]):
         if name == "flash" and mask is not None:
             return _keys_hidden_by_a_channel(q, k, v, mask, p)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=_added(mask, q), dropout_p=p)
+
+
+def _added(mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """What is added to scores for a mask: torch would make it anew in every layer, by several
+    kernels of which each takes longer to launch than to run.
+    """
+    # Inference mode counts no versions.
+    if mask is None or mask.dtype != torch.bool or mask.is_inference():
+        return mask
+    # By the tensor that the mask is a view of: each layer makes a view of its own.
+    base = mask if mask._base is None else mask._base
+    kind = (q.dtype, mask._version, mask.shape, mask.stride(), mask.storage_offset())
+    made = _made.get(base)
+    if made is None or made[0] != kind:
+        zeros = torch.zeros(mask.shape, dtype=q.dtype, device=mask.device)
+        made = _made[base] = kind, zeros.masked_fill_(~mask, -math.inf)
+    return made[1]
 
 
 def _candidates(

@@ -17,7 +17,7 @@ from torch import Tensor
 from sniper.ops import selfcheck
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
-from sniper.ops.backends.triton import adam, elementwise, norm, tuning
+from sniper.ops.backends.triton import adam, batch_norm, elementwise, norm, tuning
 from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_
@@ -45,6 +45,7 @@ def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Che
     checks: dict[str, Check] = {
         selfcheck.ELEMENTWISE: partial(_elementwise, dtype, device),
         selfcheck.NORM: partial(_norm, dtype, device),
+        selfcheck.BATCH_NORM: partial(_batch_norm, dtype, device),
     }
     for which in ("fwd", "dgrad", "wgrad"):
         for tiling in case.tilings(which):
@@ -95,8 +96,21 @@ class _Case:
         return tuning.every_tiling(which, self.layout, *self._operands(which)[:2])
 
     def check(self, which: str, tiling: tuning.Tiling) -> float:
-        got = self._run(which, tiling)
-        return _compare(f"{which} {tiling}", got, self._wanted(which), self.dtype)
+        name, worst = f"{which} {tiling}", 0.0
+        if which == "wgrad":
+            # In a call of its own: with the bias's sum it is another kernel.
+            dy, x = self._operands(which)
+            got, db = TRITON.wgrad(dy, x, self.layout, self.geometry, True, tiling)
+            worst = _compare(name, got, self._wanted(which), self.dtype)
+            assert db is not None  # it was asked for
+            into = torch.ones_like(got, dtype=torch.float32)
+            # Whatever lies in pruned blocks must not count.
+            pruned = ~self.layout.element_mask().flatten(1)
+            TRITON.add_blocks(got.masked_fill(pruned, float("nan")), self.layout, into)
+            worst = max(worst, _compare("added", into - 1, self._wanted(which), self.dtype))
+            sums = self._host["dy"].sum((0, 1))
+            worst = max(worst, _compare(f"dL/db of {name}", db, sums, self.dtype))
+        return max(worst, _compare(name, self._run(which, tiling), self._wanted(which), self.dtype))
 
     def check_recorded(self) -> float:
         """All passes in one graph, replayed after the inputs have changed."""
@@ -226,33 +240,71 @@ def _optimizer(device: torch.device) -> float:
 
 
 def _norm(dtype: str, device: torch.device) -> float:
-    """With a float32 residual, as under autocast, and with one of the dtype, without a branch."""
+    """With a float32 residual, as under autocast, and with one of the dtype, without a branch but
+    with a ReLU before and dropout behind.
+    """
     rounded = _DTYPES.get(dtype, torch.float32)
     generator = torch.Generator().manual_seed(2)
     randn = partial(torch.randn, generator=generator)
     # More rows than two programs take at once, of a number of columns that no tile has.
     shape = (3, 37, 75)
-    x, ds, weight, bias = randn(shape) + 3, randn(shape), randn(75), randn(75)
+    x, ds, weight, bias = randn(shape) + 1, randn(shape), randn(75), randn(75)
     branch, dy = randn(shape).to(rounded), randn(shape).to(rounded)
     keep = _keep(x.shape) / (1 - _DROPOUT)
     worst = 0.0
     for residual, has_branch in ((torch.float32, True), (rounded, False)):
-        x, ds, p = x.to(residual), ds.to(residual), _DROPOUT * has_branch
+        x, ds, relu = x.to(residual), ds.to(residual), not has_branch
         there = [t.to(device) for t in (x, branch, weight, bias)]
         h, h_dtype = (there[1], rounded) if has_branch else (None, None)
-        s, y, mean, rstd = norm.add_norm(there[0], h, there[2], there[3], 1e-5, p, _SEED, rounded)
+        end = (1e-5, _DROPOUT, _SEED, rounded, relu)
+        s, y, mean, rstd = norm.add_norm(there[0], h, there[2], there[3], *end)
         normed = (there[0] if s is None else s, mean, rstd, there[2])
-        args = (dy.to(device), ds.to(device), *normed, residual, h_dtype, p, _SEED)
-        dx, dbranch, *parameters = norm.add_norm_backward(*args, most_chunks=2)
+        args = (dy.to(device), ds.to(device), *normed, residual, h_dtype, _DROPOUT, _SEED)
+        dx, dbranch, *parameters = norm.add_norm_backward(*args, most_chunks=2, relu=relu)
         leaves = [t.double().requires_grad_() for t in (x, branch, weight, bias)]
         wanted_s = leaves[0] + leaves[1] * keep * has_branch
-        wanted_y = F.layer_norm(wanted_s, (75,), *leaves[2:], 1e-5)
+        wanted_y = F.layer_norm(wanted_s.relu() if relu else wanted_s, (75,), *leaves[2:], 1e-5)
+        wanted_y = wanted_y * keep if relu else wanted_y
         outputs, gradients = (wanted_s, wanted_y), (ds.double(), dy.double())
         wanted = (wanted_y.detach(), *torch.autograd.grad(outputs, leaves, gradients))
         names = ("normalised", "dx", "dbranch", "dweight", "dbias")
         for name, got, right in zip(names, (y, dx, dbranch, *parameters), wanted, strict=True):
             if got is not None:
                 worst = max(worst, _compare(name, got, right, dtype))
+    return worst
+
+
+def _batch_norm(dtype: str, device: torch.device) -> float:
+    """With tanh and dropout, and without, over rows that end within a chunk."""
+    rounded = _DTYPES.get(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    randn = partial(torch.randn, generator=generator)
+    shape = (3, 67, 75)
+    x, dy = (randn(shape) + 3).to(rounded), randn(shape).to(rounded)
+    # Apart, or tanh would be flat for most.
+    weight, bias = randn(75) / 2, randn(75) / 2
+    worst = 0.0
+    for tanh, p in ((True, _DROPOUT), (False, 0.0)):
+        there = [t.to(device) for t in (x, weight, bias)]
+        running = (torch.zeros(75), torch.ones(75), torch.zeros((), dtype=torch.int64))
+        moved = [t.double() for t in running[:2]]
+        on_device = (running[0].to(device), running[1].to(device), running[2].to(device))
+        mean, rstd = batch_norm.statistics(there[0], 1e-5, on_device, 0.1)
+        args = (there[0], mean, rstd, there[1], there[2], tanh, p, _SEED)
+        y = batch_norm.batch_norm(*args)
+        gradients = batch_norm.batch_norm_backward(dy.to(device), *args)
+        leaves = [t.double().requires_grad_() for t in (x, weight, bias)]
+        rows, kept = leaves[0].flatten(0, 1), (moved[0], moved[1])
+        wanted = F.batch_norm(rows, *kept, leaves[1], leaves[2], True, 0.1, 1e-5).view(shape)
+        wanted = wanted.tanh() if tanh else wanted
+        wanted = wanted * _keep(x.shape) / (1 - p) if p else wanted
+        right = (wanted.detach(), *torch.autograd.grad(wanted, leaves, dy.double()), *moved)
+        names = ("normalised", "dx", "dweight", "dbias", "running mean", "running variance")
+        got = (y, *gradients, *on_device[:2])
+        for name, ours, theirs in zip(names, got, right, strict=True):
+            worst = max(worst, _compare(name, ours, theirs, dtype))
+        if int(on_device[2]) != 1:
+            raise ValueError(f"batches: expected 1 after one, got {int(on_device[2])}")
     return worst
 
 

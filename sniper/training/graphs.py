@@ -42,6 +42,9 @@ class Recorder(Protocol):
         """Records `step` without running it; returns what replays it, and what it writes to."""
         ...
 
+    def bring(self, own: list[Tensor], given: list[Tensor]) -> None:
+        """Copies what a replay is to read to where it reads it."""
+
     def clear(self) -> None:
         """What was recorded so far is not replayed any more."""
 
@@ -54,6 +57,20 @@ class CudaRecorder:
         self.clear()
         # The default stream cannot be recorded.
         self._stream = torch.cuda.Stream(device)
+        self._copies = torch.cuda.Stream(device)
+
+    def bring(self, own: list[Tensor], given: list[Tensor]) -> None:
+        # From the host on a stream of their own, while the step before still runs: that reads what
+        # would be overwritten, so they wait aside.
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copies):
+            aside = [t if t.is_cuda else t.to(self.device, non_blocking=True) for t in given]
+        current.wait_stream(self._copies)
+        for mine, theirs in _by_dtype(own, aside):
+            torch._foreach_copy_(mine, theirs)  # pyright: ignore[reportPrivateImportUsage]
+        for t, source in zip(aside, given, strict=True):
+            if t is not source:
+                t.record_stream(current)  # or its memory would be taken before it is read
 
     def clear(self) -> None:
         # Memory of graphs that are gone, and what cuDNN's search has tried its algorithms in, stays
@@ -141,10 +158,9 @@ class StepGraphs:
         if shape not in self._recorded:
             self._recorded[shape] = self._record(batch, share)
         recorded = self._recorded[shape]
-        source = _tensors(batch)
+        own, source = _tensors(recorded.batch), _tensors(batch)
         # A graph reads the addresses that it was recorded with, so the batch comes to them.
-        for name, tensor in _tensors(recorded.batch).items():
-            tensor.copy_(source[name], non_blocking=True)
+        self._recorder.bring(list(own.values()), [source[name] for name in own])
         # A tensor, not a number: a number would be fixed in the recording, and an epoch's last
         # update may have fewer micro-batches.
         recorded.share.fill_(share)
@@ -203,6 +219,15 @@ def _cudnn_searches() -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark = before
+
+
+def _by_dtype(
+    own: list[Tensor], given: list[Tensor]
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    """Both lists in parts of one dtype, which one launch copies."""
+    for dtype in {t.dtype for t in own}:
+        pairs = [(a, b) for a, b in zip(own, given, strict=True) if a.dtype == dtype]
+        yield [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:

@@ -7,17 +7,19 @@ import contextlib
 import resource
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from sniper.layers import layout_versions
 from sniper.ops import dispatch, timings
+from sniper.ops.dropout import seeds_together
 from sniper.optim import Adam
 from sniper.training.batch_norm import absent_loss, statistics_apart
 from sniper.training.graphs import CudaRecorder, NotRecorded, Recorder, StepGraphs, Values
 from sniper.training.settings import ConfigError
+from sniper.training.together import gradients_added, weights_cast
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
@@ -146,11 +148,25 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=self.graphs is None)
 
     def _gradients(self, batch: Batch, share: float | Tensor) -> Values:
-        total, terms = self.loss(batch)
+        with self._forward_together():
+            total, terms = self.loss(batch)
+        # Only of what is recorded, where each launch less counts.
+        added = gradients_added(self.model) if self.graphs else contextlib.nullcontext()
         # Scaled before backward, not after: gradients of several micro-batches then add up to their
         # mean.
-        (total * share).backward()
+        with added:
+            (total * share).backward()
         return {"total": total.detach(), **terms}
+
+    @contextlib.contextmanager
+    def _forward_together(self) -> Iterator[None]:
+        """Around a forward pass that is recorded."""
+        if self.graphs is None:
+            yield
+            return
+        cast = weights_cast(self.model, torch.bfloat16) if self._bf16 else contextlib.nullcontext()
+        with seeds_together(), cast:
+            yield
 
     def _version(self) -> object:
         # A graph reads and writes memory, whatever has become of the tensors that lay there: a

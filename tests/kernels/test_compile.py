@@ -47,6 +47,8 @@ SAMPLE = [
     ("add_norm", "pointer", 90, "bf16", 384),
     ("add_norm_backward", "pointer", 80, "bf16", 384),
     ("norm_sums", "pointer", 90, "fp32", 64),
+    ("batch_norm_gradient_sums", "pointer", 90, "bf16", 64),
+    ("batch_norm_statistics", "pointer", 80, "fp32", 64),
 ]
 
 

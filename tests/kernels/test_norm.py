@@ -83,6 +83,25 @@ def test_without_a_branch_it_is_a_layer_norm(residual, out, device):
         close(got, expected, name)
 
 
+@pytest.mark.parametrize("p, relu", [(0.4, True), (0.4, False), (0.0, True)])
+def test_relu_before_and_dropout_behind(p, relu, dtype, device):
+    """As a variance predictor has them."""
+    x, _, weight, bias, dy, _ = tensors((3, 7, 75), dtype, device, dtype)
+    x = x - 3  # on both sides of zero
+    given = getattr(torch, dtype)
+    _, y, mean, rstd = triton_norm.add_norm(x, None, weight, bias, EPS, p, SEED, given, relu)
+    leaves = [t.cpu().double().requires_grad_() for t in (x, weight, bias)]
+    scale = cpu_elementwise.dropout(torch.ones(x.shape), p, SEED).double()
+    normed = F.layer_norm(leaves[0].relu() if relu else leaves[0], [75], *leaves[1:], EPS)
+    close(y, (normed * scale).detach(), dtype)
+    args = (dy, None, x, mean, rstd, weight, given, None, p, SEED, 2, relu)
+    dx, dbranch, *got = triton_norm.add_norm_backward(*args)
+    wanted = torch.autograd.grad(normed * scale, leaves, dy.cpu().double())
+    assert dbranch is None
+    for g, w, name in zip((dx, *got), wanted, (dtype, "float32", "float32"), strict=True):
+        close(g, w, name)
+
+
 def test_the_widest_rows(device):
     x, branch, weight, bias, dy, ds = tensors((2, 2050), "float32", device, "float32")
     s, y, *_ = triton_norm.add_norm(x, branch, weight, bias, EPS, 0.5, SEED, torch.float32)

@@ -67,3 +67,18 @@ def test_more_programs_than_blocks_and_the_other_way_round():
     assert launch.split_tiles(device, 10 * many, 100) == 100  # no split
     assert launch.split_tiles(device, 1, 100 * many) == 100  # one split a program
     assert launch.split_tiles(device, 1, 3) == 3  # too little to split
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_a_dense_gradient_is_added_in_active_blocks(taps, device):
+    layout = make(Case(32, taps, 1, 0.5, 1, 4), "float16", device)[4]
+    active = layout.element_mask().flatten(1)
+    dw = torch.randn(active.shape, device=device).half()
+    into = torch.randn(active.shape, device=device)
+    before = into.clone()
+    assert TRITON.add_blocks(dw.masked_fill(~active, float("nan")), layout, into) is into
+    assert torch.equal(into, torch.where(active, before + dw.float(), before))
+    with pytest.raises(ValueError, match="into: expected contiguous float32 on"):
+        TRITON.add_blocks(dw, layout, into.half())
+    with pytest.raises(ValueError, match="into: expected shape"):
+        TRITON.add_blocks(dw, layout, into[1:])

@@ -10,18 +10,20 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.layers import Dropout, add_norm
+from sniper.layers import Dropout, add_norm, batch_norm, layer_norm
 from sniper.ops import autotune, dispatch, gradients, selfcheck, timings, use_backend
 from sniper.ops.backends.triton import adam as triton_adam
+from sniper.ops.backends.triton import batch_norm as triton_batch_norm
 from sniper.ops.backends.triton import elementwise as triton_elementwise
 from sniper.ops.backends.triton import launch
 from sniper.ops.backends.triton import norm as triton_norm
 from sniper.ops.backends.triton.products import TritonBackend
+from sniper.ops.batch_norm import _gradients, _normalised, _statistics
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
-from sniper.ops.dropout import relu_dropout_grad_bias
+from sniper.ops.dropout import draw_seed, relu_dropout_grad_bias
 from sniper.ops.norm import _add_norm, _add_norm_backward
 from sniper.optim import Adam, table
-from sniper.tts.model.transformer import StackConfig, TransformerStack
+from sniper.tts.model.transformer import Postnet, StackConfig, TransformerStack
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 OPS = ("product", "wgrad")
@@ -79,7 +81,9 @@ def test_relu_and_dropout_end_the_pass(device):
 
 @pytest.mark.parametrize("conv", [False, True])
 def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
-    """On a GPU dL/db is summed where ReLU's gradient is taken; the interpreter plays one."""
+    """Where the weight's gradient does not bring it: the interpreter plays such a GPU, and on a
+    real one a weight that is frozen has none.
+    """
     layer, plain = pair(device, conv)
     monkeypatch.setattr(TritonBackend, "serves", lambda self, x: True)
     calls = []
@@ -96,7 +100,7 @@ def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
         torch.testing.assert_close(y.cpu(), expected, rtol=1e-4, atol=1e-4)
         dy = torch.randn_like(y)
         y.backward(dy), expected.backward(dy.cpu())
-    assert calls == [1]
+    assert calls == ([] if x.is_cuda else [1])
     torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
     dw = layer.weight.grad.cpu()
     torch.testing.assert_close(dw, plain.weight.grad * (dw != 0), rtol=1e-4, atol=1e-4)
@@ -105,6 +109,7 @@ def test_the_gradient_of_relu_brings_the_biass(conv, device, monkeypatch):
     layer.bias.grad = None
     with use_backend("triton"):
         layer(x, relu_dropout=0.0).backward(dy)
+    assert calls == ([1] if x.is_cuda else [1, 1])
     torch.testing.assert_close(layer.bias.grad.cpu(), plain.bias.grad, rtol=1e-4, atol=1e-4)
 
 
@@ -217,6 +222,27 @@ def test_a_weights_gradient_is_added_in_place_through_a_cast(conv, device):
     assert not plain.weight.grad[pruned].any()
 
 
+def test_a_dense_weight_gradient_is_added_where_blocks_are_active(device, monkeypatch):
+    """Where torch's product is the faster one, and the place of the sum is known."""
+    monkeypatch.setattr(TritonBackend, "takes", lambda self, which, x, layout: True)
+    added = []
+    inner = TritonBackend.add_blocks
+    monkeypatch.setattr(
+        TritonBackend, "add_blocks", lambda self, *args: added.append(1) or inner(self, *args)
+    )
+    layer, _ = pair(device, conv=True)
+    plain = copy.deepcopy(layer)
+    gradients.adopt(layer.weight)
+    x = torch.randn(2, 32, 9, device=device)
+    with use_backend("dense"):
+        for _ in range(2):
+            for model in (layer, plain):
+                model(x).square().sum().backward()
+    assert added == [1, 1]
+    torch.testing.assert_close(layer.weight.grad, plain.weight.grad, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(layer.bias.grad, plain.bias.grad)
+
+
 @pytest.mark.parametrize("failed", ["product", "wgrad", "elementwise"])
 def test_what_failed_its_check_is_left_to_torch_and_the_rest_runs(failed, device, monkeypatch):
     """One family out: what comes next computes its pass, and values are right."""
@@ -320,6 +346,31 @@ def test_gradients_of_gradients_of_add_norm(device, norm_served):
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_a_predictor_is_what_torchs_functions_make_of_it(device, norm_served):
+    """Its gradients of gradients too."""
+    norm, x = nn.LayerNorm(40, device=device), torch.randn(3, 7, 40)
+    torch.nn.init.normal_(norm.weight)
+
+    def both(ours: bool) -> list[torch.Tensor]:
+        torch.manual_seed(2)
+        leaf = x.clone().to(device).requires_grad_()
+        if ours:
+            y = layer_norm(leaf, norm, relu=True, dropout=Dropout(0.3))
+        else:
+            ones = torch.ones(3, 7, 40, device=device)
+            y = norm(leaf.relu()) * triton_elementwise.dropout(ones, 0.3, draw_seed(device))
+        wanted = [leaf, norm.weight, norm.bias]
+        plain = torch.autograd.grad(y.sin().sum(), wanted, retain_graph=True)
+        first = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+        return [y, *plain, *second]
+
+    ours = both(True)
+    assert norm_served == [(3, 7, 40)]
+    for got, wanted in zip(ours, both(False), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("branch", [True, False])
 def test_registrations_of_add_norm(branch, device):
     x = torch.randn(2, 3, 40, device=device, requires_grad=True)
@@ -327,11 +378,64 @@ def test_registrations_of_add_norm(branch, device):
     weight, bias = (torch.randn(40, device=device, requires_grad=True) for _ in range(2))
     seed = torch.tensor(7, device=device) if branch else None
     p = 0.25 if branch else 0.0
-    args = (x, h, weight, bias, 1e-5, p, seed, torch.float16)
+    args = (x, h, weight, bias, 1e-5, p, seed, torch.float16, not branch)
     torch.library.opcheck(_add_norm, args)
     s, y, mean, rstd = (t.detach() for t in _add_norm(*args))
     dtypes = (torch.float32, torch.float16 if branch else None)
     s, ds = (s, torch.randn_like(s)) if branch else (x.detach(), None)
     torch.library.opcheck(
-        _add_norm_backward, (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed)
+        _add_norm_backward,
+        (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed, not branch),
     )
+
+
+def test_a_postnet_is_what_torchs_functions_make_of_it(device, monkeypatch):
+    ours = Postnet(16, 3, 32, 5, dropout=0.0).to(device).train()
+    theirs = copy.deepcopy(ours)
+    x, dy = torch.randn(2, 9, 16, device=device), torch.randn(2, 9, 16, device=device)
+    results = []
+    for model, served in ((ours, True), (theirs, False)):
+        monkeypatch.setattr(triton_batch_norm, "serves", lambda x, served=served: served)
+        torch.manual_seed(5)
+        given = x.clone().requires_grad_()
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            y = model(given)
+            y.backward(dy)
+        results.append([y, given.grad, *(q.grad for q in model.parameters()), *model.buffers()])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_of_gradients_of_batch_norm(device, monkeypatch):
+    monkeypatch.setattr(triton_batch_norm, "serves", lambda x: True)
+    norm, x = nn.BatchNorm1d(24, device=device), torch.randn(3, 24, 7)
+    torch.nn.init.normal_(norm.weight)
+
+    def second(ours: bool) -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(2)
+        leaf = x.clone().to(device).requires_grad_()
+        if ours:
+            y = batch_norm(leaf, norm, Dropout(0.3), tanh=True)
+        else:
+            rows = torch.ones(3, 7, 24, device=device)
+            kept = triton_elementwise.dropout(rows, 0.3, draw_seed(device)).mT
+            y = norm(leaf).tanh() * kept
+        wanted = [leaf, norm.weight, norm.bias]
+        first = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), wanted)
+
+    for got, wanted in zip(second(True), second(False), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_registrations_of_batch_norm(device):
+    x, dy = (torch.randn(2, 9, 40, device=device) for _ in range(2))
+    weight, bias, mean, var = (torch.rand(40, device=device) for _ in range(4))
+    count, seed = (torch.tensor(7, device=device) for _ in range(2))
+    torch.library.opcheck(_statistics, (x, mean, var, count, 0.1, 1e-5))
+    torch.library.opcheck(_statistics, (x, None, None, None, 0.1, 1e-5))
+    normed = _statistics(x, None, None, None, 0.1, 1e-5)
+    torch.library.opcheck(_gradients, (dy, x, *normed, weight, bias, True, 0.25, seed))
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    args = (leaves[0], *normed, *leaves[1:], 1e-5, True, 0.25, seed)
+    torch.library.opcheck(_normalised, args)

@@ -20,6 +20,10 @@ def test_on_a_cpu_it_is_what_the_modules_compute():
     wanted = x + dropout(h)
     assert torch.equal(s, wanted) and torch.equal(y, norm(wanted))
     assert torch.equal(layer_norm(x, norm, for_product=True), norm(x))
+    torch.manual_seed(1)
+    y = layer_norm(x, norm, relu=True, dropout=dropout)
+    torch.manual_seed(1)
+    assert torch.equal(y, dropout(norm(x.relu())))
     assert torch.equal(add_norm(x, h, dropout.eval(), norm)[0], x + h)
 
 
@@ -28,8 +32,8 @@ def fused(monkeypatch):
     """A kernel that takes everything; what it was asked."""
     calls = []
 
-    def kernel(x, branch, weight, bias, eps, p, for_product):
-        calls.append((p, for_product))
+    def kernel(x, branch, weight, bias, eps, p, for_product, relu=False):
+        calls.append((p, for_product, relu) if branch is None else (p, for_product))
         s = x if branch is None else x + branch
         return s, F.layer_norm(s, weight.shape, weight, bias, eps)
 
@@ -44,7 +48,8 @@ def test_the_kernel_gets_the_rate_that_is_in_force(fused, dropout):
     add_norm(x, x, dropout, norm, for_product=True)
     add_norm(x, x, dropout.eval(), norm)
     layer_norm(x, norm)
-    assert fused == [(0.25, True), (0.0, False), (0.0, False)]
+    layer_norm(x, norm, relu=True, dropout=dropout.train())
+    assert fused == [(0.25, True), (0.0, False), (0.0, False, False), (0.25, False, True)]
 
 
 class Doubled(nn.LayerNorm):

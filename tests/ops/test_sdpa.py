@@ -89,6 +89,25 @@ def test_what_takes_no_dropout_is_left_out(played, monkeypatch):
     assert sorted("flash" in c["failed"] for c in choices.values()) == [False, True]
 
 
+def test_a_mask_is_made_into_what_is_added_once_for_all_layers():
+    keys = torch.rand(2, 7) < 0.5
+    q = torch.randn(2, 3, 7, 8)
+    views = [keys[:, None, None, :] for _ in range(2)]
+    first, second = (sdpa._added(view, q) for view in views)
+    assert first is second and first.dtype == q.dtype
+    assert torch.equal(first == 0, views[0]) and torch.equal(first.isinf(), ~views[0])
+    assert sdpa._added(views[0], q.double()).dtype == torch.float64
+    assert sdpa._added(keys[:, None, :, None], q).shape == (2, 1, 7, 1)
+    keys[0, 0] ^= True
+    assert torch.equal(sdpa._added(views[0], q) == 0, views[0])
+    kept = len(sdpa._made)
+    del keys, views
+    assert len(sdpa._made) == kept - 1
+    with torch.inference_mode():
+        mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
+        assert sdpa._added(mask, q) is mask
+
+
 def test_dropout_is_torchs():
     q = torch.randn(1, 2, 64, 8)
     ones = torch.ones(1, 2, 64, 8)

@@ -23,6 +23,10 @@ class Recorder:
     def __init__(self):
         self.log: list[str] = []
 
+    def bring(self, own: list, given: list) -> None:
+        for tensor, source in zip(own, given, strict=True):
+            tensor.copy_(source)
+
     def warm_up(self, work: Callable) -> None:
         self.log.append("warm up")
         work()

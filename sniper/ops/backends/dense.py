@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops.backend import sum_dtype
-from sniper.ops.backends.elementwise import apply_epilogue
+from sniper.ops.backends.elementwise import apply_epilogue, column_sums
 from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_, masked
@@ -78,19 +77,22 @@ class DenseBackend:
         geometry: Geometry,
         with_bias: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        # Torch computes the whole gradient; what lies in pruned blocks must be as zero as in the
+        # sparse one.
+        dw = mask_blocks_(self.whole_wgrad(dy, x, geometry), layout)
+        return dw, column_sums(dy) if with_bias else None
+
+    def whole_wgrad(self, dy: Tensor, x: Tensor, geometry: Geometry) -> Tensor:
+        """dL/dW `[N, taps * C]` of pruned blocks too."""
         n = dy.shape[-1]
         if geometry.is_linear:
             # All sequences as one: dW is a sum over every row of the batch, whichever sequence it
             # is in.
-            dw = dy.reshape(-1, n).t() @ x.reshape(-1, x.shape[-1])
-        else:
-            weight = x.new_empty(n, geometry.taps * x.shape[-1])
-            _, dw = _conv_backward(dy, x, weight, geometry, (False, True))
-            assert dw is not None
-            dw = _fresh(dw.permute(0, 2, 1).flatten(1))
-        # Torch computes the whole gradient; what lies in pruned blocks must be as zero as in the
-        # sparse one.
-        return mask_blocks_(dw, layout), dy.sum((0, 1), dtype=sum_dtype(dy)) if with_bias else None
+            return dy.reshape(-1, n).t() @ x.reshape(-1, x.shape[-1])
+        weight = x.new_empty(n, geometry.taps * x.shape[-1])
+        _, dw = _conv_backward(dy, x, weight, geometry, (False, True))
+        assert dw is not None
+        return _fresh(dw.permute(0, 2, 1).flatten(1))
 
 
 DENSE = DenseBackend()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sniper.ops.backend import sum_dtype
 from sniper.ops.backends.cpu import elementwise as cpu
 from sniper.ops.backends.cpu.launch import DTYPES as CPU_DTYPES
 from sniper.ops.backends.triton import elementwise as triton
@@ -45,6 +46,13 @@ def relu_dropout_backward(dy: Tensor, y: Tensor, p: float) -> Tensor:
         return cpu.relu_dropout_backward(dy, y, p)
     # y is 0 both where ReLU cut and where dropout did, so the sign of y is the whole mask.
     return torch.where(y > 0, dy * (1 / (1 - p)), 0)
+
+
+def column_sums(dy: Tensor) -> Tensor:
+    """dL/db `[N]` of dy `[..., N]`: sums over all rows, in `sum_dtype(dy)`."""
+    if dy.is_cuda and dy.numel() and TRITON.serves(dy):
+        return triton.column_sums(dy)
+    return dy.sum(tuple(range(dy.dim() - 1)), dtype=sum_dtype(dy))
 
 
 def apply_epilogue(y: Tensor, epilogue: Epilogue) -> Tensor:

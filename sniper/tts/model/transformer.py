@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sniper.layers import Dropout, add_norm, layer_norm, relu_dropout
+from sniper.layers import Dropout, add_norm, batch_norm, layer_norm, relu_dropout
 from sniper.ops import attention, cast_once
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
@@ -249,18 +249,18 @@ class Postnet(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         """`mel` `[B, T, n_mels]` to what is added to it, same shape."""
         x = mel.transpose(1, 2)  # BatchNorm1d and Conv1d both want [B, C, T]
-        for layer in self.layers[:-1]:
-            x = self.dropout(torch.tanh(layer(x)))
-        return self.dropout(self.layers[-1](x)).transpose(1, 2)
+        for i, layer in enumerate(self.layers, 1):
+            x = layer(x, self.dropout, tanh=i < len(self.layers))
+        return x.transpose(1, 2)
 
 
 class _PostnetLayer(nn.Module):
-    """BatchNorm(conv(x)) on `[B, C, T]`."""
+    """Dropout(tanh(BatchNorm(conv(x)))) on `[B, C, T]`, the tanh if asked."""
 
     def __init__(self, n_in: int, n_out: int, kernel_size: int, batch_norm: bool):
         super().__init__()
         self.conv = same_conv(n_in, n_out, kernel_size, bias=False)
         self.norm = nn.BatchNorm1d(n_out) if batch_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+    def forward(self, x: Tensor, dropout: nn.Module, tanh: bool) -> Tensor:
+        return batch_norm(self.conv(x), self.norm, dropout, tanh)

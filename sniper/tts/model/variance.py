@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sniper.layers import Dropout, layer_norm
@@ -82,8 +81,8 @@ class _PredictorLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(conv_channels_last(self.conv, x))
-        return self.dropout(layer_norm(x, self.norm, for_product=True))
+        x = conv_channels_last(self.conv, x)
+        return layer_norm(x, self.norm, for_product=True, relu=True, dropout=self.dropout)
 
 
 class ScalarEmbed(nn.Module):

@@ -13,9 +13,10 @@ from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK, dropout_ar
 from sniper.ops.backends.triton.launch import check as check_tensor
 from sniper.ops.backends.triton.launch import countable, kernels, matrix_shape, on, usable
 
-# Partial sums of the gradients of weight and bias: a few programs for each multiprocessor of a
-# large GPU, and no more, since another kernel reads what they write.
-MOST_CHUNKS = 512
+# Partial sums of the gradients of weight and bias: as many programs of one warp as the 132
+# multiprocessors of a large GPU hold at once, and no more, since another kernel reads what they
+# write.
+MOST_CHUNKS = 1536
 
 
 def serves(x: Tensor) -> bool:
@@ -34,8 +35,10 @@ def add_norm(
     p: float,
     seed: int | Tensor,
     dtype: torch.dtype,
+    relu: bool = False,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """`s = x + dropout(branch)` and LayerNorm of its rows; without a branch that of x.
+    """`s = x + dropout(branch)` and LayerNorm of its rows; without a branch dropout of LayerNorm of
+    x, or of `relu(x)` if asked.
 
     Dropout zeroes what `elementwise.dropout(branch, p, seed)` does. The arithmetic is float32.
 
@@ -64,7 +67,8 @@ def add_norm(
         args = (x, branch, weight.contiguous(), bias.contiguous(), s, y, mean, rstd, seed_there)
         args += (rows, columns, eps, threshold, scale)
         with on(x.device):
-            kernels().add_norm[(-(-rows // bm),)](*args, BM=bm, BN=bn, num_warps=warps)
+            tile = {"BM": bm, "BN": bn, "num_warps": warps}
+            kernels().add_norm[(-(-rows // bm),)](*args, **tile, RELU=relu)
     return s, y, mean, rstd
 
 
@@ -80,6 +84,7 @@ def add_norm_backward(
     p: float = 0.0,
     seed: int | Tensor = 0,
     most_chunks: int = MOST_CHUNKS,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The gradients of `add_norm`, in one visit, and one of the partial sums.
 
@@ -89,6 +94,7 @@ def add_norm_backward(
         s, mean, rstd: what was normalised (x without a branch), and its statistics.
         dtype, branch_dtype: of x and branch; None without a branch.
         most_chunks: programs that share the rows, and partial sums that they leave.
+        relu: whether s, which is x then, was normalised after a ReLU.
 
     Returns:
         dx, dbranch (None without a branch), dweight, dbias. The latter two are sums in an order
@@ -107,7 +113,7 @@ def add_norm_backward(
     dx = torch.empty_like(s, dtype=dtype)
     dbranch = None if branch_dtype is None else torch.empty_like(s, dtype=branch_dtype)
     dweight, dbias = (torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in "wb")
-    bm, bn, warps, _ = configs.norm(columns)
+    bm, bn, warps, _ = configs.norm_backward(columns)
     chunk = bm * max(1, -(-rows // (bm * most_chunks)))
     chunks = -(-rows // chunk)
     sums = s.new_empty(2, chunks, columns, dtype=torch.float32)
@@ -115,7 +121,8 @@ def add_norm_backward(
     args += (rows, columns, chunk, threshold, scale)
     with on(s.device):
         if rows:
-            kernels().add_norm_backward[(chunks,)](*args, BM=bm, BN=bn, num_warps=warps)
+            tile = {"BM": bm, "BN": bn, "num_warps": warps}
+            kernels().add_norm_backward[(chunks,)](*args, **tile, RELU=relu)
         bm, bn, warps, _ = configs.NORM_SUMS
         grid = (-(-columns // bn), 2)
         args = (sums, dweight, dbias, chunks, columns)

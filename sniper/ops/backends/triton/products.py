@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sniper.kernels import configs
 from sniper.ops import selfcheck
-from sniper.ops.backend import check_shape, out_length
+from sniper.ops.backend import check_shape, out_length, sum_dtype
 from sniper.ops.backends.triton import elementwise, launch, tuning
 from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK, column_sums, dropout_args
 from sniper.ops.backends.triton.tuning import Tiling, pick_tiling, tune
@@ -30,7 +30,7 @@ class TritonBackend:
 
     name: str = "triton"
     fuses_epilogue: bool = True
-    fuses_bias_grad: bool = False
+    fuses_bias_grad: bool = True
 
     def takes(self, which: str, x: Tensor, layout: BlockLayout) -> bool:
         """As the protocol has it; checks a GPU's kernels first, and warns once if they fail."""
@@ -107,16 +107,30 @@ class TritonBackend:
         if dw is None:
             # Zeros, since programs exist for active blocks alone and nobody visits the others.
             dw = x.new_zeros(n, geometry.taps * c)
-        elif dw.dtype != torch.float32 or not dw.is_contiguous() or dw.device != x.device:
-            raise ValueError(
-                f"into: expected contiguous float32 on {x.device}, "
-                f"got {dw.dtype} with strides {dw.stride()} on {dw.device}"
-            )
         else:
-            check_shape("into", dw, (n, geometry.taps * c))
+            _check_into(dw, (n, geometry.taps * c), x.device)
         tiling = tiling or pick_tiling("wgrad", layout, geometry, dy, x)
-        _wgrad(tiling, dy, x, dw, layout, geometry, add=into is not None)
-        return dw, column_sums(dy) if with_bias else None
+        along = with_bias and self.sums_along(dy) and layout.nnz and x.numel() and dy.numel()
+        db = dy.new_empty(n, dtype=sum_dtype(dy)) if along else None
+        _wgrad(tiling, dy, x, dw, layout, geometry, into is not None, db)
+        return dw, column_sums(dy) if with_bias and db is None else db
+
+    def sums_along(self, dy: Tensor) -> bool:
+        """Whether `wgrad` sums dy on its way: as tf32 a product with ones would round it."""
+        return launch.kind(dy) != "tf32"
+
+    def add_blocks(self, dw: Tensor, layout: BlockLayout, into: Tensor) -> Tensor:
+        """Adds the active blocks of a dense dL/dW `[N, taps * C]` to contiguous float32 of its
+        shape, and returns that. What lies in pruned blocks does not count.
+        """
+        launch.check("dw", dw, dw, None)
+        _check_into(into, tuple(dw.shape), dw.device)
+        dw, block = dw.contiguous(), layout.block_size
+        if layout.nnz and dw.numel():
+            args = (dw, into, layout.row_indices, layout.col_indices, dw.shape[1])
+            with launch.on(dw.device):
+                launch.kernels().add_blocks[(layout.nnz, block // 16)](*args, B=block, BN=16)
+        return into
 
     def tune(self, which: str, layout: BlockLayout, geometry: Geometry, *args) -> str:
         """Times every tiling of a pass on these tensors; later calls use the fastest.
@@ -152,6 +166,15 @@ class TritonBackend:
 
 
 TRITON = TritonBackend()
+
+
+def _check_into(into: Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+    if into.dtype != torch.float32 or not into.is_contiguous() or into.device != device:
+        raise ValueError(
+            f"into: expected contiguous float32 on {device}, "
+            f"got {into.dtype} with strides {into.stride()} on {into.device}"
+        )
+    check_shape("into", into, shape)
 
 
 def _product(
@@ -225,8 +248,9 @@ def _wgrad(
     layout: BlockLayout,
     geometry: Geometry,
     add: bool,
+    db: Tensor | None,
 ) -> Tensor:
-    """Fills the active blocks of `dw`, which is zero, or adds to them; returns it."""
+    """Fills the active blocks of `dw`, which is zero, or adds to them; returns it. Fills `db`."""
     (path, config), block, entries = tiling, layout.block_size, layout.nnz
     if not entries or not dy.numel() or not x.numel():
         return dw
@@ -241,6 +265,7 @@ def _wgrad(
     splits = -(-tiles // tiles_of_split)
     # A sum for each split, and no atomic additions, whose order changes the bits from run to run.
     partial = x.new_empty(splits, entries, block, block, dtype=torch.float32)
+    sums = None if db is None else x.new_empty(splits, rows * block, dtype=torch.float32)
     strides = ()
     if path == "tma":
         kernel, tile = launch.kernels().wgrad_tma, [1, config.tokens, block]
@@ -252,6 +277,7 @@ def _wgrad(
         kernel[(rows * chunks * splits,)](
             *operands,
             partial,
+            sums,
             *(layout.crow_indices, layout.col_indices, layout.row_order),
             *(rows, chunks, inner, entries, length_tiles, tiles, tiles_of_split),
             *(-geometry.pad_left, geometry.dilation),
@@ -263,8 +289,10 @@ def _wgrad(
             num_warps=config.warps,
             num_stages=config.stages,
         )
-        launch.kernels().wgrad_reduce[(entries, block // 16)](
-            *(partial, dw, layout.row_indices, layout.col_indices, entries, splits, dw.shape[1]),
+        programs = entries if db is None else entries + rows
+        launch.kernels().wgrad_reduce[(programs, block // 16)](
+            *(partial, dw, sums, db, layout.row_indices, layout.col_indices),
+            *(entries, splits, dw.shape[1], rows),
             B=block,
             BN=16,
             ADD=add,
