@@ -6,6 +6,7 @@
 #include <string>
 #include <tuple>
 
+#include "cpu/attention.h"
 #include "cpu/conv.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementwise.h"
@@ -107,22 +108,34 @@ void bind_pruned(py::module_& m) {
       no_gil);
 }
 
-void bind_cpu_softmax(py::module_& m) {
+void bind_cpu_attention(py::module_& m) {
   namespace cpu = sniper::cpu;
   const py::call_guard<py::gil_scoped_release> no_gil;
+  using ShapeArg = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+  const auto shape_of = [](const ShapeArg& s) {
+    const auto [batch, heads, queries, keys, channels] = s;
+    return cpu::AttentionShape{batch, heads, queries, keys, channels};
+  };
+  const auto in = [](const RowsArg& t) {
+    return cpu::HeadRows<const float>{as<const float>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)};
+  };
+  const auto out = [](const RowsArg& t) {
+    return cpu::HeadRows<float>{as<float>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)};
+  };
   m.def(
-      "softmax_dropout",
-      [](uintptr_t s, uintptr_t mask, int64_t mask_rows, uintptr_t dropped, int64_t rows, int64_t columns, float scale,
-         DropoutArg drop, int threads) {
-        cpu::softmax_dropout(cpu::kernels<float>(), as<float>(s), as<const uint8_t>(mask), mask_rows,
-                             as<float>(dropped), rows, columns, scale, dropout(drop), threads);
+      "attention",
+      [=](ShapeArg shape, RowsArg q, RowsArg k, RowsArg v, uintptr_t mask, float scale, DropoutArg drop, RowsArg y,
+          uintptr_t normal, int threads) {
+        cpu::attention(shape_of(shape), in(q), in(k), in(v), as<const uint8_t>(mask), scale, dropout(drop), out(y),
+                       as<float>(normal), threads);
       },
       no_gil);
   m.def(
-      "softmax_dropout_backward",
-      [](uintptr_t dy, uintptr_t p, int64_t rows, int64_t columns, float scale, DropoutArg drop, int threads) {
-        cpu::softmax_dropout_backward(cpu::kernels<float>(), as<float>(dy), as<const float>(p), rows, columns, scale,
-                                      dropout(drop), threads);
+      "attention_backward",
+      [=](ShapeArg shape, RowsArg q, RowsArg k, RowsArg v, RowsArg dy, uintptr_t mask, float scale, DropoutArg drop,
+          uintptr_t normal, RowsArg dq, RowsArg dk, RowsArg dv, int threads) {
+        cpu::attention_backward(shape_of(shape), in(q), in(k), in(v), in(dy), as<const uint8_t>(mask), scale,
+                                dropout(drop), as<const float>(normal), out(dq), out(dk), out(dv), threads);
       },
       no_gil);
 }
@@ -142,7 +155,7 @@ void bind_cpu(py::module_ m) {
                        int64_t dilation, int64_t pad_left, int block) {
         return Shape{batch, length_in, length_out, in, out, taps, dilation, pad_left, block};
       }));
-  bind_cpu_softmax(m);
+  bind_cpu_attention(m);
   bind_cpu_kernels<float>(m.def_submodule("float32"));
   bind_cpu_kernels<uint16_t>(m.def_submodule("bfloat16"));
 }

@@ -30,34 +30,9 @@ void relu_backward(const Kernels<T>& kernels, const T* dy, const T* y, T* dx, in
   });
 }
 
-template <typename T>
-void softmax_dropout(const Kernels<T>& kernels, T* s, const uint8_t* mask, int64_t mask_rows, T* dropped, int64_t rows,
-                     int64_t columns, float scale, const Dropout& dropout, int threads) {
-  if (rows == 0 || columns == 0) return;
-  const int64_t step = std::max<int64_t>(1, kElements / columns);
-  parallel_for(threads, (rows + step - 1) / step, [&](int64_t task, int) {
-    kernels.softmax(s, mask, mask_rows, s, dropped, columns, task * step, std::min(rows, (task + 1) * step), scale,
-                    dropout);
-  });
-}
-
-template <typename T>
-void softmax_dropout_backward(const Kernels<T>& kernels, T* dy, const T* p, int64_t rows, int64_t columns, float scale,
-                              const Dropout& dropout, int threads) {
-  if (rows == 0 || columns == 0) return;
-  const int64_t step = std::max<int64_t>(1, kElements / columns);
-  parallel_for(threads, (rows + step - 1) / step, [&](int64_t task, int) {
-    kernels.softmax_backward(dy, p, dy, columns, task * step, std::min(rows, (task + 1) * step), scale, dropout);
-  });
-}
-
 template void dropout(const Kernels<float>&, const float*, float*, int64_t, int64_t, const Dropout&, int);
 template void relu_backward(const Kernels<float>&, const float*, const float*, float*, int64_t, float, int);
 template void dropout(const Kernels<uint16_t>&, const uint16_t*, uint16_t*, int64_t, int64_t, const Dropout&, int);
 template void relu_backward(const Kernels<uint16_t>&, const uint16_t*, const uint16_t*, uint16_t*, int64_t, float, int);
-template void softmax_dropout(const Kernels<float>&, float*, const uint8_t*, int64_t, float*, int64_t, int64_t, float,
-                              const Dropout&, int);
-template void softmax_dropout_backward(const Kernels<float>&, float*, const float*, int64_t, int64_t, float,
-                                       const Dropout&, int);
 
 }  // namespace sniper::cpu
