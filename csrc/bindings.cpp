@@ -58,9 +58,11 @@ void bind_cpu_kernels(py::module_ m) {
       no_gil);
   m.def(
       "input_grad",
-      [](const cpu::Shape& shape, IndexArg twin, RowsArg dy, WeightArg w, RowsArg dx, int threads) {
+      [](const cpu::Shape& shape, IndexArg twin, RowsArg dy, WeightArg w, RowsArg gate, float gate_scale, RowsArg dx,
+         int threads) {
         cpu::input_grad(cpu::kernels<T>(), shape, index(twin), rows<const T>(dy, shape.length_out),
-                        as<const T>(std::get<0>(w)), std::get<1>(w), rows<T>(dx, shape.length_in), threads);
+                        as<const T>(std::get<0>(w)), std::get<1>(w), rows<const T>(gate, shape.length_in), gate_scale,
+                        rows<T>(dx, shape.length_in), threads);
       },
       no_gil);
   m.def(
@@ -140,6 +142,41 @@ void bind_cpu_attention(py::module_& m) {
       no_gil);
 }
 
+void bind_cpu_norm(py::module_& m) {
+  namespace cpu = sniper::cpu;
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def(
+      "add_norm",
+      [](uintptr_t x, uintptr_t branch, uintptr_t weight, uintptr_t bias, uintptr_t s, uintptr_t y, uintptr_t mean,
+         uintptr_t rstd, int64_t rows, int64_t columns, float eps, DropoutArg drop, int threads) {
+        const cpu::AddNorm a{as<const float>(x),
+                             as<const float>(branch),
+                             as<const float>(weight),
+                             as<const float>(bias),
+                             as<float>(s),
+                             as<float>(y),
+                             as<float>(mean),
+                             as<float>(rstd),
+                             columns,
+                             eps,
+                             dropout(drop)};
+        cpu::add_norm(a, rows, threads);
+      },
+      no_gil);
+  m.def(
+      "add_norm_backward",
+      [](uintptr_t dy, uintptr_t ds, uintptr_t s, uintptr_t mean, uintptr_t rstd, uintptr_t weight, uintptr_t dx,
+         uintptr_t dbranch, uintptr_t dweight, uintptr_t dbias, int64_t rows, int64_t columns, DropoutArg drop,
+         int threads) {
+        const cpu::AddNormGrad g{as<const float>(dy),   as<const float>(ds),   as<const float>(s),
+                                 as<const float>(mean), as<const float>(rstd), as<const float>(weight),
+                                 as<float>(dx),         as<float>(dbranch),    columns,
+                                 dropout(drop)};
+        cpu::add_norm_backward(g, rows, as<float>(dweight), as<float>(dbias), threads);
+      },
+      no_gil);
+}
+
 void bind_cpu(py::module_ m) {
   using sniper::cpu::Shape;
   m.def("instruction_set", &sniper::cpu::instruction_set);
@@ -156,6 +193,7 @@ void bind_cpu(py::module_ m) {
         return Shape{batch, length_in, length_out, in, out, taps, dilation, pad_left, block};
       }));
   bind_cpu_attention(m);
+  bind_cpu_norm(m);
   bind_cpu_kernels<float>(m.def_submodule("float32"));
   bind_cpu_kernels<uint16_t>(m.def_submodule("bfloat16"));
 }

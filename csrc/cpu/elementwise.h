@@ -17,4 +17,9 @@ void dropout(const Kernels<T>& kernels, const T* x, T* y, int64_t rows, int64_t 
 template <typename T>
 void relu_backward(const Kernels<T>& kernels, const T* dy, const T* y, T* dx, int64_t n, float scale, int threads);
 
+void add_norm(const AddNorm&, int64_t rows, int threads);
+
+// dweight and dbias [columns] too, each added up in an order that the shape alone decides.
+void add_norm_backward(const AddNormGrad&, int64_t rows, float* dweight, float* dbias, int threads);
+
 }  // namespace sniper::cpu

@@ -40,7 +40,7 @@ struct Dropout {
 };
 
 // y[b, t, r * block + j] = dropout(relu(bias + sum_p sum_i x[b, t + shift_p, column_p + i] * w_p[i, j])), p over the
-// entries of block row r.
+// entries of block row r; with a gate, `gate > 0 ? sum * gate_scale : 0`, the gradient through a ReLU and dropout.
 template <typename T>
 struct Product {
   Sequences<const T> x;
@@ -53,6 +53,8 @@ struct Product {
   int block;
   bool relu;
   Dropout dropout;
+  Sequences<const T> gate;  // as y; its data may be null
+  float gate_scale;
 };
 
 // One update of Adam or AdamW, as `torch.optim.Adam` has it: its rates at this step, rounded once as torch rounds them.
@@ -90,6 +92,23 @@ struct WeightGrad {
   int count;
   int block;
   bool add;  // the sums are added to what dw holds, not written over it
+};
+
+// s = x + dropout(branch), or x without a branch, and y = (s - mean) * rstd * weight + bias, row by row; contiguous.
+struct AddNorm {
+  const float *x, *branch, *weight, *bias;  // branch may be null
+  float *s, *y, *mean, *rstd;               // s is not written without a branch
+  int64_t columns;
+  float eps;
+  Dropout dropout;
+};
+
+// dx = ds + the norm's gradient of dy, and dbranch = dropout(dx).
+struct AddNormGrad {
+  const float *dy, *ds, *s, *mean, *rstd, *weight;  // ds may be null
+  float *dx, *dbranch;                              // dbranch may be null
+  int64_t columns;
+  Dropout dropout;
 };
 
 // One head of one sequence: rows of `channels` numbers. The keys that count are those that `key_rows` lists, ascending
@@ -133,6 +152,9 @@ struct Kernels {
   // dq of queries [begin, end), and dk and dv as their sums over those.
   void (*attention_backward)(const AttentionHead&, const AttentionGrad&, int64_t begin, int64_t end, float* memory);
   int64_t (*attention_scratch)(int64_t keys, int64_t channels, bool backward);
+  // Rows [begin, end). Backward adds to `sums` [2, columns], the gradients of weight and bias.
+  void (*add_norm)(const AddNorm&, int64_t begin, int64_t end);
+  void (*add_norm_backward)(const AddNormGrad&, int64_t begin, int64_t end, float* sums);
   void (*adam)(const AdamStep&, const AdamTensors&, const Stretch*, int64_t count);
   double (*sum_squares)(const float* g, const Stretch*, int64_t count);
 };

@@ -79,6 +79,10 @@ class Case:
             REFERENCE.dgrad(dy, w, layout, geometry, self.length),
             tolerance,
         )
+        gate = (self.x - 0.5).relu()
+        args = (self.dy, self.weight, layout, geometry, self.length)
+        wanted = REFERENCE.dgrad(dy, w, layout, geometry, self.length)
+        close(CPU.dgrad(*args, gate, 0.2), torch.where(gate > 0, wanted / 0.8, 0), tolerance)
         dw, db = CPU.wgrad(self.dy, self.x, layout, geometry, with_bias=True)
         close(dw, REFERENCE.wgrad(dy, x, layout, geometry)[0], tolerance)
         close(db, dy.sum((0, 1)), tolerance)
