@@ -66,7 +66,7 @@ class TestKernel:
         assert torch.equal(s == 0, ~keep)
 
 
-def test_modules_draw_and_learns_as_torchs_do():
+def test_modules_draw_and_learn_as_torchs_do():
     layer, dropout = nn.LayerNorm(24), Dropout(0.3)
     nn.init.normal_(layer.weight)
     x, branch = torch.randn(2, 5, 24), torch.randn(2, 5, 24).transpose(0, 1).transpose(0, 1)

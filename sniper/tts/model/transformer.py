@@ -265,4 +265,10 @@ class _PostnetLayer(nn.Module):
         self.norm = nn.BatchNorm1d(n_out) if batch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
+        y = self.conv(x)
+        rows = y.transpose(1, 2)
+        # Statistics are over all frames of all utterances, so that they may be one long list. As
+        # [B, C, T] torch's CPU kernel would have rows of channels copied, and read them by column.
+        if self.training and not y.is_cuda and rows.is_contiguous():
+            return self.norm(rows.flatten(0, 1)).view(rows.shape).transpose(1, 2)
+        return self.norm(y)
