@@ -269,6 +269,7 @@ class _PostnetLayer(nn.Module):
         rows = y.transpose(1, 2)
         # Statistics are over all frames of all utterances, so that they may be one long list. As
         # [B, C, T] torch's CPU kernel would have rows of channels copied, and read them by column.
-        if self.training and not y.is_cuda and rows.is_contiguous():
+        known = type(self.norm) is nn.BatchNorm1d  # a subclass may take its input for [B, C, T]
+        if known and self.training and not y.is_cuda and rows.is_contiguous():
             return self.norm(rows.flatten(0, 1)).view(rows.shape).transpose(1, 2)
         return self.norm(y)
