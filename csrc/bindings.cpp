@@ -6,6 +6,7 @@
 #include <string>
 #include <tuple>
 
+#include "cpu/attention.h"
 #include "cpu/conv.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementwise.h"
@@ -57,9 +58,11 @@ void bind_cpu_kernels(py::module_ m) {
       no_gil);
   m.def(
       "input_grad",
-      [](const cpu::Shape& shape, IndexArg twin, RowsArg dy, WeightArg w, RowsArg dx, int threads) {
+      [](const cpu::Shape& shape, IndexArg twin, RowsArg dy, WeightArg w, RowsArg gate, float gate_scale, RowsArg dx,
+         int threads) {
         cpu::input_grad(cpu::kernels<T>(), shape, index(twin), rows<const T>(dy, shape.length_out),
-                        as<const T>(std::get<0>(w)), std::get<1>(w), rows<T>(dx, shape.length_in), threads);
+                        as<const T>(std::get<0>(w)), std::get<1>(w), rows<const T>(gate, shape.length_in), gate_scale,
+                        rows<T>(dx, shape.length_in), threads);
       },
       no_gil);
   m.def(
@@ -107,22 +110,69 @@ void bind_pruned(py::module_& m) {
       no_gil);
 }
 
-void bind_cpu_softmax(py::module_& m) {
+void bind_cpu_attention(py::module_& m) {
   namespace cpu = sniper::cpu;
   const py::call_guard<py::gil_scoped_release> no_gil;
+  using ShapeArg = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>;
+  const auto shape_of = [](const ShapeArg& s) {
+    const auto [batch, heads, queries, keys, channels] = s;
+    return cpu::AttentionShape{batch, heads, queries, keys, channels};
+  };
+  const auto in = [](const RowsArg& t) {
+    return cpu::HeadRows<const float>{as<const float>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)};
+  };
+  const auto out = [](const RowsArg& t) {
+    return cpu::HeadRows<float>{as<float>(std::get<0>(t)), std::get<1>(t), std::get<2>(t)};
+  };
   m.def(
-      "softmax_dropout",
-      [](uintptr_t s, uintptr_t mask, int64_t mask_rows, uintptr_t dropped, int64_t rows, int64_t columns, float scale,
-         DropoutArg drop, int threads) {
-        cpu::softmax_dropout(cpu::kernels<float>(), as<float>(s), as<const uint8_t>(mask), mask_rows,
-                             as<float>(dropped), rows, columns, scale, dropout(drop), threads);
+      "attention",
+      [=](ShapeArg shape, RowsArg q, RowsArg k, RowsArg v, uintptr_t mask, float scale, DropoutArg drop, RowsArg y,
+          uintptr_t normal, int threads) {
+        cpu::attention(shape_of(shape), in(q), in(k), in(v), as<const uint8_t>(mask), scale, dropout(drop), out(y),
+                       as<float>(normal), threads);
       },
       no_gil);
   m.def(
-      "softmax_dropout_backward",
-      [](uintptr_t dy, uintptr_t p, int64_t rows, int64_t columns, float scale, DropoutArg drop, int threads) {
-        cpu::softmax_dropout_backward(cpu::kernels<float>(), as<float>(dy), as<const float>(p), rows, columns, scale,
-                                      dropout(drop), threads);
+      "attention_backward",
+      [=](ShapeArg shape, RowsArg q, RowsArg k, RowsArg v, RowsArg dy, uintptr_t mask, float scale, DropoutArg drop,
+          uintptr_t normal, RowsArg dq, RowsArg dk, RowsArg dv, int threads) {
+        cpu::attention_backward(shape_of(shape), in(q), in(k), in(v), in(dy), as<const uint8_t>(mask), scale,
+                                dropout(drop), as<const float>(normal), out(dq), out(dk), out(dv), threads);
+      },
+      no_gil);
+}
+
+void bind_cpu_norm(py::module_& m) {
+  namespace cpu = sniper::cpu;
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  m.def(
+      "add_norm",
+      [](uintptr_t x, uintptr_t branch, uintptr_t weight, uintptr_t bias, uintptr_t s, uintptr_t y, uintptr_t mean,
+         uintptr_t rstd, int64_t rows, int64_t columns, float eps, DropoutArg drop, int threads) {
+        const cpu::AddNorm a{as<const float>(x),
+                             as<const float>(branch),
+                             as<const float>(weight),
+                             as<const float>(bias),
+                             as<float>(s),
+                             as<float>(y),
+                             as<float>(mean),
+                             as<float>(rstd),
+                             columns,
+                             eps,
+                             dropout(drop)};
+        cpu::add_norm(a, rows, threads);
+      },
+      no_gil);
+  m.def(
+      "add_norm_backward",
+      [](uintptr_t dy, uintptr_t ds, uintptr_t s, uintptr_t mean, uintptr_t rstd, uintptr_t weight, uintptr_t dx,
+         uintptr_t dbranch, uintptr_t dweight, uintptr_t dbias, int64_t rows, int64_t columns, DropoutArg drop,
+         int threads) {
+        const cpu::AddNormGrad g{as<const float>(dy),   as<const float>(ds),   as<const float>(s),
+                                 as<const float>(mean), as<const float>(rstd), as<const float>(weight),
+                                 as<float>(dx),         as<float>(dbranch),    columns,
+                                 dropout(drop)};
+        cpu::add_norm_backward(g, rows, as<float>(dweight), as<float>(dbias), threads);
       },
       no_gil);
 }
@@ -142,7 +192,8 @@ void bind_cpu(py::module_ m) {
                        int64_t dilation, int64_t pad_left, int block) {
         return Shape{batch, length_in, length_out, in, out, taps, dilation, pad_left, block};
       }));
-  bind_cpu_softmax(m);
+  bind_cpu_attention(m);
+  bind_cpu_norm(m);
   bind_cpu_kernels<float>(m.def_submodule("float32"));
   bind_cpu_kernels<uint16_t>(m.def_submodule("bfloat16"));
 }

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 from cuda_shim.fixture import cuda_shim, running  # noqa: F401
+from instruction_sets import instruction_sets
+
+from sniper import _C
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,6 +67,14 @@ def nan_filled_empty() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(params=instruction_sets())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set of this machine, which the CPU kernels then use."""
+    _C.cpu.set_instruction_set(request.param)
+    yield request.param
+    _C.cpu.set_instruction_set("")
 
 
 @pytest.fixture(params=["cpu", "shim", pytest.param("cuda", marks=pytest.mark.gpu)])

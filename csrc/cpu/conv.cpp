@@ -86,8 +86,11 @@ void forward(const Kernels<T>& kernels, const Shape& shape, const Index& index, 
 
 template <typename T>
 void input_grad(const Kernels<T>& kernels, const Shape& shape, const Index& twin_index, const Sequences<const T>& dy,
-                const T* w, int64_t w_stride, const Sequences<T>& dx, int threads) {
+                const T* w, int64_t w_stride, const Sequences<const T>& gate, float gate_scale, const Sequences<T>& dx,
+                int threads) {
   Product<T> product{};
+  product.gate = gate;
+  product.gate_scale = gate_scale;
   product.x = dy;
   product.y = dx;
   const Twin twin{twin_index, shape.in / shape.block, shape.out / shape.block, shape.pad_left, -shape.dilation, false};
@@ -97,10 +100,11 @@ void input_grad(const Kernels<T>& kernels, const Shape& shape, const Index& twin
 template void forward(const Kernels<float>&, const Shape&, const Index&, const Sequences<const float>&, const float*,
                       int64_t, const float*, bool, const Dropout&, const Sequences<float>&, int);
 template void input_grad(const Kernels<float>&, const Shape&, const Index&, const Sequences<const float>&, const float*,
-                         int64_t, const Sequences<float>&, int);
+                         int64_t, const Sequences<const float>&, float, const Sequences<float>&, int);
 template void forward(const Kernels<uint16_t>&, const Shape&, const Index&, const Sequences<const uint16_t>&,
                       const uint16_t*, int64_t, const float*, bool, const Dropout&, const Sequences<uint16_t>&, int);
 template void input_grad(const Kernels<uint16_t>&, const Shape&, const Index&, const Sequences<const uint16_t>&,
-                         const uint16_t*, int64_t, const Sequences<uint16_t>&, int);
+                         const uint16_t*, int64_t, const Sequences<const uint16_t>&, float, const Sequences<uint16_t>&,
+                         int);
 
 }  // namespace sniper::cpu

@@ -29,10 +29,12 @@ void forward(const Kernels<T>& kernels, const Shape& shape, const Index& index, 
              int64_t w_stride, const float* bias, bool relu, const Dropout& dropout, const Sequences<T>& y,
              int threads);
 
-// dx from dy; `twin` is the transposed index.
+// dx from dy; `twin` is the transposed index. With a gate (its data may be null) `gate > 0 ? dx * gate_scale : 0`: the
+// gradient of z for an input x = dropout(relu(z)), which is the gate.
 template <typename T>
 void input_grad(const Kernels<T>& kernels, const Shape& shape, const Index& twin, const Sequences<const T>& dy,
-                const T* w, int64_t w_stride, const Sequences<T>& dx, int threads);
+                const T* w, int64_t w_stride, const Sequences<const T>& gate, float gate_scale, const Sequences<T>& dx,
+                int threads);
 
 // dw [out, taps * in] contiguous: the gradient in active blocks, 0 elsewhere. With `add` it is added in active blocks,
 // and others are not touched. db [out] may be null.

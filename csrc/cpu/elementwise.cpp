@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "cpu/dispatch.h"
 #include "cpu/parallel.h"
 
 namespace sniper::cpu {
@@ -10,6 +11,7 @@ namespace {
 
 // Elements of a task: enough to hide its start, few enough to share among many threads.
 constexpr int64_t kElements = 1 << 15;
+constexpr int64_t kMostSums = 256;  // tasks whose sums are added at the end
 
 }  // namespace
 
@@ -30,34 +32,33 @@ void relu_backward(const Kernels<T>& kernels, const T* dy, const T* y, T* dx, in
   });
 }
 
-template <typename T>
-void softmax_dropout(const Kernels<T>& kernels, T* s, const uint8_t* mask, int64_t mask_rows, T* dropped, int64_t rows,
-                     int64_t columns, float scale, const Dropout& dropout, int threads) {
-  if (rows == 0 || columns == 0) return;
-  const int64_t step = std::max<int64_t>(1, kElements / columns);
-  parallel_for(threads, (rows + step - 1) / step, [&](int64_t task, int) {
-    kernels.softmax(s, mask, mask_rows, s, dropped, columns, task * step, std::min(rows, (task + 1) * step), scale,
-                    dropout);
-  });
+void add_norm(const AddNorm& a, int64_t rows, int threads) {
+  const int64_t step = std::max<int64_t>(1, kElements / a.columns);
+  const auto run = kernels<float>().add_norm;
+  parallel_for(threads, (rows + step - 1) / step,
+               [&](int64_t task, int) { run(a, task * step, std::min(rows, (task + 1) * step)); });
 }
 
-template <typename T>
-void softmax_dropout_backward(const Kernels<T>& kernels, T* dy, const T* p, int64_t rows, int64_t columns, float scale,
-                              const Dropout& dropout, int threads) {
-  if (rows == 0 || columns == 0) return;
-  const int64_t step = std::max<int64_t>(1, kElements / columns);
-  parallel_for(threads, (rows + step - 1) / step, [&](int64_t task, int) {
-    kernels.softmax_backward(dy, p, dy, columns, task * step, std::min(rows, (task + 1) * step), scale, dropout);
+void add_norm_backward(const AddNormGrad& g, int64_t rows, float* dweight, float* dbias, int threads) {
+  thread_local Scratch scratch;
+  const int64_t step = std::max({int64_t{1}, kElements / g.columns, rows / kMostSums});
+  const int64_t tasks = (rows + step - 1) / step, size = 2 * g.columns;
+  const auto run = kernels<float>().add_norm_backward;
+  float* sums = scratch.get<float>(tasks * size);
+  parallel_for(threads, tasks, [&](int64_t task, int) {
+    std::fill_n(sums + task * size, size, 0.0f);
+    run(g, task * step, std::min(rows, (task + 1) * step), sums + task * size);
   });
+  for (int64_t j = 0; j < size; j++) {
+    float sum = 0;
+    for (int64_t task = 0; task < tasks; task++) sum += sums[task * size + j];
+    (j < g.columns ? dweight[j] : dbias[j - g.columns]) = sum;
+  }
 }
 
 template void dropout(const Kernels<float>&, const float*, float*, int64_t, int64_t, const Dropout&, int);
 template void relu_backward(const Kernels<float>&, const float*, const float*, float*, int64_t, float, int);
 template void dropout(const Kernels<uint16_t>&, const uint16_t*, uint16_t*, int64_t, int64_t, const Dropout&, int);
 template void relu_backward(const Kernels<uint16_t>&, const uint16_t*, const uint16_t*, uint16_t*, int64_t, float, int);
-template void softmax_dropout(const Kernels<float>&, float*, const uint8_t*, int64_t, float*, int64_t, int64_t, float,
-                              const Dropout&, int);
-template void softmax_dropout_backward(const Kernels<float>&, float*, const float*, int64_t, int64_t, float,
-                                       const Dropout&, int);
 
 }  // namespace sniper::cpu

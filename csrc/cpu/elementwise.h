@@ -17,15 +17,9 @@ void dropout(const Kernels<T>& kernels, const T* x, T* y, int64_t rows, int64_t 
 template <typename T>
 void relu_backward(const Kernels<T>& kernels, const T* dy, const T* y, T* dx, int64_t n, float scale, int threads);
 
-// Attention weights in place of scores s [rows, columns], and `dropped`, what dropout leaves of them. Rows
-// [m * mask_rows, (m + 1) * mask_rows) see the keys where mask[m, columns] is not 0; a null mask hides none.
-template <typename T>
-void softmax_dropout(const Kernels<T>& kernels, T* s, const uint8_t* mask, int64_t mask_rows, T* dropped, int64_t rows,
-                     int64_t columns, float scale, const Dropout& dropout, int threads);
+void add_norm(const AddNorm&, int64_t rows, int threads);
 
-// dL/ds in place of dy = dL/d(dropped), from the attention weights p.
-template <typename T>
-void softmax_dropout_backward(const Kernels<T>& kernels, T* dy, const T* p, int64_t rows, int64_t columns, float scale,
-                              const Dropout& dropout, int threads);
+// dweight and dbias [columns] too, each added up in an order that the shape alone decides.
+void add_norm_backward(const AddNormGrad&, int64_t rows, float* dweight, float* dbias, int threads);
 
 }  // namespace sniper::cpu

@@ -40,7 +40,7 @@ struct Dropout {
 };
 
 // y[b, t, r * block + j] = dropout(relu(bias + sum_p sum_i x[b, t + shift_p, column_p + i] * w_p[i, j])), p over the
-// entries of block row r.
+// entries of block row r; with a gate, `gate > 0 ? sum * gate_scale : 0`, the gradient through a ReLU and dropout.
 template <typename T>
 struct Product {
   Sequences<const T> x;
@@ -53,6 +53,8 @@ struct Product {
   int block;
   bool relu;
   Dropout dropout;
+  Sequences<const T> gate;  // as y; its data may be null
+  float gate_scale;
 };
 
 // One update of Adam or AdamW, as `torch.optim.Adam` has it: its rates at this step, rounded once as torch rounds them.
@@ -92,6 +94,43 @@ struct WeightGrad {
   bool add;  // the sums are added to what dw holds, not written over it
 };
 
+// s = x + dropout(branch), or x without a branch, and y = (s - mean) * rstd * weight + bias, row by row; contiguous.
+struct AddNorm {
+  const float *x, *branch, *weight, *bias;  // branch may be null
+  float *s, *y, *mean, *rstd;               // s is not written without a branch
+  int64_t columns;
+  float eps;
+  Dropout dropout;
+};
+
+// dx = ds + the norm's gradient of dy, and dbranch = dropout(dx).
+struct AddNormGrad {
+  const float *dy, *ds, *s, *mean, *rstd, *weight;  // ds may be null
+  float *dx, *dbranch;                              // dbranch may be null
+  int64_t columns;
+  Dropout dropout;
+};
+
+// One head of one sequence: rows of `channels` numbers. The keys that count are those that `key_rows` lists, ascending
+// (null: the first `keys`); query t is row first_row + t of dropout's mask, which has all_keys columns.
+struct AttentionHead {
+  const float *q, *k, *v;
+  int64_t q_stride, k_stride, v_stride;
+  const int32_t* key_rows;
+  int64_t keys, all_keys, channels;
+  uint64_t first_row;
+  float scale;
+  Dropout dropout;
+  float* normal;  // [queries, 2]: the highest score and 1 / sum of e^(score - highest)
+};
+
+struct AttentionGrad {
+  const float* dy;
+  int64_t dy_stride;
+  float *dq, *dk, *dv;
+  int64_t dq_stride, dk_stride;  // dk's is dv's too
+};
+
 template <typename T>
 struct Kernels {
   // Tokens of a register tile: panels of `product` should be multiples of it.
@@ -107,13 +146,15 @@ struct Kernels {
   void (*dropout)(const T* x, T* y, int64_t columns, int64_t begin, int64_t end, const Dropout&);
   // dx = y > 0 ? dy * scale : 0, elements [begin, end).
   void (*relu_backward)(const T* dy, const T* y, T* dx, int64_t begin, int64_t end, float scale);
-  // p = softmax(scale * s) over the keys of row / mask_rows of `mask` (null: all), dropped = dropout(p) unless null, on
-  // rows [begin, end) of a contiguous [rows, columns]; p may be s.
-  void (*softmax)(const T* s, const uint8_t* mask, int64_t mask_rows, T* p, T* dropped, int64_t columns, int64_t begin,
-                  int64_t end, float scale, const Dropout&);
-  // ds for dy = dL/d(dropped); ds may be dy.
-  void (*softmax_backward)(const T* dy, const T* p, T* ds, int64_t columns, int64_t begin, int64_t end, float scale,
-                           const Dropout&);
+  // Rows [begin, end) of y, and of `normal`. `memory` holds attention_scratch(keys, ...) floats, aligned to a cache
+  // line.
+  void (*attention)(const AttentionHead&, int64_t begin, int64_t end, float* y, int64_t y_stride, float* memory);
+  // dq of queries [begin, end), and dk and dv as their sums over those.
+  void (*attention_backward)(const AttentionHead&, const AttentionGrad&, int64_t begin, int64_t end, float* memory);
+  int64_t (*attention_scratch)(int64_t keys, int64_t channels, bool backward);
+  // Rows [begin, end). Backward adds to `sums` [2, columns], the gradients of weight and bias.
+  void (*add_norm)(const AddNorm&, int64_t begin, int64_t end);
+  void (*add_norm_backward)(const AddNormGrad&, int64_t begin, int64_t end, float* sums);
   void (*adam)(const AdamStep&, const AdamTensors&, const Stretch*, int64_t count);
   double (*sum_squares)(const float* g, const Stretch*, int64_t count);
 };

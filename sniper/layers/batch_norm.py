@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm, tanh and dropout as a postnet puts them together, few visits on a GPU."""
+"""BatchNorm, tanh and dropout as a postnet puts them together, in few visits."""
 
 from __future__ import annotations
 
@@ -34,8 +34,22 @@ def batch_norm(x: Tensor, norm: nn.Module, dropout: nn.Module, tanh: bool) -> Te
         running = known.running_mean, known.running_var, known.num_batches_tracked
         rates = known.momentum, known.eps
         return ops.batch_norm(x.mT, known.weight, known.bias, running, *rates, tanh, p).mT  # pyright: ignore[reportArgumentType]
-    y = norm(x)
+    y = _by_rows(norm, x)
     return dropout(torch.tanh(y) if tanh else y)
+
+
+def _by_rows(norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(x)`; on a CPU by rows of channels where memory holds such rows.
+
+    Statistics are over all frames of all utterances, so that they may be one long list. As
+    `[B, C, T]` torch's CPU kernel would have the rows copied, and read them by column.
+    """
+    # A subclass may take its input for [B, C, T], and so may a hook.
+    known = not changed(norm, nn.BatchNorm1d) and norm.training
+    if not known or x.is_cuda or x.dim() != 3 or not x.mT.is_contiguous():
+        return norm(x)
+    rows = x.mT
+    return norm(rows.flatten(0, 1)).view(rows.shape).mT
 
 
 def _known(norm: nn.Module, x: Tensor) -> nn.BatchNorm1d | None:

@@ -51,10 +51,17 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
                 raise ValueError(f"{name}: expected 1 for a block-sparse convolution, got {value}")
         super()._init_blocks(block_size)
 
-    def forward(self, input: Tensor, relu_dropout: float | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        relu_dropout: float | None = None,
+        handed_over: bool = False,
+        after_relu: float | None = None,
+    ) -> Tensor:
         """`[B, C, T]` -> `[B, N, T_out]`, or both without B.
 
-        With `relu_dropout=p`, `dropout(relu(y), p)` in one kernel.
+        With `relu_dropout=p`, `dropout(relu(y), p)` in one kernel. `handed_over` and `after_relu`:
+        of `ops.block_matmul`, for two layers with a mask.
         """
         if self._layout is None:
             y = super().forward(input)
@@ -79,6 +86,8 @@ class BlockSparseConv1d(BlockMaskedLayer, nn.Conv1d):
             self._layout,
             geometry,
             relu_dropout=relu_dropout,
+            handed_over=handed_over,
+            after_relu=after_relu,
         )
         y = y.transpose(1, 2)
         return y[0] if input.dim() == 2 else y

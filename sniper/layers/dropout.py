@@ -16,6 +16,7 @@ from sniper.layers.linear import BlockSparseLinear
 from sniper.ops import dropout
 from sniper.ops import relu_dropout as relu_then_dropout
 from sniper.ops.backends import TRITON
+from sniper.ops.block_matmul import hands_over
 
 
 class Dropout(nn.Dropout):
@@ -46,7 +47,9 @@ class Dropout(nn.Dropout):
         return _in_memory_order(partial(dropout, p=self.p), input)
 
 
-def relu_dropout(layer: nn.Module, x: Tensor, dropout: nn.Dropout) -> Tensor:
+def relu_dropout(
+    layer: nn.Module, x: Tensor, dropout: nn.Dropout, handed_over: bool = False
+) -> Tensor:
     """`dropout(relu(layer(x)))`, in the layer's own kernel where it is block-sparse, else in one
     behind it on a GPU.
 
@@ -54,6 +57,7 @@ def relu_dropout(layer: nn.Module, x: Tensor, dropout: nn.Dropout) -> Tensor:
         layer: a Linear or Conv1d, plain or block-sparse.
         x: what it takes.
         dropout: for its rate and mode.
+        handed_over: whether `handed_over_rate` knows one for the layer and the next.
 
     Returns:
         What the layer gives, of the same shape.
@@ -63,11 +67,43 @@ def relu_dropout(layer: nn.Module, x: Tensor, dropout: nn.Dropout) -> Tensor:
     """
     check_kinds(layer=(layer, nn.Module), x=(x, Tensor), dropout=(dropout, nn.Dropout))
     if isinstance(layer, (BlockSparseLinear, BlockSparseConv1d)):
-        return layer(x, relu_dropout=dropout.p if dropout.training else 0.0)
+        return layer(x, relu_dropout=_rate(dropout), handed_over=handed_over)
     y = layer(x)
     if _fuses(y, dropout):
         return _in_memory_order(partial(relu_then_dropout, p=dropout.p), y)
     return dropout(F.relu(y))
+
+
+def handed_over_rate(
+    first: nn.Module, second: nn.Module, x: Tensor, dropout: nn.Dropout
+) -> float | None:
+    """The share p that dropout zeroes between two layers, if the gradient of ReLU and dropout can
+    come from the kernel that computes the second one's input gradient, in no visit of its own.
+
+    If so, and nothing else reads the hidden values, call them as
+    `second(relu_dropout(first, x, dropout, handed_over=True), after_relu=p)`.
+
+    Args:
+        first, second: layers.
+        x: what the first one takes.
+        dropout: for its rate and mode.
+
+    Returns:
+        None where a layer has no mask, is somebody's subclass or has hooks, which would see the
+        hidden values or their gradient; on a GPU; and under autocast.
+    """
+    for layer in (first, second):
+        if changed(layer, BlockSparseLinear, BlockSparseConv1d) or layer.layout is None:
+            return None
+    # Other paddings are laid down in a copy of the hidden values.
+    if isinstance(second, BlockSparseConv1d) and second.padding_mode != "zeros":
+        return None
+    p = _rate(dropout)
+    return p if hands_over(x, p) else None
+
+
+def _rate(dropout: nn.Dropout) -> float:
+    return dropout.p if dropout.training else 0.0
 
 
 def changed(module: nn.Module, *classes: type) -> bool:

@@ -38,8 +38,17 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
         super().__init__(in_features, out_features, bias, **kwargs)
         self._init_blocks(block_size)
 
-    def forward(self, input: Tensor, relu_dropout: float | None = None) -> Tensor:
-        """`[..., K]` -> `[..., N]`; with `relu_dropout=p`, `dropout(relu(y), p)` in one kernel."""
+    def forward(
+        self,
+        input: Tensor,
+        relu_dropout: float | None = None,
+        handed_over: bool = False,
+        after_relu: float | None = None,
+    ) -> Tensor:
+        """`[..., K]` -> `[..., N]`; with `relu_dropout=p`, `dropout(relu(y), p)` in one kernel.
+
+        `handed_over` and `after_relu`: of `ops.block_matmul`, for two layers with a mask.
+        """
         if self._layout is None:
             y = super().forward(input)
             return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
@@ -48,7 +57,15 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
             raise ValueError(f"input: expected a tensor [..., {self.in_features}], got {got}")
         # One long sequence: a linear layer treats every row alike, and one launch serves them all.
         rows = input.reshape(1, -1, input.shape[-1])
-        y = ops.block_matmul(rows, self.weight, self.bias, self._layout, relu_dropout=relu_dropout)
+        y = ops.block_matmul(
+            rows,
+            self.weight,
+            self.bias,
+            self._layout,
+            relu_dropout=relu_dropout,
+            handed_over=handed_over,
+            after_relu=after_relu,
+        )
         return y.view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

@@ -65,10 +65,15 @@ def layer_norm(
     if dropout is not None:
         check_kinds(dropout=(dropout, nn.Module))
     p, known = 0.0 if dropout is None else drop_rate(dropout), _known(norm)
-    if p is not None and known is not None and ops.fuses_norm(x, known.weight):
-        args = (known.weight, known.bias, known.eps, p, for_product, relu)
-        return ops.add_norm(x, None, *args)[1]
-    y = norm(x.relu() if relu else x)
+    if p is not None and known is not None and (relu or p):
+        if ops.fuses_norm(x, known.weight, more=True):
+            args = (known.weight, known.bias, known.eps, p, for_product, relu)
+            return ops.add_norm(x, None, *args)[1]
+    x = x.relu() if relu else x
+    if known is not None and ops.fuses_norm(x, known.weight):
+        y = ops.add_norm(x, None, known.weight, known.bias, known.eps, 0.0, for_product)[1]
+    else:
+        y = norm(x)
     return y if dropout is None else dropout(y)
 
 

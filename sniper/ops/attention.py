@@ -2,20 +2,18 @@
 """Self-attention with dropout, without what torch's CPU path spends beside the products.
 
 Torch's own path for training with dropout copies q, k and v, draws a stored mask from a serial
-generator, and visits the `[B, H, T, T]` scores about ten times. Here heads are strided views, and
-scale, key mask, softmax and dropout are one visit forward and one backward.
+generator, and visits the `[B, H, T, T]` scores about ten times. Here both products, softmax and
+dropout are one kernel forward and one backward that keep a tile of scores in the cache: scores are
+never in memory, and hidden keys cost nothing.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
 from sniper.ops.backends import elementwise
-from sniper.ops.backends.cpu.elementwise import dropout
-from sniper.ops.backends.cpu.softmax import softmax_dropout_, softmax_dropout_backward_
+from sniper.ops.backends.cpu import attention as cpu
 from sniper.ops.dropout import draw_seed
 from sniper.ops.geometry import check_share, check_tensor
 from sniper.ops.sdpa import scaled_dot_product
@@ -48,7 +46,6 @@ def attention(
     ours = q.dtype == torch.float32 and elementwise.takes_on_cpu(q) and not transformed()
     # Without dropout torch's fused kernel is as fast, and it has second derivatives.
     if dropout_p and ours and not torch.is_autocast_enabled("cpu"):
-        q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
         return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     mask = None if key_mask is None else key_mask[:, None, None, :]
@@ -83,69 +80,43 @@ def _check(
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, heads: int, p: float, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The result, and the softmax `[heads, B, T, T]` for backward."""
-    batch, length, channels = q.shape
-    # Heads outermost, so that a head's scores are one contiguous batch for bmm.
-    probabilities = q.new_empty(heads, batch, length, k.shape[1])
-    q_heads, k_heads, v_heads = (_split(t, heads) for t in (q, k, v))
-    for q_head, k_head, scores in zip(q_heads, k_heads, probabilities, strict=True):
-        # bmm takes strides, so a head need not be copied out of q and k.
-        torch.bmm(q_head, k_head.transpose(1, 2), out=scores)
-    scale = 1 / math.sqrt(channels // heads)
-    dropped = softmax_dropout_(probabilities, key_mask, scale, p, int(seed))
-    y = torch.empty(batch, length, channels)
-    for y_head, weights, v_head in zip(_split(y, heads), dropped, v_heads, strict=True):
-        torch.bmm(weights, v_head, out=y_head)
-    return y, probabilities
+    """The result, and what backward needs of softmax: `[heads, B, T, 2]`."""
+    return cpu.attention(q, k, v, key_mask, heads, p, int(seed))
 
 
 @_attention.register_fake
 def _(q, k, v, key_mask, heads, p, seed):
     y = torch.empty_like(q, memory_format=torch.contiguous_format)
-    return y, q.new_empty(heads, q.shape[0], q.shape[1], k.shape[1])
+    return y, q.new_empty(heads, q.shape[0], q.shape[1], 2)
 
 
 @torch.library.custom_op("sniper::attention_backward", mutates_args=())
 def _attention_grad(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, probabilities: Tensor, p: float, seed: Tensor
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    normal: Tensor,
+    p: float,
+    seed: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    heads = probabilities.shape[0]
-    dq, dk, dv = (torch.empty(t.shape) for t in (q, k, v))
-    dys, qs, ks, vs, dqs, dks, dvs = (_split(t, heads) for t in (dy, q, k, v, dq, dk, dv))
-    # Drawn again from the seed instead of being kept from forward: half the memory of attention.
-    weights = dropout(probabilities, p, int(seed))
-    for dy_head, weight, dv_head in zip(dys, weights, dvs, strict=True):
-        torch.bmm(weight.transpose(1, 2), dy_head, out=dv_head)
-    ds = weights  # its memory is free now
-    for dy_head, v_head, ds_head in zip(dys, vs, ds, strict=True):
-        torch.bmm(dy_head, v_head.transpose(1, 2), out=ds_head)
-    scale = 1 / math.sqrt(q.shape[2] // heads)
-    softmax_dropout_backward_(ds, probabilities, scale, p, int(seed))
-    for ds_head, q_head, k_head, dq_head, dk_head in zip(ds, qs, ks, dqs, dks, strict=True):
-        torch.bmm(ds_head, k_head, out=dq_head)
-        torch.bmm(ds_head.transpose(1, 2), q_head, out=dk_head)
-    return dq, dk, dv
+    return cpu.attention_backward(dy, q, k, v, key_mask, normal, p, int(seed))
 
 
 @_attention_grad.register_fake
-def _(dy, q, k, v, probabilities, p, seed):
+def _(dy, q, k, v, key_mask, normal, p, seed):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
 
-def _split(x: Tensor, heads: int) -> tuple[Tensor, ...]:
-    """Views `[B, T, C / heads]`."""
-    return x.split(x.shape[2] // heads, dim=2)
-
-
 def _save(ctx, inputs, output):
-    q, k, v, _, _, ctx.p, seed = inputs
-    ctx.save_for_backward(q, k, v, output[1], seed)
+    q, k, v, key_mask, _, ctx.p, seed = inputs
+    ctx.save_for_backward(q, k, v, key_mask, output[1], seed)
 
 
 def _backward(ctx, dy, _):
-    q, k, v, probabilities, seed = ctx.saved_tensors
-    # The gradient of a sum comes expanded, with strides of 0.
-    return *_attention_grad(dy.contiguous(), q, k, v, probabilities, ctx.p, seed), *[None] * 4
+    q, k, v, key_mask, normal, seed = ctx.saved_tensors
+    return *_attention_grad(dy, q, k, v, key_mask, normal, ctx.p, seed), *[None] * 4
 
 
 torch.library.register_autograd("sniper::attention", _backward, setup_context=_save)

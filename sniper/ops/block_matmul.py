@@ -37,6 +37,8 @@ def block_matmul(
     layout: BlockLayout,
     geometry: Geometry = LINEAR,
     relu_dropout: float | None = None,
+    handed_over: bool = False,
+    after_relu: float | None = None,
 ) -> Tensor:
     """`y = x * W^T + b`, or `dropout(relu(y))`, over the active blocks of W, taps included.
 
@@ -52,6 +54,9 @@ def block_matmul(
         geometry: taps, dilation and padding.
         relu_dropout: None, or the share that dropout zeroes after ReLU, drawn anew at each call;
             fused into the product where our kernels run.
+        handed_over: with `relu_dropout`, that y's one reader is a call with `after_relu`, which
+            computes the gradient of ReLU and dropout in its own kernel; where `hands_over(x, p)`.
+        after_relu: the `relu_dropout` of the call that made x and handed it over.
 
     Returns:
         `[B, T_out, N]`.
@@ -76,9 +81,19 @@ def block_matmul(
     if p is not None and 0 <= p < 1 and elementwise.takes(x):
         # Without dropout nothing is drawn, or torch's generator would move on.
         seed = draw_seed(x.device) if p else None
-        return _fwd(x, weight, bias, layout.handle, *padding, True, p, seed)
-    y = _fwd(x, weight, bias, layout.handle, *padding, False, 0.0, None)
+        return _fwd(
+            x, weight, bias, layout.handle, *padding, True, p, seed, handed_over, after_relu
+        )
+    y = _fwd(x, weight, bias, layout.handle, *padding, False, 0.0, None, False, after_relu)
     return y if p is None else relu_then_dropout(y, p)
+
+
+def hands_over(x: Tensor, p: float) -> bool:
+    """Whether a product of x that ends in ReLU and dropout may leave their gradient to the product
+    that reads it: on a CPU, in x's own dtype, where both calls run as our operations.
+    """
+    known = elementwise.takes_on_cpu(x) and autocast_dtype(x) is None
+    return known and p < 1 and not transformed()
 
 
 def _cast_weight(weight: Tensor, dtype: torch.dtype, layout: BlockLayout) -> Tensor:
@@ -174,6 +189,8 @@ def _fwd(
     relu: bool,
     p: float,
     seed: Tensor | None,
+    handed_over: bool = False,
+    after_relu: float | None = None,
 ) -> Tensor:
     geometry = _geometry(weight, dilation, pad_left, pad_right)
     # A GPU's seed stays there: reading it would wait.
@@ -185,7 +202,7 @@ def _fwd(
 
 
 @_fwd.register_fake
-def _(x, weight, bias, layout, dilation, pad_left, pad_right, relu, p, seed):
+def _(x, weight, bias, layout, dilation, pad_left, pad_right, *_):
     length = _geometry(weight, dilation, pad_left, pad_right).out_length(x.shape[1])
     return x.new_empty(x.shape[0], length, weight.shape[0])
 
@@ -199,14 +216,18 @@ def _dgrad(
     pad_left: int,
     pad_right: int,
     length: int,
+    gate: Tensor | None = None,
+    p: float = 0.0,
 ) -> Tensor:
+    """dL/dx, or dL/dz for `gate = x = dropout(relu(z), p)`."""
     geometry = _geometry(weight, dilation, pad_left, pad_right)
     args = (dy, as_matrix(weight), length)
-    return dispatch.choose("dgrad", find_layout(layout), geometry, *args)()
+    passed = None if gate is None else (gate, p)
+    return dispatch.choose("dgrad", find_layout(layout), geometry, *args, gate=passed)()
 
 
 @_dgrad.register_fake
-def _(dy, weight, layout, dilation, pad_left, pad_right, length):
+def _(dy, weight, layout, dilation, pad_left, pad_right, length, *_):
     return dy.new_empty(dy.shape[0], length, weight.shape[1])
 
 
@@ -260,13 +281,30 @@ def _(into, dy, x, taps, bias, layout, dilation, pad_left, pad_right):
 
 
 def _save(ctx, inputs, output):
-    x, weight, _, handle, *geometry, ctx.relu, ctx.p, _ = inputs
+    x, weight, _, handle, *geometry, ctx.relu, ctx.p, _, handed_over, ctx.after_relu = inputs
     ctx.geometry = geometry
+    ctx.relu = ctx.relu and not handed_over
     # The module may be gone when its graph runs backward: the layout itself must stay until then.
     ctx.layout = find_layout(handle)
     ctx.source = gradients.source_of(weight)
     # y itself says what ReLU and dropout let through, so no mask is kept.
     ctx.save_for_backward(x, weight, output if ctx.relu else None)
+
+
+class _ReadAgain(torch.autograd.Function):
+    """`x = dropout(relu(z), p)` that was handed over, for a graph of gradients, whose gradient of x
+    has to become that of z too.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, p: float) -> Tensor:
+        ctx.p = p
+        ctx.save_for_backward(x)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, dx: Tensor) -> tuple[Tensor, None]:
+        return relu_dropout_grad(dx, ctx.saved_tensors[0].detach(), ctx.p), None
 
 
 def _backward(ctx, dy):
@@ -282,8 +320,12 @@ def _backward(ctx, dy):
     elif ctx.relu:
         dy = relu_dropout_grad(dy, y, ctx.p)
     if need_x:
-        dx = _dgrad(dy, weight, handle, *ctx.geometry, x.shape[1])
+        gate = () if ctx.after_relu is None else (x.detach(), ctx.after_relu)
+        dx = _dgrad(dy, weight, handle, *ctx.geometry, x.shape[1], *gate)
     if need_w:
+        # Grad mode is on here only where somebody wants gradients of gradients.
+        if ctx.after_relu is not None and torch.is_grad_enabled():
+            x = _ReadAgain.apply(x, ctx.after_relu)
         summed = need_b and db is None
         # Straight to .grad where that is safe: autograd would read and write the pruned blocks too.
         into = gradients.place_of(ctx.source)
@@ -296,7 +338,7 @@ def _backward(ctx, dy):
         db = sums if summed else db
     elif need_b and db is None:
         db = elementwise.column_sums(dy)
-    return dx, dw, db, *[None] * 7
+    return dx, dw, db, *[None] * 9
 
 
 torch.library.register_autograd("sniper::block_fwd", _backward, setup_context=_save)
@@ -307,21 +349,24 @@ torch.library.register_autograd("sniper::block_fwd", _backward, setup_context=_s
 
 
 def _save_dgrad(ctx, inputs, output):
-    dy, weight, handle, *ctx.geometry, _ = inputs
+    dy, weight, handle, *ctx.geometry, _, gate, ctx.p = inputs
     ctx.layout = find_layout(handle)
-    ctx.save_for_backward(dy, weight)
+    ctx.save_for_backward(dy, weight, gate)
 
 
 def _dgrad_backward(ctx, ddx):
-    dy, weight = ctx.saved_tensors
+    dy, weight, gate = ctx.saved_tensors
     handle = ctx.layout.handle
     ddy = dw = None
+    if gate is not None:
+        # Linear in dy; of the gate only the sign counts, which has no gradient.
+        ddx = relu_dropout_grad(ddx, gate, ctx.p)
     if ctx.needs_input_grad[0]:
         ddy = _fwd(ddx, weight, None, handle, *ctx.geometry, False, 0.0, None)
     if ctx.needs_input_grad[1]:
         dw = _wgrad(dy, ddx, _taps(weight), False, handle, *ctx.geometry)[0]
         dw = as_weight(dw, weight)
-    return ddy, dw, *[None] * 5
+    return ddy, dw, *[None] * 7
 
 
 torch.library.register_autograd("sniper::block_dgrad", _dgrad_backward, setup_context=_save_dgrad)

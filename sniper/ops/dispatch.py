@@ -85,7 +85,12 @@ def forced() -> str | None:
 
 
 def choose(
-    which: str, layout: BlockLayout, geometry: Geometry, *args: Any, into: Tensor | None = None
+    which: str,
+    layout: BlockLayout,
+    geometry: Geometry,
+    *args: Any,
+    into: Tensor | None = None,
+    gate: tuple[Tensor, float] | None = None,
 ) -> Callable[[], Any]:
     """Pass `which` (`fwd`, `dgrad` or `wgrad`) on the backend in force, ready to be called.
 
@@ -93,6 +98,7 @@ def choose(
         args: x, weight, bias, epilogue for `fwd`; dy, weight, length for `dgrad`;
             dy, x, whether dL/db is wanted for `wgrad`, which gives a pair.
         into: `[N, taps * C]` that `wgrad` adds dL/dW to, in active blocks, and returns.
+        gate: x and p where `x = dropout(relu(z), p)`: `dgrad` gives dL/dz.
     """
     backends = candidates(which, layout, args[0])
     key = _key(which, layout, geometry, args[0])
@@ -114,6 +120,10 @@ def choose(
     made = _Run(chosen.name, key, len(backends), forced, x.dtype, x.device)
     _last.setdefault(layout, {})[which] = made
     call = _call(chosen, which, layout, geometry, args)
+    if gate is not None:
+        if chosen is CPU:
+            return partial(CPU.dgrad, args[0], args[1], layout, geometry, args[2], *gate)
+        return lambda: elementwise.relu_dropout_backward(call(), *gate)
     if into is None:
         return call
     # Ours add in place by themselves; others give a matrix, which is added afterwards.

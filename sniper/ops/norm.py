@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LayerNorm, and what a Transformer calls Add & Norm, as one kernel on a GPU.
+"""LayerNorm, and what a Transformer calls Add & Norm, as one kernel.
 
-Elsewhere torch's own functions compute them: on a CPU, where no kernel is trusted, and under
-`torch.compile`, which fuses such chains itself.
+Torch's own functions compute them where no kernel is trusted, and under `torch.compile`, which
+fuses such chains itself. On a CPU also where no gradient is wanted, so that what a model says does
+not depend on our kernels to the last bit, and in other dtypes than float32.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import torch
 from torch import Tensor
 
 from sniper.ops.autocast import autocast_dtype
+from sniper.ops.backends import elementwise
+from sniper.ops.backends.cpu import norm as cpu
 from sniper.ops.backends.triton import norm as triton
-from sniper.ops.backends.triton.elementwise import dropout as triton_dropout
 from sniper.ops.backends.triton.launch import DTYPES
 from sniper.ops.dropout import draw_seed
 from sniper.ops.transforms import transformed
 
 
-def fuses_norm(x: Tensor, weight: Tensor, branch: Tensor | None = None) -> bool:
+def fuses_norm(x: Tensor, weight: Tensor, branch: Tensor | None = None, more: bool = False) -> bool:
     """Whether `add_norm` takes such tensors: our kernels may run, and nothing around needs torch's.
 
     Args:
         x, branch: as `add_norm` takes them.
         weight: of the norm.
+        more: whether there is a ReLU before the norm or dropout behind it, which the CPU's kernel
+            does not have.
     """
     if torch.compiler.is_compiling() or transformed():
         return False
@@ -35,7 +39,10 @@ def fuses_norm(x: Tensor, weight: Tensor, branch: Tensor | None = None) -> bool:
     # Without autocast torch refuses a norm whose parameters have another dtype.
     if weight.dtype != x.dtype and autocast_dtype(x) is None:
         return False
-    return triton.serves(tensors[0])
+    if triton.serves(tensors[0]):
+        return True
+    wanted = torch.is_grad_enabled() and autocast_dtype(x) is None and not more
+    return wanted and cpu.takes(*tensors)
 
 
 def add_norm(
@@ -76,6 +83,12 @@ def add_norm(
     return x if branch is None else s, y
 
 
+def _on_cpu(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the CPU's kernel computes it; Triton's interpreter, where it serves, comes first."""
+    tensors = [t for t in others if t is not None]
+    return cpu.takes(x, *tensors) and not triton.serves(x)
+
+
 @torch.library.custom_op("sniper::add_norm", mutates_args=())
 def _add_norm(
     x: Tensor,
@@ -90,7 +103,10 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """s (empty without a branch), the normalised rows, and their mean and 1 / deviation."""
     number = 0 if seed is None else seed
-    s, y, mean, rstd = triton.add_norm(x, branch, weight, bias, eps, p, number, dtype, relu)
+    if _on_cpu(x, branch, weight, bias):
+        s, y, mean, rstd = cpu.add_norm(x, branch, weight, bias, eps, p, int(number))
+    else:
+        s, y, mean, rstd = triton.add_norm(x, branch, weight, bias, eps, p, number, dtype, relu)
     # A custom op cannot return None for a tensor.
     return x.new_empty(0) if s is None else s, y, mean, rstd
 
@@ -120,8 +136,13 @@ def _add_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dbranch (empty without a branch), dweight, dbias."""
     number = 0 if seed is None else seed
-    args = (dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, number)
-    dx, dbranch, dweight, dbias = triton.add_norm_backward(*args, relu=relu)
+    if _on_cpu(dy, ds, s, weight):
+        dx, dbranch, dweight, dbias = cpu.add_norm_backward(
+            dy, ds, s, mean, rstd, weight, branch_dtype is not None, p, int(number)
+        )
+    else:
+        args = (dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, number)
+        dx, dbranch, dweight, dbias = triton.add_norm_backward(*args, relu=relu)
     return dx, dy.new_empty(0) if dbranch is None else dbranch, dweight, dbias
 
 
@@ -164,7 +185,7 @@ def _differentiable_backward(
     """`_add_norm_backward` by torch's functions, which have derivatives of their own."""
     rows = (*s.shape[:-1], 1)
     if branch_dtype is None and seed is not None:
-        dy = dy.float() * triton_dropout(torch.ones_like(dy, dtype=torch.float32), p, seed)
+        dy = dy.float() * elementwise.dropout(torch.ones_like(dy, dtype=torch.float32), p, seed)
     dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
         dy.float(),
         s.float().relu() if relu else s.float(),
@@ -181,7 +202,7 @@ def _differentiable_backward(
     if branch_dtype is not None:
         dbranch = dx
         if seed is not None:
-            dbranch = dx * triton_dropout(torch.ones_like(dx), p, seed)
+            dbranch = dx * elementwise.dropout(torch.ones_like(dx), p, seed)
         dbranch = dbranch.to(branch_dtype)
     return dx.to(dtype), dbranch, dweight.to(weight.dtype), dbias.to(bias.dtype)
 

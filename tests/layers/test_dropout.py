@@ -7,6 +7,8 @@ from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
 from sniper.layers import Dropout, relu_dropout
+from sniper.layers.dropout import handed_over_rate
+from sniper.ops import use_backend
 from sniper.ops.backends import TRITON
 
 
@@ -124,3 +126,76 @@ def test_a_bad_rate_is_named():
     layer.set_block_mask(torch.ones(1, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"expected p in \[0, 1\], got 1.5"):
         layer(torch.ones(1, 16), relu_dropout=1.5)
+
+
+class TestHandedOver:
+    """ReLU's and dropout's gradient in the kernel of the layer behind them."""
+
+    @staticmethod
+    def layers(kind):
+        """Two layers with masks, one empty row of blocks each, and an input."""
+        if kind == "linear":
+            first, second = (BlockSparseLinear(*n, block_size=16) for n in ((32, 64), (64, 48)))
+            masks, x = ((4, 2), (3, 4)), torch.randn(2, 7, 32)
+        else:
+            first = BlockSparseConv1d(32, 64, 3, padding=1, block_size=16)
+            second = BlockSparseConv1d(64, 48, 5, padding=2, block_size=16)
+            masks, x = ((4, 3, 2), (3, 5, 4)), torch.randn(2, 7, 32).transpose(1, 2)
+        for layer, shape in zip((first, second), masks, strict=True):
+            mask = torch.rand(shape) < 0.5
+            mask[1] = False
+            layer.set_block_mask(mask)
+        return first, second, x
+
+    @staticmethod
+    def gradients(first, second, x, dropout, over, twice=False):
+        torch.manual_seed(5)
+        x = x.detach().clone().requires_grad_()
+        after = {"after_relu": dropout.p if dropout.training else 0.0} if over else {}
+        y = second(relu_dropout(first, x, dropout, over), **after)
+        leaves = (x, *first.parameters(), *second.parameters())
+        grads = torch.autograd.grad(y.cos().sum(), leaves, create_graph=twice)
+        if not twice:
+            return grads
+        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+
+    @pytest.mark.parametrize("kind", ["linear", "conv1d"])
+    @pytest.mark.parametrize("p", [0.0, 0.4])
+    @pytest.mark.parametrize("backend", ["cpu", "dense"])
+    def test_gradients_are_the_same_bits(self, kind, p, backend):
+        first, second, x = self.layers(kind)
+        dropout = Dropout(p)
+        assert handed_over_rate(first, second, x, dropout) == p
+        with use_backend(backend):
+            apart = self.gradients(first, second, x, dropout, False)
+            together = self.gradients(first, second, x, dropout, True)
+        assert all(map(torch.equal, apart, together)) and apart[0].any()
+
+    @pytest.mark.parametrize("kind", ["linear", "conv1d"])
+    def test_second_derivatives(self, kind):
+        args = (*self.layers(kind), Dropout(0.4))
+        apart = self.gradients(*args, False, twice=True)
+        together = self.gradients(*args, True, twice=True)
+        assert apart[1].any()
+        for a, b in zip(apart, together, strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_dropout_in_evaluation_zeroes_nothing(self):
+        first, second, x = self.layers("linear")
+        assert handed_over_rate(first, second, x, Dropout(0.4).eval()) == 0.0
+
+    def test_not_where_something_else_would_see_it(self):
+        first, second, x = self.layers("conv1d")
+        dropout, plain = Dropout(0.4), nn.Conv1d(64, 48, 5, padding=2)
+        assert handed_over_rate(first, second, x, dropout) is not None
+        assert handed_over_rate(first, plain, x, dropout) is None
+        assert handed_over_rate(plain, second, x, dropout) is None
+        assert handed_over_rate(first, second, x, Dropout(1.0)) is None
+        assert handed_over_rate(first, second, x.double(), dropout) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert handed_over_rate(first, second, x, dropout) is None
+        handle = second.register_full_backward_hook(lambda *_: None)
+        assert handed_over_rate(first, second, x, dropout) is None
+        handle.remove()
+        second.padding_mode = "reflect"
+        assert handed_over_rate(first, second, x, dropout) is None

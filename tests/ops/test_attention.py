@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sniper.ops.attention import _attention, attention
 from sniper.ops.backends.cpu import elementwise as cpu_elementwise
-from sniper.ops.backends.cpu.softmax import softmax_dropout_
 
 
 def written_out(q, k, v, heads, key_mask, p, seed) -> Tensor:
@@ -69,18 +68,72 @@ def test_a_row_without_keys_is_zero_not_nan():
     assert torch.isfinite(y).all() and (y[1] == 0).all() and (y[0] != 0).any()
 
 
-def test_large_scores_do_not_overflow():
-    scores = torch.tensor([[[[1e30, 1e30, -1e30], [0.0, -200.0, -88.0]]]])
-    softmax_dropout_(scores, None, 1.0, 0.0, 0)
-    assert torch.allclose(scores[0, 0], torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
+def gradients(q, k, v, mask, heads, p, dy, seed=7) -> tuple[Tensor, ...]:
+    """y, dq, dk and dv in float32."""
+    leaves = [t.detach().clone().requires_grad_() for t in (q, k, v)]
+    y, _ = _attention(*leaves, mask, heads, p, torch.tensor(seed))
+    return (y, *torch.autograd.grad(y, leaves, dy))
 
 
-@pytest.mark.parametrize("columns", [1, 3, 15, 16, 17, 540])
-def test_softmax_without_dropout_is_torch_softmax(columns):
-    scores = torch.randn(2, 3, 4, columns) * 5
-    wanted = (scores.double() * 0.37).softmax(-1)
-    dropped = softmax_dropout_(scores, None, 0.37, 0.0, 0)
-    assert relative(scores, wanted) < 1e-6 and torch.equal(dropped, scores)
+@pytest.mark.usefixtures("isa", "nan_filled_empty")
+class TestKernel:
+    """One case for each way through the kernel, on every instruction set."""
+
+    # More than one tile of queries and strip of keys; channels that fill no vector, one and several
+    # strips of them; a single query or key; chunks of queries, whose sums are added.
+    @pytest.mark.parametrize(
+        ("batch", "heads", "queries", "keys", "channels"),
+        [(2, 2, 100, 130, 20), (1, 1, 200, 97, 192), (1, 3, 1, 33, 7), (9, 2, 13, 1, 80)],
+    )
+    @pytest.mark.parametrize("p", [0.0, 0.3])
+    def test_value_and_gradients(self, batch, heads, queries, keys, channels, p):
+        sizes = ((queries, channels), (keys, channels), (keys, channels), (queries, channels))
+        q, k, v, dy = (torch.randn(batch, t, heads * c) for t, c in sizes)
+        got = gradients(q, k, v, None, heads, p, dy)
+        exact = [t.double().requires_grad_() for t in (q, k, v)]
+        y = written_out(*exact, heads, None, p, 7)
+        wanted = (y, *torch.autograd.grad(y, exact, dy.double()))
+        for ours, theirs in zip(got, wanted, strict=True):
+            # With one key nothing depends on q and k.
+            assert relative(ours, theirs) < 2e-6 or (keys == 1 and ours.norm() < 1e-5)
+
+    def test_hidden_keys_are_as_if_they_were_not_there(self):
+        q, k, v, dy = (torch.randn(2, 70, 24) for _ in range(4))
+        mask = torch.rand(2, 70) < 0.6
+        mask[:, 0], mask[:, -1] = False, False
+        # Not even what lies there is read.
+        hidden = [t.masked_fill(~mask[..., None], math.nan) for t in (k, v)]
+        y, dq, dk, dv = gradients(q, *hidden, mask, 2, 0.0, dy)
+        for b, keys in enumerate(mask):
+            alone = [t[b : b + 1, keys] for t in (k, v)]
+            wanted = gradients(q[b : b + 1], *alone, None, 2, 0.0, dy[b : b + 1])
+            got = (y[b], dq[b], dk[b, keys], dv[b, keys])
+            for ours, theirs in zip(got, wanted, strict=True):
+                assert torch.equal(ours, theirs[0])
+            assert not dk[b, ~keys].any() and not dv[b, ~keys].any()
+
+    def test_rows_without_keys_are_zero_and_so_are_their_gradients(self):
+        q, k, v, dy = (torch.randn(2, 5, 12) for _ in range(4))
+        mask = torch.tensor([[True] * 5, [False] * 5])
+        for t in gradients(q, k, v, mask, 3, 0.3, dy):
+            assert t[0].any() and not t[1].any()
+
+    def test_large_scores_do_not_overflow(self):
+        q = torch.tensor([[[1e30], [1.0]]])
+        k, v = torch.tensor([[[1.0], [1.0], [-1.0], [-90.0]]]), torch.eye(4)[None, :, :1]
+        y, *grads = gradients(q, k, v, None, 1, 0.0, torch.ones(1, 2, 1))
+        assert torch.allclose(y[0, :, 0], torch.tensor([0.5, 0.4683105]))
+        assert torch.isfinite(grads[2]).all()
+
+    def test_bits_do_not_depend_on_the_number_of_threads(self):
+        q, k, v, dy = (torch.randn(3, 210, 32) for _ in range(4))
+        mask = torch.arange(210) < torch.tensor([210, 100, 3])[:, None]
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(gradients(q, k, v, mask, 1, 0.2, dy))
+        for other in results[1:]:
+            assert all(map(torch.equal, results[0], other))
 
 
 def test_without_dropout_it_is_torch_attention_and_follows_the_seed_with_it():

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sniper.layers import BlockLayout
 from sniper.ops import Geometry, block_matmul, use_backend
 from sniper.ops.backends.dense import mask_blocks_
+from sniper.ops.block_matmul import _dgrad, _fwd
 from sniper.ops.dispatch import BACKENDS
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
@@ -105,6 +106,16 @@ def test_registrations(geometry):
         if func.name() == "sniper::block_fwd":
             args = (x, weight, bias, *args[3:])
         torch.library.opcheck(func, args, kwargs)
+
+
+def test_registrations_of_what_is_handed_over():
+    layout, weight, bias = setup(Geometry())
+    args = (weight, bias, layout.handle, 1, 0, 0)
+    seed = torch.tensor(3)
+    x = torch.randn(2, 9, 2 * B).relu().requires_grad_()
+    torch.library.opcheck(_fwd, (x, *args, True, 0.3, seed, True, 0.2))
+    dy = torch.randn(2, 9, weight.shape[0], requires_grad=True)
+    torch.library.opcheck(_dgrad, (dy, weight, *args[2:], 9, x.detach(), 0.2))
 
 
 def test_only_what_needs_gradients_gets_them():

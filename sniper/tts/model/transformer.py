@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sniper.layers import Dropout, add_norm, batch_norm, layer_norm, relu_dropout
+from sniper.layers.dropout import handed_over_rate
 from sniper.ops import attention, cast_once
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
@@ -144,19 +145,20 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # A Linear takes [B, T, C] as it is, a convolution wants channels before time; the
         # transposes are views.
+        p = handed_over_rate(self.conv1, self.conv2, x, self.dropout)
+        over = p is not None
         if self.kernel_sizes[0] == 1:
-            hidden = relu_dropout(self.conv1, x, self.dropout)
+            hidden = relu_dropout(self.conv1, x, self.dropout, over)
         else:
-            hidden = relu_dropout(self.conv1, x.transpose(1, 2), self.dropout).transpose(1, 2)
-        return self._call(self.conv2, hidden, self.kernel_sizes[1])
+            hidden = relu_dropout(self.conv1, x.transpose(1, 2), self.dropout, over).transpose(1, 2)
+        rate = {"after_relu": p} if over else {}  # only a layer of ours takes the word
+        if self.kernel_sizes[1] == 1:
+            return self.conv2(hidden, **rate)
+        return self.conv2(hidden.transpose(1, 2), **rate).transpose(1, 2)
 
     @staticmethod
     def _layer(n_in: int, n_out: int, kernel_size: int) -> nn.Module:
         return nn.Linear(n_in, n_out) if kernel_size == 1 else same_conv(n_in, n_out, kernel_size)
-
-    @staticmethod
-    def _call(layer: nn.Module, x: Tensor, kernel_size: int) -> Tensor:
-        return layer(x) if kernel_size == 1 else conv_channels_last(layer, x)
 
 
 class TransformerLayer(nn.Module):

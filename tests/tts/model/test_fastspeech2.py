@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, replace
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from sniper.tts.corpus.batch import Batch, length_mask
 from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
+from sniper.tts.model.transformer import _PostnetLayer
 from sniper.tts.model.variance import PredictorConfig
 
 PREDICTOR = PredictorConfig(layers=2, channels=8, kernel_size=3, dropout=0.0)
@@ -339,3 +341,23 @@ def test_batch_validate_names_the_utterance():
     ]:
         with pytest.raises(ValueError, match=f"utterance utt1: .*{message}"):
             wrong.validate(vocab_size=10)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_of_rows_is_that_of_channels(training):
+    """`[B, C, T]` over memory `[B, T, C]`, as a sparse convolution gives it, and as a dense one."""
+    layer = _PostnetLayer(16, 16, 5, batch_norm=True).train(training)
+    layer.conv, layer.norm = nn.Identity(), nn.BatchNorm1d(16).train(training)  # pyright: ignore
+    nn.init.normal_(layer.norm.weight)
+    x, dy = torch.randn(3, 7, 16), torch.randn(3, 16, 7)
+    results = []
+    for given in (x.transpose(1, 2), x.transpose(1, 2).contiguous()):
+        each, leaf = copy.deepcopy(layer), given.detach().requires_grad_()
+        y = each(leaf)
+        y.backward(dy)
+        gradients = [leaf.grad, *(p.grad for p in each.norm.parameters())]
+        results.append([y, *gradients, *each.norm.buffers()])
+        assert each.norm.get_buffer("num_batches_tracked") == int(training)
+        assert y.stride() == given.stride() or not training
+    for rows, channels in zip(*results, strict=True):
+        torch.testing.assert_close(rows, channels)

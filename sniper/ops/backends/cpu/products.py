@@ -78,13 +78,28 @@ class CpuBackend:
         return y.to(dtype)
 
     def dgrad(
-        self, dy: Tensor, weight: Tensor, layout: BlockLayout, geometry: Geometry, length: int
+        self,
+        dy: Tensor,
+        weight: Tensor,
+        layout: BlockLayout,
+        geometry: Geometry,
+        length: int,
+        gate: Tensor | None = None,
+        p: float = 0.0,
     ) -> Tensor:
+        """As the protocol has it. With `gate = dropout(relu(z), p)` of dx's shape and dy's dtype,
+        dL/dz in place of the gradient of `gate` itself.
+        """
         check_tensor("dy", dy, 3)
         check_tensor("weight", weight, 2, dy.dtype)
         n, c = check_layout(layout, geometry)
         check_shape("dy", dy, (None, out_length(geometry, length), n))
         check_shape("weight", weight, (n, geometry.taps * c))
+        if gate is not None:
+            check_tensor("gate", gate, 3, dy.dtype)
+            check_shape("gate", gate, (dy.shape[0], length, c))
+            # The kernel may take all sequences for one, which then lie end to end in dx.
+            gate = operand(gate.contiguous())
         dtype, dy, weight = dy.dtype, operand(dy), operand(weight)
         dx = empty(dy.dtype, dy.shape[0], length, c)
         kernels(dy).input_grad(
@@ -93,6 +108,8 @@ class CpuBackend:
             transposed_index_of(layout),
             rows_of(dy),
             (weight.data_ptr(), weight.stride(0)),
+            (0, 0, 0) if gate is None else rows_of(gate),
+            dropout_words(p, 0)[2],
             rows_of(dx),
             torch.get_num_threads(),
         )
