@@ -194,4 +194,5 @@ def _shared_bytes(op: str, block: int, kind: str, config: Config) -> int:
     if op == "wgrad":
         turn, out = config.tokens * block * (1 + config.width), block * block
     size = 2 if kind == "half" else 4
-    return max(config.stages * turn * size, 4 * out) + 2048
+    # Barriers, and the ones that dy is multiplied with for the bias.
+    return max(config.stages * turn * size, 4 * out) + 2304
