@@ -72,6 +72,13 @@ VARIANTS = {
     "fractions": {"sparsity": {"schedule_fractions": {0: 0.6, 0.5: 0.2}}},
     "bf16": {"train": {"precision": "bf16"}},
     "one utterance a batch": {"train": {"max_frames": 400, "batches_per_epoch": 4}},
+    "average": {"train": {"ema": 0.9, "valid_every": 2}},
+    "average of a paper run": {
+        "train": {"ema": 0.9},
+        "sparsity": {"block_size": None, "paper_exact": True},
+    },
+    "gradients decide": {"sparsity": {"growth": "gradient"}},
+    "rates alone": {"sparsity": {"prune": False}},
 }
 
 
