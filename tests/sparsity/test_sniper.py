@@ -756,7 +756,8 @@ def test_growth_by_gradients_takes_what_has_the_largest(size: int | None):
 
 
 def test_growth_by_gradients_leaves_the_model_as_it_was_and_nests():
-    sniper = scored(make_net(), block_size=16, growth="gradient", cap=Following(0.1))
+    settings = {"block_size": 16, "growth": "gradient", **DEFAULTS}
+    sniper = scored(make_net(), **settings)
     optimizer = Adam(sniper.param_groups(1e-3))
     _train(sniper, optimizer, range(2), [batch(7)], loss_fn)
     weights = copy.deepcopy(sniper.model.state_dict())
@@ -766,7 +767,7 @@ def test_growth_by_gradients_leaves_the_model_as_it_was_and_nests():
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(bool((sniper.masks(0.0)[n] >= m).all()) for n, m in sniper.masks(0.4).items())
     state = sniper.state_dict()
-    other = make_sniper(make_net(), block_size=16, growth="gradient", cap=Following(0.1))
+    other = make_sniper(make_net(), **settings)
     other.load_state_dict(state)
     assert all(torch.equal(m, other.masks()[n]) for n, m in sniper.masks().items())
 
