@@ -12,13 +12,14 @@ A matrix is a YAML file; sniper/compare/matrices/*.yaml are the built-in ones:
       - {name: dense, sparsity: {schedule: {0: 0.0}}}
       - {name: half, label: half of it, note: for the report, sparsity: {schedule: {0: 0.5}}}
       - {name: other, config: ljspeech-sniper}          # starts from another preset
+      - {name: few, seeds: [0, 1], train: {lr: 0.5}}    # not with all seeds
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Arm:
         note: one line for the report.
         config: preset or file of `sniper.train` that it starts from.
         overrides: `key=value`, on top of that config.
+        seeds: those of the matrix that it is trained with; None: all.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Arm:
     note: str
     config: str
     overrides: tuple[str, ...]
+    seeds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def load_matrix(
     """Reads a built-in matrix or a YAML file.
 
     Args:
-        seeds: in place of the file's.
+        seeds: in place of the file's, for all arms.
         arms: names of those to keep; None: all.
         overrides: `key=value` for every arm, on top of its own settings.
 
@@ -131,11 +134,20 @@ def load_matrix(
         raise ConfigError(
             f"{path.name}: expected the reference arm {reference!r} among the arms, got {listed}"
         )
+    own = _seeds(data.get("seeds", [0]) if seeds is None else list(seeds), path)
+    if seeds is not None:
+        kept = tuple(replace(arm, seeds=None) for arm in kept)
+    for arm in kept:
+        if not set(arm.seeds or own) <= set(own):
+            raise ConfigError(
+                f"{path.name}: arm {arm.name}: expected seeds among {list(own)}, got "
+                f"{list(arm.seeds or ())}"
+            )
     matrix = Matrix(
         name=path.stem,
         title=str(data.get("title", path.stem)),
         arms=kept,
-        seeds=_seeds(data.get("seeds", [0]) if seeds is None else list(seeds), path),
+        seeds=own,
         reference=reference,
     )
     # A setting that is refused must show now, not after the arms before it have trained.
@@ -187,7 +199,7 @@ def _arm(
     # The name becomes a folder: no slash, and not .. alone.
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise ConfigError(f"{path}: expected an arm's name of letters, digits, . _ -, got {name!r}")
-    rest = {k: v for k, v in entry.items() if k not in ("name", "label", "note", "config")}
+    rest = {k: v for k, v in entry.items() if k not in ("name", "label", "note", "config", "seeds")}
     config = entry.get("config", config)
     if not isinstance(config, str):
         raise ConfigError(f"{path}: arm {name}: expected `config`, there or for all, got none")
@@ -199,6 +211,7 @@ def _arm(
         note=str(entry.get("note", "")),
         config=str(beside) if config.endswith((".yaml", ".yml")) else config,
         overrides=(*shared, *own, *last),
+        seeds=_seeds(entry["seeds"], path) if "seeds" in entry else None,
     )
 
 

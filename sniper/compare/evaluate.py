@@ -197,9 +197,25 @@ def read_evaluation(
     return found if whole and fits else None
 
 
-@torch.no_grad()
 def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
     """All metrics of one sentence; NaN where the model gives nothing that can be measured."""
+    result, spoken = measure_mel(speaker, truth, index)
+    if spoken is not None:
+        mel, path = spoken
+        features = speaker.info.features
+        audio = mel_to_audio(mel, features, n_iter=F0_ITERATIONS)
+        errors = f0_errors(truth.f0[index], f0(audio, features), path)
+        result["log_f0_rmse"], result["voicing_error"] = errors
+    return result
+
+
+@torch.no_grad()
+def measure_mel(
+    speaker: Speaker, truth: Truth, index: int
+) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray] | None]:
+    """The metrics of one sentence that need no sound, NaN for the others; what was spoken, log-mel
+    `[T, n_mels]`, and the path by which it is aligned with the true mel, where that can be measured.
+    """
     item, features = truth.dataset[index], speaker.info.features
     device = next(speaker.model.parameters()).device
     total, terms = speaker.model.loss(collate([item]).to(device))
@@ -208,7 +224,7 @@ def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
     result["mel_l1"] = float(terms.get("mel_after", terms["mel_before"]))
     spoken = _infer(speaker, item)
     if spoken is None:
-        return result
+        return result, None
     mel, durations = spoken
     milliseconds = 1000 * features.hop_length / features.sample_rate
     # The end of sentence has no sound of its own.
@@ -216,12 +232,9 @@ def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
     result["duration_ms"] = float(off.mean() * milliseconds)
     result["length_percent"] = 100 * abs(len(mel) - len(item.mel)) / len(item.mel)
     if len(mel) > 10 * len(item.mel) or not np.isfinite(mel).all():
-        return result
+        return result, None
     result["mcd"], path = mel_cepstral_distortion(truth.mel(index), mel, features)
-    audio = mel_to_audio(mel, features, n_iter=F0_ITERATIONS)
-    errors = f0_errors(truth.f0[index], f0(audio, features), path)
-    result["log_f0_rmse"], result["voicing_error"] = errors
-    return result
+    return result, (mel, path)
 
 
 def _infer(speaker: Speaker, item: Item) -> tuple[np.ndarray, np.ndarray] | None:
