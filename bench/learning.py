@@ -7,9 +7,9 @@ epochs, from a CPU; and both as folders that `sniper.compare --report-only` read
     python bench/learning.py assemble real --prepared data/real --parts parts \\
         --seconds seconds.json --output runs/compare-real
 
-What is learned does not depend on where it is computed, and what it costs does: losses and distances
-come from the GPU, where torch computes on masked weights, and a run's seconds are the sum of what
-epochs of its sparsities take on a CPU, measured apart and two arms at a time.
+What is learned does not depend on where it is computed, and what it costs does: losses and
+distances come from the GPU, where torch computes on masked weights, and a run's seconds are the sum
+of what epochs of its sparsities take on a CPU, measured apart and two arms at a time.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ def measure(
 
     from sniper.compare.evaluate import measure_mel
 
-    speaker = SimpleNamespace(model=trainer.model.eval(), info=trainer.info)
+    speaker: Any = SimpleNamespace(model=trainer.model.eval(), info=trainer.info)
     rows, mels = [], {}
     for index in range(count):
         figures, mel = measure_mel(speaker, truth, index)

@@ -13,6 +13,7 @@ A matrix is a YAML file; sniper/compare/matrices/*.yaml are the built-in ones:
       - {name: half, label: half of it, note: for the report, sparsity: {schedule: {0: 0.5}}}
       - {name: other, config: ljspeech-sniper}          # starts from another preset
       - {name: few, seeds: [0, 1], train: {lr: 0.5}}    # not with all seeds
+    claims: []                          # optional; sniper/compare/claims.py shows the format
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import yaml
 
+from sniper.compare.claims import Claim, read_claim
 from sniper.training.config import Config, ConfigError, load
 from sniper.training.settings import parse
 
@@ -67,6 +69,7 @@ class Matrix:
         seeds: each arm is trained with each; runs of one seed share initial weights and the order
             of the data.
         reference: name of the arm that the others are compared with.
+        claims: that the report holds against what was measured.
     """
 
     name: str
@@ -74,6 +77,7 @@ class Matrix:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     reference: str
+    claims: tuple[Claim, ...] = ()
 
     def config(self, arm: Arm, seed: int, folder: Path, threads: int) -> Config:
         """The settings of one run.
@@ -149,6 +153,7 @@ def load_matrix(
         arms=kept,
         seeds=own,
         reference=reference,
+        claims=_claims(data, names, kept, path),
     )
     # A setting that is refused must show now, not after the arms before it have trained.
     for arm in kept:
@@ -168,7 +173,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     data = parse(text, str(path))
     if not isinstance(data, dict) or "arms" not in data:
         raise ConfigError(f"{path}: expected a mapping with `config` and `arms`")
-    known = {"title", "config", "settings", "seeds", "reference", "arms"}
+    known = {"title", "config", "settings", "seeds", "reference", "arms", "claims"}
     # x- keys hold YAML anchors that several arms share, as in Compose files.
     unknown = sorted(k for k in data if k not in known and not str(k).startswith("x-"))
     if unknown:
@@ -181,6 +186,21 @@ def _list(data: dict[str, Any], key: str, path: Path) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{path}: {key}: expected a list that is not empty, got {value!r}")
     return value
+
+
+def _claims(
+    data: dict[str, Any], names: Sequence[str], kept: Sequence[Arm], path: Path
+) -> tuple[Claim, ...]:
+    """Those of arms that are kept."""
+    entries = data.get("claims", [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: claims: expected a list, got {entries!r:.120}")
+    try:
+        found = [read_claim(entry, names) for entry in entries]
+    except ValueError as error:
+        raise ConfigError(f"{path}: claims: {error}") from None
+    there = {arm.name for arm in kept}
+    return tuple(claim for claim in found if {claim.arm, claim.than} <= there)
 
 
 def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:

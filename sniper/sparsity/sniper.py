@@ -504,10 +504,8 @@ class Sniper:
         """Those of the masks in force; with `prune=False` of the masks that would be."""
         if self.prune or self._scheduled is None or self.sparsity is None:
             return self.densities()
-        masks, counts = (
-            part[self.sparsity] for part in (self._scheduled.masks, self._scheduled.counts)
-        )
-        return {name: counts[name] / max(masks[name].numel(), 1) for name in masks}
+        masks, counts = self._scheduled.masks[self.sparsity], self._scheduled.counts
+        return {n: counts[self.sparsity][n] / max(m.numel(), 1) for n, m in masks.items()}
 
     @torch.no_grad()
     def _apply(self, sparsity: float, optimizers: list[Optimizer]) -> None:

@@ -48,7 +48,8 @@ class WeightAverage:
             self._values = {n: t.clone() for n, t in own.items()}
             return
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self._values.values()), list(own.values()), 1 - decay)
+        own_values = list(own.values())
+        torch._foreach_lerp_(list(self._values.values()), own_values, 1 - decay)  # pyright: ignore
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

@@ -306,10 +306,11 @@ class Trainer:
         """Trains, validates and saves one epoch, or what is left of it.
 
         Returns:
-            epoch, sparsity, density, train and valid losses by term, frames, seconds (of training
-            only), frames/s, the share of padding in what was computed, the process's peak memory so
-            far, and apart the seconds of validation, of changing the sparsity and of the
-            checkpoints since the row before.
+            epoch, updates so far, sparsity, density, train and valid losses by term, frames,
+            seconds (of training only), frames/s, the share of padding in what was computed, the
+            process's peak memory so far, and apart the seconds of validation, of changing the
+            sparsity and of the checkpoints since the row before; with `train.valid_every` also
+            `within`: pairs of an update and the total validation loss after it.
         """
         progress = self.progress
         started = time.perf_counter()
@@ -328,6 +329,7 @@ class Trainer:
         valid = self.validate()
         row = {
             "epoch": progress.epoch,
+            "update": progress.update,
             "sparsity": sparsity,
             "density": self.density(),
             "train": {k: v / max(progress.batch, 1) for k, v in progress.loss_sums.items()},
