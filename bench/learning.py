@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--parts", type=Path, required=True)
             one.add_argument("--seconds", type=Path, required=True)
             one.add_argument("--output", type=Path, required=True)
+            one.add_argument("--sentences", type=int, default=64)
     return result
 
 
@@ -160,7 +161,7 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
     """Trains one run in memory and measures it."""
     import torch
 
-    from sniper.compare.evaluate import METRICS, Truth
+    from sniper.compare.evaluate import METRICS, Truth, layers_of
     from sniper.training.average import WeightAverage
     from sniper.training.data import make_loader
     from sniper.training.device import set_up_torch
@@ -235,6 +236,7 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
         "best_epoch": epoch + 1,
         "metrics": metrics,
         "ids": valid.ids[:few],
+        "layers": layers_of(trainer.sniper.state_dict() if trainer.sniper else None),
         "averages": []
         if observer is None
         else dict(zip(EXTRA_DECAYS, observer.losses, strict=True)),
@@ -264,7 +266,248 @@ def measure(
     return {key: [row[key] for row in rows] for key in rows[0]}, mels
 
 
+def seconds(options: argparse.Namespace) -> int:
+    """Measures frames per second of every stage of every arm beside dense, two at a time."""
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, Any] = {"machine": None, "matrices": {}}
+    for name, prepared in zip(options.matrix, options.prepared, strict=True):
+        stages = stages_of(name, prepared, options)
+        # Forward and backward through the list at the same time: each stage is measured twice, with
+        # another one beside it.
+        with context.Pool(2) as pool:
+            ways = [(name, prepared, way, options) for way in (stages, stages[::-1])]
+            (machine, one), (_, other) = pool.starmap(rates_of, ways)
+        found["machine"] = machine
+        joined = [rate for rate in (*one, *other) if rate["arm"] is not None]
+        dense = statistics.median(rate["dense"] for rate in joined)
+        found["matrices"][name] = {
+            "dense": dense,
+            "stages": [{**rate, "frames_per_second": dense * rate["ratio"]} for rate in joined],
+        }
+        options.out.write_text(json.dumps(found, indent=1))
+    return 0
+
+
+def stages_of(name: str, prepared: Path, options: argparse.Namespace) -> list[tuple[str, float]]:
+    """Arms and sparsities that take different times; an arm that shares its stage with an earlier
+    one is not measured again.
+    """
+    from sniper.compare.arms import load_matrix
+
+    found, seen = [], set()
+    for arm in load_matrix(name, overrides=options.override).arms:
+        run = {"matrix": name, "arm": arm.name, "seed": 0, "prepared": str(prepared)}
+        config = config_of(run, options.override, "cpu")
+        for sparsity in config.sparsity_schedule().sparsities:
+            key = stage_key(config, sparsity)
+            if key not in seen and key is not None:
+                seen.add(key)
+                found.append((arm.name, sparsity))
+    return found
+
+
+def stage_key(config: Any, sparsity: float) -> tuple | None:
+    """What an epoch's time depends on; None: it is dense torch."""
+    if config.sparsity_schedule().sparsities == (0.0,):
+        return None
+    own = config.sparsity
+    # Without pruning all sparsities cost the same.
+    return own.block_size, own.paper_exact, own.prune, sparsity if own.prune else 0.0
+
+
+def rates_of(
+    name: str, prepared: Path, stages: list[tuple[str, float]], options: argparse.Namespace
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    from sniper.compare.arms import load_matrix
+    from sniper.compare.worker import machine
+
+    reference = load_matrix(name, overrides=options.override).reference
+
+    def trainer_of(arm: str, schedule: dict[int, float]) -> Any:
+        run = {"matrix": name, "arm": arm, "seed": 0, "prepared": str(prepared)}
+        config = config_of(run, options.override, "cpu")
+        of_sparsity = {"schedule": schedule, "schedule_fractions": None}
+        own = {"epochs": 10_000, "batches_per_epoch": 10, "valid_every": None, "patience": None}
+        parts = {"sparsity": of_sparsity, "train": own}
+        changed = {k: getattr(config, k).model_copy(update=v) for k, v in parts.items()}
+        return quiet_trainer(config.model_copy(update=changed))
+
+    dense = trainer_of(reference, {0: 0.0})
+    dense.run_epoch()
+    found = []
+    for arm, sparsity in stages:
+        highest = (
+            config_of(
+                {"matrix": name, "arm": arm, "seed": 0, "prepared": str(prepared)},
+                options.override,
+                "cpu",
+            )
+            .sparsity_schedule()
+            .sparsities[0]
+        )
+        schedule = {0: highest} if sparsity == highest else {0: highest, 1: sparsity}
+        trainer = trainer_of(arm, schedule)
+        trainer.score()
+        rows = [trainer.run_epoch() for _ in schedule]
+        warm = trainer.run_epoch()  # in which executors were chosen
+        pairs = [(dense.run_epoch(), trainer.run_epoch()) for _ in range(options.epochs)]
+        ratios = [b["frames_per_second"] / a["frames_per_second"] for a, b in pairs]
+        found.append(
+            {
+                "arm": arm,
+                "sparsity": sparsity,
+                "ratio": statistics.median(ratios),
+                "ratios": ratios,
+                "dense": statistics.median(a["frames_per_second"] for a, _ in pairs),
+                "change_seconds": rows[-1]["change_seconds"],
+                "score_seconds": trainer.progress.score_seconds,
+                "first": warm["frames_per_second"],
+            }
+        )
+        print(f"{name} {arm} {sparsity:g}: {found[-1]['ratio']:.2f} times dense", flush=True)
+    return machine(), found
+
+
+def quiet_trainer(config: Any) -> Any:
+    """A trainer that saves nothing and validates next to nothing."""
+    from sniper.training.data import make_loader
+    from sniper.training.device import set_up_torch
+    from sniper.training.trainer import Trainer
+    from sniper.tts.corpus.dataset import FeatureDataset
+
+    set_up_torch(config.train)
+    train, valid = (
+        FeatureDataset(Path(config.data.prepared) / f"{s}.safetensors") for s in ("train", "valid")
+    )
+
+    class Quiet(Trainer):
+        def save(self, best: bool = False) -> None:
+            pass
+
+    trainer = Quiet(config, train, valid, train.info)
+    trainer._valid_loader = make_loader(valid, [[0]], 0, pin_memory=False)
+    return trainer
+
+
+def assemble(options: argparse.Namespace) -> int:
+    """Writes run folders of what was learned and what it takes."""
+    from sniper.compare.evaluate import load_truth
+    from sniper.tts.corpus.dataset import FeatureDataset
+
+    measured = json.loads(options.seconds.read_text())
+    for name, prepared in zip(options.matrix, options.prepared, strict=True):
+        rates = rate_table(name, prepared, measured["matrices"][name], options)
+        valid = FeatureDataset(prepared / "valid.safetensors")
+        options.output.joinpath("truth").mkdir(parents=True, exist_ok=True)
+        truth = load_truth(options.output / "truth", valid, options.sentences)
+        for path in sorted(options.parts.glob(f"{Path(name).stem}.*.json")):
+            found = json.loads(path.read_text())
+            write_run(found, path, rates, measured["machine"], truth, options)
+    return 0
+
+
+def rate_table(
+    name: str, prepared: Path, measured: dict[str, Any], options: argparse.Namespace
+) -> dict[tuple | None, dict[str, float]]:
+    """By `stage_key`: frames per second, and the seconds of a change of sparsity and of scoring."""
+    by_key: dict[tuple | None, list[dict[str, Any]]] = {}
+    for stage in measured["stages"]:
+        run = {"matrix": name, "arm": stage["arm"], "seed": 0, "prepared": str(prepared)}
+        key = stage_key(config_of(run, options.override, "cpu"), stage["sparsity"])
+        by_key.setdefault(key, []).append(stage)
+    kept = ("frames_per_second", "change_seconds", "score_seconds")
+    table = {
+        key: {name: statistics.fmean(stage[name] for stage in stages) for name in kept}
+        for key, stages in by_key.items()
+    }
+    zero = {"change_seconds": 0.0, "score_seconds": 0.0}
+    return {**table, None: {"frames_per_second": measured["dense"], **zero}}
+
+
+def write_run(
+    result: dict[str, Any],
+    path: Path,
+    rates: dict[tuple | None, dict[str, float]],
+    machine: dict[str, Any],
+    truth: Any,
+    options: argparse.Namespace,
+) -> None:
+    """One run as `sniper.train` and the comparison would have left it, but for its weights."""
+    from sniper.compare import files
+    from sniper.compare.evaluate import EVALUATION, METRICS, VERSION
+    from sniper.training import checkpoint
+    from sniper.training.config import dump, from_dict
+    from sniper.tts.files import sealed
+
+    folder = options.output / "runs" / result["arm"] / f"seed-{result['seed']}"
+    config = from_dict({**result["config"], "output": str(folder)})
+    history, before = [], None
+    for row in result["history"]:
+        rate = rates[stage_key(config, row["sparsity"])]
+        spent = {"seconds": row["frames"] / rate["frames_per_second"], "save_seconds": None}
+        spent |= {"frames_per_second": rate["frames_per_second"], "valid_seconds": None}
+        changes = row["sparsity"] != before and before is not None
+        spent["change_seconds"] = rate["change_seconds"] if changes else 0.0
+        history.append({**row, **spent})
+        before = row["sparsity"]
+    score = rates[stage_key(config, result["history"][0]["sparsity"])]["score_seconds"]
+    losses = [row["valid"]["total"] for row in history]
+    progress = {"epoch": len(history), "batch": 0, "update": result["update"], "history": history}
+    progress |= {"best_loss": min(losses), "score_seconds": score}
+    meta = {"config": config.to_dict(), "progress": progress}
+    if not checkpoint.exists(folder):
+        checkpoint.save(folder, result["update"], {}, {}, meta, best=True)
+    else:
+        checkpoint.write_meta(checkpoint.find(folder), {**meta, "format": checkpoint.FORMAT})
+    files.write_text(folder / "run.yaml", dump(config))
+    told = {"status": "trained", "message": "", "spans": []}
+    if result["status"] != "trained":
+        told |= {"status": "diverged", "message": result["status"]}
+    where = f"{machine['device']} (seconds) and {result['device']} (losses)"
+    told |= {"machine": {**machine, "device": where}}
+    told["wall_seconds"] = score + sum(r["seconds"] + r["change_seconds"] for r in history)
+    files.write_json(folder / "result.json", told)
+    sound = listen(path.with_suffix(".npz"), truth)
+    parts = {}
+    for which, epoch in (("final", len(history)), ("best", result["best_epoch"])):
+        metrics = {metric: result["metrics"][which][metric] for metric in METRICS}
+        errors = None
+        if which == "final" and sound:
+            errors = sound.pop("word_errors", None)
+            metrics |= sound
+        part = {"step": which, "epoch": epoch, "metrics": metrics, "word_errors": errors}
+        parts[which] = part
+    evaluation = {"version": VERSION, "vocoder": None, "ids": result["ids"], "checkpoints": parts}
+    evaluation["layers"] = result["layers"]
+    plain = json.loads(files.dumps(evaluation))
+    files.write_json(folder / EVALUATION, sealed(plain, EVALUATION, folder, []))
+    print(folder, flush=True)
+
+
+def listen(path: Path, truth: Any) -> dict[str, list[float]]:
+    """F0 and word errors of spoken mels that were kept; empty where none were."""
+    import numpy as np
+
+    from sniper.compare.distances import mel_cepstral_distortion
+    from sniper.compare.evaluate import measure_sound
+
+    cache = path.with_suffix(".sound.json")
+    if cache.exists():
+        return json.loads(cache.read_text())
+    if not path.exists():
+        return {}
+    mels, features = np.load(path), truth.dataset.info.features
+    rows = []
+    for index in range(len(truth.f0)):
+        mel = (mels[f"mel-{index}"].astype(np.float32) - 200) * MEL_STEP
+        _, way = mel_cepstral_distortion(truth.mel(index), mel, features)
+        rows.append(measure_sound(truth, index, mel, way))
+    found = {key: [row[key] for row in rows] for key in rows[0]}
+    cache.write_text(json.dumps(found))
+    return found
+
+
 if __name__ == "__main__":
     options = parser().parse_args()
     os.environ.setdefault("SNIPER_SELF_CHECK", "skip")  # no kernel of ours multiplies here
-    sys.exit({"train": train}[options.what](options))
+    sys.exit({"train": train, "seconds": seconds, "assemble": assemble}[options.what](options))

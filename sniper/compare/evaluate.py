@@ -251,16 +251,26 @@ def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
     """All metrics of one sentence; NaN where the model gives nothing that can be measured."""
     result, spoken = measure_mel(speaker, truth, index)
     if spoken is not None:
-        mel, path = spoken
-        features = speaker.info.features
-        audio = mel_to_audio(mel, features, n_iter=F0_ITERATIONS)
-        errors = f0_errors(truth.f0[index], f0(audio, features), path)
-        result["log_f0_rmse"], result["voicing_error"] = errors
-        if truth.recognised:
-            result[WORD_ERRORS] = _word_errors(truth, index, audio)
+        result |= measure_sound(truth, index, *spoken)
     elif truth.recognised:
         # What is not spoken is not heard: each of its words is wrong.
         result[WORD_ERRORS] = len(recognition.words_of(truth.dataset.texts[index]))
+    return result
+
+
+def measure_sound(truth: Truth, index: int, mel: np.ndarray, path: np.ndarray) -> dict[str, float]:
+    """The metrics of one sentence that need sound, and its word errors where somebody listens.
+
+    Args:
+        mel: what was spoken, log-mel `[T, n_mels]`.
+        path: pairs of frames by which it is aligned with the true mel.
+    """
+    features = truth.dataset.info.features
+    audio = mel_to_audio(mel, features, n_iter=F0_ITERATIONS)
+    errors = f0_errors(truth.f0[index], f0(audio, features), path)
+    result: dict[str, float] = {"log_f0_rmse": errors[0], "voicing_error": errors[1]}
+    if truth.recognised:
+        result[WORD_ERRORS] = _word_errors(truth, index, audio)
     return result
 
 
@@ -322,7 +332,11 @@ def masks_by_layer(run: Path) -> dict[str, Any]:
         taps, in blocks) and `masks`: by sparsity the blocks' bits in hexadecimal, the first in the
         lowest bit. Empty for a dense run. Sparsities are keys such as "0.8".
     """
-    state = checkpoint.load(run).state["sniper"]
+    return layers_of(checkpoint.load(run).state["sniper"])
+
+
+def layers_of(state: dict[str, Any] | None) -> dict[str, Any]:
+    """The same of what `Sniper.state_dict` gave; None: of a dense run."""
     if state is None or state["masks"] is None:
         return {}
     size = state["block_size"]

@@ -57,7 +57,7 @@ def word_errors(spoken: Sequence[str], heard: Sequence[str]) -> int:
 @functools.cache
 def _decoder() -> Any:
     sphinx = require("pocketsphinx")
-    # Each utterance is normalised by itself: what was heard before must not matter.
+    # An utterance is normalised by itself.
     return sphinx.Decoder(sphinx.Config(cmn="batch", loglevel="FATAL"))
 
 
@@ -70,6 +70,7 @@ def heard(audio: np.ndarray, features: FeatureConfig) -> list[str]:
     samples = require("soxr").resample(audio.astype(np.float32), features.sample_rate, RATE)
     data = np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
     decoder = _decoder()
+    decoder.reinit_feat()  # what was heard before must not matter
     decoder.start_utt()
     decoder.process_raw(data, full_utt=True)
     decoder.end_utt()

@@ -27,7 +27,11 @@ LARGE = 0.25  # of the blocks of the largest
 
 
 def collect(
-    matrix: Matrix, runs: Sequence[Run], command: str, valid: FeatureDataset, truth: Path
+    matrix: Matrix,
+    runs: Sequence[Run],
+    command: str,
+    valid: FeatureDataset,
+    truth: Path | None = None,
 ) -> dict[str, Any]:
     """The report's content; arms without a finished run have none of their own.
 
@@ -35,7 +39,7 @@ def collect(
         runs: as `matrix.plan` lists them.
         command: that was given, exactly.
         valid: the held-out split.
-        truth: folder of what is known of the held-out sentences themselves.
+        truth: folder of what is known of the held-out sentences themselves; None: nothing.
     """
     found = {arm.name: [read_run(r) for r in runs if r.arm == arm] for arm in matrix.arms}
     reference = _by_seed(found[matrix.reference])
@@ -266,13 +270,13 @@ def _setbacks(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[s
 
 
 def _words(
-    matrix: Matrix, found: dict[str, list[dict[str, Any]]], truth: Path
+    matrix: Matrix, found: dict[str, list[dict[str, Any]]], truth: Path | None
 ) -> list[dict[str, Any]]:
     """Percent of the words that a recogniser gets wrong: of recordings, of copy synthesis, and of
     each arm's final checkpoint, with the paired difference to the reference; empty where nobody
     listened.
     """
-    known = read_words(truth)
+    known = None if truth is None else read_words(truth)
     if known is None:
         return []
     share = 100 / max(float(np.mean(known["words"])), 1e-9)

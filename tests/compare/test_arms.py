@@ -12,6 +12,7 @@ import yaml
 from speech import LATER_SETTINGS, make_trainer
 
 from sniper.compare.arms import MATRICES, load_matrix
+from sniper.compare.matrix import plan
 from sniper.training.config import Config, ConfigError, differences, flat
 
 
@@ -131,6 +132,23 @@ def test_seeds_and_arms_can_be_chosen(tmp_path):
         load_matrix(_write(tmp_path), arms=["b"])
 
 
+def test_an_arm_may_have_fewer_seeds(tmp_path):
+    arms = [{"name": "a"}, {"name": "b", "seeds": [1]}]
+    matrix = load_matrix(_write(tmp_path, seeds=[0, 1], arms=arms))
+    runs = [(run.arm.name, run.seed) for run in plan(matrix, tmp_path, 1)]
+    assert runs == [("a", 0), ("a", 1), ("b", 1)]
+    # Those of the command are for all.
+    chosen = load_matrix(_write(tmp_path, seeds=[0, 1], arms=arms), seeds=[5])
+    assert [(r.arm.name, r.seed) for r in plan(chosen, tmp_path, 1)] == [("a", 5), ("b", 5)]
+
+
+def test_claims_of_arms_that_are_left_out_are_left_out_too(tmp_path):
+    claims = [{"claim": "less", "arm": "b", "than": "a", "by": "loss"}]
+    (claim,) = load_matrix(_write(tmp_path, claims=claims)).claims
+    assert (claim.arm, claim.limit, claim.above) == ("b", 0.0, False)
+    assert load_matrix(_write(tmp_path, claims=claims), arms=["a"]).claims == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -149,6 +167,9 @@ def test_seeds_and_arms_can_be_chosen(tmp_path):
         ({"seeds": [-1]}, "seeds: expected different whole numbers"),
         ({"arm": []}, "unknown 'arm'"),
         ({"reference": "c"}, "reference arm 'c'"),
+        ({"arms": [{"name": "a", "seeds": [7]}]}, r"arm a: expected seeds among \[0\], got \[7\]"),
+        ({"claims": {}}, "claims: expected a list"),
+        ({"claims": [{"claim": "x", "arm": "z", "than": "a", "by": "loss"}]}, "claims: arm: .*'z'"),
     ],
 )
 def test_what_is_refused(tmp_path, changes, words):
