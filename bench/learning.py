@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
 import json
 import math
 import multiprocessing
@@ -29,8 +30,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-MEL_STEP = 0.05  # in log10: the resolution in which spoken mels are kept, half a dB
-EXTRA_DECAYS = (0.95, 0.99)  # averages that are looked at besides, with --averages
+VALID_FRAMES = 6500  # padded, of a batch of held-out sentences
+MEL_STEP = 0.05  # in log10: the resolution in which spoken mels are kept, one dB
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,8 +51,9 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--limit", type=float, default=math.inf, help="seconds for all")
             one.add_argument("--device", default="cuda")
             one.add_argument("--sentences", type=int, default=64)
-            one.add_argument("--mels", default="", help="seeds whose spoken mels are kept: 0,1")
-            one.add_argument("--averages", action="store_true", help="look at averages besides")
+            one.add_argument("--mels", default="", help="MATRIX.ARM.SEED,... whose mels are kept")
+            one.add_argument("--main", default="", help="arms that come first")
+            one.add_argument("--probed", type=int, default=2, help="seeds validated within epochs")
         elif name == "seconds":
             one.add_argument("--out", type=Path, required=True)
             one.add_argument("--epochs", type=int, default=2, help="measured of each sparsity")
@@ -64,20 +66,34 @@ def parser() -> argparse.ArgumentParser:
 
 
 def runs_of(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All runs, seed by seed, so that what a limit cuts off are the last seeds."""
+    """All runs, those of `--main` first and then seed by seed: what a limit cuts off comes last."""
     from sniper.compare.arms import load_matrix
 
-    found = []
-    for which, (name, prepared) in enumerate(zip(options.matrix, options.prepared, strict=True)):
+    found, main = [], options.main.split(",")
+    for name, prepared in zip(options.matrix, options.prepared, strict=True):
         # A corpus of either kind that is prepared already is read alike.
         at = ["data.kind=ljspeech", f"data.prepared={prepared}"]
         matrix = load_matrix(name, overrides=[*at, *options.override])
+        # Where the sparsity of some arm changes in steps, and what the others do at that time.
+        steps = [
+            matrix.config(arm, 0, Path("unused"), 1).sparsity_schedule() for arm in matrix.arms
+        ]
+        probes = sorted({epoch for s in steps if len(s.steps) in (3, 4) for epoch in s.steps} - {0})
         for place, arm in enumerate(matrix.arms):
             if options.arms and arm.name not in options.arms:
                 continue
-            for order, seed in enumerate(arm.seeds or matrix.seeds):
-                run = {"matrix": name, "arm": arm.name, "seed": seed}
-                found.append({**run, "prepared": str(prepared), "order": (order, place, which)})
+            for number, seed in enumerate(arm.seeds or matrix.seeds):
+                run = {"matrix": name, "arm": arm.name, "seed": seed, "prepared": str(prepared)}
+                run["order"] = (
+                    arm.name not in main,
+                    number,
+                    Path(name).stem.startswith("tune"),
+                    place,
+                )
+                run |= {"probes": probes, "probe": number < options.probed}
+                label = f"{Path(name).stem}.{arm.name}.{seed}"
+                run["keep"] = any(fnmatch.fnmatch(label, mask) for mask in options.mels.split(","))
+                found.append(run)
     return sorted(found, key=lambda run: run["order"])
 
 
@@ -147,7 +163,7 @@ def work(waiting: Any, done: Any, options: argparse.Namespace) -> None:
         if mels:
             import numpy as np
 
-            np.savez_compressed(options.out / f"{name}.npz", **mels)
+            np.savez(options.out / f"{name}.npz", **mels)
         text = json.dumps(result, allow_nan=True)
         (options.out / f"{name}.json").write_text(text)
         final = result["metrics"]["final"]
@@ -162,8 +178,7 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
     import torch
 
     from sniper.compare.evaluate import METRICS, Truth, layers_of
-    from sniper.training.average import WeightAverage
-    from sniper.training.data import make_loader
+    from sniper.training.data import make_loader, valid_batches
     from sniper.training.device import set_up_torch
     from sniper.training.progress import NotFinite, Observer
     from sniper.training.trainer import Trainer
@@ -175,7 +190,7 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
     train, valid = (FeatureDataset(prepared / f"{s}.safetensors") for s in ("train", "valid"))
 
     class InMemory(Trainer):
-        """Keeps what a checkpoint would: the weights that speak, of the best epoch."""
+        """Keeps what a checkpoint would: the weights that speak, after the best epoch."""
 
         best: tuple[int, dict[str, torch.Tensor]]
 
@@ -186,30 +201,23 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
                     state = self.model.state_dict()
                     self.best = self.progress.epoch, {n: t.clone() for n, t in state.items()}
 
-    class Averages(Observer):
-        """Averages of other decays over the same run, validated too."""
+    class Raw(Observer):
+        """The loss of the trained weights themselves beside that of their average."""
 
-        def __init__(self) -> None:
-            self.of = [WeightAverage(trainer.model, d) for d in EXTRA_DECAYS]
-            self.losses: list[list[float]] = [[] for _ in self.of]
-
-        def updated(self, progress: Any, values: Any) -> None:
-            for average in self.of:
-                average.update()
+        losses: list[float] = []
 
         def epoch_ended(self, end: Any) -> None:
-            for average, losses in zip(self.of, self.losses, strict=True):
-                with average.in_place():
-                    losses.append(trainer.validate()["total"])
+            # Called while the model holds the average; a second exchange gives the weights.
+            self.losses = [*self.losses, trainer.validate()["total"]]
 
     trainer = InMemory(config, train, valid, train.info)
-    # One batch of all held-out sentences: its padding costs a GPU less than more batches would.
     few = min(options.sentences, len(valid))
-    halves = [list(range(0, few, 2)), list(range(1, few, 2))]
-    trainer._valid_loader = make_loader(valid, halves, 0, pin_memory=False)
-    observer = Averages() if options.averages else None
-    if observer is not None:
-        trainer.observer = observer
+    # Larger batches than in training, which a GPU takes in one go.
+    held_out = [[i for i in batch if i < few] for batch in valid_batches(valid, VALID_FRAMES)]
+    trainer._valid_loader = make_loader(valid, [b for b in held_out if b], 0, pin_memory=False)
+    averaged = trainer.average is not None
+    observer = trainer.observer = Raw() if averaged else Observer()
+    probe(trainer, run["probes"] if run["probe"] else [])
     how = "trained"
     try:
         trainer.fit()
@@ -218,14 +226,14 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
     truth = Truth(valid, [], None)
     metrics, mels = {}, {}
     with trainer._speaking():
-        keep = str(run["seed"]) in options.mels.split(",")
-        metrics["final"], mels = measure(trainer, truth, few, keep)
-        if observer is not None:
-            with observer.of[-1].in_place():
-                metrics["average"], _ = measure(trainer, truth, few, False)
+        metrics["final"], mels = measure(trainer, truth, few, run["keep"])
+    if averaged and run["probe"]:
+        metrics["raw"], _ = measure(trainer, truth, few, False)
     epoch, weights = trainer.best
-    trainer.model.load_state_dict(weights)
-    metrics["best"], _ = measure(trainer, truth, few, False)
+    metrics["best"] = metrics["final"]
+    if epoch < len(trainer.progress.history):
+        trainer.model.load_state_dict(weights)
+        metrics["best"], _ = measure(trainer, truth, few, False)
     assert set(metrics["final"]) <= set(METRICS)
     result = {
         **run,
@@ -233,17 +241,33 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
         "config": config.to_dict(),
         "history": trainer.progress.history,
         "update": trainer.progress.update,
-        "best_epoch": epoch + 1,
+        "best_epoch": epoch,
         "metrics": metrics,
         "ids": valid.ids[:few],
         "layers": layers_of(trainer.sniper.state_dict() if trainer.sniper else None),
-        "averages": []
-        if observer is None
-        else dict(zip(EXTRA_DECAYS, observer.losses, strict=True)),
+        "raw": observer.losses if isinstance(observer, Raw) else [],
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "torch": torch.__version__,
     }
     return result, mels
+
+
+def probe(trainer: Any, epochs: list[int]) -> None:
+    """Validates within these epochs alone, ten times, the average and the weights."""
+    every = max(1, trainer.batches_per_epoch // 10)
+
+    def validate_within() -> None:
+        progress = trainer.progress
+        ends = progress.batch == trainer._batches.of_epoch(progress.epoch)
+        if progress.epoch not in epochs or ends or progress.update % every:
+            return
+        losses = [trainer.validate()["total"]]
+        if trainer.average is not None:
+            with trainer.average.in_place():
+                losses.append(trainer.validate()["total"])
+        progress.within.append([progress.update, *losses])
+
+    trainer._validate_within = validate_within
 
 
 def measure(
@@ -261,7 +285,8 @@ def measure(
         rows.append(figures)
         if keep and mel is not None:
             small = np.clip(np.round(mel[0] / MEL_STEP) + 200, 0, 255).astype(np.uint8)
-            mels[f"mel-{index}"] = small
+            # Differences in time, which compress better; they wrap around.
+            mels[f"mel-{index}"] = np.diff(small, axis=0, prepend=np.zeros_like(small[:1]))
     trainer.model.train()
     return {key: [row[key] for row in rows] for key in rows[0]}, mels
 
@@ -327,7 +352,7 @@ def rates_of(
         run = {"matrix": name, "arm": arm, "seed": 0, "prepared": str(prepared)}
         config = config_of(run, options.override, "cpu")
         of_sparsity = {"schedule": schedule, "schedule_fractions": None}
-        own = {"epochs": 10_000, "batches_per_epoch": 10, "valid_every": None, "patience": None}
+        own = {"epochs": 10_000, "batches_per_epoch": 8, "valid_every": None, "patience": None}
         parts = {"sparsity": of_sparsity, "train": own}
         changed = {k: getattr(config, k).model_copy(update=v) for k, v in parts.items()}
         return quiet_trainer(config.model_copy(update=changed))
@@ -448,7 +473,10 @@ def write_run(
         spent |= {"frames_per_second": rate["frames_per_second"], "valid_seconds": None}
         changes = row["sparsity"] != before and before is not None
         spent["change_seconds"] = rate["change_seconds"] if changes else 0.0
-        history.append({**row, **spent})
+        # Beside the loss of the average that of the weights themselves, which no run of
+        # `sniper.train` notes.
+        within = {"within": [pair[:2] for pair in row["within"]]} if "within" in row else {}
+        history.append({**row, **spent, **within})
         before = row["sparsity"]
     score = rates[stage_key(config, result["history"][0]["sparsity"])]["score_seconds"]
     losses = [row["valid"]["total"] for row in history]
@@ -499,7 +527,8 @@ def listen(path: Path, truth: Any) -> dict[str, list[float]]:
     mels, features = np.load(path), truth.dataset.info.features
     rows = []
     for index in range(len(truth.f0)):
-        mel = (mels[f"mel-{index}"].astype(np.float32) - 200) * MEL_STEP
+        small = np.cumsum(mels[f"mel-{index}"], axis=0, dtype=np.uint8)
+        mel = (small.astype(np.float32) - 200) * MEL_STEP
         _, way = mel_cepstral_distortion(truth.mel(index), mel, features)
         rows.append(measure_sound(truth, index, mel, way))
     found = {key: [row[key] for row in rows] for key in rows[0]}
