@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
+import functools
 import json
 import math
 import multiprocessing
@@ -30,6 +31,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
+MOST_STAGES = 4  # of an arm, which are measured
 VALID_FRAMES = 6500  # padded, of a batch of held-out sentences
 MEL_STEP = 0.05  # in log10: the resolution in which spoken mels are kept, one dB
 
@@ -57,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         elif name == "seconds":
             one.add_argument("--out", type=Path, required=True)
             one.add_argument("--epochs", type=int, default=2, help="measured of each sparsity")
+            one.add_argument("--batches", type=int, default=8, help="of such an epoch")
         else:
             one.add_argument("--parts", type=Path, required=True)
             one.add_argument("--seconds", type=Path, required=True)
@@ -161,8 +166,6 @@ def work(waiting: Any, done: Any, options: argparse.Namespace) -> None:
             done.put(f"{name} failed")
             continue
         if mels:
-            import numpy as np
-
             np.savez(options.out / f"{name}.npz", **mels)
         text = json.dumps(result, allow_nan=True)
         (options.out / f"{name}.json").write_text(text)
@@ -274,8 +277,6 @@ def measure(
     trainer: Any, truth: Any, count: int, keep: bool
 ) -> tuple[dict[str, list[float]], dict]:
     """Distances of the sentences, by name, and the spoken mels as small numbers."""
-    import numpy as np
-
     from sniper.compare.evaluate import measure_mel
 
     speaker: Any = SimpleNamespace(model=trainer.model.eval(), info=trainer.info)
@@ -321,9 +322,14 @@ def stages_of(name: str, prepared: Path, options: argparse.Namespace) -> list[tu
 
     found, seen = [], set()
     for arm in load_matrix(name, overrides=options.override).arms:
+        if options.arms and arm.name not in options.arms:
+            continue
         run = {"matrix": name, "arm": arm.name, "seed": 0, "prepared": str(prepared)}
         config = config_of(run, options.override, "cpu")
-        for sparsity in config.sparsity_schedule().sparsities:
+        stages = config.sparsity_schedule().sparsities
+        if len(stages) > MOST_STAGES:
+            continue  # what lies between others' is read off between them
+        for sparsity in stages:
             key = stage_key(config, sparsity)
             if key not in seen and key is not None:
                 seen.add(key)
@@ -352,7 +358,12 @@ def rates_of(
         run = {"matrix": name, "arm": arm, "seed": 0, "prepared": str(prepared)}
         config = config_of(run, options.override, "cpu")
         of_sparsity = {"schedule": schedule, "schedule_fractions": None}
-        own = {"epochs": 10_000, "batches_per_epoch": 8, "valid_every": None, "patience": None}
+        own = {
+            "epochs": 10_000,
+            "batches_per_epoch": options.batches,
+            "valid_every": None,
+            "patience": None,
+        }
         parts = {"sparsity": of_sparsity, "train": own}
         changed = {k: getattr(config, k).model_copy(update=v) for k, v in parts.items()}
         return quiet_trainer(config.model_copy(update=changed))
@@ -421,7 +432,8 @@ def assemble(options: argparse.Namespace) -> int:
 
     measured = json.loads(options.seconds.read_text())
     for name, prepared in zip(options.matrix, options.prepared, strict=True):
-        rates = rate_table(name, prepared, measured["matrices"][name], options)
+        arms = [str(prepared), options.override, name]
+        rates = Rates(measured["matrices"][name], functools.partial(config_of_arm, *arms))
         valid = FeatureDataset(prepared / "valid.safetensors")
         options.output.joinpath("truth").mkdir(parents=True, exist_ok=True)
         truth = load_truth(options.output / "truth", valid, options.sentences)
@@ -431,28 +443,50 @@ def assemble(options: argparse.Namespace) -> int:
     return 0
 
 
-def rate_table(
-    name: str, prepared: Path, measured: dict[str, Any], options: argparse.Namespace
-) -> dict[tuple | None, dict[str, float]]:
-    """By `stage_key`: frames per second, and the seconds of a change of sparsity and of scoring."""
-    by_key: dict[tuple | None, list[dict[str, Any]]] = {}
-    for stage in measured["stages"]:
-        run = {"matrix": name, "arm": stage["arm"], "seed": 0, "prepared": str(prepared)}
-        key = stage_key(config_of(run, options.override, "cpu"), stage["sparsity"])
-        by_key.setdefault(key, []).append(stage)
-    kept = ("frames_per_second", "change_seconds", "score_seconds")
-    table = {
-        key: {name: statistics.fmean(stage[name] for stage in stages) for name in kept}
-        for key, stages in by_key.items()
-    }
-    zero = {"change_seconds": 0.0, "score_seconds": 0.0}
-    return {**table, None: {"frames_per_second": measured["dense"], **zero}}
+def config_of_arm(prepared: str, override: list[str], name: str, arm: str) -> Any:
+    run = {"matrix": name, "arm": arm, "seed": 0, "prepared": prepared}
+    return config_of(run, override, "cpu")
+
+
+class Rates:
+    """Frames per second, and the seconds of a change of sparsity and of scoring, by stage.
+
+    Args:
+        measured: of one matrix, as `seconds` wrote it.
+        config_of_arm: gives the settings of an arm by its name.
+    """
+
+    def __init__(self, measured: dict[str, Any], config_of_arm: Any):
+        self._dense = measured["dense"]
+        self._by_key: dict[tuple, dict[float, list[dict[str, Any]]]] = {}
+        for stage in measured["stages"]:
+            key = stage_key(config_of_arm(stage["arm"]), stage["sparsity"])
+            assert key is not None, stage  # dense is not among the stages
+            *kind, sparsity = key
+            self._by_key.setdefault(tuple(kind), {}).setdefault(sparsity, []).append(stage)
+
+    def at(self, config: Any, sparsity: float, what: str = "frames_per_second") -> float:
+        """Of a run with these settings at this sparsity; between two that were measured, the
+        seconds of a frame are interpolated.
+        """
+        key = stage_key(config, sparsity)
+        if key is None:
+            return self._dense if what == "frames_per_second" else 0.0
+        *kind, asked = key
+        stages = self._by_key[tuple(kind)]
+        known = sorted(stages)
+        values = [statistics.fmean(stage[what] for stage in stages[s]) for s in known]
+        if what != "frames_per_second":
+            return statistics.fmean(values)
+        if not known[0] <= asked <= known[-1]:
+            raise ValueError(f"seconds: expected a sparsity in {known}, got {asked}")
+        return 1 / float(np.interp(asked, known, [1 / value for value in values]))
 
 
 def write_run(
     result: dict[str, Any],
     path: Path,
-    rates: dict[tuple | None, dict[str, float]],
+    rates: Rates,
     machine: dict[str, Any],
     truth: Any,
     options: argparse.Namespace,
@@ -468,17 +502,17 @@ def write_run(
     config = from_dict({**result["config"], "output": str(folder)})
     history, before = [], None
     for row in result["history"]:
-        rate = rates[stage_key(config, row["sparsity"])]
-        spent = {"seconds": row["frames"] / rate["frames_per_second"], "save_seconds": None}
-        spent |= {"frames_per_second": rate["frames_per_second"], "valid_seconds": None}
+        rate = rates.at(config, row["sparsity"])
+        spent = {"seconds": row["frames"] / rate, "save_seconds": None, "valid_seconds": None}
         changes = row["sparsity"] != before and before is not None
-        spent["change_seconds"] = rate["change_seconds"] if changes else 0.0
+        change = rates.at(config, row["sparsity"], "change_seconds") if changes else 0.0
+        spent |= {"frames_per_second": rate, "change_seconds": change}
         # Beside the loss of the average that of the weights themselves, which no run of
         # `sniper.train` notes.
         within = {"within": [pair[:2] for pair in row["within"]]} if "within" in row else {}
         history.append({**row, **spent, **within})
         before = row["sparsity"]
-    score = rates[stage_key(config, result["history"][0]["sparsity"])]["score_seconds"]
+    score = rates.at(config, result["history"][0]["sparsity"], "score_seconds")
     losses = [row["valid"]["total"] for row in history]
     progress = {"epoch": len(history), "batch": 0, "update": result["update"], "history": history}
     progress |= {"best_loss": min(losses), "score_seconds": score}
@@ -514,8 +548,6 @@ def write_run(
 
 def listen(path: Path, truth: Any) -> dict[str, list[float]]:
     """F0 and word errors of spoken mels that were kept; empty where none were."""
-    import numpy as np
-
     from sniper.compare.distances import mel_cepstral_distortion
     from sniper.compare.evaluate import measure_sound
 

@@ -175,7 +175,9 @@ def find_voices(data: dict[str, Any], runs: Sequence[Run], truth: Path) -> list[
         truth: folder of the held-out sentences.
     """
     # One seed is enough to hear by, and all of them would be megabytes.
-    first = {run.arm.name: run.folder for run in runs if run.seed == data["seeds"][0]}
+    first: dict[str, Path] = {}
+    for run in runs:  # in the order of the seeds; an arm may not have all of them
+        first.setdefault(run.arm.name, run.folder)
     voices = []
     for index, sentence in enumerate(data["spoken"]):
         clips = [
