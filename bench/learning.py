@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--seconds", type=Path, required=True)
             one.add_argument("--output", type=Path, required=True)
             one.add_argument("--sentences", type=int, default=64)
+            one.add_argument("--no-sound", action="store_true", help="no F0, nobody listens")
     return result
 
 
@@ -435,8 +436,10 @@ def assemble(options: argparse.Namespace) -> int:
         arms = [str(prepared), options.override, name]
         rates = Rates(measured["matrices"][name], functools.partial(config_of_arm, *arms))
         valid = FeatureDataset(prepared / "valid.safetensors")
-        options.output.joinpath("truth").mkdir(parents=True, exist_ok=True)
-        truth = load_truth(options.output / "truth", valid, options.sentences)
+        truth = None
+        if not options.no_sound:
+            options.output.joinpath("truth").mkdir(parents=True, exist_ok=True)
+            truth = load_truth(options.output / "truth", valid, options.sentences)
         for path in sorted(options.parts.glob(f"{Path(name).stem}.*.json")):
             found = json.loads(path.read_text())
             write_run(found, path, rates, measured["machine"], truth, options)
@@ -529,7 +532,7 @@ def write_run(
     told |= {"machine": {**machine, "device": where}}
     told["wall_seconds"] = score + sum(r["seconds"] + r["change_seconds"] for r in history)
     files.write_json(folder / "result.json", told)
-    sound = listen(path.with_suffix(".npz"), truth)
+    sound = {} if truth is None else listen(path.with_suffix(".npz"), truth)
     parts = {}
     for which, epoch in (("final", len(history)), ("best", result["best_epoch"])):
         metrics = {metric: result["metrics"][which][metric] for metric in METRICS}

@@ -12,7 +12,7 @@ A matrix lists them:
 validation loss after a tenth and a quarter of the epochs: percent), `time` (times sooner to the
 other's last loss) or `setback` (the largest at a change of the sparsity: percent). A claim holds
 where the whole 95 % interval is on its side of the limit, it does not where the whole interval is
-on the other; else the runs do not say.
+on the other; else, and with fewer than three seeds, the runs do not show it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from sniper.compare import bootstrap, timing
 BY = ("loss", "mcd", "early", "time", "setback")
 # What `above` and `below` are measured in.
 UNITS = {"loss": "%", "mcd": "%", "early": "%", "time": "×", "setback": "%"}
+FEWEST_SEEDS = 3  # below which nothing is shown
 _EARLY = timing.EARLY[:2]
 
 
@@ -100,11 +101,18 @@ def judge(claim: Claim, found: Mapping[str, Sequence[dict[str, Any]]]) -> dict[s
     own, than = (_by_seed(found[name]) for name in (claim.arm, claim.than))
     common = sorted(set(own) & set(than))
     pairs = [(own[seed], than[seed]) for seed in common]
+    if claim.by == "setback":
+        fine = timing.finest([run["history"] for run, _ in pairs])
+        pairs = [pair for pair in pairs if pair[0]["history"] in fine]
     measured = _MEASURES[claim.by](claim.by, pairs) if pairs else None
     value, low, high = (None, None, None) if measured is None else measured
     told = {key: getattr(claim, key) for key in ("claim", "source", "arm", "than", "by", "limit")}
-    told |= {"above": claim.above, "value": value, "low": low, "high": high, "seeds": len(common)}
-    return {**told, "verdict": _verdict(claim, value, low, high)}
+    told |= {"above": claim.above, "value": value, "low": low, "high": high, "seeds": len(pairs)}
+    verdict = _verdict(claim, value, low, high)
+    # Of one seed the interval is over its sentences alone, and two make no interval over seeds.
+    if verdict != "not measured" and len(pairs) < FEWEST_SEEDS:
+        verdict = "not shown"
+    return {**told, "verdict": verdict}
 
 
 def _verdict(claim: Claim, value: float | None, low: float | None, high: float | None) -> str:

@@ -240,6 +240,8 @@ def _setbacks(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[s
     """By change of the sparsity: the setback over seeds, and what the reference, which changes
     nothing, shows at the same epochs.
     """
+    fine = timing.finest([own["history"] for own, _ in pairs])
+    pairs = [pair for pair in pairs if pair[0]["history"] in fine]
     by_seed = [
         [
             (row, timing.setback(theirs["history"], row["epoch"]))

@@ -180,6 +180,14 @@ def setbacks(history: Sequence[Row]) -> list[dict[str, Any]]:
     return result
 
 
+def finest(histories: Sequence[Sequence[Row]]) -> list[Sequence[Row]]:
+    """Those that were validated within epochs too, if any was: at the ends of epochs alone most of
+    a setback is over.
+    """
+    fine = [history for history in histories if any(row.get("within") for row in history)]
+    return fine or list(histories)
+
+
 def setback(history: Sequence[Row], number: int) -> dict[str, Any]:
     """`percent` and `epochs`, as `setbacks` has them, of an epoch whether it changes anything or
     not: what the loss does by itself is what a change has to be held against.

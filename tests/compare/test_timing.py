@@ -8,6 +8,7 @@ import pytest
 from sniper.compare.timing import (
     accounts,
     early_losses,
+    finest,
     setbacks,
     sooner,
     stages,
@@ -159,3 +160,10 @@ def test_draws_that_do_not_get_there_count_as_0():
 def test_an_arm_that_is_there_at_its_first_epoch():
     dense, own = _history([2.0, 1.0], [3.0, 3.0]), _history([0.5, 0.4], [2.0, 2.0])
     assert sooner([(own, dense)])["speedup"] == 3.0
+
+
+def test_setbacks_are_told_of_runs_that_were_looked_at_within_epochs():
+    coarse = _at([3.0, 2.0], [0.5, 0.0])
+    fine = _at([3.0, 2.0], [0.5, 0.0], {1: [[15, 3.3]]})
+    assert finest([coarse, fine]) == [fine]
+    assert finest([coarse, coarse]) == [coarse, coarse]
