@@ -27,6 +27,10 @@ LATER_SETTINGS = {
     "train.max_frames_per_rank": None,
     "train.exchange": "fp32",
     "train.timeout_minutes": 10.0,
+    "train.ema": None,
+    "train.valid_every": None,
+    "sparsity.growth": "score",
+    "sparsity.prune": True,
 }
 SPEAKERS = ("anna", "ben", "clara")
 

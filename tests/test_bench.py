@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -12,9 +13,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
+from speech import fit, tiny
+
+from sniper.compare.__main__ import main as compare
+from sniper.compare.worker import machine
+from sniper.training.config import dump
 
 from sniper.tts.aligners.textgrid import timed_text, write_textgrid
 
@@ -168,3 +176,98 @@ def test_a_kill_loses_the_running_section_alone(gpu_suite, tmp_path):
     assert json.loads((tmp_path / "doctor.json").read_text())["status"] == "ok"
     assert "frames" in json.loads(rows.read_text().splitlines()[0])
     assert not (tmp_path / "recording.json").exists()
+
+
+@pytest.fixture
+def learning(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return importlib.import_module("learning")
+
+
+def _small_matrix(corpus: Path, folder: Path) -> Path:
+    settings = {"ema": 0.8, "epochs": 4}
+    base = tiny(corpus, folder / "unused", train=settings, sparsity={"max_lr_scale": 2.0})
+    (folder / "base.yaml").write_text(dump(base), encoding="utf-8")
+    steps = {0: 0.6, 1: 0.3, 2: 0.0}
+    matrix = {
+        "config": "base.yaml",
+        "seeds": [0, 1],
+        "arms": [
+            {"name": "dense", "sparsity": {"schedule": {0: 0.0}}},
+            {"name": "blocks", "seeds": [1], "sparsity": {"schedule": steps}},
+        ],
+    }
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(matrix), encoding="utf-8")
+    return path
+
+
+def test_what_was_learned_elsewhere_becomes_a_report(learning, demo_corpus, tmp_path, monkeypatch):
+    matrix, parts = _small_matrix(demo_corpus, tmp_path), tmp_path / "parts"
+    parts.mkdir()
+    common = [str(matrix), "--prepared", str(demo_corpus)]
+    more = ["--out", str(parts), "--device", "cpu", "--main", "blocks", "--mels", "small.blocks.*"]
+    options = learning.parser().parse_args(["train", *common, *more])
+    runs = learning.runs_of(options)
+    assert [(r["arm"], r["seed"], r["keep"]) for r in runs] == [
+        ("blocks", 1, True),
+        ("dense", 0, False),
+        ("dense", 1, False),
+    ]
+    for run in runs:
+        result, mels = learning.train_one(run, options)
+        name = f"small.{run['arm']}.{run['seed']}"
+        (parts / f"{name}.json").write_text(json.dumps(result))
+        if mels:
+            np.savez(parts / f"{name}.npz", **mels)
+    # What a checkpoint would say: the losses are those of the trainer.
+    config = learning.config_of(runs[0], [], "cpu")
+    output, cut = str(tmp_path / "same"), {"data": config.data.model_copy(update={"kind": "demo"})}
+    same = fit(config.model_copy(update={"output": output, **cut}))
+    found = json.loads((parts / "small.blocks.1.json").read_text())
+    assert [r["train"] for r in found["history"]] == [r["train"] for r in same.progress.history]
+    assert found["raw"] != [r["valid"]["total"] for r in found["history"]]
+    assert {len(pair) for row in found["history"] for pair in row.get("within", [])} == {3}
+
+    stage = {"arm": "blocks", "change_seconds": 0.5, "score_seconds": 2.0}
+    rates = {0.6: 400.0, 0.3: 200.0, 0.0: 100.0}
+    stages = [{**stage, "sparsity": s, "frames_per_second": r} for s, r in rates.items()]
+    measured = {"machine": machine(), "matrices": {str(matrix): {"dense": 80.0, "stages": stages}}}
+    (tmp_path / "seconds.json").write_text(json.dumps(measured))
+    out = tmp_path / "out"
+    there = ["--parts", str(parts), "--seconds", str(tmp_path / "seconds.json")]
+    options = learning.parser().parse_args(["assemble", *common, *there, "--output", str(out)])
+    monkeypatch.setattr("sniper.compare.recognition.heard", lambda audio, features: ["the"])
+    assert learning.assemble(options) == 0
+    assert compare(["--config", str(matrix), "--output", str(out), "--report-only"]) == 0
+
+    data = json.loads((out / "report/results.json").read_text())
+    blocks = next(arm for arm in data["arms"] if arm["name"] == "blocks")
+    (run,) = blocks["runs"]
+    frames = [row["frames"] for row in found["history"]]
+    spent = np.cumsum([frames[0] / 400, frames[1] / 200, frames[2] / 100, frames[3] / 100])
+    assert run["seconds"] == pytest.approx(spent, abs=0.01)
+    assert run["loss"] == [round(row["valid"]["total"], 5) for row in found["history"]]
+    assert blocks["metrics"]["final"]["mcd"]["mean"] == pytest.approx(
+        np.mean(found["metrics"]["final"]["mcd"])
+    )
+    assert 0 <= blocks["metrics"]["final"]["voicing_error"]["mean"] <= 1
+    assert [row["epoch"] for row in blocks["setbacks"]] == [1, 2]
+    assert [row["name"] for row in data["words"]] == ["recordings", "copy synthesis", "blocks"]
+    assert blocks["accounts"]["changes"] == pytest.approx(1.0)
+    assert blocks["accounts"]["scoring"] == pytest.approx(2.0)
+
+
+def test_rates_between_stages_that_were_measured(learning, demo_corpus, tmp_path):
+    matrix = _small_matrix(demo_corpus, tmp_path)
+    config_of_arm = functools.partial(learning.config_of_arm, str(demo_corpus), [], str(matrix))
+    stage = {"arm": "blocks", "change_seconds": 0.0, "score_seconds": 0.0}
+    stages = [
+        {**stage, "sparsity": s, "frames_per_second": r} for s, r in ((0.6, 400.0), (0.3, 200.0))
+    ]
+    rates = learning.Rates({"dense": 80.0, "stages": stages}, config_of_arm)
+    blocks = config_of_arm("blocks")
+    assert rates.at(blocks, 0.45) == pytest.approx(1 / ((1 / 400 + 1 / 200) / 2))
+    assert rates.at(config_of_arm("dense"), 0.0) == 80.0
+    with pytest.raises(ValueError, match=r"expected a sparsity in \[0.3, 0.6\], got 0.0"):
+        rates.at(blocks, 0.0)

@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_readme_is_at_most_120_lines_with_the_picture_near_the_top():
     lines = README.splitlines()
     assert len(lines) <= 120
-    picture = "bench/results/compare-demo/loss.png"
+    picture = "bench/results/compare-real/loss.png"
     assert any(picture in line for line in lines[:10]) and (ROOT / picture).is_file()
 
 

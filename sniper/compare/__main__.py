@@ -255,7 +255,7 @@ def _report(matrix: Matrix, runs: Sequence[Run], command: str, out: Path) -> Non
 
     valid = FeatureDataset(prepare_data(runs[0].config) / "valid.safetensors")
     folder = out / "report"
-    data = collect(matrix, runs, command, valid)
+    data = collect(matrix, runs, command, valid, out / "truth")
     write_tables(data, runs, folder)
     write_loss(data, folder)
     voices = find_voices(data, runs, out / "truth")

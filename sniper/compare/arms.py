@@ -12,18 +12,21 @@ A matrix is a YAML file; sniper/compare/matrices/*.yaml are the built-in ones:
       - {name: dense, sparsity: {schedule: {0: 0.0}}}
       - {name: half, label: half of it, note: for the report, sparsity: {schedule: {0: 0.5}}}
       - {name: other, config: ljspeech-sniper}          # starts from another preset
+      - {name: few, seeds: [0, 1], train: {lr: 0.5}}    # not with all seeds
+    claims: []                          # optional; sniper/compare/claims.py shows the format
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sniper.compare.claims import Claim, read_claim
 from sniper.training.config import Config, ConfigError, load
 from sniper.training.settings import parse
 
@@ -44,6 +47,7 @@ class Arm:
         note: one line for the report.
         config: preset or file of `sniper.train` that it starts from.
         overrides: `key=value`, on top of that config.
+        seeds: those of the matrix that it is trained with; None: all.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Arm:
     note: str
     config: str
     overrides: tuple[str, ...]
+    seeds: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Matrix:
         seeds: each arm is trained with each; runs of one seed share initial weights and the order
             of the data.
         reference: name of the arm that the others are compared with.
+        claims: that the report holds against what was measured.
     """
 
     name: str
@@ -71,6 +77,7 @@ class Matrix:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     reference: str
+    claims: tuple[Claim, ...] = ()
 
     def config(self, arm: Arm, seed: int, folder: Path, threads: int) -> Config:
         """The settings of one run.
@@ -98,7 +105,7 @@ def load_matrix(
     """Reads a built-in matrix or a YAML file.
 
     Args:
-        seeds: in place of the file's.
+        seeds: in place of the file's, for all arms.
         arms: names of those to keep; None: all.
         overrides: `key=value` for every arm, on top of its own settings.
 
@@ -131,12 +138,22 @@ def load_matrix(
         raise ConfigError(
             f"{path.name}: expected the reference arm {reference!r} among the arms, got {listed}"
         )
+    own = _seeds(data.get("seeds", [0]) if seeds is None else list(seeds), path)
+    if seeds is not None:
+        kept = tuple(replace(arm, seeds=None) for arm in kept)
+    for arm in kept:
+        if not set(arm.seeds or own) <= set(own):
+            raise ConfigError(
+                f"{path.name}: arm {arm.name}: expected seeds among {list(own)}, got "
+                f"{list(arm.seeds or ())}"
+            )
     matrix = Matrix(
         name=path.stem,
         title=str(data.get("title", path.stem)),
         arms=kept,
-        seeds=_seeds(data.get("seeds", [0]) if seeds is None else list(seeds), path),
+        seeds=own,
         reference=reference,
+        claims=_claims(data, names, kept, path),
     )
     # A setting that is refused must show now, not after the arms before it have trained.
     for arm in kept:
@@ -156,7 +173,7 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     data = parse(text, str(path))
     if not isinstance(data, dict) or "arms" not in data:
         raise ConfigError(f"{path}: expected a mapping with `config` and `arms`")
-    known = {"title", "config", "settings", "seeds", "reference", "arms"}
+    known = {"title", "config", "settings", "seeds", "reference", "arms", "claims"}
     # x- keys hold YAML anchors that several arms share, as in Compose files.
     unknown = sorted(k for k in data if k not in known and not str(k).startswith("x-"))
     if unknown:
@@ -169,6 +186,21 @@ def _list(data: dict[str, Any], key: str, path: Path) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise ConfigError(f"{path}: {key}: expected a list that is not empty, got {value!r}")
     return value
+
+
+def _claims(
+    data: dict[str, Any], names: Sequence[str], kept: Sequence[Arm], path: Path
+) -> tuple[Claim, ...]:
+    """Those of arms that are kept."""
+    entries = data.get("claims", [])
+    if not isinstance(entries, list):
+        raise ConfigError(f"{path}: claims: expected a list, got {entries!r:.120}")
+    try:
+        found = [read_claim(entry, names) for entry in entries]
+    except ValueError as error:
+        raise ConfigError(f"{path}: claims: {error}") from None
+    there = {arm.name for arm in kept}
+    return tuple(claim for claim in found if {claim.arm, claim.than} <= there)
 
 
 def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
@@ -187,7 +219,7 @@ def _arm(
     # The name becomes a folder: no slash, and not .. alone.
     if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
         raise ConfigError(f"{path}: expected an arm's name of letters, digits, . _ -, got {name!r}")
-    rest = {k: v for k, v in entry.items() if k not in ("name", "label", "note", "config")}
+    rest = {k: v for k, v in entry.items() if k not in ("name", "label", "note", "config", "seeds")}
     config = entry.get("config", config)
     if not isinstance(config, str):
         raise ConfigError(f"{path}: arm {name}: expected `config`, there or for all, got none")
@@ -199,6 +231,7 @@ def _arm(
         note=str(entry.get("note", "")),
         config=str(beside) if config.endswith((".yaml", ".yml")) else config,
         overrides=(*shared, *own, *last),
+        seeds=_seeds(entry["seeds"], path) if "seeds" in entry else None,
     )
 
 

@@ -124,3 +124,19 @@ def rate(found: Rate) -> Markup:
     return Markup("{}{}").format(
         number(found.p50), small(f"{number(found.p20)} to {number(found.p80)}")
     )
+
+
+def plain(value: float) -> str:
+    """A limit as somebody wrote it."""
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(cell: dict[str, Any], unit: str) -> Markup | str:
+    """A measured value with its interval; a ratio without a sign."""
+    if cell["value"] is None:
+        return NOTHING
+    write = (lambda v: number(v, 2)) if unit == "×" else (lambda v: signed(v, 1))
+    text = f"{write(cell['value'])} {unit}"
+    if cell["low"] is None:
+        return text
+    return Markup("{}{}").format(text, small(f"[{write(cell['low'])}, {write(cell['high'])}]"))

@@ -4,6 +4,7 @@
 RUN/evaluation.json      figures by sentence for the final and the best checkpoint, masks by layer
 RUN/samples/0.mp3, ...   the first sentences, spoken by the final checkpoint
 TRUTH/f0.npz, 0.mp3, ... the same of the true mels, by the same vocoder; 0-recorded.mp3: recordings
+TRUTH/words.json         how many words a recogniser gets wrong in recordings and true mels
 TRUTH/vocoder.json       which vocoder that was; F0 is by Griffin-Lim, whoever speaks
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sniper.compare import files
+from sniper.compare import files, recognition
 from sniper.compare.distances import f0_errors, mel_cepstral_distortion
 from sniper.compare.pitch import f0
 from sniper.ops.bits import pack_bits, unpack_bits
@@ -35,7 +37,8 @@ from sniper.tts.files import is_as_written, sealed
 from sniper.tts.speaker import Speaker
 
 VERSION = 1
-EVALUATION = "evaluation.json"
+EVALUATION, WORDS = "evaluation.json", "words.json"
+WORD_ERRORS = "word_errors"
 SPOKEN = 3
 ANY = "any"  # vocoder
 # F0 does not need the sound to be good, and Griffin-Lim is most of the time.
@@ -51,11 +54,13 @@ class Truth:
         dataset: the split; its first `len(f0)` sentences are measured.
         f0: Hz by frame of each true mel, spoken by Griffin-Lim, 0 where unvoiced.
         vocoder: path of the HiFi-GAN that speaks the samples; None: Griffin-Lim does.
+        recognised: whether a recogniser listens to what is spoken.
     """
 
     dataset: FeatureDataset
     f0: list[np.ndarray]
     vocoder: str | None = None
+    recognised: bool = False
 
     def mel(self, index: int) -> np.ndarray:
         """True log-mel `[T, n_mels]`, not normalised."""
@@ -74,7 +79,10 @@ def load_truth(
         vocoder: path of the HiFi-GAN that speaks the samples; None: Griffin-Lim does.
     """
     count = min(sentences, len(dataset))
-    truth, features = Truth(dataset, [], vocoder), dataset.info.features
+    deaf = recognition.why_not(dataset.info)
+    if deaf is not None:
+        print(f"no word error rate: {deaf}", flush=True)
+    truth, features = Truth(dataset, [], vocoder, deaf is None), dataset.info.features
     known = _read_f0(folder / "f0.npz", dataset, count)
     # Comparisons of earlier versions noted no vocoder, since they had no choice but Griffin-Lim.
     same_voice = files.read_json(folder / "vocoder.json") == vocoder
@@ -90,16 +98,55 @@ def load_truth(
         if not recorded.exists() and (audio := _recording(dataset, index)) is not None:
             files.write_mp3(recorded, audio, features.sample_rate)
     files.write_json(folder / "vocoder.json", vocoder)
-    if known is not None:
+    words = _read_words(folder, dataset.ids[:count]) if truth.recognised else {}
+    if known is not None and words is not None:
         truth.f0.extend(known)
         return truth
+    copies = []
     for index in range(count):
         audio = mel_to_audio(truth.mel(index), features, n_iter=F0_ITERATIONS)
         truth.f0.append(f0(audio, features))
+        if words is None:
+            copies.append(_word_errors(truth, index, audio))
+    if words is None:
+        recordings = [_recording(dataset, index) for index in range(count)]
+        found = {
+            "ids": dataset.ids[:count],
+            "words": [len(recognition.words_of(text)) for text in dataset.texts[:count]],
+            "copies": copies,
+            "recordings": [
+                None if audio is None else _word_errors(truth, index, audio)
+                for index, audio in enumerate(recordings)
+            ],
+        }
+        files.write_json(folder / WORDS, found)
     # Written last: where this file is, the other files belong to the same sentences.
     named = {f"f0-{i}": value for i, value in enumerate(truth.f0)}
     files.write_arrays(folder / "f0.npz", {"ids": np.array(dataset.ids[:count]), **named})
     return truth
+
+
+def _word_errors(truth: Truth, index: int, audio: np.ndarray) -> int:
+    """Words that a recogniser gets wrong in a sentence that somebody speaks."""
+    spoken = recognition.words_of(truth.dataset.texts[index])
+    return recognition.word_errors(spoken, recognition.heard(audio, truth.dataset.info.features))
+
+
+def _read_words(folder: Path, ids: Sequence[str]) -> dict[str, Any] | None:
+    found = read_words(folder)
+    return found if found is not None and found["ids"] == list(ids) else None
+
+
+def read_words(folder: Path) -> dict[str, Any] | None:
+    """What is known of the true sentences' words: by sentence `ids`, `words`, how many there are,
+    and the errors in `copies` and `recordings` (None where there is no recording); None: nothing.
+    """
+    found = files.read_json(folder / WORDS)
+    if not isinstance(found, dict):
+        return None
+    lists = [found.get(key) for key in ("ids", "words", "copies", "recordings")]
+    whole = all(isinstance(one, list) for one in lists) and len({len(x) for x in lists if x}) == 1
+    return found if whole else None
 
 
 def _read_f0(path: Path, dataset: FeatureDataset, count: int) -> list[np.ndarray] | None:
@@ -140,8 +187,9 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
         device: where the model runs.
 
     Returns:
-        What evaluation.json holds: `checkpoints` by `final` and `best`, each with `step`, `epoch`
-        and `metrics`, one number a sentence; `layers` as `masks_by_layer` gives them.
+        What evaluation.json holds: `checkpoints` by `final` and `best`, each with `step`, `epoch`,
+        `metrics`, one number a sentence, and `word_errors`, the same or None; `layers` as
+        `masks_by_layer` gives them.
 
     Raises:
         CheckpointError: the run has none that can be read.
@@ -156,10 +204,12 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
             continue
         speaker = load_speaker(path, device=device, vocoder=truth.vocoder)
         figures = [_measure(speaker, truth, index) for index in range(len(truth.f0))]
+        errors = [figure.pop(WORD_ERRORS, None) for figure in figures]
         checkpoints[name] = {
             "step": path.name,
             "epoch": checkpoint.read_meta(path)["progress"]["epoch"],
             "metrics": {metric: [f[metric] for f in figures] for metric in METRICS},
+            WORD_ERRORS: errors if truth.recognised else None,
         }
         if name == "final":
             _speak(speaker, truth, run / "samples")
@@ -197,9 +247,40 @@ def read_evaluation(
     return found if whole and fits else None
 
 
-@torch.no_grad()
 def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
     """All metrics of one sentence; NaN where the model gives nothing that can be measured."""
+    result, spoken = measure_mel(speaker, truth, index)
+    if spoken is not None:
+        result |= measure_sound(truth, index, *spoken)
+    elif truth.recognised:
+        # What is not spoken is not heard: each of its words is wrong.
+        result[WORD_ERRORS] = len(recognition.words_of(truth.dataset.texts[index]))
+    return result
+
+
+def measure_sound(truth: Truth, index: int, mel: np.ndarray, path: np.ndarray) -> dict[str, float]:
+    """The metrics of one sentence that need sound, and its word errors where somebody listens.
+
+    Args:
+        mel: what was spoken, log-mel `[T, n_mels]`.
+        path: pairs of frames by which it is aligned with the true mel.
+    """
+    features = truth.dataset.info.features
+    audio = mel_to_audio(mel, features, n_iter=F0_ITERATIONS)
+    errors = f0_errors(truth.f0[index], f0(audio, features), path)
+    result: dict[str, float] = {"log_f0_rmse": errors[0], "voicing_error": errors[1]}
+    if truth.recognised:
+        result[WORD_ERRORS] = _word_errors(truth, index, audio)
+    return result
+
+
+@torch.no_grad()
+def measure_mel(
+    speaker: Speaker, truth: Truth, index: int
+) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray] | None]:
+    """The metrics of one sentence that need no sound, NaN for the others; what was spoken, log-mel
+    `[T, n_mels]`, and the path by which it is aligned with the true mel, where there is one.
+    """
     item, features = truth.dataset[index], speaker.info.features
     device = next(speaker.model.parameters()).device
     total, terms = speaker.model.loss(collate([item]).to(device))
@@ -208,7 +289,7 @@ def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
     result["mel_l1"] = float(terms.get("mel_after", terms["mel_before"]))
     spoken = _infer(speaker, item)
     if spoken is None:
-        return result
+        return result, None
     mel, durations = spoken
     milliseconds = 1000 * features.hop_length / features.sample_rate
     # The end of sentence has no sound of its own.
@@ -216,12 +297,9 @@ def _measure(speaker: Speaker, truth: Truth, index: int) -> dict[str, float]:
     result["duration_ms"] = float(off.mean() * milliseconds)
     result["length_percent"] = 100 * abs(len(mel) - len(item.mel)) / len(item.mel)
     if len(mel) > 10 * len(item.mel) or not np.isfinite(mel).all():
-        return result
+        return result, None
     result["mcd"], path = mel_cepstral_distortion(truth.mel(index), mel, features)
-    audio = mel_to_audio(mel, features, n_iter=F0_ITERATIONS)
-    errors = f0_errors(truth.f0[index], f0(audio, features), path)
-    result["log_f0_rmse"], result["voicing_error"] = errors
-    return result
+    return result, (mel, path)
 
 
 def _infer(speaker: Speaker, item: Item) -> tuple[np.ndarray, np.ndarray] | None:
@@ -254,7 +332,11 @@ def masks_by_layer(run: Path) -> dict[str, Any]:
         taps, in blocks) and `masks`: by sparsity the blocks' bits in hexadecimal, the first in the
         lowest bit. Empty for a dense run. Sparsities are keys such as "0.8".
     """
-    state = checkpoint.load(run).state["sniper"]
+    return layers_of(checkpoint.load(run).state["sniper"])
+
+
+def layers_of(state: dict[str, Any] | None) -> dict[str, Any]:
+    """The same of what `Sniper.state_dict` gave; None: of a dense run."""
     if state is None or state["masks"] is None:
         return {}
     size = state["block_size"]

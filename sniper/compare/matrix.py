@@ -94,6 +94,7 @@ def plan(matrix: Matrix, out: Path, threads: int) -> list[Run]:
         Run(arm, seed, folder, matrix.config(arm, seed, folder, threads))
         for seed in matrix.seeds
         for arm in matrix.arms
+        if seed in (arm.seeds or matrix.seeds)
         for folder in [out / "runs" / arm.name / f"seed-{seed}"]
     ]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sniper.compare import bootstrap, cells, figures, files, rates, timing
+from sniper.compare import bootstrap, cells, claims, figures, files, rates, timing
 from sniper.compare.matrix import Run
 
 ASSETS = Path(__file__).parent / "assets"
@@ -50,6 +50,7 @@ def write_page(
     reference = _reference(data)
     arms = [
         {
+            **{"setbacks": [], "sooner": None},  # which results of earlier versions lack
             **arm,
             "swatch": f"{figures.line_style(arm, i)} {figures.COLORS[i % len(figures.COLORS)]}",
             "panel": f"panel-{i}",
@@ -64,10 +65,12 @@ def write_page(
         for i, arm in enumerate(data["arms"])
     ]
     text = environment.get_template("report.html").render(
-        d={"vocoder": None, **data, "arms": arms},
+        d={"vocoder": None, "claims": [], "words": [], **data, "arms": arms},
         to=reference["label"],
         reference=reference,
+        units=claims.UNITS,
         stages=[{**stage, "arm": arm} for arm in arms for stage in arm["stages"]],
+        setbacks=[{**change, "arm": arm} for arm in arms for change in arm["setbacks"]],
         cells=cells,
         charts=figures.charts(data),
         warnings=warnings(data),
@@ -172,7 +175,9 @@ def find_voices(data: dict[str, Any], runs: Sequence[Run], truth: Path) -> list[
         truth: folder of the held-out sentences.
     """
     # One seed is enough to hear by, and all of them would be megabytes.
-    first = {run.arm.name: run.folder for run in runs if run.seed == data["seeds"][0]}
+    first: dict[str, Path] = {}
+    for run in runs:  # in the order of the seeds; an arm may not have all of them
+        first.setdefault(run.arm.name, run.folder)
     voices = []
     for index, sentence in enumerate(data["spoken"]):
         clips = [

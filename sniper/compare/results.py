@@ -7,13 +7,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sniper.compare import bootstrap, rates, timing
+from sniper.compare import bootstrap, claims, rates, timing
 from sniper.compare.arms import Arm, Matrix
-from sniper.compare.evaluate import METRICS, SPOKEN, read_evaluation
+from sniper.compare.evaluate import METRICS, SPOKEN, read_evaluation, read_words
 from sniper.compare.matrix import Run, epochs_of
 from sniper.compare.worker import read_result, status
 from sniper.training import checkpoint
@@ -26,7 +27,11 @@ LARGE = 0.25  # of the blocks of the largest
 
 
 def collect(
-    matrix: Matrix, runs: Sequence[Run], command: str, valid: FeatureDataset
+    matrix: Matrix,
+    runs: Sequence[Run],
+    command: str,
+    valid: FeatureDataset,
+    truth: Path | None = None,
 ) -> dict[str, Any]:
     """The report's content; arms without a finished run have none of their own.
 
@@ -34,6 +39,7 @@ def collect(
         runs: as `matrix.plan` lists them.
         command: that was given, exactly.
         valid: the held-out split.
+        truth: folder of what is known of the held-out sentences themselves; None: nothing.
     """
     found = {arm.name: [read_run(r) for r in runs if r.arm == arm] for arm in matrix.arms}
     reference = _by_seed(found[matrix.reference])
@@ -57,6 +63,8 @@ def collect(
         "spoken": [{"id": valid.ids[i], "text": valid.texts[i]} for i in spoken],
         "machines": _machines(found),
         "drawn": _drawn(arms),
+        "words": _words(matrix, found, truth),
+        "claims": [claims.judge(claim, found) for claim in matrix.claims],
         "arms": arms,
     }
 
@@ -118,6 +126,10 @@ def _arm(
             r["evaluation"]["checkpoints"]["best"]["epoch"] for r in own.values() if r["evaluation"]
         ],
         "time_to_loss": _time_to_loss(pairs),
+        "sooner": None
+        if is_reference or not pairs
+        else timing.sooner([(own["history"], theirs["history"]) for own, theirs in pairs]),
+        "setbacks": _setbacks(pairs),
         "early": [] if is_reference else _early(pairs),
         "layers": evaluated["layers"] if evaluated else {},
     }
@@ -221,6 +233,77 @@ def _time_to_loss(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[di
                 "by_seed": [r.speedup for r in same],
             }
         )
+    return result
+
+
+def _setbacks(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """By change of the sparsity: the setback over seeds, and what the reference, which changes
+    nothing, shows at the same epochs.
+    """
+    fine = timing.finest([own["history"] for own, _ in pairs])
+    pairs = [pair for pair in pairs if pair[0]["history"] in fine]
+    by_seed = [
+        [
+            (row, timing.setback(theirs["history"], row["epoch"]))
+            for row in timing.setbacks(own["history"])
+            if row["epoch"] < len(theirs["history"])
+        ]
+        for own, theirs in pairs
+    ]
+    result = []
+    for same in zip(*by_seed, strict=True):
+        rows, others = [row for row, _ in same], [other for _, other in same]
+        percents = [row["percent"] for row in rows]
+        epochs = [row["epochs"] for row in rows]
+        mean, sd = mean_sd(percents)
+        result.append(
+            {
+                **{key: rows[0][key] for key in ("epoch", "before", "after")},
+                "percent": mean,
+                "percent_sd": sd,
+                "largest": max(percents),
+                "reference_percent": _mean([other["percent"] for other in others]),
+                "epochs": _mean(epochs),
+                "recovered": sum(value is not None for value in epochs),
+                "seeds": len(rows),
+            }
+        )
+    return result
+
+
+def _words(
+    matrix: Matrix, found: dict[str, list[dict[str, Any]]], truth: Path | None
+) -> list[dict[str, Any]]:
+    """Percent of the words that a recogniser gets wrong: of recordings, of copy synthesis, and of
+    each arm's final checkpoint, with the paired difference to the reference; empty where nobody
+    listened.
+    """
+    known = None if truth is None else read_words(truth)
+    if known is None:
+        return []
+    share = 100 / max(float(np.mean(known["words"])), 1e-9)
+    heard = {
+        name: {
+            run["seed"]: share * np.array(errors, dtype=float)
+            for run in runs
+            if run["evaluation"] and run["evaluation"]["ids"] == known["ids"]
+            for errors in [run["evaluation"]["checkpoints"]["final"].get("word_errors")]
+            if errors
+        }
+        for name, runs in found.items()
+    }
+    result = [
+        {
+            "name": name,
+            **asdict(bootstrap.summarize({0: share * np.array(known[key], dtype=float)})),
+        }
+        for name, key in (("recordings", "recordings"), ("copy synthesis", "copies"))
+    ]
+    for arm in matrix.arms:
+        own, theirs = heard[arm.name], heard[matrix.reference]
+        if own:
+            against = None if arm.name == matrix.reference else theirs
+            result.append({"name": arm.label, **asdict(bootstrap.summarize(own, against))})
     return result
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sniper.compare import bootstrap
+
 Row = dict[str, Any]
 FRACTIONS = (0.5, 0.75, 0.9, 1.0)  # of the reference's training
 EARLY = (0.1, 0.25, 0.5)
@@ -156,3 +158,115 @@ def accounts(history: Sequence[Row], score_seconds: float) -> dict[str, float | 
         "changes": total("change_seconds"),
         "checkpoints": total("save_seconds"),
     }
+
+
+def setbacks(history: Sequence[Row]) -> list[dict[str, Any]]:
+    """How far each change of the sparsity throws the validation loss back, and for how long.
+
+    Losses are those at the ends of epochs and, with `train.valid_every`, within them.
+
+    Returns:
+        A row a change: the `epoch` that begins with it (from 0), the sparsity `before` it and
+        `after` it; `percent` by which the highest loss of that epoch is above the loss before it, 0
+        where none is; `epochs` until the loss is back, 0 where it was never above; None: not by the
+        end of the run.
+    """
+    result = []
+    for number in range(1, len(history)):
+        sparsity, before = (history[i]["sparsity"] for i in (number, number - 1))
+        if sparsity != before:
+            found = setback(history, number)
+            result.append({"epoch": number, "before": before, "after": sparsity, **found})
+    return result
+
+
+def finest(histories: Sequence[Sequence[Row]]) -> list[Sequence[Row]]:
+    """Those that were validated within epochs too, if any was: at the ends of epochs alone most of
+    a setback is over.
+    """
+    fine = [history for history in histories if any(row.get("within") for row in history)]
+    return fine or list(histories)
+
+
+def setback(history: Sequence[Row], number: int) -> dict[str, Any]:
+    """`percent` and `epochs`, as `setbacks` has them, of an epoch whether it changes anything or
+    not: what the loss does by itself is what a change has to be held against.
+    """
+    level = float(losses(history)[number - 1])
+    points = _points(history, number)
+    highest = max(loss for at, loss in points if at <= 1)
+    percent = max(0.0, 100 * (highest / level - 1))
+    if not percent:
+        return {"percent": 0.0, "epochs": 0.0}
+    risen = next(at for at, loss in points if loss > level)
+    back = next((at for at, loss in points if at > risen and loss <= level), None)
+    return {"percent": percent, "epochs": back}
+
+
+def _points(history: Sequence[Row], first: int) -> list[tuple[float, float]]:
+    """Epochs since the beginning of epoch `first`, and the validation loss then."""
+    points = []
+    for number in range(first, len(history)):
+        row, begun = history[number], history[number - 1].get("update", 0)
+        # Rows of earlier versions do not say which updates are theirs, and hold none within.
+        updates = max(row.get("update", 0) - begun, 1)
+        for update, loss in row.get("within", ()):
+            points.append((number - first + (update - begun) / updates, loss))
+        points.append((number - first + 1.0, row["valid"]["total"]))
+    return points
+
+
+def sooner(pairs: Sequence[tuple[Sequence[Row], Sequence[Row]]]) -> dict[str, float | None]:
+    """How many times sooner an arm reaches the loss that the reference ends with.
+
+    Of the mean curves of the seeds, which scatter less than single ones: the reference's whole
+    training seconds over the arm's until its mean loss is down to the reference's mean last one,
+    interpolated between ends of epochs. The interval is the bootstrap's percentile interval over
+    seeds, drawn in pairs; where a draw does not get there it counts as 0 times.
+
+    Args:
+        pairs: histories of the arm and of the reference, a pair a seed; of equal lengths.
+
+    Returns:
+        `speedup` (None: the mean does not get there), `low` and `high` (None: below two seeds; 0:
+        not reached), `reached`: the share of draws that got there.
+    """
+    arm, reference = (_curve([pair[side] for pair in pairs]) for side in (0, 1))
+    count = len(pairs)
+    whole = _ratio(arm, reference, np.full(count, 1 / count))
+    result: dict[str, float | None] = {"speedup": whole or None, "low": None, "high": None}
+    if count < 2:
+        return {**result, "reached": float(whole > 0)}
+    draws = np.random.default_rng(0).multinomial(
+        count, np.full(count, 1 / count), bootstrap.REPLICATES
+    )
+    ratios = np.array([_ratio(arm, reference, draw / count) for draw in draws])
+    tail = (1 - bootstrap.LEVEL) / 2
+    low, high = np.quantile(ratios, [tail, 1 - tail]).tolist()
+    return {**result, "low": low, "high": high, "reached": float((ratios > 0).mean())}
+
+
+def _curve(histories: Sequence[Sequence[Row]]) -> tuple[np.ndarray, np.ndarray]:
+    """Losses and seconds `[S, E]`."""
+    both = [(losses(history), seconds(history)) for history in histories]
+    epochs = min(len(one) for one, _ in both)
+    return np.stack([one[:epochs] for one, _ in both]), np.stack([t[:epochs] for _, t in both])
+
+
+def _ratio(
+    arm: tuple[np.ndarray, np.ndarray],
+    reference: tuple[np.ndarray, np.ndarray],
+    weights: np.ndarray,
+) -> float:
+    """Seconds of the reference over those of the arm, of curves averaged by `weights`; 0: never."""
+    loss, clock = (weights @ values for values in arm)
+    goal, whole = (float((weights @ values)[-1]) for values in reference)
+    below = np.flatnonzero(loss <= goal)
+    if not len(below):
+        return 0.0
+    at = int(below[0])
+    then = float(clock[at])
+    if at:
+        share = (loss[at - 1] - goal) / (loss[at - 1] - loss[at])
+        then = float(clock[at - 1] + share * (clock[at] - clock[at - 1]))
+    return whole / then

@@ -67,6 +67,11 @@ class SniperSettings:
         self.exchange = exchange
         self.gradient_exchange: GradientExchange | None = None
         self.options = new_names(options, known, stacklevel=4)
+        if self.options.get("growth", "score") != "score":
+            raise ValueError(
+                f"growth: expected 'score' in a callback, got {self.options['growth']!r}, which "
+                "needs batches at each change of the sparsity: call Sniper.step in a loop of yours"
+            )
         self.sniper: Sniper | None = None
 
     def attach_to(self, model: nn.Module) -> bool:

@@ -19,8 +19,9 @@ from sniper.layers.selection import EXCLUDE, check_whole_parameters
 from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import match_weight
 from sniper.sparsity import describe, distributed
-from sniper.sparsity.blocks import pool
+from sniper.sparsity.blocks import pool, pool_blocks
 from sniper.sparsity.deprecated import accepts_old_names
+from sniper.sparsity.growth import GROWTH, grown_masks
 from sniper.sparsity.masking import Fixed, Following, MaskStages, nested_masks
 from sniper.sparsity.optimizer import (
     LearningRateScale,
@@ -71,6 +72,11 @@ class Sniper:
             `Fixed(max_param_sparsity)`.
         new_weights: how weights start that become active.
         lr_scale: how learning rates grow where weights are pruned; None leaves them alone.
+        growth: what comes back when the sparsity is lowered: `score`, by the saliency at
+            initialisation, as the paper has it, or `gradient`, what has the largest gradient at
+            that moment, for which `step` needs batches.
+        prune: False masks nothing and only scales learning rates, as the masks would: a control,
+            which tells what the rates do from what the sparsity does.
         paper_exact: zero pruned weights at each forward and leave their gradients alone, as the
             authors' code does, so that Adam's moments of pruned weights move; needs
             `block_size=None`.
@@ -102,6 +108,8 @@ class Sniper:
         new_weights: NewWeights = NewWeights(),  # noqa: B008
         lr_scale: LearningRateScale | None = LearningRateScale(),  # noqa: B008
         paper_exact: bool = False,
+        growth: str = "score",
+        prune: bool = True,
     ):
         ready = isinstance(schedule, SparsitySchedule)
         self.schedule = schedule if ready else SparsitySchedule(schedule)
@@ -110,6 +118,9 @@ class Sniper:
         _check_kind("new_weights", new_weights, (NewWeights,))
         _check_kind("lr_scale", lr_scale, (LearningRateScale, type(None)))
         _check_kind("paper_exact", paper_exact, (bool,))
+        _check_kind("prune", prune, (bool,))
+        if growth not in GROWTH:
+            raise ValueError(f"growth: expected one of {', '.join(GROWTH)}, got {growth!r}")
         if paper_exact and block_size is not None:
             raise ValueError(
                 f"paper_exact masks single weights: expected block_size=None, got {block_size}"
@@ -123,6 +134,7 @@ class Sniper:
         self.new_weights = new_weights
         self.lr_scale = lr_scale
         self.paper_exact = paper_exact
+        self.growth, self.prune = growth, prune
         if self.block_size is None:
             self._targets = ElementTargets(model, params, mask_gradients=not paper_exact)
         else:
@@ -269,12 +281,20 @@ class Sniper:
         }
         return [{"params": ps, "lr": lr, "name": name} for name, ps in groups.items() if ps]
 
-    def step(self, epoch: float, optimizer: Optimizer | Iterable[Optimizer] | None = None) -> float:
+    def step(
+        self,
+        epoch: float,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
+        batches: Iterable[Any] | None = None,
+        loss_fn: Callable[[nn.Module, Any], Tensor] | None = None,
+    ) -> float:
         """Call at the start of every epoch: puts the scheduled masks on when they change.
 
         Args:
             epoch: counted from 0.
             optimizer: the optimizer, or several, of the model; needed for `lr_scale`.
+            batches, loss_fn: as `score` takes them, for `growth="gradient"`; batches are iterated
+                only when the sparsity is lowered, and the model is left as it was.
 
         Returns:
             The sparsity that is reached: the share of pruned weights among the masked parameters,
@@ -283,7 +303,8 @@ class Sniper:
 
         Raises:
             ValueError: not scored yet, an epoch that is no number >= 0 or has a higher sparsity
-                than the present one, an optimizer of another model.
+                than the present one, an optimizer of another model, no batches where gradients
+                decide.
         """
         self._check_attached("step")
         optimizers = as_list(optimizer)
@@ -292,27 +313,64 @@ class Sniper:
         check_optimizers(optimizers, self.model, self.lr_scale is not None)
         sparsity = self.schedule.sparsity_at(epoch)
         if sparsity != self.sparsity:
-            self._change(epoch, sparsity, optimizers)
+            self._check_change(epoch, sparsity)
+            # The first masks have nothing to grow from, and a dense stage takes everything.
+            if self.growth == "gradient" and self.prune and self.sparsity and sparsity:
+                self._grow(sparsity, batches, loss_fn)
+            self._change(sparsity, optimizers)
         for each in optimizers:
             self._rates.attach(each)
             match_memory_order(each, params.values())
         self._warn_of_what_differs()
         return self.reached
 
-    def _change(self, epoch: float, sparsity: float, optimizers: list[Optimizer]) -> None:
+    def _check_change(self, epoch: float, sparsity: float) -> None:
         if self.sparsity is not None and sparsity > self.sparsity:
             raise ValueError(
                 f"epoch {epoch}: sparsity must not rise, got {self.sparsity:g} then {sparsity:g}: "
                 "expected epochs in ascending order; to go through the schedule again call "
                 "detach() and make a new Sniper"
             )
-        if self._scheduled is not None:
-            self._apply(sparsity, optimizers)
-        elif sparsity > 0:
+        if self._scheduled is None and sparsity > 0:
             raise ValueError(
                 "step: expected a scored model, got one without scores: "
                 "call score(batches, loss_fn) first"
             )
+
+    def _grow(
+        self,
+        sparsity: float,
+        batches: Iterable[Any] | None,
+        loss_fn: Callable[[nn.Module, Any], Tensor] | None,
+    ) -> None:
+        """Masks of this and the later stages anew, by the gradients of this moment; those of later
+        stages will be made again when their turn comes.
+        """
+        if batches is None or loss_fn is None:
+            raise ValueError(
+                "step: growth='gradient' chooses by the gradients of batches: expected batches and "
+                "loss_fn, got none: call step(epoch, optimizer, batches, loss_fn)"
+            )
+        assert self._scheduled is not None
+        params = self._targets.parameters
+        with (
+            self._targets.lifted(),
+            summed_gradients(self.model, batches, loss_fn, params, over_ranks=True) as gradients,
+            torch.no_grad(),
+        ):
+            sizes = {name: g.abs() for name, g in gradients.items()}
+            if self.block_size is not None:
+                sizes = pool_blocks(sizes, self.block_size)
+        active = {name: self._targets.copy_mask(name).as_subclass(Tensor) for name in params}
+        later = [s for s in self.schedule.sparsities if s <= sparsity]
+        grown, before = grown_masks(active, sizes, later, self.cap), self._scheduled
+        self._scheduled = MaskStages(
+            {**before.masks, **grown.masks}, {**before.counts, **grown.counts}
+        )
+
+    def _change(self, sparsity: float, optimizers: list[Optimizer]) -> None:
+        if self._scheduled is not None:
+            self._apply(sparsity, optimizers)
         self.sparsity = sparsity
         if sparsity == self.schedule.sparsities[-1]:
             self._init.clear()  # nothing becomes active any more
@@ -320,7 +378,8 @@ class Sniper:
     def _warn_of_what_differs(self) -> None:
         """Once each: a sparsity that was not reached, learning rates that are not scaled."""
         asked, reached = self.sparsity or 0.0, self.reached
-        if abs(reached - asked) > TOLERANCE and "reached" not in self._warned:
+        differs = self.prune and abs(reached - asked) > TOLERANCE
+        if differs and "reached" not in self._warned:
             self._warned.add("reached")
             warnings.warn(
                 f"Sniper: sparsity {asked:.1%} was asked for and {reached:.1%} reached: "
@@ -441,11 +500,22 @@ class Sniper:
         """The present factor on each masked parameter's learning rate."""
         if self.lr_scale is None:
             return dict.fromkeys(self._targets.parameters, 1.0)
-        return {name: self.lr_scale.factor(d) for name, d in self.densities().items()}
+        return {name: self.lr_scale.factor(d) for name, d in self._scheduled_densities().items()}
+
+    def _scheduled_densities(self) -> dict[str, float]:
+        """Those of the masks in force; with `prune=False` of the masks that would be."""
+        if self.prune or self._scheduled is None or self.sparsity is None:
+            return self.densities()
+        masks, counts = self._scheduled.masks[self.sparsity], self._scheduled.counts
+        return {n: counts[self.sparsity][n] / max(m.numel(), 1) for n, m in masks.items()}
 
     @torch.no_grad()
     def _apply(self, sparsity: float, optimizers: list[Optimizer]) -> None:
         assert self._scheduled is not None
+        if not self.prune:
+            self.sparsity = sparsity
+            self._set_lr_scales()
+            return
         targets, masks = self._targets, self._scheduled.masks[sparsity]
         # On the first masks a weight changes its order in memory, and moments that an optimizer has
         # already are cleared where pruned; later masks only add weights.

@@ -65,6 +65,18 @@ class BlockTargets:
             for hook in hooks:
                 hook.remove()
 
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Without masks while the `with` block lasts: pruned weights are 0 and have gradients."""
+        layouts = {layer: layer._layout for layer in self.layers.values()}
+        try:
+            for layer in layouts:
+                layer._layout = None
+            yield
+        finally:
+            for layer, layout in layouts.items():
+                layer._layout = layout
+
     def zero_pruned(self) -> None:
         """Zeroes what the masks prune."""
         for layer in self.layers.values():
@@ -171,6 +183,7 @@ class ElementTargets:
         self._active: dict[str, int] = {}  # how many entries of a mask are True
         self._mask_gradients = mask_gradients
         self._model = model
+        self._lifted = False
         if mask_gradients:
             self._hooks = [p.register_hook(self._gradient_hook(n)) for n, p in params.items()]
             keep_zeros(self)
@@ -205,6 +218,15 @@ class ElementTargets:
     def watch_calls(self) -> Iterator[Callable[[], list[str]]]:
         """Single weights are masked whoever reads them."""
         yield lambda: []
+
+    @contextlib.contextmanager
+    def lifted(self) -> Iterator[None]:
+        """Gradients as they are while the `with` block lasts; pruned weights stay 0."""
+        self._lifted = True
+        try:
+            yield
+        finally:
+            self._lifted = False
 
     def leave_dense(self, names: list[str]) -> None:
         """Lets single parameters be as they are."""
@@ -278,7 +300,7 @@ class ElementTargets:
 
     def _gradient_hook(self, name: str) -> Callable[[Tensor], Tensor | None]:
         def hook(grad: Tensor) -> Tensor | None:
-            if name not in self._masks or self._is_full(name):
+            if self._lifted or name not in self._masks or self._is_full(name):
                 return None
             # masked_fill, not a product: an infinite gradient of a pruned weight must not become
             # NaN.

@@ -44,6 +44,7 @@ class Progress:
         score_seconds: time that scoring took.
         change_seconds: time that changing the sparsity took in the running epoch.
         save_seconds: time that checkpoints took since the history's last row.
+        within: of the running epoch, pairs of an update and the validation loss after it.
     """
 
     epoch: int = 0
@@ -58,6 +59,7 @@ class Progress:
     score_seconds: float = 0.0
     change_seconds: float = 0.0
     save_seconds: float = 0.0
+    within: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.sparsity import Sniper
+from sniper.training.average import WeightAverage
 from sniper.training.checkpoint import Checkpoint, damaged, section
 from sniper.training.config import Config, from_dict
 from sniper.training.progress import Progress
@@ -68,6 +69,7 @@ def saved_progress(saved: Checkpoint) -> Progress:
             "float": _is_number(value),
             "dict[str, float]": _are_numbers(value),
             "list[dict[str, Any]]": isinstance(value, list) and all(map(_is_row, value)),
+            "list[list[float]]": isinstance(value, list) and all(map(_is_pair, value)),
         }
         if name not in known:
             raise damaged(saved.path, "meta.json", f"progress: {name} is not known")
@@ -110,6 +112,10 @@ def _is_number(value: object) -> bool:
 
 def _are_numbers(value: object) -> bool:
     return isinstance(value, dict) and all(type(v) in (int, float) for v in value.values())
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _is_row(row: object) -> bool:
@@ -199,6 +205,20 @@ def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool) -> None:
         if isinstance(error, ValueError) and str(error).startswith(("schedule:", "block_size:")):
             raise ConfigError(f"sparsity: {error}") from None
         raise damaged(saved.path, "state.pt", f"sniper: {_reason(error)}") from None
+
+
+def restore_average(saved: Checkpoint, average: WeightAverage) -> None:
+    """Puts the trained weights back into the model, and what it held, the saved average, aside;
+    weights and masks come first.
+
+    Raises:
+        CheckpointError: they are not there, or of another model.
+    """
+    state = _part(saved, "average", dict)
+    try:
+        average.load_state_dict(state)
+    except _WRONG as error:
+        raise damaged(saved.path, "state.pt", f"average: {_reason(error)}") from None
 
 
 def restore_optimizer(saved: Checkpoint, optimizer: torch.optim.Adam, begun: bool) -> None:

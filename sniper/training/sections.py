@@ -141,6 +141,17 @@ class SparsityConfig(Settings):
         description="A parameter's learning rate is multiplied by `min(this, 1 / density)`; null: "
         "not scaled.",
     )
+    growth: Literal["score", "gradient"] = Field(
+        "score",
+        description="What comes back when the sparsity is lowered: by the `score` at "
+        "initialisation, as the paper has it, or what has the largest `gradient` then, over "
+        "`score_batches` batches.",
+    )
+    prune: Switch = Field(
+        True,
+        description="Off: nothing is pruned and only learning rates are scaled, as if it were; a "
+        "control for comparisons.",
+    )
     paper_exact: Switch = Field(
         False,
         description="Leave the gradients of pruned weights alone, as the authors' code does; needs "
@@ -215,6 +226,20 @@ class TrainConfig(Settings):
     warmup: int = Field(4000, ge=1, le=_MANY, description="Updates until the rate is highest.")
     grad_clip: Number = Field(
         1.0, ge=0, allow_inf_nan=True, description="Largest gradient norm; 0: no clipping."
+    )
+    ema: Number | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of the weights, such as 0.99: the average is "
+        "validated and saved as what speaks, the weights themselves are trained. null: none.",
+    )
+    valid_every: int | None = Field(
+        None,
+        ge=1,
+        le=_MANY,
+        description="Validate after so many updates within an epoch too, besides at its end; what "
+        "that takes is not counted as training.",
     )
     precision: Literal["fp32", "tf32", "bf16"] = Field(
         "fp32", description="`fp32`, `tf32` (matmuls on a GPU) or `bf16` (autocast)."

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from sniper.sparsity import Fixed, Following, LearningRateScale, NewWeights, Sni
 from sniper.sparsity.distributed import checksum
 from sniper.sparsity.exchange import GradientExchange
 from sniper.training import checkpoint, restore
+from sniper.training.average import WeightAverage
 from sniper.training.batch_norm import share_batch_norms
 from sniper.training.config import Config
 from sniper.training.data import (
@@ -101,6 +104,7 @@ class Trainer:
         if ranks.several:
             share_batch_norms(self.model)
         self.sniper = make_sniper(self.model, config)
+        self.average = None if settings.ema is None else WeightAverage(self.model, settings.ema)
         # One group in the model's order, whatever is masked: so a checkpoint fits any block size.
         params = self.model.parameters()
         recorder = pick_recorder(self.device, settings.cuda_graphs)
@@ -178,6 +182,8 @@ class Trainer:
         restore.restore_weights(saved, self.model)
         if self.sniper is not None:
             restore.restore_sniper(saved, self.sniper, begun)
+        if self.average is not None:
+            restore.restore_average(saved, self.average)
         restore.restore_optimizer(saved, self.optimizer, begun)
         restore.restore_scheduler(saved, self.scheduler, progress.update)
         restore.restore_generators(saved, self.device, self.config.train.seed, self.ranks)
@@ -248,23 +254,26 @@ class Trainer:
         if self.sniper is None or self.sniper.scored:
             return
         started = time.monotonic()
-        self._batches.seek(0)
-        # The batches that training begins with: scoring sees no utterance that training would not.
-        few = list(itertools.islice(self._batches, self.config.sparsity.score_batches))
-        loader = make_loader(self._train, few, 0, pin_memory=False)
         self.model.train()
-
-        def loss_fn(model: nn.Module, batch: Batch) -> Tensor:
-            loss = self.step.loss(batch)[0]
-            self._unchecked.append((batch.ids, loss.detach()))
-            self._check_finite()
-            return loss
-
         try:
-            self.sniper.score(loader, loss_fn)
+            # The batches that training begins with: scoring sees no utterance that training would
+            # not.
+            self.sniper.score(self._few_batches(0), self._checked_loss)
         except ValueError as error:
             raise ConfigError(f"scoring: {error}") from None
         self.progress.score_seconds = time.monotonic() - started
+
+    def _few_batches(self, epoch: int) -> Iterator[Batch]:
+        """The first `sparsity.score_batches` of an epoch."""
+        self._batches.seek(epoch)
+        few = list(itertools.islice(self._batches, self.config.sparsity.score_batches))
+        yield from make_loader(self._train, few, 0, pin_memory=False)
+
+    def _checked_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        loss = self.step.loss(batch)[0]
+        self._unchecked.append((batch.ids, loss.detach()))
+        self._check_finite()
+        return loss
 
     def fit(self) -> None:
         """Runs the remaining epochs, fewer where `train.patience` runs out.
@@ -297,16 +306,19 @@ class Trainer:
         """Trains, validates and saves one epoch, or what is left of it.
 
         Returns:
-            epoch, sparsity, density, train and valid losses by term, frames, seconds (of training
-            only), frames/s, the share of padding in what was computed, the process's peak memory so
-            far, and apart the seconds of validation, of changing the sparsity and of the
-            checkpoints since the row before.
+            epoch, updates so far, sparsity, density, train and valid losses by term, frames,
+            seconds (of training only), frames/s, the share of padding in what was computed, the
+            process's peak memory so far, and apart the seconds of validation, of changing the
+            sparsity and of the checkpoints since the row before; with `train.valid_every` also
+            `within`: pairs of an update and the total validation loss after it.
         """
         progress = self.progress
         started = time.perf_counter()
         sparsity = 0.0
         if self.sniper is not None:
-            self.sniper.step(progress.epoch, self.optimizer)
+            self.model.train()
+            batches = self._few_batches(progress.epoch)  # looked at where gradients decide
+            self.sniper.step(progress.epoch, self.optimizer, batches, self._checked_loss)
             sparsity = self.sniper.sparsity or 0.0  # as scheduled; the density says what is reached
         progress.change_seconds += time.perf_counter() - started
         # A resumed epoch goes on behind its last batch, in the same order.
@@ -317,6 +329,7 @@ class Trainer:
         valid = self.validate()
         row = {
             "epoch": progress.epoch,
+            "update": progress.update,
             "sparsity": sparsity,
             "density": self.density(),
             "train": {k: v / max(progress.batch, 1) for k, v in progress.loss_sums.items()},
@@ -331,10 +344,12 @@ class Trainer:
             "peak_memory_gib": peak_memory(self.device) / 2**30,
             "lr": self.scheduler.get_last_lr()[0],
         }
+        if progress.within:
+            row["within"] = progress.within
         progress.history.append(row)
         progress.epoch, progress.batch = progress.epoch + 1, 0
         self._dealt = []
-        progress.seconds, progress.loss_sums = 0.0, {}
+        progress.seconds, progress.loss_sums, progress.within = 0.0, {}, []
         progress.frames = progress.padded_frames = 0
         progress.change_seconds = progress.save_seconds = 0.0
         if self.ranks.several:
@@ -343,8 +358,13 @@ class Trainer:
         progress.best_loss = min(progress.best_loss, row["valid"]["total"])
         self.save(best)
         flat = flat_epochs(progress.history)
-        self.observer.epoch_ended(EpochEnd(row, progress.update, self.done, flat, self.model))
+        with self._speaking():
+            self.observer.epoch_ended(EpochEnd(row, progress.update, self.done, flat, self.model))
         return row
+
+    def _speaking(self) -> contextlib.AbstractContextManager[None]:
+        """The model holds what is to speak: the average, where there is one."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def density(self) -> float:
         """Share of the model's weights that are active."""
@@ -364,13 +384,14 @@ class Trainer:
         self.model.eval()
         sums: dict[str, Tensor] = {}
         frames = 0
-        for batch in self._valid_loader:
-            total, terms = self.step.loss(batch)
-            for name, value in {"total": total, **terms}.items():
-                # Weighted by frames, or a short batch would count as much as a long one.
-                sums[name] = sums.get(name, 0) + value.double() * batch.n_frames
-            frames += batch.n_frames
-            self._unchecked.append((batch.ids, total))
+        with self._speaking():
+            for batch in self._valid_loader:
+                total, terms = self.step.loss(batch)
+                for name, value in {"total": total, **terms}.items():
+                    # Weighted by frames, or a short batch would count as much as a long one.
+                    sums[name] = sums.get(name, 0) + value.double() * batch.n_frames
+                frames += batch.n_frames
+                self._unchecked.append((batch.ids, total))
         self.model.train()
         self._check_finite()
         # A rank may have had no batch. In the order of the ranks, so that all get the same bits.
@@ -383,22 +404,29 @@ class Trainer:
         """Writes a checkpoint of this very moment; every rank has to call it."""
         self._check_finite()
         started = self._saved_at = time.monotonic()
-        if self.sniper is not None:
-            # With paper_exact an update moves pruned weights, and whoever reads a checkpoint knows
-            # no masks.
-            self.sniper.zero_pruned()
         cuda = self.device.type == "cuda"
         own = (torch.get_rng_state(), torch.cuda.get_rng_state(self.device) if cuda else None)
         generators = self.ranks.gather(own)
-        if not self.ranks.first:
-            return
+        with self._speaking():
+            if self.sniper is not None:
+                # With paper_exact an update moves pruned weights, and whoever reads a checkpoint
+                # knows no masks.
+                self.sniper.zero_pruned()
+            if self.ranks.first:
+                self._write(generators, best)
+        if self.ranks.first:
+            self.progress.save_seconds += time.monotonic() - started
+
+    def _write(self, generators: list[Any], best: bool) -> None:
         state = {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "sniper": self.sniper.state_dict() if self.sniper else None,
-            "rng": own[0],
-            "cuda_rng": own[1],
+            "rng": generators[0][0],
+            "cuda_rng": generators[0][1],
         }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         meta = {
             "config": self.config.to_dict(),
             "speech": self.info.to_json(),
@@ -411,7 +439,6 @@ class Trainer:
             meta["dealt"] = self._dealt
         weights = self.model.state_dict()
         checkpoint.save(self.run, self.progress.update, weights, state, meta, best)
-        self.progress.save_seconds += time.monotonic() - started
 
     def _train_epoch(self) -> None:
         progress, settings = self.progress, self.config.train
@@ -442,6 +469,7 @@ class Trainer:
             mean = functools.reduce(torch.add, losses / len(group))
             self.observer.updated(progress, dict(zip(names, mean, strict=True)))
             progress.seconds += time.perf_counter() - started
+            self._validate_within()
             stop, must_save = self._must_save()
             if must_save:
                 progress.loss_sums = dict(zip(names, sums.tolist(), strict=True))
@@ -453,6 +481,13 @@ class Trainer:
         progress.loss_sums = dict(zip(names, sums.tolist(), strict=True))  # waits for a GPU
         progress.seconds += time.perf_counter() - started
         self._check_finite()
+
+    def _validate_within(self) -> None:
+        """Validates where `train.valid_every` asks for it before the end of the epoch."""
+        progress, every = self.progress, self.config.train.valid_every
+        ends = progress.batch == self._batches.of_epoch(progress.epoch)
+        if every is not None and not ends and progress.update % every == 0:
+            progress.within.append([progress.update, self.validate()["total"]])
 
     def _of_all_ranks(self, losses: Tensor) -> Tensor:
         """Adds up the gradients of all ranks; gives the losses of all of them together.
@@ -472,6 +507,8 @@ class Trainer:
         if self._looks():
             self._check_finite()
         self.step.update()
+        if self.average is not None:
+            self.average.update()
         self.scheduler.step()
         self.progress.update += 1
 
@@ -557,6 +594,8 @@ def make_sniper(model: nn.Module, config: Config) -> Sniper | None:
             new_weights=NewWeights(settings.restore_init, float(settings.prime_moments)),
             lr_scale=None if most is None else LearningRateScale(most),
             paper_exact=settings.paper_exact,
+            growth=settings.growth,
+            prune=settings.prune,
         )
     except ValueError as error:
         raise ConfigError(f"sparsity: {error}") from None

@@ -12,6 +12,7 @@ import yaml
 from speech import LATER_SETTINGS, make_trainer
 
 from sniper.compare.arms import MATRICES, load_matrix
+from sniper.compare.matrix import plan
 from sniper.training.config import Config, ConfigError, differences, flat
 
 
@@ -44,7 +45,7 @@ def test_an_arm_means_what_it_meant_when_its_results_were_made(name):
         assert settings == pinned, arm.name
 
 
-@pytest.mark.parametrize("name", ["demo", "ljspeech"])
+@pytest.mark.parametrize("name", ["demo", "real", "ljspeech"])
 def test_the_arms_of_the_experiment(name):
     configs = _configs(name)
     first = {arm: config.sparsity_schedule().sparsity_at(0) for arm, config in configs.items()}
@@ -57,14 +58,41 @@ def test_the_arms_of_the_experiment(name):
         "sparse80-block": 0.8,
         "sniper80-block": 0.8,
     }
-    longer = {"sniper80-block-longer": 0.8} if name == "demo" else {}
-    assert first == expected | longer
+    more = ("dense-rates", "sniper80-long", "sniper80-gentle", "sniper80-gradient")
+    controls = {**dict.fromkeys((*more, "sniper80-block-longer"), 0.8), "dense-short": 0.0}
+    assert first == (expected if name == "ljspeech" else expected | controls)
     for arm, config in configs.items():
         last = config.sparsity_schedule().sparsity_at(config.train.epochs - 1)
         assert last == (first[arm] if arm.startswith("sparse") else 0.0)
-        if arm != "dense":
-            assert config.sparsity.block_size == (64 if "block" in arm else None)
-            assert config.sparsity.paper_exact == ("block" not in arm)
+        if not arm.startswith("dense"):
+            paper = "80" not in arm
+            assert config.sparsity.block_size == (None if paper else 64)
+            assert config.sparsity.paper_exact == paper
+
+
+@pytest.mark.parametrize("name", ["demo", "real"])
+def test_controls_differ_from_what_they_control_in_one_thing(name):
+    configs = _configs(name)
+
+    def differ(one: str, other: str) -> list[str]:
+        lines = differences(configs[one], configs[other], ("name",))
+        return [line.split(":")[0] for line in lines]
+
+    assert differ("sniper80-block", "dense-rates") == ["sparsity.prune"]
+    assert differ("sniper80-block", "sniper80-gradient") == ["sparsity.growth"]
+    assert differ("sniper80-block", "sniper80-long") == ["sparsity.schedule"]
+    assert differ("sniper80-block", "sniper80-gentle") == ["sparsity.schedule"]
+    assert differ("sniper80-block", "sniper80-block-longer") == ["train.epochs"]
+    assert differ("dense", "dense-short") == ["train.epochs"]
+    gentle = dict(configs["sniper80-gentle"].sparsity_schedule())
+    asked = {e: round(0.8 * (1 - (e / 13) ** 3), 2) for e in range(14)}
+    assert {e: gentle.get(e, 0.8) for e in range(14)} == asked | {0: 0.8, 1: 0.8, 2: 0.8}
+
+
+def test_the_two_matrices_have_the_same_arms_and_claims():
+    demo, real = load_matrix("demo"), load_matrix("real")
+    assert [arm.name for arm in demo.arms] == [arm.name for arm in real.arms]
+    assert demo.claims == real.claims and demo.seeds == real.seeds
 
 
 def test_the_papers_schedules_scaled_to_the_demo():
@@ -131,6 +159,23 @@ def test_seeds_and_arms_can_be_chosen(tmp_path):
         load_matrix(_write(tmp_path), arms=["b"])
 
 
+def test_an_arm_may_have_fewer_seeds(tmp_path):
+    arms = [{"name": "a"}, {"name": "b", "seeds": [1]}]
+    matrix = load_matrix(_write(tmp_path, seeds=[0, 1], arms=arms))
+    runs = [(run.arm.name, run.seed) for run in plan(matrix, tmp_path, 1)]
+    assert runs == [("a", 0), ("a", 1), ("b", 1)]
+    # Those of the command are for all.
+    chosen = load_matrix(_write(tmp_path, seeds=[0, 1], arms=arms), seeds=[5])
+    assert [(r.arm.name, r.seed) for r in plan(chosen, tmp_path, 1)] == [("a", 5), ("b", 5)]
+
+
+def test_claims_of_arms_that_are_left_out_are_left_out_too(tmp_path):
+    claims = [{"claim": "less", "arm": "b", "than": "a", "by": "loss"}]
+    (claim,) = load_matrix(_write(tmp_path, claims=claims)).claims
+    assert (claim.arm, claim.limit, claim.above) == ("b", 0.0, False)
+    assert load_matrix(_write(tmp_path, claims=claims), arms=["a"]).claims == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -149,6 +194,9 @@ def test_seeds_and_arms_can_be_chosen(tmp_path):
         ({"seeds": [-1]}, "seeds: expected different whole numbers"),
         ({"arm": []}, "unknown 'arm'"),
         ({"reference": "c"}, "reference arm 'c'"),
+        ({"arms": [{"name": "a", "seeds": [7]}]}, r"arm a: expected seeds among \[0\], got \[7\]"),
+        ({"claims": {}}, "claims: expected a list"),
+        ({"claims": [{"claim": "x", "arm": "z", "than": "a", "by": "loss"}]}, "claims: arm: .*'z'"),
     ],
 )
 def test_what_is_refused(tmp_path, changes, words):

@@ -17,7 +17,14 @@ from vocoders import write_jik876
 
 from sniper.compare import evaluate as module
 from sniper.compare import files
-from sniper.compare.evaluate import METRICS, evaluate, load_truth, masks_by_layer, read_evaluation
+from sniper.compare.evaluate import (
+    METRICS,
+    evaluate,
+    load_truth,
+    masks_by_layer,
+    read_evaluation,
+    read_words,
+)
 from sniper.training import checkpoint
 from sniper.training.trainer import make_sniper
 from sniper.tts.audio.vocoder import load_vocoder
@@ -225,3 +232,33 @@ def test_masks_by_layer(compared: Compared, valid: FeatureDataset):
         assert bits.sum() == round(layer["density"]["0.6"] * out * taps * width)
     assert masks_by_layer(compared.run("dense").folder) == {}
     assert isinstance(saved.state["sniper"]["masks"][0.6], dict) and torch.is_grad_enabled()
+
+
+def test_words_that_a_recogniser_gets_wrong(compared: Compared, valid: FeatureDataset):
+    known = read_words(compared.out / "truth")
+    assert known["ids"] == valid.ids
+    assert known["words"] == [len(text.split()) for text in valid.texts]
+    assert all(isinstance(n, int) for n in known["copies"] + known["recordings"])
+    for which in ("final", "best"):
+        for arm in ("dense", "block"):
+            found = read_evaluation(compared.run(arm).folder)
+            errors = found["checkpoints"][which]["word_errors"]
+            # What a model of seconds says is heard as something, and hardly ever as what it says.
+            assert len(errors) == 3 and sum(errors) > 0.5 * sum(known["words"])
+
+
+def test_where_nobody_listens_there_are_no_words(
+    compared: Compared,
+    valid: FeatureDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.setattr("sniper.compare.recognition.why_not", lambda info: "no recogniser")
+    run = shutil.copytree(compared.run("dense").folder, tmp_path / "run")
+    truth = load_truth(tmp_path, valid, 1)
+    assert "no word error rate: no recogniser" in capsys.readouterr().out
+    found = evaluate(run, truth)
+    assert found["checkpoints"]["final"]["word_errors"] is None
+    assert read_words(tmp_path) is None
+    assert read_evaluation(run, 1)["checkpoints"] == found["checkpoints"]

@@ -145,7 +145,7 @@ def test_wrong_arguments(arguments, words, capsys: pytest.CaptureFixture):
     ("arguments", "words"),
     [
         (["--config", "nothing"], "expected a matrix (demo, "),
-        (["--arms", "dense,sparse"], "--arms: expected some of dense, sparse20"),
+        (["--arms", "dense,sparse"], "--arms: expected some of dense, dense-rates"),
         (["train.epoch=3"], "did you mean train.epochs"),
         (["train.seed=3"], "train.seed is the matrix's own"),
     ],

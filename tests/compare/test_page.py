@@ -116,7 +116,9 @@ def test_results_of_earlier_versions(name: str, tmp_path: Path):
         "sparse for 40 % of the run",
     }
     unsteady |= {"one threshold, cap of 90 %", "postnet pruned too"}
-    assert withheld - {""} == (unsteady if "ablation" in name else set())
+    # One seed, whose first stages last an epoch each: too few to tell a rate from.
+    short = {"SNIPER 20→0 %", "SNIPER 40→0 %"}
+    assert withheld - {""} == (unsteady if "ablation" in name else short)
 
 
 def _data(*arms: dict[str, Any]) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def _changed(data: Any, way: tuple, value: Any) -> Any:
 _OPTIONAL = {"seconds", "frames", "padded_frames", "loss_sums", "score_seconds"} | {
     "change_seconds",
     "save_seconds",
+    "within",
 }
 
 

@@ -72,6 +72,13 @@ VARIANTS = {
     "fractions": {"sparsity": {"schedule_fractions": {0: 0.6, 0.5: 0.2}}},
     "bf16": {"train": {"precision": "bf16"}},
     "one utterance a batch": {"train": {"max_frames": 400, "batches_per_epoch": 4}},
+    "average": {"train": {"ema": 0.9, "valid_every": 2}},
+    "average of a paper run": {
+        "train": {"ema": 0.9},
+        "sparsity": {"block_size": None, "paper_exact": True},
+    },
+    "gradients decide": {"sparsity": {"growth": "gradient"}},
+    "rates alone": {"sparsity": {"prune": False}},
 }
 
 
@@ -353,6 +360,21 @@ def test_accumulation_is_the_mean_of_its_batches(demo_corpus: Path, tmp_path: Pa
     mean.backward()
     for name, p in trainer.model.named_parameters():
         torch.testing.assert_close(summed[name], p.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_validation_within_an_epoch(demo_corpus: Path, tmp_path: Path):
+    plain = fit(tiny(demo_corpus, tmp_path / "plain"))
+    within = fit(tiny(demo_corpus, tmp_path / "within", train={"valid_every": 2}))
+    count = len(plain._batches)
+    for one, other in zip(plain.progress.history, within.progress.history, strict=True):
+        begun = other["update"] - count
+        # Not at the end of the epoch, whose loss is that of the row.
+        expected = [u for u in range(begun + 1, begun + count) if u % 2 == 0]
+        assert [update for update, _ in other["within"]] == expected
+        assert one["valid"] == other["valid"] and one["train"] == other["train"]
+        assert "within" not in one and one["update"] == other["update"]
+    losses = [loss for row in within.progress.history for _, loss in row["within"]]
+    assert len(set(losses)) == len(losses)
 
 
 def test_an_observer_sees_the_mean_loss_of_an_update(demo_corpus: Path, tmp_path: Path):
