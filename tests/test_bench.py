@@ -23,7 +23,6 @@ from speech import fit, tiny
 from sniper.compare.__main__ import main as compare
 from sniper.compare.worker import machine
 from sniper.training.config import dump
-
 from sniper.tts.aligners.textgrid import timed_text, write_textgrid
 
 ROOT = Path(__file__).parent.parent
