@@ -334,6 +334,11 @@ BAD: dict[str, list[Callable[[], Any]]] = {
         lambda: layers.relu_dropout(nn.Linear(64, 64), "x", nn.Dropout(0.1)),
         lambda: layers.relu_dropout(nn.Linear(64, 64), ONE[0], 0.1),
     ],
+    "sniper.layers.batch_norm": [
+        lambda: layers.batch_norm("x", nn.BatchNorm1d(64), nn.Dropout(0.1), True),
+        lambda: layers.batch_norm(ONE[0], 64, nn.Dropout(0.1), True),
+        lambda: layers.batch_norm(ONE[0], nn.BatchNorm1d(64), 0.1, True),
+    ],
     "sniper.layers.add_norm": [
         lambda: layers.add_norm("x", ONE[0], nn.Dropout(0.1), nn.LayerNorm(64)),
         lambda: layers.add_norm(ONE[0], None, nn.Dropout(0.1), nn.LayerNorm(64)),

@@ -83,10 +83,16 @@ def add_norm(
     return x if branch is None else s, y
 
 
-def _on_cpu(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether the CPU's kernel computes it; Triton's interpreter, where it serves, comes first."""
+def _on_cpu(more: bool, dtype: torch.dtype, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the CPU's kernel computes it; Triton's interpreter, where it serves, comes first.
+
+    Args:
+        more: as of `fuses_norm`.
+        dtype: of the result.
+    """
     tensors = [t for t in others if t is not None]
-    return cpu.takes(x, *tensors) and not triton.serves(x)
+    known = not more and dtype == torch.float32 and cpu.takes(x, *tensors)
+    return known and not triton.serves(x)
 
 
 @torch.library.custom_op("sniper::add_norm", mutates_args=())
@@ -103,7 +109,8 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """s (empty without a branch), the normalised rows, and their mean and 1 / deviation."""
     number = 0 if seed is None else seed
-    if _on_cpu(x, branch, weight, bias):
+    more = relu or (branch is None and p > 0)
+    if _on_cpu(more, dtype, x, branch, weight, bias):
         s, y, mean, rstd = cpu.add_norm(x, branch, weight, bias, eps, p, int(number))
     else:
         s, y, mean, rstd = triton.add_norm(x, branch, weight, bias, eps, p, number, dtype, relu)
@@ -136,7 +143,8 @@ def _add_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dx, dbranch (empty without a branch), dweight, dbias."""
     number = 0 if seed is None else seed
-    if _on_cpu(dy, ds, s, weight):
+    more = relu or (branch_dtype is None and p > 0)
+    if _on_cpu(more, dtype, dy, ds, s, weight):
         dx, dbranch, dweight, dbias = cpu.add_norm_backward(
             dy, ds, s, mean, rstd, weight, branch_dtype is not None, p, int(number)
         )
