@@ -74,7 +74,7 @@ def test_the_summary_counts_speakers():
         for frames in lengths:
             many.add(record(number, frames=frames), name)
     alone.add(record(0, frames=minute), "ben")
-    said = "0.12 h by 3 speakers, from 1.5 min (anna) to 3.0 min (cleo); shortest 30.00 s"
+    said = "0.11 h by 3 speakers, from 1.5 min (anna) to 3.0 min (cleo); shortest 30.00 s"
     assert many.summary().startswith(said)
     assert alone.summary().startswith("0.02 h by one speaker (ben); shortest ")
 
