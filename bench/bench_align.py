@@ -209,7 +209,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.between:
-        row = between(*options.between, options.corpus)
+        one, other = options.between
+        row = between(one, other, options.corpus)
         print(", ".join(f"{name} {value}" for name, value in row.items()))
         append(options.out or RESULTS / "align_between.csv", row)
         return

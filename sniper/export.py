@@ -17,6 +17,7 @@ import argparse
 import io
 import logging
 import sys
+import warnings
 from importlib import import_module
 
 from sniper.command import exit_with, path_argument, why_missing
@@ -79,7 +80,10 @@ def _export(options: argparse.Namespace) -> int:
         vocoder, info = speaker.vocoder, speaker.info
         sound = vocoder.module() if isinstance(vocoder, HifiGanVocoder) else None
         make_folder_of(path)
-        with atomic_write(path) as file:  # says why it cannot be written, before the work
+        # It says why it cannot be written, before the work.
+        with atomic_write(path) as file, warnings.catch_warnings():
+            # Of torch's own code to its authors, and nothing a user could mend.
+            warnings.simplefilter("ignore", FutureWarning)
             if path.suffix == ".onnx":
                 import_module("onnxscript")  # what the exporter needs and torch does not bring
                 logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # advice on other packages

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vocoders import write_jik876
 
 from sniper.synthesize import load_speaker, main
 from sniper.training import checkpoint
+from sniper.tts.audio.vocoder import GriffinLim, HifiGanVocoder
 from sniper.tts.speaker import Piece
 from sniper.tts.text.espeak import Espeak
 
@@ -377,3 +379,44 @@ def test_one_sentence_at_a_time_is_in_memory(trained_run: Path, tmp_path: Path, 
     assert [round(audio[start], 3) for start in starts] == [0.25] * 11 + [1.0]
     speech = load_speaker(trained_run).speak(TEXT, vocode=False)
     assert np.array_equal(np.load(tmp_path / "a.npy"), np.concatenate([speech.mel] * 12))
+
+
+def _alive() -> tuple[int, int]:
+    """How many tensors are alive, and their bytes."""
+    gc.collect()
+    kind = torch.Tensor
+    # By type, and not isinstance, which asks proxies what they stand for.
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]
+    return len(tensors), sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize("vocoder", [GriffinLim, HifiGanVocoder])
+def test_memory_does_not_grow_by_the_sentence(
+    vocoder: type, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Tensors are counted; what numpy and Python hold, which is not in them, is traced."""
+    alive, traced, calls, call = [], 0, 0, vocoder.__call__
+
+    def watched(self, mel: np.ndarray) -> np.ndarray:
+        nonlocal calls, traced
+        calls += 1
+        if calls in (5, 40):
+            alive.append(_alive())
+        if calls == 5:
+            tracemalloc.start()
+        elif calls == 40:
+            traced = tracemalloc.get_traced_memory()[0]
+        return call(self, mel)
+
+    monkeypatch.setattr(vocoder, "__call__", watched)
+    write_jik876(tmp_path / "voc")
+    voices = ["--vocoder", tmp_path / "voc"] if vocoder is HifiGanVocoder else []
+    wav = tmp_path / "a.wav"
+    try:
+        assert _main(trained_run, f"{TEXT} " * 40, "-o", wav, *voices) == 0
+    finally:
+        tracemalloc.stop()
+    assert calls == 40 and alive[0] == alive[1]
+    # The sentences between would be hundreds of KiB, each of them over 10.
+    sentence = soundfile.info(wav).frames * 4 / 40
+    assert sentence > 10_000 and traced < 2 * sentence

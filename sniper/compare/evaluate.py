@@ -32,6 +32,7 @@ from sniper.tts.audio.griffin_lim import mel_to_audio
 from sniper.tts.audio.reading import read_audio
 from sniper.tts.audio.vocoder import load_vocoder
 from sniper.tts.corpus.dataset import FeatureDataset, Item, collate
+from sniper.tts.corpus.layouts import find_recording
 from sniper.tts.errors import UtteranceError
 from sniper.tts.files import is_as_written, sealed
 from sniper.tts.speaker import Speaker
@@ -172,9 +173,10 @@ def _recording(dataset: FeatureDataset, index: int) -> np.ndarray | None:
     with contextlib.suppress(KeyError, TypeError):
         places.append(Path(files.read_json(prepared / "corpus.json")["settings"]["corpus"]["root"]))
     for place in places:
+        path = find_recording(place, dataset.ids[index])
         with contextlib.suppress(UtteranceError):
-            path = place / "wavs" / f"{dataset.ids[index]}.wav"
-            return read_audio(path, dataset.info.features)
+            if path is not None:
+                return read_audio(path, dataset.info.features)
     return None
 
 

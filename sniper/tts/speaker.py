@@ -260,8 +260,9 @@ class Speaker:
             return names[0] if names else None
         if speaker not in names:
             near = get_close_matches(speaker, names, n=5) or names[:5]
-            some = f"some of its {len(names)}: {', '.join(near)}" if names else "none with a name"
-            raise SpeechError(f"speaker: the model has no {speaker!r}, but {some}")
+            of = "" if len(near) == len(names) else f" among its {len(names)}"
+            others = f"{', '.join(near)}{of}" if names else "none with a name"
+            raise SpeechError(f"speaker: the model has no {speaker!r}, but {others}")
         return speaker
 
     def number(self, speaker: str | None) -> Tensor | None:

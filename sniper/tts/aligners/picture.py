@@ -19,6 +19,10 @@ from sniper.tts.text.text import PAUSE
 PICTURE = "alignment.png"
 _UTTERANCES = 10
 _SECONDS = 6.0  # of each: more could not be read
+# Heights of the names above the mel, which ends at 1: neighbours take turns, or the names of short
+# phones would lie on each other.
+_NAMES = (1.04, 1.15)
+_TOP = 1.28
 
 
 def chosen(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -45,6 +49,8 @@ def draw(path: Path, wavs: dict[str, Path], folder: Folder, outcomes: Sequence[O
     figure = Figure(figsize=(14, 1.9 * len(shown) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    # All to one scale, and no wider than the longest: a corpus of single words would be slivers.
+    width = min(_SECONDS, max(outcome.seconds for outcome in shown))
     for axis, outcome in zip(axes, shown, strict=True):
         title = f"{outcome.id}   log-likelihood per frame {outcome.likelihood:.2f}"
         axis.set_title(title, fontsize=8, loc="left")
@@ -63,13 +69,16 @@ def draw(path: Path, wavs: dict[str, Path], folder: Folder, outcomes: Sequence[O
             mel.T, origin="lower", aspect="auto", extent=extent, cmap="Greys", vmin=-5, vmax=1
         )
         borders = alignment.boundaries
-        for phone, start, end in zip(alignment.phones, borders, borders[1:], strict=False):
+        for number, (phone, start, end) in enumerate(
+            zip(alignment.phones, borders, borders[1:], strict=False)
+        ):
             if start < seconds:
-                axis.axvline(start, color="tab:red", linewidth=0.6)
+                axis.axvline(start, ymax=1 / _TOP, color="tab:red", linewidth=0.6)
                 label = "" if phone == PAUSE else phone
-                middle = (start + min(end, seconds)) / 2
-                axis.text(middle, 0.93, label, ha="center", va="top", fontsize=6, color="tab:blue")
-        axis.set_xlim(0, _SECONDS)
+                middle, height = (start + min(end, seconds)) / 2, _NAMES[number % 2]
+                axis.text(middle, height, label, ha="center", fontsize=6, color="tab:blue")
+        axis.set_xlim(0, width)
+        axis.set_ylim(0, _TOP)
         axis.set_yticks([])
         axis.tick_params(labelsize=6)
     axes[-1].set_xlabel("seconds", fontsize=7)

@@ -296,9 +296,9 @@ def finish(
         if record.problem:
             problems.append((record.id, record.problem))
             continue
-        census.add(record)
-        pronunciations += record.pronunciations
         who = speaker_of[record.id]
+        census.add(record, who)
+        pronunciations += record.pronunciations
         entry = Entry(position, record.id, record.text, record.phones, record.n_frames, who)
         usable.append(entry)
     if not usable:

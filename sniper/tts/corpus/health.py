@@ -41,6 +41,7 @@ class Census:
         self._config = config
         self._ids: list[str] = []
         self._frames: list[int] = []
+        self._speakers: list[str] = []
         self._voiced: list[float] = []  # share of frames
         self._sounds: list[tuple[int, float, float]] = []  # rate, peak, share clipped
         self._pauses: list[float] = []  # the longest, in seconds
@@ -48,11 +49,12 @@ class Census:
         self._pitch: list[np.ndarray] = []  # of the tokens that have one, log Hz
         self._sums: dict[str, list[tuple[int, float, float]]] = {}
 
-    def add(self, record: Record) -> None:
-        """Take in a usable utterance."""
+    def add(self, record: Record, speaker: str = "") -> None:
+        """Take in a usable utterance, of a speaker with this name."""
         features, config = features_of(record), self._config
         self._ids.append(record.id)
         self._frames.append(record.n_frames)
+        self._speakers.append(speaker)
         pitch = features.pitch[~np.isnan(features.pitch)].astype(np.float64)
         self._pitch.append(pitch)
         # Work of earlier versions does not say how much is voiced, only whether anything is.
@@ -73,8 +75,8 @@ class Census:
         return np.array(self._frames) * self._config.hop_length / self._config.sample_rate
 
     def summary(self) -> str:
-        """Hours, the shortest and the longest, what was resampled, the range of F0 and how long the
-        alignment's phonemes are, in a line.
+        """Hours, who speaks, the shortest and the longest, what was resampled, the range of F0 and
+        how long the alignment's phonemes are, in a line.
 
         Of no utterance: "".
         """
@@ -92,9 +94,25 @@ class Census:
                 *np.exp(np.percentile(pitch, (5, 95)))
             )
         return (
-            f"{seconds.sum() / 3600:.2f} h; shortest {seconds[low]:.2f} s ({self._ids[low]}), "
+            f"{seconds.sum() / 3600:.2f} h{self._who()}; "
+            f"shortest {seconds[low]:.2f} s ({self._ids[low]}), "
             f"longest {seconds[high]:.2f} s ({self._ids[high]}, {self._frames[high]} frames, which "
             f"train.max_frames must hold); {resampled} resampled{of}; {f0}; {self._alignment()}"
+        )
+
+    def _who(self) -> str:
+        """How many speakers there are, and how little and how much there is of one."""
+        minutes = dict.fromkeys(sorted(set(self._speakers)), 0.0)
+        if set(minutes) <= {""}:
+            return ""
+        for name, seconds in zip(self._speakers, self.seconds(), strict=True):
+            minutes[name] += seconds / 60
+        least, most = min(minutes, key=minutes.__getitem__), max(minutes, key=minutes.__getitem__)
+        if least == most:
+            return f" by one speaker ({most})"
+        return (
+            f" by {len(minutes)} speakers, from {minutes[least]:.1f} min ({least}) to "
+            f"{minutes[most]:.1f} min ({most})"
         )
 
     def _alignment(self) -> str:

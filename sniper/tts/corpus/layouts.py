@@ -8,6 +8,7 @@ LibriTTS  ROOT/SPEAKER/CHAPTER/ID.normalized.txt and ID.wav, also one folder dee
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,22 @@ def list_others(root: Path) -> Listing | None:
         lines, problems = _usable(read(root))
         if lines:
             return Listing(lines, problems)
+    return None
+
+
+def find_recording(root: Path, name: str) -> Path | None:
+    """The sound of the utterance `name` (an id of `Line`) in any of the layouts; None: not there.
+
+    Without the listing, which reads the texts of all utterances.
+    """
+    there = root / "wavs" / f"{name}.wav"
+    if there.is_file():
+        return there
+    safe = glob.escape(name)
+    folders = (f"wav48_silence_trimmed/*/{safe}_mic1.flac", f"wav48/*/{safe}.wav")
+    for pattern in (*folders, f"*/*/{safe}.wav", f"*/*/*/{safe}.wav"):
+        for path in sorted(root.glob(pattern)):
+            return path
     return None
 
 

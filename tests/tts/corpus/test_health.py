@@ -66,6 +66,19 @@ def test_summary_in_numbers():
     )
 
 
+def test_the_summary_counts_speakers():
+    minute = round(60 * 22050 / 256)
+    spoken = {"ben": [2 * minute], "anna": [minute, minute // 2], "cleo": [3 * minute]}
+    many, alone = Census(CONFIG), Census(CONFIG)
+    for number, (name, lengths) in enumerate(spoken.items()):
+        for frames in lengths:
+            many.add(record(number, frames=frames), name)
+    alone.add(record(0, frames=minute), "ben")
+    said = "0.11 h by 3 speakers, from 1.5 min (anna) to 3.0 min (cleo); shortest 30.00 s"
+    assert many.summary().startswith(said)
+    assert alone.summary().startswith("0.02 h by one speaker (ben); shortest ")
+
+
 @pytest.mark.parametrize("frames", [3, 12, 25])
 def test_a_transcript_that_says_something_else(frames):
     """By the length of its phonemes: far from the others', which are of 10 frames."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sniper.tts.corpus.corpus import list_utterances, read_corpus
-from sniper.tts.corpus.layouts import Line
+from sniper.tts.corpus.layouts import Line, find_recording
 from sniper.tts.errors import SpeechError
 
 
@@ -81,3 +81,23 @@ def test_none_of_the_layouts(tmp_path: Path):
         list_utterances(tmp_path)
     with pytest.raises(SpeechError, match="speakers: expected one of none, column, folder"):
         list_utterances(tmp_path, "row")
+
+
+@pytest.mark.parametrize(
+    ("text", "wav", "name"),
+    [
+        ("txt/p1/p1_1.txt", "wav48_silence_trimmed/p1/p1_1_mic1.flac", "p1_1"),
+        ("txt/p1/p1_1.txt", "wav48/p1/p1_1.wav", "p1_1"),
+        ("19/198/19_198_0.normalized.txt", "19/198/19_198_0.wav", "19_198_0"),
+        ("train/19/198/19_[1].normalized.txt", "train/19/198/19_[1].wav", "19_[1]"),
+        ("metadata.csv", "wavs/anna/1.wav", "anna/1"),
+    ],
+)
+def test_a_recording_is_found_where_its_layout_has_it(
+    tmp_path: Path, text: str, wav: str, name: str
+):
+    _write(tmp_path / text, f"{name}|Hello." if text == "metadata.csv" else "Hello.")
+    _write(tmp_path / wav)
+    (line,) = list_utterances(tmp_path).lines
+    assert (line.id, find_recording(tmp_path, name)) == (name, line.wav)
+    assert find_recording(tmp_path, "other") is None
