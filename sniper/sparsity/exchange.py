@@ -28,8 +28,8 @@ class _Packing(Protocol):
 
     numel: int
 
-    def take(self, grad: Tensor) -> Tensor:
-        """Its values, `[numel]`."""
+    def take(self, grad: Tensor, values: Tensor) -> None:
+        """Writes them to `values`, `[numel]`, in the dtype of that."""
         ...
 
     def put(self, grad: Tensor, values: Tensor) -> None:
@@ -41,8 +41,8 @@ class _Everything:
     def __init__(self, numel: int):
         self.numel = numel
 
-    def take(self, grad: Tensor) -> Tensor:
-        return grad.reshape(-1)
+    def take(self, grad: Tensor, values: Tensor) -> None:
+        values.view(grad.shape).copy_(grad)
 
     def put(self, grad: Tensor, values: Tensor) -> None:
         grad.copy_(values.view(grad.shape))
@@ -58,8 +58,12 @@ class _Blocks:
         self._index = (layout.row_indices[:n].long(), columns // in_blocks, columns % in_blocks)
         self.numel = n * layout.block_size**2
 
-    def take(self, grad: Tensor) -> Tensor:
-        return self._blocks(grad)[self._index].reshape(-1)
+    def take(self, grad: Tensor, values: Tensor) -> None:
+        blocks, places = self._blocks(grad), values.view(-1, self._size, self._size)
+        if values.dtype == grad.dtype:
+            torch.ops.aten.index.Tensor_out(blocks, self._index, out=places)
+        else:
+            places.copy_(blocks[self._index])
 
     def put(self, grad: Tensor, values: Tensor) -> None:
         self._blocks(grad)[self._index] = values.view(-1, self._size, self._size).to(grad.dtype)
@@ -79,8 +83,8 @@ class _Weights:
         self._index = mask.reshape(-1).nonzero().squeeze(1)
         self.numel = self._index.numel()
 
-    def take(self, grad: Tensor) -> Tensor:
-        return grad.take(self._index)
+    def take(self, grad: Tensor, values: Tensor) -> None:
+        values.copy_(grad.take(self._index))
 
     def put(self, grad: Tensor, values: Tensor) -> None:
         grad.put_(self._index, values.to(grad.dtype))
@@ -162,7 +166,10 @@ class GradientExchange:
         return work.get_future().then(unpack)
 
     def _pack(self, chosen: Sequence[tuple[_Packing, Tensor]]) -> Tensor:
-        flat = torch.cat([packing.take(grad).to(self._dtype) for packing, grad in chosen])
+        sizes = [packing.numel for packing, _ in chosen]
+        flat = torch.empty(sum(sizes), dtype=self._dtype, device=chosen[0][1].device)
+        for (packing, grad), values in zip(chosen, flat.split(sizes), strict=True):
+            packing.take(grad, values)
         self.bytes += flat.numel() * flat.element_size()
         return flat
 

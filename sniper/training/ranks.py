@@ -38,6 +38,7 @@ JOIN_SECONDS = 300  # that all ranks have to start in
 _POLL = 0.25  # seconds between two looks at the store
 _ANSWER = 10.0  # seconds that the store has to answer in
 _GRACE = 5.0  # seconds in which a rank may end by itself once another has failed
+_SILENCE = 60.0  # seconds without a sign of life after which nobody waits at the end
 _NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -405,12 +406,33 @@ class _Failures:
         raise Ended(first["status"]) from None
 
     def leave(self) -> None:
-        """All is done here; whoever keeps the store stays until all are."""
+        """All is done here; whoever keeps the store stays until all are, or the rest is silent."""
         self._over.set()
         with contextlib.suppress(RuntimeError):
             self._store.ask("add", "left", 1)
             if self._rank == 0:
-                self._until(lambda: self._store.ask("add", "left", 0) == self._size, JOIN_SECONDS)
+                self._stay()
+
+    def _stay(self) -> None:
+        """Until all have left. One that died behind the last update is not waited for: what all
+        were to do is done.
+        """
+        heard, since = None, time.monotonic()
+        while (left := self._store.ask("add", "left", 0)) < self._size:
+            # Whoever has left is silent too, so it is the rest's silence when all are.
+            now = left, [self._store.beat(rank) for rank in range(1, self._size)]
+            if now != heard:
+                heard, since = now, time.monotonic()
+            elif time.monotonic() - since > _SILENCE:
+                missing = f"{self._size - left} of {self._size}"
+                print(
+                    f"warning: all is done and saved, but ranks that have not ended: {missing}, "
+                    f"of which nothing was heard for {_SILENCE:.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                return
+            time.sleep(_POLL)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:

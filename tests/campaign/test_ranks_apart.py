@@ -248,6 +248,36 @@ def test_a_rank_that_hangs(rank: int, trained: Trained, tmp_path: Path):
     assert line.endswith("; the same command continues from the last checkpoint")
 
 
+def test_a_rank_that_dies_behind_the_last_update(trained: Trained, whole, tmp_path: Path):
+    """What all were to do is done: the first rank says so and ends well."""
+    arguments = trained.arguments(tmp_path / "run")
+    with Pair(tmp_path, [arguments] * 2, (_short_of_patience, _dies_when_done)) as pair:
+        for process in pair.processes:
+            process.join(PATIENCE)
+        assert [process.exitcode for process in pair.processes] == [0, -signal.SIGKILL]
+        said = pair.logs[0].read_text()
+    assert "warning: all is done and saved, but ranks that have not ended: 1 of 2, " in said
+    assert differences(everything(tmp_path / "run"), whole) == []
+
+
+def _short_of_patience() -> None:
+    from sniper.training import ranks
+
+    ranks._SILENCE = 3.0
+
+
+def _dies_when_done() -> None:
+    from sniper.training.trainer import Trainer
+
+    fit = Trainer.fit
+
+    def and_die(self: Trainer) -> None:
+        fit(self)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer.fit = and_die
+
+
 def test_a_first_rank_that_hangs_while_it_prepares(trained: Trained, tmp_path: Path):
     """Others wait as long as it takes, but not for one that does nothing."""
     arguments = [*trained.arguments(tmp_path / "run"), "train.timeout_minutes=0.05"]

@@ -194,8 +194,13 @@ def test_blocks_of_any_memory_order():
     packing = _Blocks(BlockLayout(mask, 2))
     values = torch.arange(4 * 4 * 3.0).view(4, 4, 3)
     orders = [values, values.permute(0, 2, 1).contiguous().permute(0, 2, 1)]
-    packed = [packing.take(g) for g in orders]
-    assert torch.equal(*packed) and packing.numel == 16
+    # In the gradient's dtype, and in another.
+    packed = [torch.full((16,), torch.nan, dtype=d) for d in (torch.float32, torch.float64)]
+    for each in packed:
+        for g in orders:
+            packing.take(g, each)
+            assert torch.equal(each.float(), packed[0])
+    assert packing.numel == 16
     first = values[:2, :2, 0].reshape(-1)
     assert torch.equal(packed[0][:4], first)
     for g in orders:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +253,29 @@ def test_every_rank_names_the_utterances_of_the_one_whose_loss_is_not_finite(fou
 
 def test_what_one_rank_says_ends_all(found: list[dict[str, Any]]):
     assert {each["failure"] for each in found} == {"Ended: a rank has failed with status 1"}
+
+
+def _dies_behind_the_last_update(rank: int, folder: str, port: int) -> None:
+    ranks._SILENCE = 1.0
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), together(rank, 3, port) as some:
+        some.gather(None)
+        if rank == 1:
+            os._exit(0)
+        if rank == 2:
+            time.sleep(3)  # busy for longer, and heard of
+    (Path(folder) / str(rank)).write_text(said.getvalue())
+
+
+def test_a_rank_that_died_behind_the_last_update_is_not_waited_for(tmp_path: Path):
+    begun = time.monotonic()
+    spawn(_dies_behind_the_last_update, 3, str(tmp_path), free_port())
+    assert time.monotonic() - begun < 60
+    assert (tmp_path / "0").read_text() == (
+        "warning: all is done and saved, but ranks that have not ended: 1 of 3, of which nothing "
+        "was heard for 1 s\n"
+    )
+    assert (tmp_path / "2").read_text() == ""
 
 
 def test_commands_that_differ_end_with_one_line(demo_corpus: Path, tmp_path: Path):
