@@ -9,9 +9,9 @@
 namespace sniper::cpu {
 namespace {
 
-constexpr int64_t kNumbers = 1 << 15;  // of a piece, about
+constexpr int64_t kNumbers = 1 << 15;  // of a piece without a mask
 
-// Some rows of one masked parameter, or a stretch of one without a mask.
+// A row of blocks of one masked parameter, or a stretch of one without a mask.
 struct Piece {
   const Parameter* parameter;
   int64_t begin, end;
@@ -20,35 +20,26 @@ struct Piece {
 std::vector<Piece> cut(const std::vector<Parameter>& parameters) {
   std::vector<Piece> pieces;
   for (const Parameter& p : parameters) {
-    const int64_t width = p.block_cols * p.block;
     const int64_t count = p.mask ? p.block_rows * p.block : p.size;
-    // Rows of a piece lie in one row of blocks: every block size is a multiple of 16.
-    const int64_t step = !p.mask ? kNumbers : width * p.block > kNumbers ? 16 : p.block;
+    const int64_t step = p.mask ? p.block : kNumbers;
     for (int64_t i = 0; i < count; i += step) pieces.push_back({&p, i, std::min(count, i + step)});
   }
   return pieces;
 }
 
-// The stretches of a piece, neighbouring blocks joined.
+// The stretches of a piece. A block at a time: row by row over all blocks of a row the same bytes come more slowly.
 const std::vector<Stretch>& stretches_of(const Piece& piece) {
-  thread_local std::vector<Stretch> runs, found;
+  thread_local std::vector<Stretch> found;
   const Parameter& p = *piece.parameter;
   found.clear();
   if (!p.mask) {
-    found.push_back({piece.begin, piece.end - piece.begin});
+    found.push_back({piece.begin, piece.end - piece.begin, 1, 0});
     return found;
   }
-  runs.clear();  // of one row: all rows of a row of blocks have the same
+  const int64_t width = p.block_cols * p.block;
   const uint8_t* active = p.mask + piece.begin / p.block * p.block_cols;
-  for (int64_t c = 0; c < p.block_cols; c++) {
-    if (!active[c]) continue;
-    if (c && active[c - 1])
-      runs.back().n += p.block;
-    else
-      runs.push_back({c * p.block, p.block});
-  }
-  for (int64_t row = piece.begin; row < piece.end; row++)
-    for (const Stretch& run : runs) found.push_back({row * p.block_cols * p.block + run.begin, run.n});
+  for (int64_t c = 0; c < p.block_cols; c++)
+    if (active[c]) found.push_back({piece.begin * width + c * p.block, p.block, piece.end - piece.begin, width});
   return found;
 }
 

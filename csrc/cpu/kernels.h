@@ -68,9 +68,9 @@ struct AdamStep {
   bool amsgrad, decays, decoupled, maximize;
 };
 
-// Numbers of a parameter that lie together and all count.
+// Numbers of a parameter that all count: `rows` times n that lie together, `stride` apart.
 struct Stretch {
-  int64_t begin, n;
+  int64_t begin, n, rows, stride;
 };
 
 // Weight, gradient, moments and, for amsgrad, the largest second moment, in one memory order.

@@ -16,6 +16,7 @@ from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import attention as cpu
 from sniper.ops.dropout import draw_seed
 from sniper.ops.geometry import check_share, check_tensor
+from sniper.ops.operation import operation
 from sniper.ops.sdpa import scaled_dot_product
 from sniper.ops.transforms import transformed
 
@@ -76,7 +77,7 @@ def _check(
     check_share("dropout_p", dropout_p, below_one=True)
 
 
-@torch.library.custom_op("sniper::attention", mutates_args=())
+@operation("sniper::attention")
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, heads: int, p: float, seed: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,7 @@ def _(q, k, v, key_mask, heads, p, seed):
     return y, q.new_empty(heads, q.shape[0], q.shape[1], 2)
 
 
-@torch.library.custom_op("sniper::attention_backward", mutates_args=())
+@operation("sniper::attention_backward")
 def _attention_grad(
     dy: Tensor,
     q: Tensor,
@@ -119,7 +120,7 @@ def _backward(ctx, dy, _):
     return *_attention_grad(dy, q, k, v, key_mask, normal, ctx.p, seed), *[None] * 4
 
 
-torch.library.register_autograd("sniper::attention", _backward, setup_context=_save)
+_attention.register_autograd(_backward, setup_context=_save)
 
 
 def _save_nothing(ctx, inputs, output):
@@ -133,6 +134,4 @@ def _second_backward(ctx, *grads):
     )
 
 
-torch.library.register_autograd(
-    "sniper::attention_backward", _second_backward, setup_context=_save_nothing
-)
+_attention_grad.register_autograd(_second_backward, setup_context=_save_nothing)

@@ -14,6 +14,7 @@ from sniper.ops.backends.triton import batch_norm as triton
 from sniper.ops.backends.triton.elementwise import dropout as triton_dropout
 from sniper.ops.backends.triton.launch import DTYPES
 from sniper.ops.dropout import draw_seed
+from sniper.ops.operation import operation
 from sniper.ops.transforms import transformed
 
 Running = tuple[Tensor, Tensor, Tensor]
@@ -63,7 +64,7 @@ def batch_norm(
     return _normalised(x, mean, rstd, weight, bias, eps, tanh, p, seed)
 
 
-@torch.library.custom_op(
+@operation(
     "sniper::batch_norm_statistics",
     mutates_args=("running_mean", "running_var", "tracked"),
 )
@@ -90,7 +91,7 @@ def _(x, running_mean, running_var, tracked, momentum, eps):
     return mean, rstd
 
 
-@torch.library.custom_op("sniper::batch_norm", mutates_args=())
+@operation("sniper::batch_norm")
 def _normalised(
     x: Tensor,
     mean: Tensor,
@@ -110,7 +111,7 @@ def _(x, mean, rstd, weight, bias, eps, tanh, p, seed):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("sniper::batch_norm_backward", mutates_args=())
+@operation("sniper::batch_norm_backward")
 def _gradients(
     dy: Tensor,
     x: Tensor,
@@ -169,4 +170,4 @@ def _differentiable(
     return torch.autograd.grad(y, leaves, dy.float(), create_graph=True)
 
 
-torch.library.register_autograd("sniper::batch_norm", _backward, setup_context=_save)
+_normalised.register_autograd(_backward, setup_context=_save)

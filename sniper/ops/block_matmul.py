@@ -26,6 +26,7 @@ from sniper.ops.geometry import (
     check_tensor,
 )
 from sniper.ops.layout import BlockLayout, find_layout, mark_copy
+from sniper.ops.operation import operation
 from sniper.ops.sharded import check_whole
 from sniper.ops.transforms import transformed
 
@@ -177,7 +178,7 @@ def _geometry(weight: Tensor, dilation: int, pad_left: int, pad_right: int) -> G
     return Geometry(taps, dilation, pad_left, pad_right)
 
 
-@torch.library.custom_op("sniper::block_fwd", mutates_args=())
+@operation("sniper::block_fwd")
 def _fwd(
     x: Tensor,
     weight: Tensor,
@@ -207,7 +208,7 @@ def _(x, weight, bias, layout, dilation, pad_left, pad_right, *_):
     return x.new_empty(x.shape[0], length, weight.shape[0])
 
 
-@torch.library.custom_op("sniper::block_dgrad", mutates_args=())
+@operation("sniper::block_dgrad")
 def _dgrad(
     dy: Tensor,
     weight: Tensor,
@@ -231,7 +232,7 @@ def _(dy, weight, layout, dilation, pad_left, pad_right, length, *_):
     return dy.new_empty(dy.shape[0], length, weight.shape[1])
 
 
-@torch.library.custom_op("sniper::block_wgrad", mutates_args=())
+@operation("sniper::block_wgrad")
 def _wgrad(
     dy: Tensor,
     x: Tensor,
@@ -256,7 +257,7 @@ def _(dy, x, taps, bias, layout, dilation, pad_left, pad_right):
     return dy.new_empty(n, taps * x.shape[-1]), db
 
 
-@torch.library.custom_op("sniper::block_wgrad_add", mutates_args=("into",))
+@operation("sniper::block_wgrad_add", mutates_args=("into",))
 def _wgrad_add(
     into: Tensor,
     dy: Tensor,
@@ -341,7 +342,7 @@ def _backward(ctx, dy):
     return dx, dw, db, *[None] * 9
 
 
-torch.library.register_autograd("sniper::block_fwd", _backward, setup_context=_save)
+_fwd.register_autograd(_backward, setup_context=_save)
 
 
 # The three passes are each other's derivatives: `dgrad` is linear in dy and weight, `wgrad` in dy
@@ -369,7 +370,7 @@ def _dgrad_backward(ctx, ddx):
     return ddy, dw, *[None] * 7
 
 
-torch.library.register_autograd("sniper::block_dgrad", _dgrad_backward, setup_context=_save_dgrad)
+_dgrad.register_autograd(_dgrad_backward, setup_context=_save_dgrad)
 
 
 def _save_wgrad(ctx, inputs, output):
@@ -391,7 +392,7 @@ def _wgrad_backward(ctx, ddw, ddb):
     return ddy, dx, *[None] * 6
 
 
-torch.library.register_autograd("sniper::block_wgrad", _wgrad_backward, setup_context=_save_wgrad)
+_wgrad.register_autograd(_wgrad_backward, setup_context=_save_wgrad)
 
 
 def _taps(weight: Tensor) -> int:

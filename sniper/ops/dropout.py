@@ -19,6 +19,7 @@ from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import elementwise as cpu
 from sniper.ops.backends.triton import elementwise as triton
 from sniper.ops.geometry import check_share, check_tensor
+from sniper.ops.operation import operation
 from sniper.ops.transforms import transformed
 
 
@@ -108,7 +109,7 @@ def _next_seed(drawn: list[Tensor], device: torch.device) -> Tensor:
     return drawn.pop()
 
 
-@torch.library.custom_op("sniper::dropout", mutates_args=())
+@operation("sniper::dropout")
 def _dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     return cpu.dropout(x, p, int(seed))
 
@@ -127,10 +128,10 @@ def _dropout_backward(ctx, dy):
     return _dropout(dy, ctx.p, ctx.saved_tensors[0]), None, None
 
 
-torch.library.register_autograd("sniper::dropout", _dropout_backward, setup_context=_save_seed)
+_dropout.register_autograd(_dropout_backward, setup_context=_save_seed)
 
 
-@torch.library.custom_op("sniper::relu_dropout", mutates_args=())
+@operation("sniper::relu_dropout")
 def _relu_dropout(x: Tensor, p: float, seed: Tensor) -> Tensor:
     return elementwise.dropout(x, p, seed, relu=True)
 
@@ -140,7 +141,7 @@ def _(x, p, seed):
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("sniper::relu_dropout_backward", mutates_args=())
+@operation("sniper::relu_dropout_backward")
 def relu_dropout_grad(dy: Tensor, y: Tensor, p: float) -> Tensor:
     return elementwise.relu_dropout_backward(dy, y, p)
 
@@ -150,7 +151,7 @@ def _(dy, y, p):
     return torch.empty_like(dy, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("sniper::relu_dropout_backward_bias", mutates_args=())
+@operation("sniper::relu_dropout_backward_bias")
 def relu_dropout_grad_bias(dy: Tensor, y: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """`relu_dropout_grad` and its sum over all rows; on a GPU, where it is one pass."""
     return triton.relu_dropout_backward_bias(dy, y, p)
@@ -172,9 +173,7 @@ def _relu_dropout_backward(ctx, dy):
     return relu_dropout_grad(dy, ctx.saved_tensors[0], ctx.p), None, None
 
 
-torch.library.register_autograd(
-    "sniper::relu_dropout", _relu_dropout_backward, setup_context=_save_output
-)
+_relu_dropout.register_autograd(_relu_dropout_backward, setup_context=_save_output)
 
 
 def _save_y(ctx, inputs, output):
@@ -188,5 +187,5 @@ def _second_backward(ctx, ddz, ddb=None):
     return relu_dropout_grad(ddz, ctx.saved_tensors[0], ctx.p), None, None
 
 
-for _name in ("relu_dropout_backward", "relu_dropout_backward_bias"):
-    torch.library.register_autograd(f"sniper::{_name}", _second_backward, setup_context=_save_y)
+for _each in (relu_dropout_grad, relu_dropout_grad_bias):
+    _each.register_autograd(_second_backward, setup_context=_save_y)

@@ -17,6 +17,7 @@ from sniper.ops.backends.cpu import norm as cpu
 from sniper.ops.backends.triton import norm as triton
 from sniper.ops.backends.triton.launch import DTYPES
 from sniper.ops.dropout import draw_seed
+from sniper.ops.operation import operation
 from sniper.ops.transforms import transformed
 
 
@@ -95,7 +96,7 @@ def _on_cpu(more: bool, dtype: torch.dtype, x: Tensor, *others: Tensor | None) -
     return known and not triton.serves(x)
 
 
-@torch.library.custom_op("sniper::add_norm", mutates_args=())
+@operation("sniper::add_norm")
 def _add_norm(
     x: Tensor,
     branch: Tensor | None,
@@ -127,7 +128,7 @@ def _(x, branch, weight, bias, eps, p, seed, dtype, relu):
     return s, x.new_empty(x.shape, dtype=dtype), mean, rstd
 
 
-@torch.library.custom_op("sniper::add_norm_backward", mutates_args=())
+@operation("sniper::add_norm_backward")
 def _add_norm_backward(
     dy: Tensor,
     ds: Tensor | None,
@@ -215,4 +216,4 @@ def _differentiable_backward(
     return dx.to(dtype), dbranch, dweight.to(weight.dtype), dbias.to(bias.dtype)
 
 
-torch.library.register_autograd("sniper::add_norm", _backward, setup_context=_save)
+_add_norm.register_autograd(_backward, setup_context=_save)

@@ -20,6 +20,7 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 
 from sniper import _C
 from sniper.ops.gradients import adopt
+from sniper.ops.layout import BlockLayout
 from sniper.optim.table import Collected, Row, Rows, torch_lists
 
 _OURS = ("max_norm", "clear")
@@ -225,7 +226,7 @@ class Adam(torch.optim.Adam):
             adam(**torch_lists(group))
         self.kept_zeros = frozenset(id(r.weight) for r in rows if r.layout is not None)
         if self.clear:
-            self.zero_grad()
+            self._forget(True, {id(r.weight): r.layout for r in rows})
 
     def _update(self, rows: list[Row], scale: Tensor | None) -> None:
         torch._foreach_add_([r.state["step"] for r in rows], 1)  # pyright: ignore[reportPrivateImportUsage]
@@ -249,8 +250,8 @@ class Adam(torch.optim.Adam):
         for row, kept in zip(rows, clean, strict=True):
             if row.layout is not None:
                 row.leave_zeros(kept)
-            if self.clear:
-                self._mark_cleared(row.weight, row.grad)
+                if self.clear:
+                    self._mark_cleared(row.weight, row.grad)
 
     def _mark_cleared(self, p: Tensor, grad: Tensor) -> None:
         self._cleared[p] = (TensorWeakRef(grad), grad._version)
@@ -289,12 +290,20 @@ class Adam(torch.optim.Adam):
             raise ValueError(f"set_to_none: expected a bool, got {set_to_none!r}")
         if not set_to_none and self._rows.clear_all():
             return
-        masked = self._rows.masked()
+        self._forget(set_to_none, {})
+
+    def _forget(self, set_to_none: bool, updated: Mapping[int, BlockLayout | None]) -> None:
+        """`zero_grad`; `updated` has, by id, the layouts of parameters whose gradients the kernel
+        has just cleared.
+        """
+        masked = None
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is None:
+                if p.grad is None or updated.get(id(p)) is not None:
                     continue
-                layout = masked.get(id(p))
+                if id(p) not in updated and masked is None:
+                    masked = self._rows.masked()
+                layout = None if id(p) in updated or masked is None else masked.get(id(p))
                 if layout is None and set_to_none:
                     p.grad = None
                     self._cleared.pop(p, None)

@@ -65,7 +65,8 @@ class Row:
             largest,
         )
         extent = (self.weight.numel(), 0, 0, 0, 0)
-        if self.layout is not None:
+        # Without a mask long stretches are visited, which come faster than blocks.
+        if self.layout is not None and not self.layout.is_full:
             rows, taps, cols = self.layout.shape
             mask = self.layout.block_mask.data_ptr()
             extent = (self.weight.numel(), mask, rows, taps * cols, self.layout.block_size)

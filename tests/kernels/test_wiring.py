@@ -139,14 +139,14 @@ def test_registrations(device):
     handle, geometry = layer.layout.handle, (1, 0, 0)
     with use_backend("triton"):
         args = (x, layer.weight, layer.bias, handle, *geometry, True, 0.0, None)
-        torch.library.opcheck(_fwd, args)
+        torch.library.opcheck(_fwd.op, args)
         dy = torch.randn(1, 5, 48, device=device)
-        torch.library.opcheck(_dgrad, (dy, layer.weight.detach(), handle, *geometry, 5))
+        torch.library.opcheck(_dgrad.op, (dy, layer.weight.detach(), handle, *geometry, 5))
         for bias in (False, True):
             args = (dy, x.detach(), 1, bias, handle, *geometry)
-            torch.library.opcheck(_wgrad, args)
+            torch.library.opcheck(_wgrad.op, args)
         y = torch.randn_like(dy)
-        torch.library.opcheck(relu_dropout_grad_bias, (dy, y, 0.25))
+        torch.library.opcheck(relu_dropout_grad_bias.op, (dy, y, 0.25))
 
 
 def test_a_convolutions_registrations(device):
@@ -155,10 +155,10 @@ def test_a_convolutions_registrations(device):
     handle, geometry = layer.layout.handle, (1, 1, 1)
     with use_backend("triton"):
         args = (x, layer.weight, layer.bias, handle, *geometry, False, 0.0, None)
-        torch.library.opcheck(_fwd, args)
+        torch.library.opcheck(_fwd.op, args)
         dy = torch.randn(2, 9, 48, device=device)
-        torch.library.opcheck(_dgrad, (dy, layer.weight.detach(), handle, *geometry, 9))
-        torch.library.opcheck(_wgrad, (dy, x.detach(), 3, True, handle, *geometry))
+        torch.library.opcheck(_dgrad.op, (dy, layer.weight.detach(), handle, *geometry, 9))
+        torch.library.opcheck(_wgrad.op, (dy, x.detach(), 3, True, handle, *geometry))
 
 
 def test_adam_visits_everything_in_one_launch(device, monkeypatch):
@@ -379,12 +379,12 @@ def test_registrations_of_add_norm(branch, device):
     seed = torch.tensor(7, device=device) if branch else None
     p = 0.25 if branch else 0.0
     args = (x, h, weight, bias, 1e-5, p, seed, torch.float16, not branch)
-    torch.library.opcheck(_add_norm, args)
+    torch.library.opcheck(_add_norm.op, args)
     s, y, mean, rstd = (t.detach() for t in _add_norm(*args))
     dtypes = (torch.float32, torch.float16 if branch else None)
     s, ds = (s, torch.randn_like(s)) if branch else (x.detach(), None)
     torch.library.opcheck(
-        _add_norm_backward,
+        _add_norm_backward.op,
         (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed, not branch),
     )
 
@@ -432,10 +432,10 @@ def test_registrations_of_batch_norm(device):
     x, dy = (torch.randn(2, 9, 40, device=device) for _ in range(2))
     weight, bias, mean, var = (torch.rand(40, device=device) for _ in range(4))
     count, seed = (torch.tensor(7, device=device) for _ in range(2))
-    torch.library.opcheck(_statistics, (x, mean, var, count, 0.1, 1e-5))
-    torch.library.opcheck(_statistics, (x, None, None, None, 0.1, 1e-5))
+    torch.library.opcheck(_statistics.op, (x, mean, var, count, 0.1, 1e-5))
+    torch.library.opcheck(_statistics.op, (x, None, None, None, 0.1, 1e-5))
     normed = _statistics(x, None, None, None, 0.1, 1e-5)
-    torch.library.opcheck(_gradients, (dy, x, *normed, weight, bias, True, 0.25, seed))
+    torch.library.opcheck(_gradients.op, (dy, x, *normed, weight, bias, True, 0.25, seed))
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
     args = (leaves[0], *normed, *leaves[1:], 1e-5, True, 0.25, seed)
-    torch.library.opcheck(_normalised, args)
+    torch.library.opcheck(_normalised.op, args)

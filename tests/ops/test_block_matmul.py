@@ -113,9 +113,9 @@ def test_registrations_of_what_is_handed_over():
     args = (weight, bias, layout.handle, 1, 0, 0)
     seed = torch.tensor(3)
     x = torch.randn(2, 9, 2 * B).relu().requires_grad_()
-    torch.library.opcheck(_fwd, (x, *args, True, 0.3, seed, True, 0.2))
+    torch.library.opcheck(_fwd.op, (x, *args, True, 0.3, seed, True, 0.2))
     dy = torch.randn(2, 9, weight.shape[0], requires_grad=True)
-    torch.library.opcheck(_dgrad, (dy, weight, *args[2:], 9, x.detach(), 0.2))
+    torch.library.opcheck(_dgrad.op, (dy, weight, *args[2:], 9, x.detach(), 0.2))
 
 
 def test_only_what_needs_gradients_gets_them():

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Custom operations of torch whose plain calls take a shorter way to their kernel.
+
+Torch's dispatcher spends some 0.1 ms of Python on a call of a custom operation and on each call of
+its gradient, which is more than a small layer computes. All of it serves whoever looks at
+operations from outside: compilers, fakes, dispatch modes, the profiler, function transforms. Where
+nobody does, the function is called as it is, in an autograd function if gradients are wanted.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from sniper.ops.transforms import transformed
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+class Operation:
+    """A `torch.library.custom_op` and the short way to it; called as the function is.
+
+    Args:
+        name: `namespace::name`.
+        run: the function, with the annotations from which torch reads a schema.
+        mutates_args: the names of arguments that it writes to.
+
+    Attributes:
+        op: torch's operation.
+    """
+
+    def __init__(self, name: str, run: Callable[..., Any], mutates_args: tuple[str, ...] = ()):
+        self._run = run
+        self.op = torch.library.custom_op(name, run, mutates_args=mutates_args)
+        parameters = inspect.signature(run).parameters
+        self._written = [i for i, each in enumerate(parameters) if each in mutates_args]
+        self._defaults = [each.default for each in parameters.values()]
+        self._name = name.replace("::", "_")
+        self._function: Any = None
+
+    def register_fake(self, fake: Callable[..., Any]) -> None:
+        """As torch's: shapes and dtypes of the results."""
+        self.op.register_fake(fake)
+
+    def register_autograd(
+        self, backward: Callable[..., Any], *, setup_context: Callable[..., None]
+    ) -> None:
+        """As torch's, for both ways.
+
+        Args:
+            backward: of `ctx` and the gradients of the results.
+            setup_context: of `ctx`, `inputs` and `output`.
+        """
+        self.op.register_autograd(backward, setup_context=setup_context)
+
+        def forward(ctx, *inputs):
+            output = self._run_below(inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+        self._function = type(self._name, (torch.autograd.Function,), methods)
+
+    def __call__(self, *args: Any) -> Any:
+        if torch.compiler.is_compiling() or _watched():
+            return self.op(*args)
+        differentiable = False
+        for value in args:
+            if type(value) in _PLAIN:
+                # A meta tensor has the fake alone.
+                if not (value.is_cpu or value.is_cuda):
+                    return self.op(*args)
+                differentiable = differentiable or value.requires_grad
+            elif isinstance(value, Tensor):  # a subclass may want to see the operation
+                return self.op(*args)
+        args = (*args, *self._defaults[len(args) :])
+        if not (differentiable and torch.is_grad_enabled()):
+            return self._run_below(args)
+        # Without a gradient torch's own error says so.
+        return self.op(*args) if self._function is None else self._function.apply(*args)
+
+    def _run_below(self, args: tuple) -> Any:
+        # As under the dispatcher: results that are views of something inside are no views to
+        # autograd, or nobody might write to them.
+        with torch._C._AutoDispatchBelowAutograd():
+            result = self._run(*args)
+        for i in self._written:
+            if args[i] is not None and not args[i].is_inference():
+                increment_version(args[i])
+        return result
+
+
+def operation(
+    name: str, mutates_args: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Operation]:
+    """Decorates a function that becomes an `Operation`.
+
+    Args:
+        name, mutates_args: as `Operation` takes them.
+    """
+    return lambda run: Operation(name, run, mutates_args)
+
+
+def _watched() -> bool:
+    """Whether somebody looks at operations that are called here."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch.autograd._profiler_enabled()
+        or torch._C._get_tracing_state() is not None
+        or transformed()
+    )
