@@ -27,7 +27,7 @@ from bench_train_step import FRAMES_A_TOKEN, TOKENS, VOCABULARY, Step, make_batc
 from torch import Tensor
 
 from sniper import LearningRateScale, Sniper
-from sniper.ops import keep_freed_memory
+from sniper.ops import gradients, keep_freed_memory
 from sniper.sparsity.exchange import GradientExchange
 from sniper.training.batch_norm import share_batch_norms
 from sniper.tts.corpus.batch import Batch
@@ -64,6 +64,8 @@ class Update:
         batch = part_of(make_batch(UTTERANCES), rank, size)
         if size > 1:
             share_batch_norms(model)
+            for p in model.parameters():
+                gradients.without_ddp(p)
         sniper = None
         if sparsity:
             rates = LearningRateScale(max=10.0)

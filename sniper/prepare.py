@@ -173,7 +173,7 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> dict[str, str] |
     """
     from sniper.tts.aligners.folder import gather
     from sniper.tts.aligners.run import align_corpus
-    from sniper.tts.corpus.corpus import has_alignments
+    from sniper.tts.corpus.corpus import has_alignments, list_utterances
     from sniper.tts.corpus.shards import find_shards
 
     how = take_options(options)
@@ -191,7 +191,9 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> dict[str, str] |
         base = shard.folder(base)
     out = (base / "alignment").resolve()
     if options["merge"]:
-        gather([each.folder(base) / "alignment" for each in find_shards(base)], out)
+        parts = [each.folder(base) / "alignment" for each in find_shards(base)]
+        lines = list_utterances(options["root"], options["speakers"]).lines
+        gather(parts, out, [line.id for line in lines])
     aligned = align_corpus(out=out, **shared, **how, progress=progress, share=shard)
     # What was aligned before was reported then; of a share, the whole says it.
     if shard is None and (aligned.fresh or options["merge"]):

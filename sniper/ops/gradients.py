@@ -17,6 +17,8 @@ from sniper.ops.geometry import as_matrix
 
 # By identity, since tensors compare by value; weak, so that a deleted model's weights do not stay.
 _adopted = WeakTensorKeyDictionary()
+# Weights whose gradients no DDP takes on their way.
+_without_ddp = WeakTensorKeyDictionary()
 # Weights by their copies in another dtype.
 _sources = WeakTensorKeyDictionary()
 
@@ -26,6 +28,13 @@ def adopt(weight: Tensor) -> None:
     adopted with it.
     """
     _adopted[weight] = True
+
+
+def without_ddp(weight: Tensor) -> None:
+    """Whoever adds up gradients over processes behind the backward pass says so, for each weight:
+    then they are added in place as in one process.
+    """
+    _without_ddp[weight] = True
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -59,8 +68,8 @@ def place_of(weight: Tensor) -> Tensor | None:
     Returns:
         `.grad` as `[N, taps * C]`, or None where the gradient has to go through autograd: not
         adopted, `.grad` of another dtype or memory order, hooks on it, gradients of gradients,
-        `torch.autograd.grad`, or processes that train together and hook in where no
-        one can look.
+        `torch.autograd.grad`, or processes that train together, which may do so by DDP: that hooks
+        in where no one can look (`without_ddp`).
     """
     if weight not in _adopted or torch.is_grad_enabled():
         return None
@@ -68,7 +77,7 @@ def place_of(weight: Tensor) -> Tensor | None:
         return None
     if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
         return None
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if weight not in _without_ddp and _several():
         return None
     grad = weight.grad
     if grad is not None and (grad.dtype, grad.stride()) != (weight.dtype, weight.stride()):
@@ -80,6 +89,10 @@ def place_of(weight: Tensor) -> Tensor | None:
         # that is resumed would not get the bits of one that goes on.
         grad = weight.grad = torch.zeros_like(weight)
     return as_matrix(grad) if grad.layout == torch.strided else None
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _is_accumulated(weight: Tensor) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sniper.layers.selection import unmatched
+from sniper.ops import gradients
 from sniper.optim import Adam
 from sniper.sparsity import Fixed, Following, LearningRateScale, NewWeights, Sniper
 from sniper.sparsity.distributed import checksum
@@ -153,6 +154,8 @@ class Trainer:
         if ranks.several:
             dtype = torch.bfloat16 if settings.exchange == "bf16" else torch.float32
             self._exchange = GradientExchange(self.sniper, dtype)
+            for p in self.model.parameters():
+                gradients.without_ddp(p)
             self._check_weights("at the start")
             restore.seed_rank(settings.seed, 0, ranks.rank)
 

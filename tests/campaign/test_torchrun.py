@@ -217,7 +217,8 @@ def test_the_cable_between_two_machines(
 ):
     """Pulled: each side says that the other does not answer. What torchrun does then is its own."""
     with contextlib.ExitStack() as stack:
-        arguments = undisturbed.arguments(tmp_path / "run", "train.timeout_minutes=0.1")
+        # Longer than a busy machine keeps a rank waiting.
+        arguments = undisturbed.arguments(tmp_path / "run", "train.timeout_minutes=0.4")
         interface = {"GLOO_SOCKET_IFNAME": machines.interface}
         both = _on_both(machines, stack, tmp_path, *arguments, **interface)
         assert both[1].until(lambda: (both[1].trace(0, 1, "update") or 0) > 5)

@@ -140,6 +140,34 @@ def test_clip_gives_the_norm_and_the_step_scales():
         assert torch.allclose(a.grad, b.grad, rtol=1e-5, atol=0)
 
 
+@pytest.fixture
+def ranks(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_of_several_ranks_gradients_are_added_in_place_where_no_ddp_is(ranks, monkeypatch):
+    model, there = make_model(), {}
+    Adam(model.parameters())
+    gradients.without_ddp(model.conv.weight)
+    place_of = gradients.place_of
+
+    def noting(weight):
+        there[id(weight)] = place_of(weight)
+        return there[id(weight)]
+
+    monkeypatch.setattr(gradients, "place_of", noting)
+    model(batch(0)).backward()
+    conv, linear = model.conv.weight, model.linear.weight
+    assert there[id(conv)].data_ptr() == conv.grad.data_ptr() and there[id(linear)] is None
+    other = make_model()
+    other(batch(0)).backward()
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
 def test_gradients_are_added_in_place_and_pruned_blocks_not_visited():
     model = make_model()
     optimizer = Adam(model.parameters(), clear=True)

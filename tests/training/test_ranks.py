@@ -18,6 +18,7 @@ from ranks import environment, free_port, spawn, together, train
 from simulated import SimulatedRecorder
 from speech import command, differences, everything, tiny
 
+from sniper.ops import gradients
 from sniper.sparsity.distributed import checksum
 from sniper.training import checkpoint, ranks
 from sniper.training.config import Config, dump, from_dict
@@ -76,6 +77,8 @@ def one_process(rank: int, corpus: str, folder: str, ports: list[int]) -> None:
             losses += train(settings, ALONE, 33)[1]
         with together(rank, 3, three) as some:
             trainer, more = train(settings, some)
+        # No DDP is around it: gradients of active blocks go where they stay.
+        assert all(p in gradients._without_ddp for p in trainer.model.parameters())
         if rank == 0:
             torch.save(losses + more, root / f"{name}.pt")
         state = {n: [t] for n, t in trainer.model.state_dict().items()}

@@ -157,8 +157,11 @@ def open_folder(path: Path, settings: dict, force: bool) -> Iterator[Folder]:
             folder.close()
 
 
-def gather(parts: Sequence[Path], out: Path) -> None:
+def gather(parts: Sequence[Path], out: Path, order: Sequence[str]) -> None:
     """Put the alignments of several shares of a corpus into one folder, as if made there.
+
+    Args:
+        order: ids of the corpus's utterances, in which the journal is written.
 
     Raises:
         SpeechError: a share that was not aligned, or in another way than the first.
@@ -169,18 +172,21 @@ def gather(parts: Sequence[Path], out: Path) -> None:
         if not there:
             raise SpeechError(f"{part} holds no alignment: prepare that share again")
         refuse_other_settings(part, there, settings)
-    with open_folder(out, settings, force=False) as whole:
-        for part in map(Folder, parts):
-            with contextlib.closing(part):
-                for outcome in part.outcomes.values():
-                    if whole.is_done(outcome.id, outcome.fingerprint):
-                        continue
-                    if not outcome.problem:
-                        target = whole.textgrid(outcome.id)
-                        target.parent.mkdir(parents=True, exist_ok=True)
-                        # With its time, by which a prepared corpus knows its files.
-                        shutil.copy2(part.textgrid(outcome.id), target)
-                    whole.add(outcome)
+    with open_folder(out, settings, force=False) as whole, contextlib.ExitStack() as stack:
+        shares = [stack.enter_context(contextlib.closing(Folder(part))) for part in parts]
+        where = {name: share for share in shares for name in share.outcomes}
+        for name in order:
+            if name not in where:
+                continue
+            outcome = where[name].outcomes[name]
+            if whole.is_done(name, outcome.fingerprint):
+                continue
+            if not outcome.problem:
+                target = whole.textgrid(name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # With its time, by which a prepared corpus knows its files.
+                shutil.copy2(where[name].textgrid(name), target)
+            whole.add(outcome)
 
 
 def _clear(path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from test_prepare import add_utterance, contents
 
 from sniper.prepare import main
+from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.corpus.shards import SHARDS, Shard
 
 WORDS = ["hello", "world", "again"]
@@ -114,6 +116,37 @@ def test_wrong_shares_are_refused(run, corpus, tmp_path, capsys):
     assert "expected share 1/3 to be finished, but 1 of 3 utterances" in refused("--merge")
     (corpus / "metadata.csv").write_text("\n".join(lines[1:]) + "\n")
     assert "metadata_sha256 is" in refused("--merge")
+
+
+def test_shares_are_aligned_on_the_way_as_the_whole_is(tmp_path):
+    """Nothing depends on which utterances one process has aligned before."""
+    root = tmp_path / "spoken"
+    write_demo_corpus(root, 5, seed=3, voice="en-us", progress=False)
+    (root / "alignments.jsonl").unlink()
+    out, whole = tmp_path / "out", tmp_path / "whole"
+
+    def run(folder: Path, *options: str) -> None:
+        command = ["ljspeech", "--root", str(root), "--out", str(folder), "--quiet"]
+        assert main([*command, "--valid", "1", "--workers", "1", *options]) == 0
+
+    for share in ("2/2", "1/2"):
+        run(out, "--shard", share)
+    run(out, "--merge")
+    run(whole)
+    made, once = _files(out), _files(whole)
+    infos = [json.loads(files.pop("corpus.json")) for files in (made, once)]
+    assert made == once
+    # With report and journal: what one at once leaves there, in the same order.
+    assert len(made) == 2 + 5 + len(("align.json", "align.jsonl", "report.md", "alignment.png"))
+    for info in infos:  # times and places on the disk are what differs
+        info["sources"] = {name: line.split(" = ")[1] for name, line in info["sources"].items()}
+        del info["settings"]["corpus"]["textgrids"], info["checksums"]["corpus.json"]
+    assert infos[0] == infos[1]
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_an_aligner_that_trains_has_no_shares(run, capsys):
