@@ -85,8 +85,7 @@ class Operation:
         return self.op(*args) if self._function is None else self._function.apply(*args)
 
     def _run_below(self, args: tuple) -> Any:
-        # As under the dispatcher: results that are views of something inside are no views to
-        # autograd, or nobody might write to them.
+        # As torch's own way does; a function may call what has gradients of its own.
         with torch._C._AutoDispatchBelowAutograd():
             result = self._run(*args)
         for i in self._written:
