@@ -43,7 +43,7 @@ def test_old_names_mean_the_new_settings(old, new):
 def test_the_signature_has_the_new_names_only():
     assert list(inspect.signature(Sniper).parameters) == [
         *("model", "schedule", "block_size", "exclude"),
-        *("cap", "new_weights", "lr_scale", "paper_exact"),
+        *("cap", "new_weights", "lr_scale", "paper_exact", "growth", "prune"),
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -25,7 +25,7 @@ GRADIENTS = {"a": torch.tensor([9.0, 1, 5, 2]), "b": torch.tensor([3.0, 4, 0, 0]
         (0.5, Fixed(1.0), "#.#.", "##.."),
         (0.625, Fixed(1.0), "#.#.", ".#.."),
         # No parameter sparser than the cap: b is filled up to a half of its own before that.
-        (0.625, Following(0.0), "#.#.", ".#.."),
+        (0.625, Following(0.0), "#.#.", "##.."),
         (0.75, Fixed(0.75), "#...", ".#.."),
         (0.5, Following(0.0), "#.#.", "##.."),
         (0.0, Following(0.1), "####", "####"),
