@@ -110,7 +110,7 @@ def _watched() -> bool:
     return bool(
         torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch.autograd._profiler_enabled()
+        or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
         or torch._C._get_tracing_state() is not None
         or transformed()
     )
