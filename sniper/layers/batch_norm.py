@@ -34,22 +34,10 @@ def batch_norm(x: Tensor, norm: nn.Module, dropout: nn.Module, tanh: bool) -> Te
         running = known.running_mean, known.running_var, known.num_batches_tracked
         rates = known.momentum, known.eps
         return ops.batch_norm(x.mT, known.weight, known.bias, running, *rates, tanh, p).mT  # pyright: ignore[reportArgumentType]
-    y = _by_rows(norm, x)
+    # As [B, C, T] and not as rows, though torch's CPU kernel has those copied: of rows it adds up
+    # statistics by thread, and bits would depend on how many there are.
+    y = norm(x)
     return dropout(torch.tanh(y) if tanh else y)
-
-
-def _by_rows(norm: nn.Module, x: Tensor) -> Tensor:
-    """`norm(x)`; on a CPU by rows of channels where memory holds such rows.
-
-    Statistics are over all frames of all utterances, so that they may be one long list. As
-    `[B, C, T]` torch's CPU kernel would have the rows copied, and read them by column.
-    """
-    # A subclass may take its input for [B, C, T], and so may a hook.
-    known = not changed(norm, nn.BatchNorm1d) and norm.training
-    if not known or x.is_cuda or x.dim() != 3 or not x.mT.is_contiguous():
-        return norm(x)
-    rows = x.mT
-    return norm(rows.flatten(0, 1)).view(rows.shape).mT
 
 
 def _known(norm: nn.Module, x: Tensor) -> nn.BatchNorm1d | None:

@@ -120,7 +120,7 @@ def drop_rate(dropout: nn.Module) -> float | None:
     """What a kernel is to drop, or None where the module has to be called."""
     if not isinstance(dropout, nn.Dropout) or changed(dropout, nn.Dropout, Dropout):
         return None
-    p = dropout.p if dropout.training else 0.0
+    p = _rate(dropout)
     # At p = 1 the scale is infinite; torch's own dropout defines that result.
     return p if p < 1 else None
 

@@ -86,3 +86,18 @@ def test_a_batch_of_one_value_a_channel_is_torchs_error(fused):
 def test_refused():
     with pytest.raises(ValueError, match="norm: expected a Module, got int"):
         batch_norm(torch.randn(1, 8, 2), 3, Dropout(0.5), tanh=True)  # pyright: ignore[reportArgumentType]
+
+
+def test_bits_do_not_depend_on_the_number_of_threads():
+    x, dy = torch.randn(4, 90, 64), torch.randn(4, 90, 64)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        norm, leaf = nn.BatchNorm1d(64), x.clone().requires_grad_()
+        y = batch_norm(leaf.mT, norm, nn.Dropout(0.0), tanh=True).mT
+        y.backward(dy)
+        found.append(
+            [y.detach(), leaf.grad, *(p.grad for p in norm.parameters()), norm.running_var]
+        )
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)

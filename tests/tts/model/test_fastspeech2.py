@@ -358,6 +358,5 @@ def test_batch_norm_of_rows_is_that_of_channels(training):
         gradients = [leaf.grad, *(p.grad for p in each.norm.parameters())]
         results.append([y, *gradients, *each.norm.buffers()])
         assert each.norm.get_buffer("num_batches_tracked") == int(training)
-        assert y.stride() == given.stride() or not training
     for rows, channels in zip(*results, strict=True):
         torch.testing.assert_close(rows, channels)
