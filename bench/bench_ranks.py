@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Updates of two processes with a thread each, beside those of one process with a thread.
 
-python bench/bench_ranks.py [--sparsities 0.8 0] [--repeats 9] [--profile]
+python bench/bench_ranks.py [--sparsities 0.8 0] [--repeats 9] [--accumulation 1] [--profile]
 
 An ESPnet-size FastSpeech2 as in bench_train_step.py, on the CPU: one process sees all utterances of
-an update, two see half each and add up their gradients through gloo. They take turns, so what else
+a micro-batch, two see half each, and add up their gradients through gloo behind the last of an
+update's micro-batches (the presets for LJSpeech have eight). They take turns, so what else
 the machine does meets both. The columns of a row are those of every benchmark; `dense` in
 `ratio_to_dense` is the one process here, so it says how much faster two are.
 """
@@ -59,7 +60,9 @@ class Update:
             them, which is less where it waits.
     """
 
-    def __init__(self, model: FastSpeech2, sparsity: float, block: int, rank: int, size: int):
+    def __init__(
+        self, model: FastSpeech2, sparsity: float, args: argparse.Namespace, rank: int, size: int
+    ):
         model = copy.deepcopy(model) if sparsity else plain(model)
         batch = part_of(make_batch(UTTERANCES), rank, size)
         if size > 1:
@@ -69,17 +72,19 @@ class Update:
         sniper = None
         if sparsity:
             rates = LearningRateScale(max=10.0)
-            sniper = Sniper(model, {0: sparsity}, block_size=block, lr_scale=rates)
+            sniper = Sniper(model, {0: sparsity}, block_size=args.block, lr_scale=rates)
             sniper.score([batch], lambda m, b: cast(FastSpeech2, m).loss(b)[0])
         self._step = Step(model, batch, "fp32", sniper)
         self._exchange = GradientExchange(sniper) if size > 1 else None
-        self._parameters = list(model.parameters())
+        self._parameters, self._accumulation = list(model.parameters()), args.accumulation
         self.seconds = {name: (0.0, 0.0) for name in PARTS}
 
     def __call__(self) -> float:
-        """The loss of the whole batch."""
+        """The loss of the whole update."""
         step, times = self._step.step, [_now()]
-        loss = step.backward(self._step.batch, 1.0)["total"].clone()
+        loss, share = torch.zeros(()), 1 / self._accumulation
+        for _ in range(self._accumulation):
+            loss += share * step.backward(self._step.batch, share)["total"]
         times.append(_now())
         if self._exchange is not None:
             self._exchange.sum(self._parameters)
@@ -114,7 +119,7 @@ def work(rank: int, size: int, port: int, pipe: Connection, args: argparse.Names
             assert update is not None
             pipe.send((update(), update.seconds))
         else:
-            update = Update(model, told, args.block, rank, size)
+            update = Update(model, told, args, rank, size)
             pipe.send(None)
     if size > 1:
         dist.destroy_process_group()
@@ -160,7 +165,8 @@ def measure(
     times = common.time_side_by_side(compared, args.repeats, lambda: None)
     cuts = {name: common.percentiles(t) for name, t in times.items()}
     ratios = sorted(a / b for a, b in zip(*times.values(), strict=True))
-    frames, one = UTTERANCES * TOKENS * FRAMES_A_TOKEN, cuts["1 process"][1]
+    frames = args.accumulation * UTTERANCES * TOKENS * FRAMES_A_TOKEN
+    one = cuts["1 process"][1]
     said = [
         f"{name} {p50:,.0f} ms ({1e3 * frames / p50:,.0f} frames/s)"
         for name, (_, p50, _) in cuts.items()
@@ -182,7 +188,7 @@ def measure(
         one,
         torch.device("cpu"),
         op="ranks",
-        shape=f"espnet {UTTERANCES}x{TOKENS * FRAMES_A_TOKEN}",
+        shape=f"espnet {args.accumulation}x{UTTERANCES}x{TOKENS * FRAMES_A_TOKEN}",
         block=args.block,
         density=1 - sparsity,
         dtype="float32",
@@ -195,6 +201,7 @@ def main() -> None:
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.0])
     parser.add_argument("--block", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of an update")
     parser.add_argument("--profile", action="store_true", help="where each process's time goes")
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()

@@ -6,12 +6,12 @@
 #include <string>
 #include <tuple>
 
+#include "blocked_rows.h"
 #include "cpu/attention.h"
 #include "cpu/conv.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementwise.h"
 #include "cpu/parallel.h"
-#include "pruned.h"
 
 namespace py = pybind11;
 
@@ -87,7 +87,7 @@ void bind_cpu_kernels(py::module_ m) {
       no_gil);
 }
 
-void bind_pruned(py::module_& m) {
+void bind_blocked_rows(py::module_& m) {
   using sniper::BlockedRows;
   const py::call_guard<py::gil_scoped_release> no_gil;
   // Row stride, rows of blocks, blocks in a row, rows of a block, bytes of a block's row.
@@ -106,6 +106,18 @@ void bind_pruned(py::module_& m) {
       "zero_pruned",
       [rows_of](uintptr_t data, const Blocks& blocks, uintptr_t mask, int threads) {
         sniper::zero_pruned(rows_of(data, blocks), as<const uint8_t>(mask), threads);
+      },
+      no_gil);
+  m.def(
+      "pack_active",
+      [rows_of](uintptr_t data, const Blocks& blocks, uintptr_t mask, uintptr_t packed, int threads) {
+        sniper::pack_active(rows_of(data, blocks), as<const uint8_t>(mask), as<uint8_t>(packed), threads);
+      },
+      no_gil);
+  m.def(
+      "unpack_active",
+      [rows_of](uintptr_t data, const Blocks& blocks, uintptr_t mask, uintptr_t packed, int threads) {
+        sniper::unpack_active(rows_of(data, blocks), as<const uint8_t>(mask), as<const uint8_t>(packed), threads);
       },
       no_gil);
 }
@@ -211,6 +223,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = SNIPER_CUDA_ARCHITECTURES;
   sniper::bind_masks(m);
   sniper::bind_adam(m);
-  bind_pruned(m);
+  bind_blocked_rows(m);
   bind_cpu(m.def_submodule("cpu"));
 }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in the pruned blocks of a weight: kept at zero, and never counted if it is not.
+"""What lies in the pruned blocks of a weight: kept at zero, and never counted if it is not; and
+the active ones copied together.
 
 Kernels that skip pruned blocks never see what is in them. Dense products would multiply with it, so
 they ask here first. On a CPU the bytes are looked at, which costs a part of reading the weight. On
@@ -7,6 +8,8 @@ a GPU looking would wait for it: zeros are known from whoever wrote them, or a c
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -78,6 +81,36 @@ def zero_pruned_(weight: Tensor, layout: BlockLayout) -> None:
     else:
         mask_blocks_(rows.view(rows.shape[0], -1), layout)
     layout.mark_zeros(weight)
+
+
+def pack_active(weight: Tensor, layout: BlockLayout, packed: Tensor) -> bool:
+    """Copies the active blocks of a CPU's `[N, K]` or `[N, C, taps]` together, row by row of each
+    block, in the order of the layout.
+
+    Args:
+        packed: contiguous, `[nnz * b * b]`, of the weight's dtype.
+
+    Returns:
+        False where nothing was done: another device, dtype or memory order than kernels walk.
+    """
+    return _copy_active(_C.pack_active, weight, layout, packed)
+
+
+def unpack_active(weight: Tensor, layout: BlockLayout, packed: Tensor) -> bool:
+    """The other way round; pruned blocks stay as they are."""
+    return _copy_active(_C.unpack_active, weight, layout, packed)
+
+
+def _copy_active(
+    copy: Callable[..., None], weight: Tensor, layout: BlockLayout, packed: Tensor
+) -> bool:
+    rows = weight.detach() if weight.dim() == 2 else weight.detach().permute(0, 2, 1)
+    if weight.device.type != "cpu" or weight.dtype != packed.dtype or not rows.is_contiguous():
+        return False
+    blocks = _blocks(rows.view(rows.shape[0], -1), layout)
+    mask = layout.block_mask.data_ptr()
+    copy(weight.data_ptr(), blocks, mask, packed.data_ptr(), torch.get_num_threads())
+    return True
 
 
 def _blocks(matrix: Tensor, layout: BlockLayout) -> tuple[int, int, int, int, int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.ops.layout import BlockLayout
+from sniper.ops.pruned import pack_active, unpack_active
 from sniper.sparsity.distributed import BUCKET, lost_if_fails
 from sniper.sparsity.sniper import Sniper
 
@@ -52,13 +53,15 @@ class _Blocks:
     """The active blocks of a weight `[N, K]` or `[N, C, taps]`, in any memory order."""
 
     def __init__(self, layout: BlockLayout):
-        self._size, n = layout.block_size, layout.nnz
+        self._layout, self._size, n = layout, layout.block_size, layout.nnz
         in_blocks = layout.shape[2]
         columns = layout.col_indices[:n].long()
         self._index = (layout.row_indices[:n].long(), columns // in_blocks, columns % in_blocks)
         self.numel = n * layout.block_size**2
 
     def take(self, grad: Tensor, values: Tensor) -> None:
+        if pack_active(grad, self._layout, values):
+            return
         blocks, places = self._blocks(grad), values.view(-1, self._size, self._size)
         if values.dtype == grad.dtype:
             torch.ops.aten.index.Tensor_out(blocks, self._index, out=places)
@@ -66,6 +69,8 @@ class _Blocks:
             places.copy_(blocks[self._index])
 
     def put(self, grad: Tensor, values: Tensor) -> None:
+        if unpack_active(grad, self._layout, values):
+            return
         self._blocks(grad)[self._index] = values.view(-1, self._size, self._size).to(grad.dtype)
 
     def _blocks(self, grad: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What lies in the pruned blocks of a weight. Backends that skip them do not care; dense products do.
+// A weight as blocks of a mask: what lies in the pruned ones, and the active ones copied together.
 #pragma once
 
 #include <cstdint>
@@ -21,5 +21,9 @@ bool pruned_is_nonzero(const BlockedRows& weight, const uint8_t* mask, int threa
 
 // Zeroes what pruned_is_nonzero looks for, and writes nowhere else.
 void zero_pruned(const BlockedRows& weight, const uint8_t* mask, int threads);
+
+// Copies the active blocks to `packed`, in the mask's order and each block's rows behind one another, or back from it.
+void pack_active(const BlockedRows& weight, const uint8_t* mask, uint8_t* packed, int threads);
+void unpack_active(const BlockedRows& weight, const uint8_t* mask, const uint8_t* packed, int threads);
 
 }  // namespace sniper

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "pruned.h"
+#include "blocked_rows.h"
 
 #include <atomic>
 #include <cstring>
+#include <vector>
 
 #include "cpu/parallel.h"
 
@@ -35,6 +36,24 @@ void each_pruned(const BlockedRows& w, const uint8_t* mask, int threads, const V
   });
 }
 
+// Calls visit(address, offset in what is packed) for the row pieces of all active blocks.
+template <typename Visit>
+void each_active(const BlockedRows& w, const uint8_t* mask, int threads, const Visit& visit) {
+  std::vector<int64_t> first(w.block_rows + 1, 0);  // active blocks in front of a row of blocks
+  for (int64_t r = 0; r < w.block_rows; r++) {
+    first[r + 1] = first[r];
+    for (int64_t c = 0; c < w.block_cols; c++) first[r + 1] += mask[r * w.block_cols + c] != 0;
+  }
+  cpu::parallel_for(threads, w.block_rows, [&](int64_t r, int) {
+    int64_t offset = first[r] * w.block_size * w.block_bytes;
+    for (int64_t c = 0; c < w.block_cols; c++) {
+      if (!mask[r * w.block_cols + c]) continue;
+      uint8_t* piece = w.data + r * w.block_size * w.row_stride + c * w.block_bytes;
+      for (int64_t i = 0; i < w.block_size; i++, piece += w.row_stride, offset += w.block_bytes) visit(piece, offset);
+    }
+  });
+}
+
 }  // namespace
 
 bool pruned_is_nonzero(const BlockedRows& weight, const uint8_t* mask, int threads) {
@@ -52,6 +71,18 @@ void zero_pruned(const BlockedRows& weight, const uint8_t* mask, int threads) {
   each_pruned(weight, mask, threads, [&](uint8_t* piece) {
     if (!is_zero(piece, weight.block_bytes)) std::memset(piece, 0, weight.block_bytes);
     return true;
+  });
+}
+
+void pack_active(const BlockedRows& weight, const uint8_t* mask, uint8_t* packed, int threads) {
+  each_active(weight, mask, threads, [&](const uint8_t* piece, int64_t offset) {
+    std::memcpy(packed + offset, piece, weight.block_bytes);
+  });
+}
+
+void unpack_active(const BlockedRows& weight, const uint8_t* mask, const uint8_t* packed, int threads) {
+  each_active(weight, mask, threads, [&](uint8_t* piece, int64_t offset) {
+    std::memcpy(piece, packed + offset, weight.block_bytes);
   });
 }
 
