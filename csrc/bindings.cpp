@@ -8,6 +8,7 @@
 
 #include "blocked_rows.h"
 #include "cpu/attention.h"
+#include "cpu/batch_norm.h"
 #include "cpu/conv.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementwise.h"
@@ -189,6 +190,53 @@ void bind_cpu_norm(py::module_& m) {
       no_gil);
 }
 
+void bind_cpu_batch_norm(py::module_& m) {
+  namespace cpu = sniper::cpu;
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  // x, mean, rstd, weight, bias; rows and columns.
+  using NormArg = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+  using SizeArg = std::tuple<int64_t, int64_t>;
+  const auto norm_of = [](const NormArg& t, const SizeArg& size, bool tanh, const DropoutArg& drop) {
+    const auto [x, mean, rstd, weight, bias] = t;
+    return cpu::BatchNorm{as<const float>(x),
+                          as<const float>(mean),
+                          as<const float>(rstd),
+                          as<const float>(weight),
+                          as<const float>(bias),
+                          std::get<1>(size),
+                          tanh,
+                          dropout(drop)};
+  };
+  m.def(
+      "batch_moments",
+      [](uintptr_t x, SizeArg size, uintptr_t mean, uintptr_t squares, int threads) {
+        const auto [rows, columns] = size;
+        cpu::batch_moments(as<const float>(x), rows, columns, as<float>(mean), as<float>(squares), threads);
+      },
+      no_gil);
+  m.def(
+      "batch_norm",
+      [=](NormArg t, SizeArg size, bool tanh, DropoutArg drop, uintptr_t y, int threads) {
+        cpu::batch_norm(norm_of(t, size, tanh, drop), std::get<0>(size), as<float>(y), threads);
+      },
+      no_gil);
+  m.def(
+      "batch_norm_gradient",
+      [=](NormArg t, SizeArg size, bool tanh, DropoutArg drop, uintptr_t dy, uintptr_t dz, uintptr_t dweight,
+          uintptr_t dbias, int threads) {
+        cpu::batch_norm_gradient(norm_of(t, size, tanh, drop), as<const float>(dy), std::get<0>(size), as<float>(dz),
+                                 as<float>(dweight), as<float>(dbias), threads);
+      },
+      no_gil);
+  m.def(
+      "batch_norm_input",
+      [=](NormArg t, SizeArg size, uintptr_t shares, uintptr_t dz, int threads) {
+        cpu::batch_norm_input(norm_of(t, size, false, {}), as<const float>(shares), std::get<0>(size), as<float>(dz),
+                              threads);
+      },
+      no_gil);
+}
+
 void bind_cpu(py::module_ m) {
   using sniper::cpu::Shape;
   m.def("instruction_set", &sniper::cpu::instruction_set);
@@ -206,6 +254,7 @@ void bind_cpu(py::module_ m) {
       }));
   bind_cpu_attention(m);
   bind_cpu_norm(m);
+  bind_cpu_batch_norm(m);
   bind_cpu_kernels<float>(m.def_submodule("float32"));
   bind_cpu_kernels<uint16_t>(m.def_submodule("bfloat16"));
 }

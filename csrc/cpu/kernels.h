@@ -111,6 +111,14 @@ struct AddNormGrad {
   Dropout dropout;
 };
 
+// z = (x - mean) * rstd * weight + bias and y = dropout(tanh(z)), the tanh if asked; rows lie contiguous.
+struct BatchNorm {
+  const float *x, *mean, *rstd, *weight, *bias;
+  int64_t columns;
+  bool tanh;
+  Dropout dropout;
+};
+
 // One head of one sequence: rows of `channels` numbers. The keys that count are those that `key_rows` lists, ascending
 // (null: the first `keys`); query t is row first_row + t of dropout's mask, which has all_keys columns.
 struct AttentionHead {
@@ -155,6 +163,11 @@ struct Kernels {
   // Rows [begin, end). Backward adds to `sums` [2, columns], the gradients of weight and bias.
   void (*add_norm)(const AddNorm&, int64_t begin, int64_t end);
   void (*add_norm_backward)(const AddNormGrad&, int64_t begin, int64_t end, float* sums);
+  // Rows [begin, end), as batch_norm.h has them; `moments` and `sums` are [2, columns], the latter added to.
+  void (*batch_moments)(const float* x, int64_t columns, int64_t begin, int64_t end, float* moments);
+  void (*batch_norm)(const BatchNorm&, int64_t begin, int64_t end, float* y);
+  void (*batch_norm_gradient)(const BatchNorm&, const float* dy, int64_t begin, int64_t end, float* dz, float* sums);
+  void (*batch_norm_input)(const BatchNorm&, const float* shares, int64_t begin, int64_t end, float* dz);
   void (*adam)(const AdamStep&, const AdamTensors&, const Stretch*, int64_t count);
   double (*sum_squares)(const float* g, const Stretch*, int64_t count);
 };

@@ -34,8 +34,8 @@ def batch_norm(x: Tensor, norm: nn.Module, dropout: nn.Module, tanh: bool) -> Te
         running = known.running_mean, known.running_var, known.num_batches_tracked
         rates = known.momentum, known.eps
         return ops.batch_norm(x.mT, known.weight, known.bias, running, *rates, tanh, p).mT  # pyright: ignore[reportArgumentType]
-    # As [B, C, T] and not as rows, though torch's CPU kernel has those copied: of rows it adds up
-    # statistics by thread, and bits would depend on how many there are.
+    # As [B, C, T] and not as rows: of those torch's CPU kernel adds up statistics by thread, and
+    # bits would depend on how many there are.
     y = norm(x)
     return dropout(torch.tanh(y) if tanh else y)
 

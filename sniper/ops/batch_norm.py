@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm of a training batch with the tanh and dropout behind it, in few visits on a GPU.
+"""BatchNorm of a training batch with the tanh and dropout behind it, in few visits.
 
-Elsewhere torch's own functions compute them, as for `sniper.ops.norm`.
+Torch's own functions compute them where no kernel is trusted and under `torch.compile`, as for
+`sniper.ops.norm`; on a CPU also where no gradient is wanted and in other dtypes than float32.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sniper.ops.autocast import autocast_dtype
+from sniper.ops.backends import elementwise
+from sniper.ops.backends.cpu import batch_norm as cpu
 from sniper.ops.backends.triton import batch_norm as triton
-from sniper.ops.backends.triton.elementwise import dropout as triton_dropout
 from sniper.ops.backends.triton.launch import DTYPES
 from sniper.ops.dropout import draw_seed
 from sniper.ops.operation import operation
@@ -31,7 +34,16 @@ def fuses_batch_norm(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.dtype not in DTYPES or weight.dtype != torch.float32 or weight.device != x.device:
         return False
-    return weight.shape == x.shape[-1:] and triton.serves(x)
+    if weight.shape != x.shape[-1:]:
+        return False
+    if triton.serves(x):
+        return True
+    return torch.is_grad_enabled() and autocast_dtype(x) is None and cpu.takes(x, weight)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    """Whether the CPU's kernels compute it; Triton's interpreter, where it serves, comes first."""
+    return cpu.takes(x) and not triton.serves(x)
 
 
 def batch_norm(
@@ -82,7 +94,7 @@ def _statistics(
     running = None
     if running_mean is not None and running_var is not None and tracked is not None:
         running = running_mean, running_var, tracked
-    return triton.statistics(x, eps, running, momentum)
+    return (cpu if _on_cpu(x) else triton).statistics(x, eps, running, momentum)
 
 
 @_statistics.register_fake
@@ -103,7 +115,10 @@ def _normalised(
     p: float,
     seed: Tensor | None,
 ) -> Tensor:
-    return triton.batch_norm(x, mean, rstd, weight, bias, tanh, p, 0 if seed is None else seed)
+    number = 0 if seed is None else seed
+    if _on_cpu(x):
+        return cpu.batch_norm(x, mean, rstd, weight, bias, tanh, p, int(number))
+    return triton.batch_norm(x, mean, rstd, weight, bias, tanh, p, number)
 
 
 @_normalised.register_fake
@@ -124,6 +139,8 @@ def _gradients(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     number = 0 if seed is None else seed
+    if _on_cpu(x):
+        return cpu.batch_norm_backward(dy, x, mean, rstd, weight, bias, tanh, p, int(number))
     return triton.batch_norm_backward(dy, x, mean, rstd, weight, bias, tanh, p, number)
 
 
@@ -166,7 +183,7 @@ def _differentiable(
     y = F.batch_norm(rows, None, None, weight, bias, training=True, eps=eps).view(x.shape)
     y = y.tanh() if tanh else y
     if seed is not None:
-        y = y * triton_dropout(torch.ones_like(y), p, seed)
+        y = y * elementwise.dropout(torch.ones_like(y), p, seed)
     return torch.autograd.grad(y, leaves, dy.float(), create_graph=True)
 
 

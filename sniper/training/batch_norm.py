@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sniper.ops.backends.cpu import batch_norm as kernels
 from sniper.sparsity.distributed import lost_if_fails
 
 _apart = False
@@ -39,9 +40,12 @@ class SharedBatchNorm1d(nn.BatchNorm1d):
         """`[B, C, T]` or `[B, C]` normalised, in the dtype of x."""
         if not self.training or _apart:
             return super().forward(x)
-        y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
+        rows = x.mT if x.dim() == 3 else x
+        ours = kernels.takes(rows, self.weight, self.bias)
+        normalise, given = (_NormaliseRows, rows) if ours else (_Normalise, x)
+        y, mean, variance, count = normalise.apply(given, self.weight, self.bias, self.eps)
         self._track(mean, variance, count)
-        return y
+        return y.mT if ours and x.dim() == 3 else y
 
     def absent(self, device: torch.device) -> None:
         """A forward of the others, on a rank that has no input."""
@@ -107,8 +111,39 @@ def _sum(values: Tensor) -> Tensor:
     return values
 
 
+def _shares(sums: Tensor, count: Tensor) -> Tensor:
+    """`[2, C]` means over all ranks' rows, of this rank's sums."""
+    # Not in place: the sums are gradients of this rank too, which are added up with all others.
+    return _sum(sums.clone()) / count
+
+
+class _NormaliseRows(torch.autograd.Function):
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` of rows `[..., C]`, statistics over all
+    ranks, by the CPU's kernels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple:
+        mean, squares = kernels.moments(x)
+        own = torch.stack([mean, squares, torch.full_like(mean, x.numel() // x.shape[-1])])
+        mean, variance, count = _combine(_gather(own))
+        rstd = (variance + eps).rsqrt()
+        ctx.save_for_backward(x, mean, rstd, weight, bias, count)
+        ctx.mark_non_differentiable(mean, variance, count)
+        y = kernels.batch_norm(x, mean, rstd, weight, bias, False, 0.0, 0)
+        return y, mean, variance, count
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        *operands, count = ctx.saved_tensors
+        x, mean, rstd, weight, _ = operands
+        dz, dweight, dbias = kernels.gradient(grads[0], *operands, False, 0.0, 0)
+        shares = _shares(torch.stack([dweight, dbias]), count)
+        return kernels.to_input(dz, x, mean, rstd, weight, shares), dweight, dbias, None
+
+
 class _Normalise(torch.autograd.Function):
-    """`(x - mean) / sqrt(variance + eps) * weight + bias`, statistics over all ranks."""
+    """The same of `[B, C, T]` or `[B, C]`, in torch, on any device."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple:
@@ -133,10 +168,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple:
         normal, scale, weight, count = ctx.saved_tensors
         dy = grads[0].float()
-        own = torch.stack([dy.sum(ctx.dims), (dy * normal).sum(ctx.dims)])
-        # Those of weight and bias are this rank's: they are added up with all other gradients.
-        dbias, dweight = own.clone()
-        mean, along = (_sum(own) / count).unbind()
+        dbias, dweight = dy.sum(ctx.dims), (dy * normal).sum(ctx.dims)
+        along, mean = _shares(torch.stack([dweight, dbias]), count).unbind()
         shape = ctx.shape
         dx = dy - mean.view(shape) - normal * along.view(shape)
         dx = dx * (scale * weight).view(shape)
