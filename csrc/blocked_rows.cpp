@@ -75,15 +75,13 @@ void zero_pruned(const BlockedRows& weight, const uint8_t* mask, int threads) {
 }
 
 void pack_active(const BlockedRows& weight, const uint8_t* mask, uint8_t* packed, int threads) {
-  each_active(weight, mask, threads, [&](const uint8_t* piece, int64_t offset) {
-    std::memcpy(packed + offset, piece, weight.block_bytes);
-  });
+  each_active(weight, mask, threads,
+              [&](const uint8_t* piece, int64_t offset) { std::memcpy(packed + offset, piece, weight.block_bytes); });
 }
 
 void unpack_active(const BlockedRows& weight, const uint8_t* mask, const uint8_t* packed, int threads) {
-  each_active(weight, mask, threads, [&](uint8_t* piece, int64_t offset) {
-    std::memcpy(piece, packed + offset, weight.block_bytes);
-  });
+  each_active(weight, mask, threads,
+              [&](uint8_t* piece, int64_t offset) { std::memcpy(piece, packed + offset, weight.block_bytes); });
 }
 
 }  // namespace sniper

@@ -35,9 +35,8 @@ void batch_moments(const float* x, int64_t rows, int64_t columns, float* mean, f
   const Tasks tasks(rows, columns);
   float* parts = scratch.get<float>(tasks.count * 2 * columns);
   const auto run = kernels<float>().batch_moments;
-  tasks.run(threads, [&](int64_t task, int64_t begin, int64_t end) {
-    run(x, columns, begin, end, parts + task * 2 * columns);
-  });
+  tasks.run(threads,
+            [&](int64_t task, int64_t begin, int64_t end) { run(x, columns, begin, end, parts + task * 2 * columns); });
   for (int64_t j = 0; j < columns; j++) {
     // As Chan, Golub and LeVeque put two parts' moments together.
     double m = 0, s = 0, n = 0;

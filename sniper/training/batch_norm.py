@@ -124,6 +124,7 @@ class _NormaliseRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple:
+        x = x.contiguous()  # once, for all three visits
         mean, squares = kernels.moments(x)
         own = torch.stack([mean, squares, torch.full_like(mean, x.numel() // x.shape[-1])])
         mean, variance, count = _combine(_gather(own))
@@ -135,9 +136,9 @@ class _NormaliseRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple:
-        *operands, count = ctx.saved_tensors
-        x, mean, rstd, weight, _ = operands
-        dz, dweight, dbias = kernels.gradient(grads[0], *operands, False, 0.0, 0)
+        x, mean, rstd, weight, bias, count = ctx.saved_tensors
+        rest = (False, 0.0, 0)  # no tanh, no dropout and so no seed
+        dz, dweight, dbias = kernels.gradient(grads[0], x, mean, rstd, weight, bias, *rest)
         shares = _shares(torch.stack([dweight, dbias]), count)
         return kernels.to_input(dz, x, mean, rstd, weight, shares), dweight, dbias, None
 
