@@ -13,6 +13,17 @@ namespace {
 // stream.
 constexpr int64_t kProductTokens = 96;
 
+// A result of so many bytes goes past the caches: before it is read again most of it would have left them, and a line
+// that is written through them is read from memory first.
+constexpr int64_t kPastCaches = 2 << 20;
+
+// Whether all rows begin at cache lines.
+template <typename T>
+bool on_lines(const Sequences<T>& y) {
+  const int64_t numbers = 64 / static_cast<int64_t>(sizeof(T));
+  return reinterpret_cast<uintptr_t>(y.data) % 64 == 0 && y.row_stride % numbers == 0 && y.batch_stride % numbers == 0;
+}
+
 struct Twin {
   const Index& index;
   int64_t rows, inner;  // blocks
@@ -61,6 +72,8 @@ void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin
   product.packed = packed;
   product.columns = twin.rows * block;
   product.block = block;
+  const int64_t bytes = shape.batch * product.y.length * product.columns * static_cast<int64_t>(sizeof(T));
+  product.past_caches = bytes >= kPastCaches && on_lines(product.y);
   const auto panels = cut_panels(shape.batch, product.y.length, kProductTokens, kernels.tile_rows(block));
   const int64_t count = static_cast<int64_t>(panels.size());
   parallel_for(threads, twin.rows * count, [&](int64_t task, int) {

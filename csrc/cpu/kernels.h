@@ -55,6 +55,7 @@ struct Product {
   Dropout dropout;
   Sequences<const T> gate;  // as y; its data may be null
   float gate_scale;
+  bool past_caches;  // y is written to memory itself; its rows begin at cache lines
 };
 
 // One update of Adam or AdamW, as `torch.optim.Adam` has it: its rates at this step, rounded once as torch rounds them.

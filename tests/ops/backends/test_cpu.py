@@ -221,6 +221,28 @@ def test_any_shape(data):
     case.check()
 
 
+@pytest.mark.parametrize("block", [16, 64])
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_results_too_large_for_the_caches_have_the_bits_of_small_ones(isa, block, p):
+    # Over 2 MiB in one call, below it in two.
+    case = Case(random_mask(256 // block, 3, 2, 0.6), block, GEOMETRIES[1], 2, 1301)
+    y_small = []
+    keep = elementwise.dropout(torch.ones(2, 1301, 256 // block * block), p, 5)
+    for x in case.x.split(1):
+        args = (x, case.weight, case.bias, case.layout, case.geometry, Epilogue(True))
+        y_small.append(CPU.fwd(*args))
+    epilogue = Epilogue(True, p, 5)
+    y = CPU.fwd(case.x, case.weight, case.bias, case.layout, case.geometry, epilogue)
+    assert torch.equal(y, torch.cat(y_small) * keep)
+    # Wide inputs, so that their gradient is the large one.
+    wide = Case(random_mask(2, 3, 256 // block, 0.6), block, GEOMETRIES[1], 2, 1301)
+    found = []
+    for x, dy in ((wide.x, wide.dy), *zip(wide.x.split(1), wide.dy.split(1), strict=True)):
+        found.append(CPU.dgrad(dy, wide.weight, wide.layout, wide.geometry, 1301, x, 0.2))
+    assert found[0].nbytes > 2 << 20 > found[1].nbytes and y.nbytes > 2 << 20
+    assert torch.equal(found[0], torch.cat(found[1:]))
+
+
 class TestFusion:
     def test_relu(self, isa):
         case = Case(random_mask(3, 3, 2, 0.5), 32, GEOMETRIES[1])
