@@ -122,9 +122,9 @@ class Inside:
     def __exit__(self, *exception: object) -> None:
         dispatch.choose = self._choose
 
-    def _timed(self, *args: Any) -> Callable[[], Any]:
+    def _timed(self, *args: Any, **options: Any) -> Callable[[], Any]:
         start = time.perf_counter()
-        product = self._choose(*args)
+        product = self._choose(*args, **options)
 
         def timed() -> Any:
             try:

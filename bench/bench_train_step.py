@@ -9,7 +9,8 @@ Forward, backward, gradient clipping and optimizer on utterances of 90 tokens an
 CPU and 21 on a GPU. `eager` is the same model of torch's functions alone: nn.Linear, nn.Conv1d,
 nn.Dropout, LayerNorm, attention and torch's fused Adam. `dense` is our model without masks, with
 our dropout, attention, norms and optimizer, and `sparse` with them; on a GPU both are replayed as
-CUDA graphs.
+CUDA graphs. On a CPU each has a process of its own, as a training has: what one frees would be
+memory that another has to make do with.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from sniper.tts.model.transformer import SelfAttention
 
 TOKENS, FRAMES_A_TOKEN, VOCABULARY = 90, 6, 78
 UTTERANCES = {"cpu": 8, "cuda": 21}
+KINDS = ("eager", "dense", "sparse")
 
 
 def make_batch(
@@ -151,13 +153,51 @@ def sparse(
     return step
 
 
-def steps(model: FastSpeech2, batch: Batch, sparsity: float, args: argparse.Namespace) -> dict:
-    """The steps to compare by name."""
-    return {
-        "eager": Step(plain(model), batch, args.precision, graphs=False),
-        "dense": Step(densify(copy.deepcopy(model)), batch, args.precision),
-        "sparse": sparse(model, batch, sparsity, args.block, args.precision),
-    }
+def make_step(
+    kind: str, model: FastSpeech2, batch: Batch, sparsity: float, args: argparse.Namespace
+) -> Step:
+    """A step of one of `KINDS`."""
+    if kind == "sparse":
+        return sparse(model, batch, sparsity, args.block, args.precision)
+    if kind == "dense":
+        return Step(densify(copy.deepcopy(model)), batch, args.precision)
+    return Step(plain(model), batch, args.precision, graphs=False)
+
+
+class Served:
+    """A step in a process of its own; calling it trains one step there and gives the loss."""
+
+    def __init__(self, kind: str, sparsity: float, args: argparse.Namespace):
+        self._process = subprocess.Popen(
+            child(args, kind, "--serve", "--sparsities", str(sparsity)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self) -> Tensor:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("a step has failed, see above")
+        return torch.tensor(float(line))
+
+    def end(self) -> None:
+        """Waits for the process's end."""
+        self._process.communicate()
+
+
+def serve(step: Step) -> None:
+    """One step and its loss for each line that comes in."""
+    for _ in sys.stdin:
+        print(float(step()), flush=True)
+
+
+def child(args: argparse.Namespace, kind: str, *options: str) -> list[str]:
+    """The command of this file that makes one kind of step alone."""
+    shared = ["--device", args.device, "--precision", args.precision, "--block", args.block]
+    return [sys.executable, __file__, *map(str, shared), "--only", kind, *options]
 
 
 def profile(step: Step, device: str) -> None:
@@ -182,28 +222,24 @@ def synchronize(device: str) -> None:
 def memory(args: argparse.Namespace) -> None:
     """Prints the peak memory of three steps of each kind, each in a fresh process."""
 
-    def peak(*options: str) -> float:
-        shared = ["--device", args.device, "--precision", args.precision, "--block", args.block]
-        command = [sys.executable, __file__, *map(str, shared), *options]
+    def peak(kind: str, *options: str) -> float:
+        command = child(args, kind, *options)
         return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
 
-    eager, dense = (peak("--only", kind) for kind in ("eager", "dense"))
+    eager, dense = peak("eager"), peak("dense")
     print(f"eager: peak {eager:.2f} GiB, dense {dense:.2f} GiB", flush=True)
     for sparsity in args.sparsities:
-        sparse_peak = peak("--only", "sparse", "--sparsities", str(sparsity))
+        sparse_peak = peak("sparse", "--sparsities", str(sparsity))
         shares = f"{sparse_peak / eager:.2f} and {sparse_peak / dense:.2f} of them"
         print(f"sparsity {sparsity:.0%}: peak {sparse_peak:.2f} GiB, {shares}", flush=True)
 
 
 def only(model: FastSpeech2, batch: Batch, args: argparse.Namespace) -> None:
-    """Three steps of one kind, then the process's peak memory in GiB."""
-    if args.only == "sparse":
-        step = sparse(model, batch, args.sparsities[0], args.block, args.precision)
-    elif args.only == "dense":
-        step = Step(densify(copy.deepcopy(model)), batch, args.precision)
-    else:
-        step = Step(plain(model), batch, args.precision, graphs=False)
+    """Steps of one kind as they are asked for, or three and the process's peak memory in GiB."""
+    step = make_step(args.only, model, batch, args.sparsities[0], args)
     del model  # all sides are copies of it
+    if args.serve:
+        return serve(step)
     for _ in range(3):
         step()
     print(f"{peak_memory(torch.device(args.device)) / 2**30:.3f}")
@@ -220,7 +256,8 @@ def main() -> None:
     parser.add_argument(
         "--memory", action="store_true", help="peak memory of each step in a process of its own"
     )
-    parser.add_argument("--only", choices=("eager", "dense", "sparse"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     cuda = args.device == "cuda"
@@ -250,13 +287,19 @@ def measure(
     model: FastSpeech2, batch: Batch, sparsity: float, args: argparse.Namespace
 ) -> list[common.Row]:
     """Rows of each step, timed in turn."""
-    compared = steps(model, batch, sparsity, args)
+    if args.device == "cpu":
+        compared = {kind: Served(kind, sparsity, args) for kind in KINDS}
+    else:
+        compared = {kind: make_step(kind, model, batch, sparsity, args) for kind in KINDS}
     for step in compared.values():
         for _ in range(3):  # optimizer state, the choice of backends, graphs
             loss = step()
         if not loss.isfinite():
             raise SystemExit(f"the loss is {float(loss)}: nothing is timed that is wrong")
     times = common.time_side_by_side(compared, args.repeats, lambda: synchronize(args.device))
+    for step in compared.values():
+        if isinstance(step, Served):
+            step.end()
     cuts = {name: common.percentiles(t) for name, t in times.items()}
     ours, frames = cuts["sparse"][1], int(batch.mel_lengths.sum())
     said = [

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from sniper import _C
 from sniper.ops.layout import BlockLayout
@@ -98,7 +99,11 @@ def pack_active(weight: Tensor, layout: BlockLayout, packed: Tensor) -> bool:
 
 def unpack_active(weight: Tensor, layout: BlockLayout, packed: Tensor) -> bool:
     """The other way round; pruned blocks stay as they are."""
-    return _copy_active(_C.unpack_active, weight, layout, packed)
+    copied = _copy_active(_C.unpack_active, weight, layout, packed)
+    if copied:
+        # An optimizer tells by the version whether a gradient that it has cleared still is.
+        increment_version(weight)
+    return copied
 
 
 def _copy_active(
