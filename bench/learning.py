@@ -189,6 +189,7 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
     import torch
 
     from sniper.compare.evaluate import METRICS, Truth, layers_of
+    from sniper.ops.timings import device_name
     from sniper.training.data import make_loader, valid_batches
     from sniper.training.device import set_up_torch
     from sniper.training.progress import NotFinite, Observer
@@ -257,7 +258,7 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
         "ids": valid.ids[:few],
         "layers": layers_of(trainer.sniper.state_dict() if trainer.sniper else None),
         "raw": observer.losses if isinstance(observer, Raw) else [],
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "device": device_name(torch.device(options.device)),
         "torch": torch.__version__,
     }
     return result, mels
@@ -535,8 +536,10 @@ def write_run(
     told = {"status": "trained", "message": "", "spans": []}
     if result["status"] != "trained":
         told |= {"status": "diverged", "message": result["status"]}
-    where = f"{machine['device']} (seconds) and {result['device']} (losses)"
-    told |= {"machine": {**machine, "device": where}}
+    # Apart from the machine of the seconds and its commit: times compare though losses come from
+    # several devices.
+    losses = f"{result['device']} ({config.train.precision})"
+    told |= {"machine": {**machine, "losses": losses}}
     told["wall_seconds"] = score + sum(r["seconds"] + r["change_seconds"] for r in history)
     files.write_json(folder / "result.json", told)
     sound = {} if truth is None else listen(path.with_suffix(".npz"), truth)
