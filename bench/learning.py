@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a matrix of `sniper.compare` learns, many runs at a time on one GPU; the seconds of its
-epochs, from a CPU; and both as folders that `sniper.compare --report-only` reads.
+"""What a matrix of `sniper.compare` learns, many runs at a time on one GPU or some on a CPU; the
+seconds of its epochs, from a CPU; and both as folders that `sniper.compare --report-only` reads.
 
     python bench/learning.py train real --prepared data/real --out parts --workers 12 --limit 240
     python bench/learning.py seconds real --prepared data/real --out seconds.json
@@ -8,8 +8,9 @@ epochs, from a CPU; and both as folders that `sniper.compare --report-only` read
         --seconds seconds.json --output runs/compare-real
 
 What is learned does not depend on where it is computed, and what it costs does: losses and
-distances come from the GPU, where torch computes on masked weights, and a run's seconds are the sum
-of what epochs of its sparsities take on a CPU, measured apart and two arms at a time.
+distances come from `train`, which on a GPU has torch compute on masked weights (tf32) and on a CPU
+our kernels (`--device cpu`, float32), and a run's seconds are the sum of what epochs of its
+sparsities take on a CPU, measured apart and two arms at a time.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ def parser() -> argparse.ArgumentParser:
         one = sub.add_parser(name)
         one.add_argument("matrix", nargs="+", help="built-in matrices or files")
         one.add_argument("--prepared", nargs="+", type=Path, required=True, help="one a matrix")
-        one.add_argument("--arms", type=lambda text: text.split(","))
+        one.add_argument("--arms", type=lambda text: text.split(","), help="in this order")
         one.add_argument("--override", action="append", default=[], help="key=value, for all arms")
         if name == "train":
             one.add_argument("--out", type=Path, required=True)
+            one.add_argument("--seeds", type=numbers, help="of all arms, in place of the matrix's")
             one.add_argument("--workers", type=int, default=12)
             one.add_argument("--limit", type=float, default=math.inf, help="seconds for all")
             one.add_argument("--device", default="cuda")
@@ -71,6 +73,10 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def runs_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     """All runs, those of `--main` first and then seed by seed: what a limit cuts off comes last."""
     from sniper.compare.arms import load_matrix
@@ -79,14 +85,15 @@ def runs_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name, prepared in zip(options.matrix, options.prepared, strict=True):
         # A corpus of either kind that is prepared already is read alike.
         at = ["data.kind=ljspeech", f"data.prepared={prepared}"]
-        matrix = load_matrix(name, overrides=[*at, *options.override])
+        matrix = load_matrix(name, seeds=options.seeds, overrides=[*at, *options.override])
         # Where the sparsity of some arm changes in steps, and what the others do at that time.
         steps = [
             matrix.config(arm, 0, Path("unused"), 1).sparsity_schedule() for arm in matrix.arms
         ]
         probes = sorted({epoch for s in steps if len(s.steps) in (3, 4) for epoch in s.steps} - {0})
-        for place, arm in enumerate(matrix.arms):
-            if options.arms and arm.name not in options.arms:
+        asked = options.arms or [arm.name for arm in matrix.arms]
+        for arm in matrix.arms:
+            if arm.name not in asked:
                 continue
             for number, seed in enumerate(arm.seeds or matrix.seeds):
                 run = {"matrix": name, "arm": arm.name, "seed": seed, "prepared": str(prepared)}
@@ -94,7 +101,7 @@ def runs_of(options: argparse.Namespace) -> list[dict[str, Any]]:
                     arm.name not in main,
                     number,
                     Path(name).stem.startswith("tune"),
-                    place,
+                    asked.index(arm.name),
                 )
                 run |= {"probes": probes, "probe": number < options.probed}
                 label = f"{Path(name).stem}.{arm.name}.{seed}"
@@ -182,6 +189,7 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
     import torch
 
     from sniper.compare.evaluate import METRICS, Truth, layers_of
+    from sniper.ops.timings import device_name
     from sniper.training.data import make_loader, valid_batches
     from sniper.training.device import set_up_torch
     from sniper.training.progress import NotFinite, Observer
@@ -250,7 +258,7 @@ def train_one(run: dict[str, Any], options: argparse.Namespace) -> tuple[dict[st
         "ids": valid.ids[:few],
         "layers": layers_of(trainer.sniper.state_dict() if trainer.sniper else None),
         "raw": observer.losses if isinstance(observer, Raw) else [],
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "device": device_name(torch.device(options.device)),
         "torch": torch.__version__,
     }
     return result, mels
@@ -528,8 +536,10 @@ def write_run(
     told = {"status": "trained", "message": "", "spans": []}
     if result["status"] != "trained":
         told |= {"status": "diverged", "message": result["status"]}
-    where = f"{machine['device']} (seconds) and {result['device']} (losses)"
-    told |= {"machine": {**machine, "device": where}}
+    # Apart from the machine of the seconds and its commit: times compare though losses come from
+    # several devices.
+    losses = f"{result['device']} ({config.train.precision})"
+    told |= {"machine": {**machine, "losses": losses}}
     told["wall_seconds"] = score + sum(r["seconds"] + r["change_seconds"] for r in history)
     files.write_json(folder / "result.json", told)
     sound = {} if truth is None else listen(path.with_suffix(".npz"), truth)
@@ -573,5 +583,6 @@ def listen(path: Path, truth: Any) -> dict[str, list[float]]:
 
 if __name__ == "__main__":
     options = parser().parse_args()
-    os.environ.setdefault("SNIPER_SELF_CHECK", "skip")  # no kernel of ours multiplies here
+    if options.what == "train" and options.device == "cuda":
+        os.environ.setdefault("SNIPER_SELF_CHECK", "skip")  # no kernel of ours multiplies there
     sys.exit({"train": train, "seconds": seconds, "assemble": assemble}[options.what](options))

@@ -213,6 +213,9 @@ def test_what_was_learned_elsewhere_becomes_a_report(learning, demo_corpus, tmp_
         ("dense", 0, False),
         ("dense", 1, False),
     ]
+    asked = ["--out", str(parts), "--arms", "blocks,dense", "--seeds", "3"]
+    others = learning.runs_of(learning.parser().parse_args(["train", *common, *asked]))
+    assert [(r["arm"], r["seed"]) for r in others] == [("blocks", 3), ("dense", 3)]
     for run in runs:
         result, mels = learning.train_one(run, options)
         name = f"small.{run['arm']}.{run['seed']}"

@@ -100,7 +100,7 @@ def test_a_run_that_ends_prints_where_everything_lies(
     assert _main(config_file) == 0
     out = capsys.readouterr().out
     assert f"all in {run}/: sample.wav mel.png loss.png config.yaml checkpoints/" in out
-    assert f"python -m sniper.synthesize --checkpoint {run}" in out
+    assert f'python -m sniper.synthesize --checkpoint {run} "Some text."' in out
     assert 'sample.wav says: "The grey horse slept by the river."; sound by Griffin-Lim' in out
     assert "sparsity of 16-blocks: 60% from epoch 0 -> 30% from epoch 1 -> 0% from epoch 2" in out
     history = checkpoint.load(run).meta["progress"]["history"]
@@ -221,6 +221,8 @@ def test_data_that_cannot_be_used(
     other = said("data.utterances=25")
     assert "utterances is 24 there, 25 now" in other
     assert "--out is data.root; --force belongs to python -m sniper.prepare" in other
+    elsewhere = said("data.utterances=25", "data.root=/nowhere", f"data.prepared={demo_corpus}")
+    assert "--out is data.prepared; --force belongs" in elsewhere
     prepared = ["data.kind=ljspeech", "data.root=/nowhere", f"data.prepared={demo_corpus}"]
     assert "features.hop_length: " in said(*prepared, "features.hop_length=300")
     damaged = tmp_path / "damaged"

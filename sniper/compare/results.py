@@ -332,9 +332,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _machines(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The different machines and versions that trained; commits and dates of one are joined."""
+    """The different machines and versions that trained; commits and dates of one are joined, and
+    where losses come from that were found elsewhere than the times.
+    """
     result: list[dict[str, Any]] = []
-    joined = ("commit", "date")
+    joined = ("commit", "date", "losses")
     for machine in [run["machine"] for runs in found.values() for run in runs if run["machine"]]:
         # A matrix may run for days: two dates are not two machines.
         own = {k: v for k, v in machine.items() if k not in joined}
@@ -345,7 +347,8 @@ def _machines(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         for key in joined:
             if machine.get(key) and machine[key] not in same[key]:
                 same[key].append(machine[key])
-    return [{**m, **{key: ", ".join(m[key]) for key in joined}} for m in result]
+    told = [{k: v for k, v in machine.items() if v != []} for machine in result]
+    return [{k: ", ".join(v) if k in joined else v for k, v in m.items()} for m in told]
 
 
 def _drawn(arms: Sequence[dict[str, Any]]) -> list[str]:

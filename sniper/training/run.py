@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -227,7 +228,7 @@ def prepare_data(config: Config) -> Path:
     except SpeechError as error:
         if "--force" not in str(error):
             raise
-        key = "data.root" if demo else "data.prepared"
+        key = "data.root" if demo and not data.prepared else "data.prepared"
         raise SpeechError(
             f"{error}. Here --out is {key}; --force belongs to python -m sniper.prepare"
         ) from None
@@ -431,5 +432,8 @@ def _finish(trainer: Trainer, valid: FeatureDataset) -> None:
     )
     print(f'sample.wav says: "{said}"; {speaker.vocoder.about}')
     print(f"all in {run}/: sample.wav mel.png loss.png config.yaml checkpoints/ tensorboard/")
-    print(f'speak:      python -m sniper.synthesize --checkpoint {run} "Some text." -o out.wav')
-    print(f"follow:     tensorboard --logdir {run}/tensorboard")
+    who = speaker.who() if len(speaker.info.speakers) > 1 else None
+    of = f" --speaker {shlex.quote(who)}" if who else ""
+    where = f"--checkpoint {shlex.quote(str(run))}{of}"
+    print(f'speak:      python -m sniper.synthesize {where} "Some text." -o out.wav')
+    print(f"follow:     tensorboard --logdir {shlex.quote(str(run))}/tensorboard")

@@ -80,9 +80,10 @@ def test_machines_that_differ(collected: dict[str, Any]):
     (machine,) = collected["machines"]
     assert machine["threads"] == 1 and machine["date"]
     one = {"cpu": "x", "commit": "a", "date": "d"}
-    runs = [{"machine": {**one, **change}} for change in ({}, {"commit": "b"}, {"cpu": "y"})]
+    changes = ({}, {"commit": "b", "losses": "GPU"}, {"cpu": "y"}, {"losses": "CPU"})
+    runs = [{"machine": {**one, **change}} for change in changes]
     assert _machines({"arm": [*runs, {"machine": None}]}) == [
-        {"cpu": "x", "commit": "a, b", "date": "d"},
+        {"cpu": "x", "commit": "a, b", "date": "d", "losses": "GPU, CPU"},
         {"cpu": "y", "commit": "a", "date": "d"},
     ]
 

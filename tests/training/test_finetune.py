@@ -107,6 +107,8 @@ def test_one_voice_becomes_three(
     out = capsys.readouterr().out
     assert f"starts from the weights of {trained_run}\n" in out
     assert "weights that start fresh: speaker_embed.weight\n" in out
+    # Of several speakers the command to speak with names one.
+    assert f"sniper.synthesize --checkpoint {tmp_path / 'run'} --speaker anna " in out
     theirs = checkpoint.load(trained_run, "best", weights_only=True).weights
     assert len(scored) > 30
     assert all(p.equal(theirs[n]) for n, p in scored.items() if n != "speaker_embed.weight")

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +48,8 @@ class Jobs:
         jobs = []
         for name, text in todo:
             try:
-                words = tuple(words_of(text))
+                with _warnings_of(name):
+                    words = tuple(words_of(text))
             # Kept in the journal, or the same text would be refused anew at every start.
             except UtteranceError as error:
                 self.folder.add(Outcome(name, self.marks[name], problem=str(error)))
@@ -66,6 +69,20 @@ class Jobs:
     def bar(self, items: Iterable, label: str, total: int):
         """A progress bar with the time that is left."""
         return progress_bar(items, label, total, show=self.progress)
+
+
+@contextlib.contextmanager
+def _warnings_of(name: str) -> Iterator[None]:
+    """Each warning names the utterance whose text it is about."""
+    found: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as found:
+            # A sign that two texts have is told of both.
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for each in found:
+            warnings.warn(f"in the text of {name}: {each.message}", each.category, stacklevel=1)
 
 
 def outcome_of(job: Job, align, audio, frame_seconds: float) -> Outcome:
