@@ -4,35 +4,13 @@
 #include <algorithm>
 
 #include "cpu/dispatch.h"
-#include "cpu/parallel.h"
+#include "cpu/row_tasks.h"
 
 namespace sniper::cpu {
-namespace {
-
-constexpr int64_t kElements = 1 << 15;  // of a task: what two visits of it read stays in the second-level cache
-constexpr int64_t kMostSums = 256;      // tasks whose sums are added at the end
-
-// Rows cut into tasks, by the shape alone.
-struct Tasks {
-  int64_t rows, step, count;
-
-  Tasks(int64_t all, int64_t columns) : rows(all) {
-    step = std::max({int64_t{1}, kElements / columns, all / kMostSums});
-    count = (all + step - 1) / step;
-  }
-
-  template <typename Body>
-  void run(int threads, const Body& body) const {
-    parallel_for(threads, count,
-                 [&](int64_t task, int) { body(task, task * step, std::min(rows, (task + 1) * step)); });
-  }
-};
-
-}  // namespace
 
 void batch_moments(const float* x, int64_t rows, int64_t columns, float* mean, float* squares, int threads) {
   thread_local Scratch scratch;
-  const Tasks tasks(rows, columns);
+  const RowTasks tasks(rows, columns);
   float* parts = scratch.get<float>(tasks.count * 2 * columns);
   const auto run = kernels<float>().batch_moments;
   tasks.run(threads,
@@ -55,13 +33,13 @@ void batch_moments(const float* x, int64_t rows, int64_t columns, float* mean, f
 
 void batch_norm(const BatchNorm& a, int64_t rows, float* y, int threads) {
   const auto run = kernels<float>().batch_norm;
-  Tasks(rows, a.columns).run(threads, [&](int64_t, int64_t begin, int64_t end) { run(a, begin, end, y); });
+  RowTasks(rows, a.columns).run(threads, [&](int64_t, int64_t begin, int64_t end) { run(a, begin, end, y); });
 }
 
 void batch_norm_gradient(const BatchNorm& a, const float* dy, int64_t rows, float* dz, float* dweight, float* dbias,
                          int threads) {
   thread_local Scratch scratch;
-  const Tasks tasks(rows, a.columns);
+  const RowTasks tasks(rows, a.columns);
   const int64_t size = 2 * a.columns;
   float* sums = scratch.get<float>(tasks.count * size);
   const auto run = kernels<float>().batch_norm_gradient;
@@ -78,7 +56,7 @@ void batch_norm_gradient(const BatchNorm& a, const float* dy, int64_t rows, floa
 
 void batch_norm_input(const BatchNorm& a, const float* shares, int64_t rows, float* dz, int threads) {
   const auto run = kernels<float>().batch_norm_input;
-  Tasks(rows, a.columns).run(threads, [&](int64_t, int64_t begin, int64_t end) { run(a, shares, begin, end, dz); });
+  RowTasks(rows, a.columns).run(threads, [&](int64_t, int64_t begin, int64_t end) { run(a, shares, begin, end, dz); });
 }
 
 }  // namespace sniper::cpu

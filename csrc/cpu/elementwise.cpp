@@ -5,13 +5,13 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/parallel.h"
+#include "cpu/row_tasks.h"
 
 namespace sniper::cpu {
 namespace {
 
 // Elements of a task: enough to hide its start, few enough to share among many threads.
 constexpr int64_t kElements = 1 << 15;
-constexpr int64_t kMostSums = 256;  // tasks whose sums are added at the end
 
 }  // namespace
 
@@ -41,17 +41,17 @@ void add_norm(const AddNorm& a, int64_t rows, int threads) {
 
 void add_norm_backward(const AddNormGrad& g, int64_t rows, float* dweight, float* dbias, int threads) {
   thread_local Scratch scratch;
-  const int64_t step = std::max({int64_t{1}, kElements / g.columns, rows / kMostSums});
-  const int64_t tasks = (rows + step - 1) / step, size = 2 * g.columns;
+  const RowTasks tasks(rows, g.columns);
+  const int64_t size = 2 * g.columns;
   const auto run = kernels<float>().add_norm_backward;
-  float* sums = scratch.get<float>(tasks * size);
-  parallel_for(threads, tasks, [&](int64_t task, int) {
+  float* sums = scratch.get<float>(tasks.count * size);
+  tasks.run(threads, [&](int64_t task, int64_t begin, int64_t end) {
     std::fill_n(sums + task * size, size, 0.0f);
-    run(g, task * step, std::min(rows, (task + 1) * step), sums + task * size);
+    run(g, begin, end, sums + task * size);
   });
   for (int64_t j = 0; j < size; j++) {
     float sum = 0;
-    for (int64_t task = 0; task < tasks; task++) sum += sums[task * size + j];
+    for (int64_t task = 0; task < tasks.count; task++) sum += sums[task * size + j];
     (j < g.columns ? dweight[j] : dbias[j - g.columns]) = sum;
   }
 }

@@ -77,7 +77,7 @@ def batch_norm(
     Raises:
         ValueError: not float32 on the CPU, shapes that do not fit, or `p` outside [0, 1).
     """
-    x, *rest = operands = _checked(x, mean, rstd, weight, bias)
+    operands = _checked(x, mean, rstd, weight, bias)
     y = empty(torch.float32, *x.shape)
     ends = (tanh, dropout_words(p, seed), y.data_ptr(), torch.get_num_threads())
     _C.cpu.batch_norm(_addresses(operands), _size(x), *ends)
@@ -101,11 +101,11 @@ def gradient(
     Raises:
         ValueError: as `batch_norm`.
     """
-    x, *rest = operands = _checked(x, mean, rstd, weight, bias)
+    operands = _checked(x, mean, rstd, weight, bias)
     check_tensor("dy", dy, None, torch.float32)
     check_shape("dy", dy, tuple(x.shape))
     dy, dz = dy.contiguous(), empty(torch.float32, *x.shape)
-    dweight, dbias = torch.empty_like(rest[2]), torch.empty_like(rest[2])
+    dweight, dbias = torch.empty(x.shape[-1]), torch.empty(x.shape[-1])
     outputs = (t.data_ptr() for t in (dy, dz, dweight, dbias))
     ends = (dropout_words(p, seed), *outputs, torch.get_num_threads())
     _C.cpu.batch_norm_gradient(_addresses(operands), _size(x), tanh, *ends)
@@ -125,7 +125,7 @@ def to_input(
     Raises:
         ValueError: as `batch_norm`.
     """
-    x, *rest = operands = _checked(x, mean, rstd, weight, weight)
+    operands = _checked(x, mean, rstd, weight, weight)
     for name, t, shape in (("dz", dz, x.shape), ("shares", shares, (2, x.shape[-1]))):
         check_tensor(name, t, None, torch.float32)
         check_shape(name, t, tuple(shape))
