@@ -139,7 +139,7 @@ def batch_norm(
         value = tanh(value)
     if seed is not None:
         words = random_words(tl.load(seed), m, n0, columns, BN)
-        value = tl.where(words >= threshold.to(tl.uint32, bitcast=True), value * scale, 0.0)
+        value = tl.where(words >= threshold, value * scale, 0.0)
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=inside)
 
 
@@ -173,7 +173,7 @@ def gradient_before(
     x_hat = (x_hat - tl.load(mean + n, mask=n < columns, other=0.0)[None, :]) * slope[None, :]
     if seed is not None:
         words = random_words(tl.load(seed), m, n0, columns, BN)
-        kept = words >= threshold.to(tl.uint32, bitcast=True)
+        kept = words >= threshold
         gradient = tl.where(kept, gradient * scale, 0.0)
     if TANH:
         value = x_hat * tl.load(weight + n, mask=n < columns, other=0.0).to(tl.float32)[None, :]

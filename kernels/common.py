@@ -33,27 +33,29 @@ def outer_sum(a, b, FLIPPED: tl.constexpr):
 
 @triton.jit
 def random_words(seed, m, n0, columns, B: tl.constexpr):
-    """uint32 `[len(m), B]` for rows m and columns n0, n0 + 1, ...: the words of the CPU kernels.
+    """int32 `[len(m), B]` for rows m and columns n0, n0 + 1, ...: the CPU kernels' 16-bit words.
 
-    Philox-4x32-10. A row is cut into groups of 64 columns; group g of row m takes the 16 counters
-    `16 * (m * groups + g) + lane`, whose word w decides column `64 * g + 16 * w + lane`.
+    Philox-4x32-7. A row is cut into groups of 64 columns; group g of row m takes the 8 counters
+    `8 * (m * groups + g) + lane`: the lower half of word w decides column `64 * g + 16 * w + 2 *
+    lane`, the upper half the column behind it.
     """
     GROUPS: tl.constexpr = max(B // 64, 1)  # pyright: ignore[reportAssignmentType]
-    i = tl.arange(0, 16 * GROUPS)
+    i = tl.arange(0, 8 * GROUPS)
     group = m.to(tl.int64) * tl.cdiv(columns, 64) + n0 // 64
-    counter = 16 * (group[:, None] + (i // 16)[None, :]) + (i % 16)[None, :]
+    counter = 8 * (group[:, None] + (i // 8)[None, :]) + (i % 8)[None, :]
     low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, low, high, low * 0, low * 0)
+    w0, w1, w2, w3 = tl.philox(seed, low, high, low * 0, low * 0, n_rounds=7)
     if B == 16:
         word = n0 // 16 % 4
         words = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
     elif B == 32:
         first = n0 // 32 % 2 == 0
         words = tl.join(tl.where(first, w0, w2), tl.where(first, w1, w3)).permute(0, 2, 1)
+        words = words.reshape(m.shape[0], B // 2)
     else:
-        words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(m.shape[0], GROUPS, 16, 2, 2)
-        words = words.permute(0, 1, 3, 4, 2)
-    return words.reshape(m.shape[0], B)
+        words = tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(m.shape[0], GROUPS, 8, 2, 2)
+        words = words.permute(0, 1, 3, 4, 2).reshape(m.shape[0], B // 2)
+    return tl.join(words & 0xFFFF, words >> 16).reshape(m.shape[0], B).to(tl.int32)
 
 
 @triton.jit
@@ -66,7 +68,7 @@ def write_tile(
         out: `[tokens, columns]`, contiguous.
         bias, seed: may be None.
         first: row of out where the sequence begins; `length`: its rows.
-        threshold: a word must reach it, as uint32, to keep its element.
+        threshold: a word must reach it to keep its element.
         scale: what kept elements are multiplied by.
     """
     BT: tl.constexpr = y.shape[0]
@@ -79,7 +81,7 @@ def write_tile(
         y = tl.where(y <= 0, 0.0, y)
     if seed is not None:
         words = random_words(tl.load(seed), first + t0 + i, n0, columns, B)
-        y = tl.where(words >= threshold.to(tl.uint32, bitcast=True), y * scale, 0.0)
+        y = tl.where(words >= threshold, y * scale, 0.0)
     # 64 bits for where a tile begins, 32 within it.
     out += (first + t0) * columns + n0
     offsets = i[:, None] * columns + j[None, :]

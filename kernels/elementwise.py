@@ -30,7 +30,7 @@ def dropout(
         value = tl.where(value <= 0, 0.0, value)
     if seed is not None:
         words = random_words(tl.load(seed), m, n0, columns, BN)
-        value = tl.where(words >= threshold.to(tl.uint32, bitcast=True), value * scale, 0.0)
+        value = tl.where(words >= threshold, value * scale, 0.0)
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=inside)
 
 

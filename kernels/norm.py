@@ -42,7 +42,7 @@ def add_norm(
         added = tl.load(branch + offsets, mask=inside, other=0.0).to(tl.float32)
         if seed is not None:
             words = random_words(tl.load(seed), m, 0, columns, BN)
-            added = tl.where(words >= threshold.to(tl.uint32, bitcast=True), added * scale, 0.0)
+            added = tl.where(words >= threshold, added * scale, 0.0)
         # What is normalised is what is stored: the gradient starts from there.
         total = (value + added).to(s.dtype.element_ty)
         tl.store(s + offsets, total, mask=inside)
@@ -61,7 +61,7 @@ def add_norm(
     if branch is None:
         if seed is not None:
             words = random_words(tl.load(seed), m, 0, columns, BN)
-            out = tl.where(words >= threshold.to(tl.uint32, bitcast=True), out * scale, 0.0)
+            out = tl.where(words >= threshold, out * scale, 0.0)
     tl.store(y + offsets, out.to(y.dtype.element_ty), mask=inside)
 
 
@@ -108,7 +108,7 @@ def add_norm_backward(
         if dbranch is None:
             if seed is not None:
                 words = random_words(tl.load(seed), m, 0, columns, BN)
-                kept = words >= threshold.to(tl.uint32, bitcast=True)
+                kept = words >= threshold
                 gradient = tl.where(kept, gradient * scale, 0.0)
         dweight += tl.sum(gradient * x_hat, 0)
         dbias += tl.sum(gradient, 0)
@@ -125,7 +125,7 @@ def add_norm_backward(
         if dbranch is not None:
             if seed is not None:
                 words = random_words(tl.load(seed), m, 0, columns, BN)
-                kept = words >= threshold.to(tl.uint32, bitcast=True)
+                kept = words >= threshold
                 gradient = tl.where(kept, gradient * scale, 0.0)
             out = gradient.to(dbranch.dtype.element_ty)
             tl.store(dbranch + offsets, out, mask=inside)

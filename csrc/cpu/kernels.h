@@ -32,7 +32,8 @@ struct Panel {
   int64_t end;
 };
 
-// Inverted dropout, off when threshold is 0: an element stays, times scale, if its random word is >= threshold.
+// Inverted dropout, off when threshold is 0: an element stays, times scale, if its 16-bit random word is
+// >= threshold.
 struct Dropout {
   uint64_t seed;
   uint32_t threshold;

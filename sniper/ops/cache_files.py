@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 
 def cache_folder() -> Path:
@@ -20,9 +23,13 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
+def locked(name: str, patience: float) -> Iterator[None]:
     """One process or thread at a time is inside, by the lock file `name` in the folder; a process
     that ends gives it up. Where no lock can be had, as in a read-only home, nobody waits.
+
+    Args:
+        patience: seconds, after which this one goes on without the lock, with a warning: a process
+            that was stopped while it held one would stop all others too.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, RuntimeError, ImportError):
@@ -31,11 +38,28 @@ def locked(name: str) -> Iterator[None]:
 
             folder = cache_folder()
             folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(folder / name, "w"))
             # The file is never removed: who waits for it would then lock a file that nobody else
             # sees.
-            fcntl.flock(file, fcntl.LOCK_EX)
+            file = stack.enter_context(open(folder / name, "w"))
+            end = time.monotonic() + patience
+            while not _try_lock(fcntl, file):
+                if time.monotonic() > end:
+                    warnings.warn(
+                        f"{folder / name}: another process has held this lock for {patience:g} s "
+                        "and may be stopped; going on without it",
+                        stacklevel=4,
+                    )
+                    break
+                time.sleep(0.01)
         yield
+
+
+def _try_lock(fcntl: Any, file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def replace_file(path: Path, text: str) -> bool:

@@ -38,6 +38,10 @@ class _Run(NamedTuple):
 # Not a context variable: autograd runs backward passes on threads of its own.
 _forced: Backend | None = None
 _autotune = False
+# What was chosen on a CPU, by layout and what the choice depends on: asking again takes longer than
+# a small layer computes. A GPU's are asked anew, since what is recorded there runs without us.
+_chosen: weakref.WeakKeyDictionary[BlockLayout, dict[tuple, _Run]] = weakref.WeakKeyDictionary()
+_MOST_CHOSEN = 256  # of a layout, whose older versions are not asked for again
 # What ran last, by layout and pass, for `explain`.
 _last: weakref.WeakKeyDictionary[BlockLayout, dict[str, _Run]] = weakref.WeakKeyDictionary()
 
@@ -100,25 +104,9 @@ def choose(
         into: `[N, taps * C]` that `wgrad` adds dL/dW to, in active blocks, and returns.
         gate: x and p where `x = dropout(relu(z), p)`: `dgrad` gives dL/dz.
     """
-    backends = candidates(which, layout, args[0])
-    key = _key(which, layout, geometry, args[0])
-    if _autotune and TRITON in backends and not tuning.tuned(which, layout, geometry, args[0]):
-        # No epilogue, no sum of dy: tile sizes do not depend on them.
-        TRITON.tune(which, layout, geometry, *args[: 2 if which == "wgrad" else 3])
-        timings.drop(key)  # it was made with another tile size
-    if _forced is not None and not layout.outgrown:
-        chosen = _forced
-    elif len(backends) == 1:
-        chosen = backends[0]
-    else:
-        calls = {b.name: _call(b, which, layout, geometry, args) for b in backends}
-        p = args[3].p if which == "fwd" else 0.0
-        tf32 = args[0].is_cuda and launch.kind(args[0]) == "tf32"
-        noise = rounding.noise(which, args[0], args[1], geometry, tf32, p)
-        chosen = BACKENDS[timings.fastest(key, calls, noise=noise)]
-    x, forced = args[0], chosen is _forced
-    made = _Run(chosen.name, key, len(backends), forced, x.dtype, x.device)
+    made = _choose(which, layout, geometry, args)
     _last.setdefault(layout, {})[which] = made
+    chosen = BACKENDS[made.backend]
     call = _call(chosen, which, layout, geometry, args)
     if gate is not None:
         if chosen is CPU:
@@ -134,6 +122,45 @@ def choose(
     if chosen is DENSE and TRITON.takes("wgrad", args[0], layout):
         return partial(_add_active, into, layout, geometry, *args)
     return partial(_add_to, into, call)
+
+
+def _choose(which: str, layout: BlockLayout, geometry: Geometry, args: tuple) -> _Run:
+    x = args[0]
+    if _forced is not None or _autotune or not x.is_cpu:
+        return _choose_anew(which, layout, geometry, args)
+    tokens, threads = (x.shape[0] * x.shape[1]).bit_length(), torch.get_num_threads()
+    depends = (which, x.dtype, tokens, threads, geometry.dilation)
+    depends += (timings.generation(), layout.version, layout.outgrown)
+    known = _chosen.setdefault(layout, {})
+    made = known.get(depends)
+    if made is None:
+        made = _choose_anew(which, layout, geometry, args)
+        if len(known) >= _MOST_CHOSEN:
+            known.clear()
+        # Measuring may have outdated others' choices, and this one is newer than that.
+        known[(*depends[:5], timings.generation(), *depends[6:])] = made
+    return made
+
+
+def _choose_anew(which: str, layout: BlockLayout, geometry: Geometry, args: tuple) -> _Run:
+    x = args[0]
+    backends = candidates(which, layout, x)
+    key = _key(which, layout, geometry, x)
+    if _autotune and TRITON in backends and not tuning.tuned(which, layout, geometry, x):
+        # No epilogue, no sum of dy: tile sizes do not depend on them.
+        TRITON.tune(which, layout, geometry, *args[: 2 if which == "wgrad" else 3])
+        timings.drop(key)  # it was made with another tile size
+    if _forced is not None and not layout.outgrown:
+        chosen = _forced
+    elif len(backends) == 1:
+        chosen = backends[0]
+    else:
+        calls = {b.name: _call(b, which, layout, geometry, args) for b in backends}
+        p = args[3].p if which == "fwd" else 0.0
+        tf32 = x.is_cuda and launch.kind(x) == "tf32"
+        noise = rounding.noise(which, x, args[1], geometry, tf32, p)
+        chosen = BACKENDS[timings.fastest(key, calls, noise=noise)]
+    return _Run(chosen.name, key, len(backends), chosen is _forced, x.dtype, x.device)
 
 
 def _add_active(

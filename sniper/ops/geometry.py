@@ -48,7 +48,7 @@ class Epilogue(NamedTuple):
 
     Args:
         relu: whether to clamp at 0; without it there is no dropout either.
-        p: share that dropout zeroes; the rest is scaled by `1 / (1 - p)`.
+        p: share that dropout zeroes, to the nearest of 2**16; the rest is scaled by `1 / (1 - p)`.
         seed: decides what is zeroed; an int64 scalar on the device of a GPU.
     """
 
@@ -58,6 +58,18 @@ class Epilogue(NamedTuple):
 
 
 NO_EPILOGUE = Epilogue()
+
+
+def dropout_words(p: float) -> tuple[int, float]:
+    """The least of 2**16 random words that keeps its element, and what is kept is multiplied by.
+
+    Raises:
+        ValueError: p outside [0, 1).
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout: expected p in [0, 1), got {p}")
+    # Compared as whole numbers, so that every device and instruction set drops the same elements.
+    return min(round(p * 2**16), 2**16 - 1), 1 / (1 - p)
 
 
 def as_matrix(weight: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def check(
     if anew or key not in _verdicts:
         # A second process waits for the first one's verdicts: two checks at once could each take
         # the other's load for a kernel that hangs.
-        with locked("self-check.lock"):
+        with locked("self-check.lock", 10 * PATIENCE):
             before = {} if anew else _read().get(key, {})
             known = {name: v for name, v in before.items() if v.holds}
             if not before or len(known) < len(before):

@@ -35,6 +35,7 @@ from sniper.ops.cache_files import cache_folder, locked, replace_file
 
 FORMAT = 3
 LOCK = "backend-times.lock"
+PATIENCE = 10.0  # seconds; the lock is held while a small file is written
 # A kernel within this share of the best is preferred in the order of the candidates: a near tie
 # must not be decided by noise, which would change the bits of a run.
 TIE = 0.03
@@ -148,6 +149,7 @@ def look_again() -> None:
     """From now on this process measures unsure choices once more, at their first use."""
     global _look_again
     _look_again = True
+    outdate()  # what is kept of choices was not looked at again
 
 
 def known(key: str) -> dict[str, float] | None:
@@ -440,7 +442,7 @@ def _store(
     """
     global _choices
     mine = _load()
-    with locked(LOCK):
+    with locked(LOCK, PATIENCE):
         there = _read()
         if measured is not None and measured in there:
             if not (unless_covers and there[measured].covers(unless_covers)):

@@ -292,10 +292,13 @@ class TestDropout:
             assert torch.equal(one, elementwise.dropout(x, 0.5, 1))
 
     def test_philox(self):
-        """Random123's known answer: Philox-4x32-10 of counter 0 and key 0."""
-        words = (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)
-        for word, element in zip(words, (0, 16, 32, 48), strict=True):
-            for p, kept in (((word - 1) / 2**32, True), ((word + 1) / 2**32, False)):
+        """Random123's known answer: Philox-4x32-7 of counter 0 and key 0, two elements a word."""
+        words = (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)
+        halves = {
+            16 * w + h: word >> 16 * h & 0xFFFF for w, word in enumerate(words) for h in (0, 1)
+        }
+        for element, half in halves.items():
+            for p, kept in ((half / 2**16, True), ((half + 1) / 2**16, False)):
                 assert (elementwise.dropout(torch.ones(1, 64), p, 0)[0, element] > 0) == kept
 
     @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sniper import _C
 from sniper.ops.backend import check_shape
-from sniper.ops.backends.cpu.launch import check_tensor, dropout_words, rows_of
+from sniper.ops.backends.cpu.launch import check_tensor, dropout_arguments, rows_of
 
 
 def attention(
@@ -43,7 +43,7 @@ def attention(
         rows_of(v),
         address,
         _scale(q, heads),
-        dropout_words(p, seed),
+        dropout_arguments(p, seed),
         rows_of(y),
         normal.data_ptr(),
         torch.get_num_threads(),
@@ -85,7 +85,7 @@ def attention_backward(
         rows_of(dy),
         address,
         _scale(q, heads),
-        dropout_words(p, seed),
+        dropout_arguments(p, seed),
         normal.data_ptr(),
         rows_of(dq),
         rows_of(dk),

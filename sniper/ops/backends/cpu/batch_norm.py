@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sniper import _C
 from sniper.ops.backend import check_shape
-from sniper.ops.backends.cpu.launch import check_tensor, dropout_words, empty
+from sniper.ops.backends.cpu.launch import check_tensor, dropout_arguments, empty
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -79,7 +79,7 @@ def batch_norm(
     """
     operands = _checked(x, mean, rstd, weight, bias)
     y = empty(torch.float32, *x.shape)
-    ends = (tanh, dropout_words(p, seed), y.data_ptr(), torch.get_num_threads())
+    ends = (tanh, dropout_arguments(p, seed), y.data_ptr(), torch.get_num_threads())
     _C.cpu.batch_norm(_addresses(operands), _size(x), *ends)
     return y
 
@@ -107,7 +107,7 @@ def gradient(
     dy, dz = dy.contiguous(), empty(torch.float32, *x.shape)
     dweight, dbias = torch.empty(x.shape[-1]), torch.empty(x.shape[-1])
     outputs = (t.data_ptr() for t in (dy, dz, dweight, dbias))
-    ends = (dropout_words(p, seed), *outputs, torch.get_num_threads())
+    ends = (dropout_arguments(p, seed), *outputs, torch.get_num_threads())
     _C.cpu.batch_norm_gradient(_addresses(operands), _size(x), tanh, *ends)
     return dz, dweight, dbias
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from sniper.ops.backend import check_shape
-from sniper.ops.backends.cpu.launch import check_tensor, dropout_words, empty, kernels, operand
+from sniper.ops.backends.cpu.launch import check_tensor, dropout_arguments, empty, kernels, operand
+from sniper.ops.geometry import dropout_words
 
 
 def dropout(x: Tensor, p: float, seed: int) -> Tensor:
@@ -20,7 +21,7 @@ def dropout(x: Tensor, p: float, seed: int) -> Tensor:
         ValueError: not a float tensor on the CPU, or `p` outside [0, 1).
     """
     check_tensor("x", x, None)
-    words = dropout_words(p, seed)
+    words = dropout_arguments(p, seed)
     dtype, x = x.dtype, operand(x.contiguous())
     y = empty(x.dtype, *x.shape)
     # Rows and columns, not elements alone: the mask counts as that of the products' epilogue does.
@@ -44,7 +45,7 @@ def relu_dropout_backward(dy: Tensor, y: Tensor, dropout_p: float = 0.0) -> Tens
     dtype, dy, y = dy.dtype, operand(dy.contiguous()), operand(y.contiguous())
     dz = empty(dy.dtype, *dy.shape)
     # Any seed does: y itself says what was kept.
-    scale = dropout_words(dropout_p, 0)[2]
+    scale = dropout_words(dropout_p)[1]
     args = (dy.data_ptr(), y.data_ptr(), dz.data_ptr(), dy.numel(), scale)
     kernels(dy).relu_backward(*args, torch.get_num_threads())
     return dz.to(dtype)

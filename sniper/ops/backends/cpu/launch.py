@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sniper import _C
-from sniper.ops.geometry import Geometry
+from sniper.ops.geometry import Geometry, dropout_words
 from sniper.ops.layout import BlockLayout
 
 BLOCK_SIZES = (16, 32, 64, 128)
@@ -117,12 +117,9 @@ def transposed_index_of(layout: BlockLayout) -> tuple[int, int, int]:
     return crow.data_ptr(), col.data_ptr(), order.data_ptr()
 
 
-def dropout_words(p: float, seed: int) -> tuple[int, int, float]:
-    """Seed, the least random 32-bit word that keeps its element, and the scale."""
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: expected p in [0, 1), got {p}")
-    # Compared as whole numbers, so that every device and instruction set drops the same elements.
-    return seed % 2**64, min(round(p * 2**32), 2**32 - 1), 1 / (1 - p)
+def dropout_arguments(p: float, seed: int) -> tuple[int, int, float]:
+    """Seed, the least random word that keeps its element, and the scale."""
+    return seed % 2**64, *dropout_words(p)
 
 
 def _unravel(keys: Tensor, taps: int, inner: int) -> tuple[Tensor, Tensor, Tensor]:

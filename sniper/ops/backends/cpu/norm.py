@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sniper import _C
 from sniper.ops.backend import check_shape
-from sniper.ops.backends.cpu.launch import check_tensor, dropout_words, empty
+from sniper.ops.backends.cpu.launch import check_tensor, dropout_arguments, empty
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -58,7 +58,9 @@ def add_norm(
     mean, rstd = torch.empty(rows), torch.empty(rows)
     tensors = (x, branch, weight, bias, s, y, mean, rstd)
     addresses = (0 if t is None else t.data_ptr() for t in tensors)
-    _C.cpu.add_norm(*addresses, rows, columns, eps, dropout_words(p, seed), torch.get_num_threads())
+    _C.cpu.add_norm(
+        *addresses, rows, columns, eps, dropout_arguments(p, seed), torch.get_num_threads()
+    )
     return s, y, mean, rstd
 
 
@@ -102,7 +104,7 @@ def add_norm_backward(
     tensors = (dy, ds, s, mean, rstd, weight, dx, dbranch, dweight, dbias)
     addresses = (0 if t is None else t.data_ptr() for t in tensors)
     _C.cpu.add_norm_backward(
-        *addresses, rows, columns, dropout_words(p, seed), torch.get_num_threads()
+        *addresses, rows, columns, dropout_arguments(p, seed), torch.get_num_threads()
     )
     return dx, dbranch, dweight, dbias
 

@@ -14,7 +14,7 @@ from sniper.ops.backends.cpu.launch import (
     DTYPES,
     check_layout,
     check_tensor,
-    dropout_words,
+    dropout_arguments,
     empty,
     index_of,
     kernel_shape,
@@ -23,7 +23,7 @@ from sniper.ops.backends.cpu.launch import (
     rows_of,
     transposed_index_of,
 )
-from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
+from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry, dropout_words
 from sniper.ops.layout import BlockLayout
 
 
@@ -71,7 +71,7 @@ class CpuBackend:
             (weight.data_ptr(), weight.stride(0)),
             0 if bias is None else bias.data_ptr(),
             epilogue.relu,
-            dropout_words(epilogue.p, int(epilogue.seed)),
+            dropout_arguments(epilogue.p, int(epilogue.seed)),
             rows_of(y),
             torch.get_num_threads(),
         )
@@ -109,7 +109,7 @@ class CpuBackend:
             rows_of(dy),
             (weight.data_ptr(), weight.stride(0)),
             (0, 0, 0) if gate is None else rows_of(gate),
-            dropout_words(p, 0)[2],
+            dropout_words(p)[1],
             rows_of(dx),
             torch.get_num_threads(),
         )

@@ -10,6 +10,7 @@ from sniper.ops.backend import sum_dtype
 from sniper.ops.backends.triton.launch import check as check_tensor
 from sniper.ops.backends.triton.launch import countable as rows_countable
 from sniper.ops.backends.triton.launch import kernels, matrix_shape, on
+from sniper.ops.geometry import dropout_words
 
 # Elementwise kernels know no blocks; they are checked along with the products of this size.
 ELEMENTWISE_BLOCK = 64
@@ -85,30 +86,24 @@ def column_sums(x: Tensor) -> Tensor:
 def dropout_args(
     p: float, seed: int | Tensor, device: torch.device
 ) -> tuple[Tensor | None, int, float]:
-    """Seed on the device (None: keep all), the least word that keeps, as an int32, scale."""
-    scale = _dropout_scale(p)
+    """Seed on the device (None: keep all), the least word that keeps, scale."""
+    threshold, scale = dropout_words(p)
     if not p:
         return None, 0, 1.0
     if not isinstance(seed, Tensor):
         # A tensor in either case, or a recorded graph would replay one mask for ever.
-        seed = torch.full((), _signed(seed % 2**64, 64), dtype=torch.int64, device=device)
+        seed = torch.full((), _signed(seed), dtype=torch.int64, device=device)
     if seed.dtype != torch.int64 or seed.numel() != 1 or seed.device != device:
         raise ValueError(
             f"seed: expected an int64 scalar on {device}, "
             f"got {seed.dtype} {list(seed.shape)} on {seed.device}"
         )
-    return seed, _signed(min(round(p * 2**32), 2**32 - 1), 32), scale
+    return seed, threshold, scale
 
 
-def _dropout_scale(p: float) -> float:
-    if not 0 <= p < 1:
-        raise ValueError(f"dropout: expected p in [0, 1), got {p}")
-    return 1 / (1 - p)
-
-
-def _signed(word: int, bits: int) -> int:
-    # Triton's integers are signed; the bits are what counts.
-    return word - 2**bits if word >= 2 ** (bits - 1) else word
+def _signed(seed: int) -> int:
+    # An int64 of the same bits, as the CPU's kernels take them.
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _relu_backward(
@@ -117,7 +112,7 @@ def _relu_backward(
     """dz, and the sums of every `chunk` rows of it."""
     check("y", y, dy, None)
     check("dy", dy, dy, tuple(y.shape))
-    scale = _dropout_scale(p)
+    scale = dropout_words(p)[1]
     dy, y = dy.contiguous(), y.contiguous()
     dz = torch.empty_like(dy)
     tokens, columns = matrix_shape(dy)
