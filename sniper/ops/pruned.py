@@ -116,7 +116,8 @@ def unpack_active(weight: Tensor, layout: BlockLayout, packed: Tensor) -> bool:
 
 def only_active(weight: Tensor, layout: BlockLayout) -> Tensor:
     """A copy with zeros in pruned blocks, which take no memory where they fill pages; `weight`
-    itself where that is of no use: nothing pruned, another device or memory order than kernels walk.
+    itself where that is of no use: nothing pruned, another device, or not in the memory order that
+    kernels walk.
 
     Args:
         weight: `[N, K]` or `[N, C, taps]`, or a moment of one.
