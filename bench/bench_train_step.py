@@ -19,6 +19,7 @@ import argparse
 import copy
 import subprocess
 import sys
+from pathlib import Path
 from typing import cast
 
 import common
@@ -220,29 +221,63 @@ def synchronize(device: str) -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Prints the peak memory of three steps of each kind, each in a fresh process."""
+    """Prints the peak memory of steps of each kind, each in a fresh process: of its third to fifth
+    step, and with the set-up (the model, scoring, the first steps).
+    """
 
-    def peak(kind: str, *options: str) -> float:
+    def peaks(kind: str, *options: str) -> tuple[float, float]:
         command = child(args, kind, *options)
-        return float(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+        of_steps, of_all = map(float, done.stdout.split())
+        return of_steps, of_all
 
-    eager, dense = peak("eager"), peak("dense")
-    print(f"eager: peak {eager:.2f} GiB, dense {dense:.2f} GiB", flush=True)
+    found = {"eager": peaks("eager"), "dense": peaks("dense")}
     for sparsity in args.sparsities:
-        sparse_peak = peak("sparse", "--sparsities", str(sparsity))
-        shares = f"{sparse_peak / eager:.2f} and {sparse_peak / dense:.2f} of them"
-        print(f"sparsity {sparsity:.0%}: peak {sparse_peak:.2f} GiB, {shares}", flush=True)
+        found[f"{sparsity:.0%} sparse"] = peaks("sparse", "--sparsities", str(sparsity))
+    for name, (of_steps, of_all) in found.items():
+        shares = [of_steps / found[kind][0] for kind in ("eager", "dense")]
+        print(
+            f"{name}: peak of a step {of_steps:.2f} GiB ({shares[0]:.2f} of eager, "
+            f"{shares[1]:.2f} of dense), with set-up {of_all:.2f} GiB",
+            flush=True,
+        )
 
 
 def only(model: FastSpeech2, batch: Batch, args: argparse.Namespace) -> None:
-    """Steps of one kind as they are asked for, or three and the process's peak memory in GiB."""
+    """Steps of one kind as they are asked for, or five and the peak memory in GiB of the last three
+    and of the process.
+    """
     step = make_step(args.only, model, batch, args.sparsities[0], args)
-    del model  # all sides are copies of it
+    # All sides are copies of it; whoever called still holds it.
+    for p in model.parameters():
+        p.data = p.data.new_empty(0)
     if args.serve:
         return serve(step)
+    for _ in range(2):  # optimizer state, the choice of backends
+        step()
+    device = torch.device(args.device)
+    before = peak_memory(device)
+    forget_peak(device)
     for _ in range(3):
         step()
-    print(f"{peak_memory(torch.device(args.device)) / 2**30:.3f}")
+    steps = peak_memory(device) if device.type == "cuda" else resident_peak()
+    print(f"{steps / 2**30:.3f} {max(before, peak_memory(device)) / 2**30:.3f}")
+
+
+def forget_peak(device: torch.device) -> None:
+    """From now on peaks are counted anew."""
+    if device.type == "cuda":
+        return torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        raise SystemExit(f"--memory: expected Linux with /proc/self/clear_refs: {error}") from None
+
+
+def resident_peak() -> int:
+    """Bytes: the most that was resident since `forget_peak`."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def main() -> None:

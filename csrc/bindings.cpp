@@ -238,6 +238,7 @@ void bind_cpu_batch_norm(py::module_& m) {
 }
 
 void bind_cpu(py::module_ m) {
+  using sniper::cpu::Memory;
   using sniper::cpu::Shape;
   m.def("instruction_set", &sniper::cpu::instruction_set);
   m.def("set_instruction_set", &sniper::cpu::set_instruction_set);
@@ -245,6 +246,10 @@ void bind_cpu(py::module_ m) {
   m.def("thread_source", &sniper::cpu::thread_source);
   m.def("waits_are_short", &sniper::cpu::waits_are_short);
   m.def("keep_freed_memory", &sniper::cpu::keep_freed_memory);
+  m.def("give_back_freed_memory", &sniper::cpu::give_back_freed_memory);
+  py::class_<Memory>(m, "Memory", py::buffer_protocol()).def(py::init<int64_t>()).def_buffer([](Memory& memory) {
+    return py::buffer_info(memory.data(), memory.bytes());
+  });
   m.def("advise_huge_pages",
         [](uintptr_t data, int64_t bytes) { sniper::cpu::advise_huge_pages(as<void>(data), bytes); });
   py::class_<Shape>(m, "Shape")

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -51,6 +52,33 @@ void advise_huge_pages(void* data, int64_t bytes);
 // Has malloc keep what is freed, so that the next step's tensors find it mapped; returns whether it could be told. What
 // the process holds then never shrinks.
 bool keep_freed_memory();
+
+// Gives the system what malloc holds without use, if it can be told.
+void give_back_freed_memory();
+
+// Memory for one tensor, on its own cache lines, which it leaves as a gap that the next tensor of this size fits.
+// aligned_alloc does not: it asks for more than it keeps, and once something small has taken the rest, the gap is too
+// narrow for the same request.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) : bytes_(bytes), data_(std::malloc(static_cast<size_t>(bytes) + kLine)) {
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Memory() { std::free(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  int64_t bytes() const { return bytes_; }
+  uint8_t* data() const {
+    const uintptr_t end = reinterpret_cast<uintptr_t>(data_) + kLine - 1;
+    return reinterpret_cast<uint8_t*>(end / kLine * kLine);
+  }
+
+ private:
+  static constexpr uintptr_t kLine = 64;
+  int64_t bytes_;
+  void* data_;
+};
 
 // Memory that a thread keeps between calls: it grows to the largest request and is freed when the thread ends.
 class Scratch {

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.ops.geometry import as_matrix
+from sniper.ops.memory import untouched_zeros_like
 
 # By identity, since tensors compare by value; weak, so that a deleted model's weights do not stay.
 _adopted = WeakTensorKeyDictionary()
@@ -87,7 +88,7 @@ def place_of(weight: Tensor) -> Tensor | None:
     if grad is None:
         # Not left to autograd, which would round the first gradient as the weight was cast: a run
         # that is resumed would not get the bits of one that goes on.
-        grad = weight.grad = torch.zeros_like(weight)
+        grad = weight.grad = untouched_zeros_like(weight)
     return as_matrix(grad) if grad.layout == torch.strided else None
 
 

@@ -17,6 +17,7 @@ from torch.autograd.graph import increment_version
 
 from sniper import _C
 from sniper.ops.layout import BlockLayout
+from sniper.ops.memory import untouched_zeros_like
 
 
 def masked(matrix: Tensor, layout: BlockLayout) -> Tensor:
@@ -56,7 +57,14 @@ def seem_zero(weight: Tensor, layout: BlockLayout, turn: int) -> bool:
 
 
 def mask_blocks_(matrix: Tensor, layout: BlockLayout) -> Tensor:
-    """Zeroes the pruned blocks of a contiguous `[N, taps * C]`, in place, and returns it."""
+    """Zeroes the pruned blocks of a contiguous `[N, taps * C]`, in place, and returns it; on a CPU
+    what is zero already is only read.
+    """
+    if matrix.device.type == "cpu":
+        mask = layout.block_mask.data_ptr()
+        _C.zero_pruned(matrix.data_ptr(), _blocks(matrix, layout), mask, torch.get_num_threads())
+        increment_version(matrix)
+        return matrix
     rows, taps, cols = layout.shape
     blocks = matrix.view(rows, layout.block_size, taps, cols, layout.block_size)
     # masked_fill, not a product: an infinite gradient in a pruned block must not become NaN.
@@ -104,6 +112,26 @@ def unpack_active(weight: Tensor, layout: BlockLayout, packed: Tensor) -> bool:
         # An optimizer tells by the version whether a gradient that it has cleared still is.
         increment_version(weight)
     return copied
+
+
+def only_active(weight: Tensor, layout: BlockLayout) -> Tensor:
+    """A copy with zeros in pruned blocks, which take no memory where they fill pages; `weight`
+    itself where that is of no use: nothing pruned, another device, or not in the memory order that
+    kernels walk.
+
+    Args:
+        weight: `[N, K]` or `[N, C, taps]`, or a moment of one.
+        layout: its active blocks.
+    """
+    b = layout.block_size
+    if layout.is_full or weight.device.type != "cpu":
+        return weight
+    packed = weight.new_empty(int(layout.block_mask.sum()) * b * b)
+    if not pack_active(weight, layout, packed):
+        return weight
+    copy = untouched_zeros_like(weight)
+    unpack_active(copy, layout, packed)
+    return copy
 
 
 def _copy_active(

@@ -16,7 +16,7 @@ from sniper.ops import layout as layouts
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import adam, launch
 from sniper.ops.layout import BlockLayout
-from sniper.ops.pruned import mask_blocks_, seem_zero, zero_pruned_
+from sniper.ops.pruned import mask_blocks_, only_active, seem_zero, zero_pruned_
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -280,6 +280,8 @@ class Rows:
         moments = [name for name in _MOMENTS if name in row.state]
         for name in moments:
             row.state[name] = self._relaid(p, row.state[name])
+            if layout is not None and id(p) not in self._prepared:
+                row.state[name] = only_active(row.state[name], layout)
         if layout is not None:
             for tensor in (row.grad, *(row.state[name] for name in moments)):
                 mask_blocks_(_matrix(tensor, layout), layout)

@@ -258,7 +258,8 @@ def prime(
                 # Over active weights alone; pruned ones have 0, and would pull the mean towards
                 # steps that are too long.
                 mean = times * (value * active).sum() / active.sum().clamp(min=1)
-                value.copy_(torch.where(newly, mean.to(value.dtype), value))
+                # Nothing is written elsewhere: what was never written takes no memory.
+                value.masked_fill_(newly, mean.to(value.dtype))
 
 
 def match_memory_order(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> None:

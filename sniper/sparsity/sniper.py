@@ -17,6 +17,7 @@ from sniper.layers import sparsify
 from sniper.layers.masked import check_block_size
 from sniper.layers.selection import EXCLUDE, check_whole_parameters
 from sniper.ops.layout import BlockLayout
+from sniper.ops.memory import give_back_freed_memory
 from sniper.ops.rebuild import match_weight
 from sniper.sparsity import describe, distributed
 from sniper.sparsity.blocks import pool, pool_blocks
@@ -544,6 +545,8 @@ class Sniper:
                 for value in moved:
                     value.masked_fill_(~mask, 0)
         self._set_lr_scales()
+        # Scoring, or steps at another density: the next ones need other pieces of memory.
+        give_back_freed_memory()
 
     def _compare_ranks(self, sparsity: float) -> None:
         """Stops where processes that train together would skip different weights."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sniper.ops.layout import BlockLayout
-from sniper.ops.pruned import masked, seem_zero, zero_pruned_
+from sniper.ops.pruned import masked, only_active, seem_zero, zero_pruned_
 
 B = 16
 
@@ -84,3 +84,13 @@ def test_nan_in_a_pruned_block_is_zeroed():
     weight[~layout.element_mask().flatten(1)] = float("nan")
     zero_pruned_(weight, layout)
     assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_a_copy_of_the_active_blocks_alone(taps):
+    layout, matrix = layout_and_weight(taps)
+    weight = matrix.view(3 * B, taps, 2 * B).permute(0, 2, 1)
+    mask = layout.element_mask().permute(0, 2, 1)
+    copy = only_active(weight, layout)
+    assert torch.equal(copy, torch.where(mask, weight, 0.0)) and copy.stride() == weight.stride()
+    assert only_active(weight, BlockLayout(torch.ones(3, taps, 2, dtype=torch.bool), B)) is weight

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sniper import _C
 from sniper.ops.backend import check_shape
-from sniper.ops.backends.cpu.launch import check_tensor, dropout_arguments, rows_of
+from sniper.ops.backends.cpu.launch import check_tensor, dropout_arguments, empty, rows_of
 
 
 def attention(
@@ -33,7 +33,7 @@ def attention(
         ValueError: not float32 on the CPU, shapes that do not fit, or `p` outside [0, 1).
     """
     q, k, v = _check(q, k, v, key_mask, heads)
-    y = torch.empty(q.shape)
+    y = empty(torch.float32, *q.shape)
     normal = torch.empty(heads, q.shape[0], q.shape[1], 2)
     mask, address = _mask(key_mask)
     _C.cpu.attention(
@@ -75,7 +75,7 @@ def attention_backward(
     check_shape("normal", normal, (heads, q.shape[0], q.shape[1], 2))
     # The gradient of a sum comes expanded, with strides of 0.
     dy, normal = _with_contiguous_channels(dy), normal.contiguous()
-    dq, dk, dv = (torch.empty(t.shape) for t in (q, k, v))
+    dq, dk, dv = (empty(torch.float32, *t.shape) for t in (q, k, v))
     mask, address = _mask(key_mask)
     _C.cpu.attention_backward(
         _shape(q, k, heads),

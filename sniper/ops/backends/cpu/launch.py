@@ -6,6 +6,7 @@ Every argument is checked here; the kernels trust it.
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
@@ -19,7 +20,9 @@ from sniper.ops.layout import BlockLayout
 BLOCK_SIZES = (16, 32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16)
 
-_HUGE_PAGES_FROM = 4 << 20  # bytes
+# Bytes.
+_OWN_MEMORY_FROM = 1 << 20
+_HUGE_PAGES_FROM = 4 << 20
 
 # Layouts whose indices were read through, with the version that was read.
 _checked: weakref.WeakKeyDictionary[BlockLayout, int] = weakref.WeakKeyDictionary()
@@ -62,7 +65,11 @@ def check_layout(layout: BlockLayout, geometry: Geometry) -> tuple[int, int]:
 
 def empty(dtype: torch.dtype, *shape: int) -> Tensor:
     """Uninitialised, on large pages: the page faults of fresh memory cost as much as filling it."""
-    t = torch.empty(shape, dtype=dtype)
+    size = math.prod(shape) * dtype.itemsize
+    if size < _OWN_MEMORY_FROM:
+        return torch.empty(shape, dtype=dtype)
+    # What torch asks malloc for leaves gaps that the next step's tensors do not fit into.
+    t = torch.frombuffer(_C.cpu.Memory(size), dtype=dtype).view(shape)
     # Any range of 4 MiB holds a whole aligned page of 2 MiB; a smaller one may hold none.
     if t.nbytes >= _HUGE_PAGES_FROM:
         _C.cpu.advise_huge_pages(t.data_ptr(), t.nbytes)
