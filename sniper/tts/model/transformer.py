@@ -60,12 +60,14 @@ def same_conv(
 
 
 def _same_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[B, C, T]` -> `[B, N, T]`. On a GPU rows of channels, which is how they lie between our
-    layers, are an image one line high: cuDNN takes it as it is, where `F.conv1d` would have it
-    copied to and fro.
+    """`[B, C, T]` -> `[B, N, T]`. Rows of channels, which is how they lie between our layers, are an
+    image one line high: cuDNN and oneDNN take it as it is, where `F.conv1d` has it copied to and
+    fro, and leave such rows to the layer behind.
     """
     padding = weight.shape[2] // 2
-    if x.is_cuda and x.dim() == 3 and x.stride(1) == 1:
+    # An exported program has no strides that one could ask for; it runs on CPUs.
+    known = x.is_cuda or not torch.compiler.is_compiling()
+    if known and x.dim() == 3 and x.stride(1) == 1:
         return F.conv2d(x.unsqueeze(2), weight.unsqueeze(2), bias, padding=(0, padding)).squeeze(2)
     return F.conv1d(x, weight, bias, padding=padding)
 
