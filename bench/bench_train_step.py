@@ -2,15 +2,16 @@
 """One training step of an ESPnet-size FastSpeech2, block-sparse beside dense ones.
 
 python bench/bench_train_step.py --device cpu [--sparsities 0.8 0.5 0] [--repeats 7]
-    [--profile | --memory]
+    [--espnet] [--profile | --memory]
 python bench/bench_train_step.py --device cuda [--precision bf16]
 
 Forward, backward, gradient clipping and optimizer on utterances of 90 tokens and 540 frames, 8 on a
 CPU and 21 on a GPU. `eager` is the same model of torch's functions alone: nn.Linear, nn.Conv1d,
 nn.Dropout, LayerNorm, attention and torch's fused Adam. `dense` is our model without masks, with
 our dropout, attention, norms and optimizer, and `sparse` with them; on a GPU both are replayed as
-CUDA graphs. On a CPU each has a process of its own, as a training has: what one frees would be
-memory that another has to make do with.
+CUDA graphs. `espnet`, with --espnet on a CPU, is ESPnet's own class with torch's fused Adam. On a
+CPU each has a process of its own, as a training has: what one frees would be memory that another
+has to make do with.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import cast
 import common
 import torch
 import torch.nn.functional as F
+from espnet_step import EspnetStep
 from torch import Tensor, nn
 
 from sniper import LearningRateScale, Sniper, densify
@@ -39,6 +41,7 @@ from sniper.tts.model.transformer import SelfAttention
 TOKENS, FRAMES_A_TOKEN, VOCABULARY = 90, 6, 78
 UTTERANCES = {"cpu": 8, "cuda": 21}
 KINDS = ("eager", "dense", "sparse")
+ESPNET = "espnet"
 
 
 def make_batch(
@@ -156,8 +159,11 @@ def sparse(
 
 def make_step(
     kind: str, model: FastSpeech2, batch: Batch, sparsity: float, args: argparse.Namespace
-) -> Step:
-    """A step of one of `KINDS`."""
+) -> Step | EspnetStep:
+    """A step of one of `KINDS`, or of ESPnet."""
+    if kind == ESPNET:
+        size = sum(p.numel() for p in model.parameters())
+        return EspnetStep(batch, VOCABULARY, size, args.device)
     if kind == "sparse":
         return sparse(model, batch, sparsity, args.block, args.precision)
     if kind == "dense":
@@ -189,7 +195,7 @@ class Served:
         self._process.communicate()
 
 
-def serve(step: Step) -> None:
+def serve(step: Step | EspnetStep) -> None:
     """One step and its loss for each line that comes in."""
     for _ in sys.stdin:
         print(float(step()), flush=True)
@@ -291,11 +297,14 @@ def main() -> None:
     parser.add_argument(
         "--memory", action="store_true", help="peak memory of each step in a process of its own"
     )
-    parser.add_argument("--only", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--espnet", action="store_true", help="CPU: ESPnet's own class beside them")
+    parser.add_argument("--only", choices=[*KINDS, ESPNET], help=argparse.SUPPRESS)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
     cuda = args.device == "cuda"
+    if args.espnet and cuda:
+        parser.error("--espnet: expected --device cpu")
     args.precision = args.precision or ("bf16" if cuda else "fp32")
     args.repeats = args.repeats or (31 if cuda else 7)
     torch.set_float32_matmul_precision("high" if args.precision == "tf32" else "highest")
@@ -323,7 +332,8 @@ def measure(
 ) -> list[common.Row]:
     """Rows of each step, timed in turn."""
     if args.device == "cpu":
-        compared = {kind: Served(kind, sparsity, args) for kind in KINDS}
+        kinds = (ESPNET, *KINDS) if args.espnet else KINDS
+        compared = {kind: Served(kind, sparsity, args) for kind in kinds}
     else:
         compared = {kind: make_step(kind, model, batch, sparsity, args) for kind in KINDS}
     for step in compared.values():

@@ -273,3 +273,22 @@ def test_rates_between_stages_that_were_measured(learning, demo_corpus, tmp_path
     assert rates.at(config_of_arm("dense"), 0.0) == 80.0
     with pytest.raises(ValueError, match=r"expected a sparsity in \[0.3, 0.6\], got 0.0"):
         rates.at(blocks, 0.0)
+
+
+def test_espnet_that_is_missing_is_named():
+    """In an interpreter that finds no such package, whether or not there is one."""
+    program = (
+        "import sys; sys.modules['espnet2'] = None; sys.argv = sys.argv[1:]; import runpy; "
+        "sys.path.insert(0, 'bench'); runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    options = ("--espnet", "--only", "espnet", "--serve", "--device", "cpu")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "bench/bench_train_step.py", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("pip install --no-deps espnet typeguard")
+    assert done.stderr.count("\n") == 1
