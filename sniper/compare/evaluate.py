@@ -222,10 +222,10 @@ def evaluate(run: Path, truth: Truth, device: str = "cpu") -> dict[str, Any]:
         "checkpoints": checkpoints,
         "layers": masks_by_layer(run),
     }
-    # The result is given as it will be read again, with null for NaN.
+    # The result is given as it will be read again, with None for NaN.
     plain = json.loads(files.dumps(result))
     files.write_json(run / EVALUATION, sealed(plain, EVALUATION, run, []))
-    return result
+    return plain
 
 
 def read_evaluation(

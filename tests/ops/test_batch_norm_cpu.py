@@ -19,7 +19,8 @@ EPS, SEED = 1e-5, 11
 
 def close(got: Tensor, wanted: Tensor) -> None:
     assert got.shape == wanted.shape
-    assert (got.double() - wanted).norm() <= 3e-6 * wanted.norm()
+    # Of numbers of about 1, whose sum over one column may all but cancel.
+    assert (got.double() - wanted).norm() <= 3e-6 * wanted.norm().clamp(min=0.1)
 
 
 @pytest.mark.usefixtures("isa", "nan_filled_empty")
