@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Any
 
 import torch
@@ -71,7 +73,11 @@ class EspnetStep:
 
     def __init__(self, batch: Batch, vocabulary: int, parameters: int, device: str):
         try:
-            from espnet2.tts.fastspeech2 import FastSpeech2  # pyright: ignore[reportMissingImports]
+            # It says on stdout what it does without, where steps are asked for and answered.
+            with contextlib.redirect_stdout(sys.stderr):
+                from espnet2.tts.fastspeech2 import (  # pyright: ignore[reportMissingImports]
+                    FastSpeech2,
+                )
         except ImportError as error:
             raise SystemExit(
                 f"--espnet: expected ESPnet, got {error}; pip install --no-deps espnet typeguard"

@@ -329,7 +329,7 @@ def _backward(ctx, dy):
             x = _ReadAgain.apply(x, ctx.after_relu)
         summed = need_b and db is None
         # Straight to .grad where that is safe: autograd would read and write the pruned blocks too.
-        into = gradients.place_of(ctx.source)
+        into = gradients.place_of(ctx.source, not ctx.layout.is_full)
         args = (dy, x, _taps(weight), summed, handle, *ctx.geometry)
         if into is None:
             dw, sums = _wgrad(*args)

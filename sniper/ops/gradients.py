@@ -60,11 +60,12 @@ def source_of(weight: Tensor) -> Tensor:
     return weight if source is None else source
 
 
-def place_of(weight: Tensor) -> Tensor | None:
+def place_of(weight: Tensor, pruned: bool) -> Tensor | None:
     """Where a backward pass may add the gradient of a saved weight.
 
     Args:
         weight: as autograd saved it, or its source.
+        pruned: whether some of it is, so that its gradient stays from step to step.
 
     Returns:
         `.grad` as `[N, taps * C]`, or None where the gradient has to go through autograd: not
@@ -88,7 +89,9 @@ def place_of(weight: Tensor) -> Tensor | None:
     if grad is None:
         # Not left to autograd, which would round the first gradient as the weight was cast: a run
         # that is resumed would not get the bits of one that goes on.
-        grad = weight.grad = untouched_zeros_like(weight)
+        # A whole weight's gradient is dropped at each step, and new pages cost more than zeros.
+        zeros = untouched_zeros_like if pruned else torch.zeros_like
+        grad = weight.grad = zeros(weight)
     return as_matrix(grad) if grad.layout == torch.strided else None
 
 

@@ -39,8 +39,8 @@ def give_back_freed_memory() -> None:
 
 
 def untouched_zeros_like(tensor: Tensor) -> Tensor:
-    """Zeros that cost memory only from the first write to each page on, for what stays mostly zero:
-    gradients and moments of pruned weights.
+    """Zeros that cost memory only from the first write to each page on, for what stays mostly zero
+    and stays for many steps: gradients and moments of pruned weights.
 
     They lie outside malloc's heap, and so leave no gaps there between what comes and goes with
     every step.

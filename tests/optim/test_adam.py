@@ -154,8 +154,8 @@ def test_of_several_ranks_gradients_are_added_in_place_where_no_ddp_is(ranks, mo
     gradients.without_ddp(model.conv.weight)
     place_of = gradients.place_of
 
-    def noting(weight):
-        there[id(weight)] = place_of(weight)
+    def noting(weight, pruned):
+        there[id(weight)] = place_of(weight, pruned)
         return there[id(weight)]
 
     monkeypatch.setattr(gradients, "place_of", noting)
