@@ -44,7 +44,9 @@ def random_words(seed, m, n0, columns, B: tl.constexpr):
     group = m.to(tl.int64) * tl.cdiv(columns, 64) + n0 // 64
     counter = 8 * (group[:, None] + (i // 8)[None, :]) + (i % 8)[None, :]
     low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, low, high, low * 0, low * 0, n_rounds=7)
+    rest = low * 0
+    rounds: tl.constexpr = 7  # pyright: ignore[reportAssignmentType]
+    w0, w1, w2, w3 = tl.philox(seed, low, high, rest, rest, n_rounds=rounds)
     if B == 16:
         word = n0 // 16 % 4
         words = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
