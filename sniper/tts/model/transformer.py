@@ -60,8 +60,8 @@ def same_conv(
 
 
 def _same_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`[B, C, T]` -> `[B, N, T]`. Rows of channels, which is how they lie between our layers, are an
-    image one line high: cuDNN and oneDNN take it as it is, where `F.conv1d` has it copied to and
+    """`[B, C, T]` -> `[B, N, T]`. Rows of channels, which is how they lie between our layers, are
+    an image one line high: cuDNN and oneDNN take it as it is, where `F.conv1d` has it copied to and
     fro, and leave such rows to the layer behind.
     """
     padding = weight.shape[2] // 2
