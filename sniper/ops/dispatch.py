@@ -137,8 +137,8 @@ def _choose(which: str, layout: BlockLayout, geometry: Geometry, args: tuple) ->
         made = _choose_anew(which, layout, geometry, args)
         if len(known) >= _MOST_CHOSEN:
             known.clear()
-        # Measuring may have outdated others' choices, and this one is newer than that.
-        known[(*depends[:5], timings.generation(), *depends[6:])] = made
+        # Where measuring has outdated what was chosen, this is looked up once more.
+        known[depends] = made
     return made
 
 
