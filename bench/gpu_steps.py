@@ -18,6 +18,7 @@ from gpu_kernels import Row, device_of, wait
 
 from sniper import LearningRateScale, Sniper, densify
 from sniper.ops import timings
+from sniper.ops.aside import Aside
 from sniper.training.graphs import CudaRecorder, StepGraphs
 from sniper.training.step import TrainingStep
 from sniper.tts.corpus.batch import Batch
@@ -148,6 +149,7 @@ class _Again:
     """Runs what it was given to record: in a dry run."""
 
     device = torch.device("cpu")
+    aside: Aside | None = None
 
     def warm_up(self, step) -> None:
         step()

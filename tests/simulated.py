@@ -95,7 +95,7 @@ class SimulatedRecorder:
         clears: how often all graphs were dropped.
     """
 
-    device = torch.device("cpu")
+    device, aside = torch.device("cpu"), None
 
     def __init__(self, model: nn.Module | None = None):
         self.model = model

@@ -5,11 +5,13 @@ fakes know them.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sniper.ops import dispatch, gradients
+from sniper.ops import aside, dispatch, gradients
 from sniper.ops.autocast import autocast_dtype
 from sniper.ops.backend import sum_dtype
 from sniper.ops.backends import TRITON, elementwise
@@ -282,12 +284,12 @@ def _(into, dy, x, taps, bias, layout, dilation, pad_left, pad_right):
 
 
 def _save(ctx, inputs, output):
-    x, weight, _, handle, *geometry, ctx.relu, ctx.p, _, handed_over, ctx.after_relu = inputs
+    x, weight, bias, handle, *geometry, ctx.relu, ctx.p, _, handed_over, ctx.after_relu = inputs
     ctx.geometry = geometry
     ctx.relu = ctx.relu and not handed_over
     # The module may be gone when its graph runs backward: the layout itself must stay until then.
     ctx.layout = find_layout(handle)
-    ctx.source = gradients.source_of(weight)
+    ctx.source, ctx.unread = gradients.source_of(weight), aside.is_unread(bias)
     # y itself says what ReLU and dropout let through, so no mask is kept.
     ctx.save_for_backward(x, weight, output if ctx.relu else None)
 
@@ -335,7 +337,8 @@ def _backward(ctx, dy):
             dw, sums = _wgrad(*args)
             dw = as_weight(dw, weight)
         else:
-            sums = _wgrad_add(into, *args)
+            add = partial(_wgrad_add, into, *args)
+            sums = aside.run(add, (dy, x)) if ctx.unread or not summed else add()
         db = sums if summed else db
     elif need_b and db is None:
         db = elementwise.column_sums(dy)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -182,6 +182,12 @@ def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:
     ours = [b for b in (TRITON, CPU) if b.takes(which, x, layout)]
     # torch comes last, where `timings.fastest` expects what is trusted.
     return [*ours, DENSE]
+
+
+def runs_for(layout: BlockLayout, parts: Sequence[BlockLayout]) -> None:
+    """What runs for `layout` is from now on what runs for these, too."""
+    for part in parts:
+        _last[part] = _last.setdefault(layout, {})
 
 
 def last_runs(layout: BlockLayout) -> dict[str, tuple[str, dict[str, float] | None, str]]:

@@ -9,6 +9,8 @@ say, gets it as from any other layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -54,25 +56,68 @@ def stands_for(copy: Tensor, weight: Tensor) -> None:
         _sources[copy] = weight
 
 
-def source_of(weight: Tensor) -> Tensor:
-    """What `cast` was given to make this weight, else the weight itself."""
+def stands_for_all(stack: Tensor, weights: Sequence[Tensor]) -> None:
+    """`stands_for`, of a stack `[N1 + N2 + ..., K]` of several weights."""
+    if all(weight in _adopted for weight in weights):
+        _sources[stack] = tuple(weights)
+
+
+def lie_together(weights: Sequence[Tensor]) -> None:
+    """Sees to it that the gradients of weights `[N, K]` lie one behind the other, as those of their
+    stack; they are moved if they do not, and zero where there are none.
+    """
+    if _as_one([weight.grad for weight in weights]) is not None:
+        return
+    together = torch.zeros_like(torch.cat([weight.detach() for weight in weights]))
+    for weight, place in zip(weights, together.split([len(w) for w in weights]), strict=True):
+        if weight.grad is not None:
+            place.copy_(weight.grad)
+        weight.grad = place
+
+
+def source_of(weight: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """What `cast` was given to make this weight, all weights of a stack, else the weight itself."""
     source = _sources.get(weight)
     return weight if source is None else source
 
 
-def place_of(weight: Tensor, pruned: bool) -> Tensor | None:
+def place_of(source: Tensor | tuple[Tensor, ...], pruned: bool) -> Tensor | None:
     """Where a backward pass may add the gradient of a saved weight.
 
     Args:
-        weight: as autograd saved it, or its source.
+        source: as autograd saved it, or what `source_of` says.
         pruned: whether some of it is, so that its gradient stays from step to step.
 
     Returns:
         `.grad` as `[N, taps * C]`, or None where the gradient has to go through autograd: not
         adopted, `.grad` of another dtype or memory order, hooks on it, gradients of gradients,
         `torch.autograd.grad`, or processes that train together, which may do so by DDP: that hooks
-        in where no one can look (`without_ddp`).
+        in where no one can look (`without_ddp`). Of a stack, where all of them may be added and lie
+        together.
     """
+    if isinstance(source, tuple):
+        return _as_one([_place_of(weight, pruned) for weight in source])
+    return _place_of(source, pruned)
+
+
+def _as_one(parts: list[Tensor | None]) -> Tensor | None:
+    """Contiguous matrices as one, if they lie in one memory one behind the other."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    end = known[0].data_ptr()
+    for part in known:
+        if part.data_ptr() != end or not part.is_contiguous():
+            return None
+        end += part.nbytes
+    storage = known[0].untyped_storage()
+    if end > storage.data_ptr() + storage.nbytes():
+        return None  # neighbours by chance
+    shape = (sum(len(part) for part in known), known[0].shape[1])
+    return known[0].as_strided(shape, known[0].stride())
+
+
+def _place_of(weight: Tensor, pruned: bool) -> Tensor | None:
     if weight not in _adopted or torch.is_grad_enabled():
         return None
     if weight.dtype != torch.float32 or weight.device.type not in ("cpu", "cuda"):

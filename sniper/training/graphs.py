@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sniper.ops import timings
+from sniper.ops.aside import Aside
 from sniper.tts.corpus.batch import Batch
 
 # The first run chooses backends and compiles kernels, the second finds workspaces in place.
@@ -34,6 +35,8 @@ class Recorder(Protocol):
     """How a step is recorded; tests put another one in the place of `CudaRecorder`."""
 
     device: torch.device
+    # Where weight gradients run beside the rest; None: in line.
+    aside: Aside | None
 
     def warm_up(self, step: Callable[[], Any]) -> None:
         """Runs `step` once, where recording will happen."""
@@ -55,9 +58,10 @@ class CudaRecorder:
     def __init__(self, device: torch.device):
         self.device = device
         self.clear()
-        # The default stream cannot be recorded.
-        self._stream = torch.cuda.Stream(device)
+        # The default stream cannot be recorded. What runs aside is to take what this one leaves.
+        self._stream = torch.cuda.Stream(device, priority=-1)
         self._copies = torch.cuda.Stream(device)
+        self.aside: Aside | None = Aside(torch.cuda.Stream(device))
 
     def bring(self, own: list[Tensor], given: list[Tensor]) -> None:
         # From the host on a stream of their own, while the step before still runs: that reads what
@@ -123,6 +127,7 @@ class StepGraphs:
 
     Attributes:
         recordings: how many graphs were recorded so far.
+        aside: the recorder's.
     """
 
     def __init__(
@@ -134,6 +139,7 @@ class StepGraphs:
     ):
         self._compute, self._undone, self._version = compute, undone, version
         self._recorder = recorder
+        self.aside = recorder.aside
         self._recorded: dict[tuple[int, ...], _Recorded] = {}
         self._of_version: object = None
         self.recordings = 0

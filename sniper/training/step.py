@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from sniper.layers import layout_versions
 from sniper.ops import dispatch, timings
+from sniper.ops.aside import weight_gradients_aside
 from sniper.ops.dropout import seeds_together
 from sniper.optim import Adam
 from sniper.training.batch_norm import absent_loss, statistics_apart
 from sniper.training.graphs import CudaRecorder, NotRecorded, Recorder, StepGraphs, Values
 from sniper.training.settings import ConfigError
-from sniper.training.together import gradients_added, weights_cast
+from sniper.training.together import gradients_added, gradients_laid, watched, weights_cast
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
@@ -117,11 +118,7 @@ class TrainingStep:
         """
         if self.graphs is None or not len(batch):
             return self._gradients(batch, share)
-        for p in self.model.parameters():
-            # A graph adds to gradients where they lie, so they must lie somewhere before it is
-            # recorded.
-            if p.grad is None and p.requires_grad:
-                p.grad = torch.zeros_like(p)
+        gradients_laid(self.model)
         try:
             return self.graphs(batch, share)
         except NotRecorded as error:
@@ -150,11 +147,9 @@ class TrainingStep:
     def _gradients(self, batch: Batch, share: float | Tensor) -> Values:
         with self._forward_together():
             total, terms = self.loss(batch)
-        # Only of what is recorded, where each launch less counts.
-        added = gradients_added(self.model) if self.graphs else contextlib.nullcontext()
         # Scaled before backward, not after: gradients of several micro-batches then add up to their
         # mean.
-        with added:
+        with self._backward_together():
             (total * share).backward()
         return {"total": total.detach(), **terms}
 
@@ -166,6 +161,16 @@ class TrainingStep:
             return
         cast = weights_cast(self.model, torch.bfloat16) if self._bf16 else contextlib.nullcontext()
         with seeds_together(), cast:
+            yield
+
+    @contextlib.contextmanager
+    def _backward_together(self) -> Iterator[None]:
+        """Around a backward pass that is recorded, where each launch less counts."""
+        if self.graphs is None:
+            yield
+            return
+        aside = None if watched(self.model) else self.graphs.aside
+        with gradients_added(self.model), weight_gradients_aside(aside):
             yield
 
     def _version(self) -> object:

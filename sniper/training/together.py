@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recorded step does for all parameters in one launch, where autograd takes one for each:
-weights cast for autocast's products, gradients added to those that lie there.
+weights cast for autocast's products, and stacked where several layers read one input, gradients
+added to those that lie there.
 
 At FastSpeech2's size these are a quarter of a step's kernels, none of which has anything to do.
 """
@@ -8,14 +9,16 @@ At FastSpeech2's size these are a quarter of a step's kernels, none of which has
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear
-from sniper.ops import gradients
+from sniper.layers.stacked import Stack, Stackable, stacked_layout
+from sniper.ops import aside, gradients
 from sniper.ops.layout import mark_copy
 
 _SPARSE = (BlockSparseLinear, BlockSparseConv1d)
@@ -24,16 +27,30 @@ _SPARSE = (BlockSparseLinear, BlockSparseConv1d)
 @contextlib.contextmanager
 def weights_cast(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Inside, Linear and Conv1d layers hold copies of their float32 parameters in `dtype`, what
-    autocast would make of each. Gradients reach the parameters as from there.
+    autocast would make of each, and layers of one input are stacked. Gradients reach the parameters
+    as from there.
 
     Args:
         model: what runs forward inside; backward may run later.
         dtype: autocast's.
     """
-    places = [(m, n, p) for m in model.modules() for n, p in _operands(m)]
+    stackable = _stackable(model)
+    stacked = {id(layer) for _, layers in stackable for layer in layers}
+    places = [(m, n, p) for m in model.modules() if id(m) not in stacked for n, p in _operands(m)]
     # Once, however many layers share it.
     own = {id(p): p for _, _, p in places}
-    copies = dict(zip(own, _Cast.apply(dtype, *own.values()), strict=True))
+    kinds = [(dtype, 1)] * len(own)
+    tensors = list(own.values())
+    for _, layers in stackable:
+        # The bias of a block-sparse product is added in float32.
+        masked = stacked_layout(layers) is not None
+        tensors += [layer.weight for layer in layers]
+        kinds.append((dtype, len(layers)))
+        if layers[0].bias is not None:
+            tensors += [layer.bias for layer in layers]
+            kinds.append((torch.float32 if masked else dtype, len(layers)))
+    made = iter(_Cast.apply(tuple(kinds), *tensors))
+    copies = {key: next(made) for key in own}
     try:
         for module, name, parameter in places:
             copy = copies[id(parameter)]
@@ -43,10 +60,56 @@ def weights_cast(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
                 if layout.marked(parameter):
                     mark_copy(layout, copy)
             module._parameters[name] = copy
+        for module, layers in stackable:
+            module.stack = _stack(layers, next(made), made)
         yield
     finally:
         for module, name, parameter in places:
             module._parameters[name] = parameter
+        for module, _ in stackable:
+            module.stack = None
+
+
+def _stack(layers: list[nn.Linear], weight: Tensor, rest: Iterator[Tensor]) -> Stack:
+    """Of layers whose weights are stacked in `weight`; the next of `rest` are their biases."""
+    layout = stacked_layout(layers)
+    if layout is not None:
+        gradients.stands_for_all(weight, [layer.weight for layer in layers])
+        sparse = [layer for layer in layers if isinstance(layer, BlockSparseLinear)]
+        if all(layer.layout and layer.layout.marked(layer.weight) for layer in sparse):
+            mark_copy(layout, weight)
+    bias = None if layers[0].bias is None else next(rest)
+    if bias is not None and _wide(bias):
+        aside.unread(bias)  # it is cut, and not read
+    return Stack(weight, bias, layout, tuple(layer.out_features for layer in layers))
+
+
+def _stackable(model: nn.Module) -> list[tuple[Stackable, list[nn.Linear]]]:
+    """Modules and their layers that are stacked: of parameters that no one else has."""
+    counts = Counter(
+        id(p) for m in model.modules() for p in m._parameters.values() if p is not None
+    )
+    found = []
+    for module in model.modules():
+        layers = module.layers_to_stack() if isinstance(module, Stackable) else []
+        own = [p for layer in layers for p in layer.parameters()]
+        if own and all(p.requires_grad and _wide(p) and counts[id(p)] == 1 for p in own):
+            found.append((module, layers))
+    return found
+
+
+def gradients_laid(model: nn.Module) -> None:
+    """Gradients for all parameters, zero where there are none: a graph adds to gradients where they
+    lie. Those of layers that are stacked lie together, for one kernel to add to.
+    """
+    without = [p for p in model.parameters() if p.grad is None and p.requires_grad]
+    if not without:
+        return
+    for _, layers in _stackable(model):
+        gradients.lie_together([layer.weight for layer in layers])
+    for p in without:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
 
 
 def _operands(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -66,27 +129,55 @@ def _wide(p: Tensor) -> bool:
 
 
 class _Cast(torch.autograd.Function):
-    """Tensors in another dtype and, backward, their gradients in float32: one launch each."""
+    """Tensors in other dtypes, some of them stacked, and backward their gradients in float32: a
+    launch a dtype.
+
+    Takes dtype and number of tensors of each result.
+    """
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, kinds: tuple[tuple[torch.dtype, int], ...], *tensors: Tensor):
         # A weight gradient may have been added to its place already, and is None here.
         ctx.set_materialize_grads(False)
-        return _copied(tensors, dtype)
+        given, results = iter(tensors), []
+        ctx.sizes = []
+        copies: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for dtype, count in kinds:
+            sources = [next(given) for _ in range(count)]
+            sizes = [t.shape[0] for t in sources] if count > 1 else []
+            if count == 1:
+                made = torch.empty_like(sources[0], dtype=dtype)
+            else:
+                made = sources[0].new_empty(sum(sizes), *sources[0].shape[1:], dtype=dtype)
+            into, of = copies.setdefault(dtype, ([], []))
+            into += made.split(sizes) if count > 1 else [made]
+            of += sources
+            results.append(made)
+            ctx.sizes.append(sizes)
+        for into, of in copies.values():
+            torch._foreach_copy_(into, of)  # pyright: ignore[reportPrivateImportUsage]
+        return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        wide = iter(_copied([g for g in grads if g is not None], torch.float32))
-        return None, *(None if g is None else next(wide) for g in grads)
+        wide = iter(_widened([g for g in grads if g is not None]))
+        parts: list[Tensor | None] = [None]
+        for grad, sizes in zip(grads, ctx.sizes, strict=True):
+            if grad is None:
+                parts += [None] * (len(sizes) or 1)
+            else:
+                parts += next(wide).split(sizes) if sizes else [next(wide)]
+        return tuple(parts)
 
 
-def _copied(tensors: Iterable[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """In their memory order."""
-    given = list(tensors)
-    copies = [torch.empty_like(t, dtype=dtype) for t in given]
-    if copies:
-        torch._foreach_copy_(copies, given)  # pyright: ignore[reportPrivateImportUsage]
-    return tuple(copies)
+def _widened(tensors: list[Tensor]) -> list[Tensor]:
+    """In float32, in their memory order."""
+    wide = [t if _wide(t) else torch.empty_like(t, dtype=torch.float32) for t in tensors]
+    narrow = [(into, t) for into, t in zip(wide, tensors, strict=True) if into is not t]
+    if narrow:
+        into, of = (list(each) for each in zip(*narrow, strict=True))
+        torch._foreach_copy_(into, of)  # pyright: ignore[reportPrivateImportUsage]
+    return wide
 
 
 @contextlib.contextmanager
@@ -114,6 +205,11 @@ def gradients_added(model: nn.Module) -> Iterator[None]:
     finally:
         for p, grad in kept.items():
             p.grad = grad
+
+
+def watched(model: nn.Module) -> bool:
+    """Whether somebody sees gradients of a model's parameters arrive."""
+    return any(_watched(p) for p in model.parameters())
 
 
 def _watched(p: Tensor) -> bool:

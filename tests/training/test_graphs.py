@@ -18,7 +18,7 @@ from sniper.tts.corpus.batch import Batch
 class Recorder:
     """Keeps a list of what happened."""
 
-    device = torch.device("cpu")
+    device, aside = torch.device("cpu"), None
 
     def __init__(self):
         self.log: list[str] = []

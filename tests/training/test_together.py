@@ -12,8 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sniper import Sniper
+from sniper.layers import sparsify
+from sniper.ops.dispatch import last_runs
+from sniper.ops.gradients import place_of
 from sniper.optim import Adam
-from sniper.training.together import gradients_added, weights_cast
+from sniper.training.together import gradients_added, gradients_laid, weights_cast
+from sniper.tts.model.transformer import SelfAttention
 
 
 class Counts(TorchDispatchMode):
@@ -62,12 +66,80 @@ def train(together: bool, masked: bool, steps: int = 2) -> tuple[nn.Module, dict
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_bits_of_one_at_a_time(masked: bool):
+def test_the_bits_of_one_at_a_time(masked: bool, monkeypatch):
+    monkeypatch.setattr(SelfAttention, "stacked", ())  # one product rounds once where three do
     (one, each), (all_, few) = train(False, masked), train(True, masked)
     ours, theirs = all_.state_dict(), one.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert each["aten::add_"] - few["aten::add_"] > 100
     assert few["aten::_foreach_add_"] == few["aten::_foreach_copy_"] / 2 == 4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_layers_of_one_input_are_one_product(masked: bool, monkeypatch):
+    def gradients(stacked: bool) -> tuple[nn.Module, float]:
+        monkeypatch.setattr(SelfAttention, "stacked", ("query", "key", "value") if stacked else ())
+        model = make_model().eval()
+        if masked:
+            sniper = Sniper(model, {0: 0.5}, block_size=16)
+            sniper.score([BATCHES[0]], lambda m, b: m.loss(b)[0])
+            sniper.step(0)
+        Adam(model.parameters())  # gradients may be added to their places
+        gradients_laid(model)
+        places = [p.grad.data_ptr() for p in model.parameters()]
+        seen: list[tuple[object, Tensor | None]] = []
+        found = place_of
+        monkeypatch.setattr(
+            "sniper.ops.gradients.place_of",
+            lambda source, pruned: seen.append((source, found(source, pruned))) or seen[-1][1],
+        )
+        for batch in BATCHES[:2]:
+            with torch.autocast("cpu", torch.bfloat16), weights_cast(model, torch.bfloat16):
+                attention = next(m for m in model.modules() if isinstance(m, SelfAttention))
+                assert (attention.stack is not None) == stacked
+                loss = model.loss(batch)[0]
+            assert attention.stack is None
+            with gradients_added(model):
+                loss.backward()
+        assert places == [p.grad.data_ptr() for p in model.parameters()]
+        monkeypatch.setattr("sniper.ops.gradients.place_of", found)
+        if masked:
+            # Straight to where they lie: one matrix for three weights.
+            stacks = [place for source, place in seen if isinstance(source, tuple)]
+            assert len(stacks) == 4 * stacked and all(p.shape == (96, 32) for p in stacks)
+            query = attention.query
+            pruned = ~query.layout.element_mask().view_as(query.weight)
+            assert pruned.any() and not query.weight.grad[pruned].any()
+            assert set(last_runs(query.layout)) == {"fwd", "dgrad", "wgrad"}
+        return model, float(loss)
+
+    (one, loss), (all_, theirs) = gradients(False), gradients(True)
+    assert loss == pytest.approx(theirs, rel=1e-3)
+    for (name, p), q in zip(one.named_parameters(), all_.parameters(), strict=True):
+        # The key's bias moves all scores of a query alike: its gradient is rounding alone.
+        if not name.endswith("key.bias"):
+            assert (p.grad - q.grad).norm() <= 3e-2 * p.grad.norm(), name
+
+
+def test_layers_are_stacked_only_where_that_changes_nothing():
+    def stacks(change) -> bool:
+        model = make_model()
+        attention = next(m for m in model.modules() if isinstance(m, SelfAttention))
+        change(attention)
+        with weights_cast(model, torch.bfloat16):
+            return attention.stack is not None
+
+    def shared(attention) -> None:
+        attention.key.weight = attention.query.weight
+
+    assert stacks(lambda attention: None)
+    assert not stacks(shared)
+    assert not stacks(lambda attention: attention.key.register_forward_hook(lambda *args: None))
+    assert not stacks(lambda attention: attention.value.requires_grad_(False))
+    assert not stacks(lambda attention: attention.value.register_parameter("bias", None))
+    assert not stacks(lambda attention: attention.query.bfloat16())
+    assert not stacks(lambda attention: setattr(attention, "query", nn.Identity()))
+    assert not stacks(lambda attention: sparsify(attention, include=["query"], block_size=16))
 
 
 def test_layers_have_their_parameters_again_whatever_happens():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sniper.layers import Dropout, add_norm, batch_norm, layer_norm, relu_dropout
 from sniper.layers.dropout import handed_over_rate
+from sniper.layers.stacked import Stackable
 from sniper.ops import attention, cast_once
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
@@ -113,8 +114,10 @@ class PositionEmbed(nn.Module):
         return self.dropout(x * math.sqrt(self.d_model) + encoding)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Stackable):
     """Multi-head self-attention; `key_mask` hides padded keys from every query."""
+
+    stacked = ("query", "key", "value")
 
     def __init__(self, d_model: int, heads: int, dropout: float):
         super().__init__()
@@ -130,7 +133,10 @@ class SelfAttention(nn.Module):
         # A rate and no module: attention draws its mask inside its own kernel.
         dropout = self.dropout if self.training else 0.0
         x = cast_once(x)
-        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.stack is not None:
+            q, k, v = self.stack(x)
+        else:
+            q, k, v = self.query(x), self.key(x), self.value(x)
         return self.out(attention(q, k, v, self.heads, key_mask, dropout))
 
 
