@@ -24,6 +24,7 @@ PACKAGE = ROOT / "sniper"
 FLOORS = (
     ("sniper", "sniper._C", "sniper.kernels"),
     (
+        "sniper.ops.aside",
         "sniper.ops.cache_files",
         "sniper.ops.geometry",
         "sniper.ops.layout",

@@ -49,7 +49,9 @@ def weights_cast(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         if layers[0].bias is not None:
             tensors += [layer.bias for layer in layers]
             kinds.append((torch.float32 if masked else dtype, len(layers)))
-    made = iter(_Cast.apply(tuple(kinds), *tensors))
+    results = _Cast.apply(tuple(kinds), *tensors)
+    aside.hold(results)
+    made = iter(results)
     copies = {key: next(made) for key in own}
     try:
         for module, name, parameter in places:

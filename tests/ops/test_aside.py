@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Work beside the rest of a step: in line where nobody asks for it, right where it runs late."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sniper.layers import BlockSparseLinear
+from sniper.ops import aside
+from sniper.ops.aside import Aside
+from sniper.ops.dropout import seeds_apart
+from sniper.optim import Adam
+
+
+def test_without_a_step_that_has_it_everything_is_in_line():
+    x = torch.ones(2)
+    assert aside.run(lambda: 3, (x,)) == 3
+    with aside.branch(x) as branch, seeds_apart():
+        y = x + 1
+    branch.join()
+    assert torch.equal(y, torch.full((2,), 2.0))
+    # A CPU's tensors have no streams, whatever a step has.
+    with aside.working_aside(Aside(None, None)):  # pyright: ignore[reportArgumentType]
+        assert aside.run(lambda: 4, (x,)) == 4
+        with aside.branch(x) as branch:
+            y = x + 2
+        branch.join()
+    assert torch.equal(y, torch.full((2,), 3.0))
+
+
+class Late(Aside):
+    """Computes all that it was given at the end, on what has become of the operands by then."""
+
+    def __init__(self):
+        self.waiting: list = []
+
+    def run(self, compute, reads):
+        self.waiting.append((compute, [t.clone() for t in reads], reads))
+        return None
+
+    def join(self):
+        for compute, before, reads in self.waiting:
+            assert all(torch.equal(a, b) for a, b in zip(before, reads, strict=True))
+            compute()
+
+    def hold(self, tensors):
+        pass
+
+    def clear(self):
+        self.waiting.clear()
+
+
+def test_what_a_weight_gradient_reads_is_not_written_before_the_end(monkeypatch):
+    """A device may run it as late as that."""
+
+    def gradients(late: bool) -> tuple[list[Tensor], int]:
+        torch.manual_seed(0)
+        # Biases apart: their gradients are what `run` gives, which is late too.
+        layers = [BlockSparseLinear(32, 32, bias=False, block_size=16) for _ in range(4)]
+        for layer in layers:
+            layer.set_block_mask(torch.eye(2, dtype=torch.bool))
+        model = nn.Sequential(*layers)
+        Adam(model.parameters())  # gradients may be added to their places
+        x = torch.randn(3, 5, 32)
+        y = model(x)
+        y = layers[0](y + model[1](y)).relu()  # one of them twice
+        there = Late()
+        if late:
+            monkeypatch.setattr(aside, "run", there.run)
+        (y * torch.randn(3, 5, 32)).sum().backward()
+        number = len(there.waiting)
+        there.join()
+        monkeypatch.undo()
+        return [p.grad for p in model.parameters() if p.grad is not None], number
+
+    (now, none), (late, many) = gradients(False), gradients(True)
+    assert none == 0 and many == 6
+    assert len(now) == len(late) == 4 and all(
+        torch.equal(a, b) for a, b in zip(now, late, strict=True)
+    )
+
+
+def test_a_bias_that_others_compute_is_not_late():
+    leaf = torch.ones(2, requires_grad=True)
+    computed = leaf * 2
+    assert aside.is_unread(leaf) and aside.is_unread(None) and not aside.is_unread(computed)
+    aside.unread(computed)
+    assert aside.is_unread(computed)
+
+
+@pytest.mark.gpu
+def test_memory_is_not_given_away_while_it_is_read():
+    device = torch.device("cuda")
+    there = Aside(torch.cuda.Stream(), torch.cuda.Stream())
+    place = SimpleNamespace(sums=[])
+    with aside.working_aside(there):
+        for i in range(40):
+            x = torch.full((1 << 22,), float(i), device=device)
+
+            def compute(x=x):
+                torch.cuda._sleep(2_000_000)
+                place.sums.append(x.sum())
+
+            aside.run(compute, (x,))
+            del x, compute
+            torch.full((1 << 22,), -1.0, device=device)  # would take x's place
+        there.join()
+    assert [float(s) for s in place.sums] == [float(i) * (1 << 22) for i in range(40)]
+
+
+@pytest.mark.gpu
+def test_a_branch_comes_after_what_it_reads_and_before_what_reads_it():
+    device = torch.device("cuda")
+    x = torch.zeros(1 << 20, device=device)
+    with aside.working_aside(Aside(torch.cuda.Stream(), torch.cuda.Stream())):
+        torch.cuda._sleep(20_000_000)
+        x.fill_(3.0)
+        with aside.branch(x) as branch:
+            torch.cuda._sleep(20_000_000)
+            y = x + 1
+        branch.join()
+        total = y.sum()
+    assert float(total) == 4.0 * (1 << 20)
