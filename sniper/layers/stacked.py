@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear layers of one input as one product: their weights one under the other, their outputs side
-by side. A small product takes a GPU longer to begin and to end than to compute.
+by side. A small product takes longer to begin and to end than to compute, and each product that is
+alone reads the input again and leaves a gradient of it to be added.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from sniper import ops
 from sniper.layers.linear import BlockSparseLinear
-from sniper.ops import dispatch
+from sniper.ops import dispatch, gradients
+from sniper.ops.autocast import autocast_dtype
 from sniper.ops.layout import BlockLayout
+from sniper.ops.transforms import transformed
 
 # Of the layouts of a stack's layers: their versions, and the layout of all of them.
 _layouts: weakref.WeakKeyDictionary[BlockLayout, tuple[tuple, BlockLayout]] = (
@@ -47,7 +50,36 @@ class Stack(NamedTuple):
             rows = x.reshape(1, -1, x.shape[-1])
             y = ops.block_matmul(rows, self.weight, self.bias, self.layout)
             y = y.view(*x.shape[:-1], len(self.weight))
-        return y.split(self.sizes, -1)
+        return _Columns.apply(y, self.sizes)
+
+
+class _Columns(torch.autograd.Function):
+    """`[..., N1 + N2 + ...]` -> `[..., N1]`, `[..., N2]`, ...: views. Backward takes gradients that
+    lie like that as they are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, sizes: tuple[int, ...]) -> tuple[Tensor, ...]:
+        return y.split(sizes, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        together = columns_of(grads)
+        return torch.cat(grads, -1) if together is None else together, None
+
+
+def columns_of(parts: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose columns these are, in this order; None if they are of several."""
+    first, columns = parts[0], sum(part.shape[-1] for part in parts)
+    strides, offset = [columns, 1], first.storage_offset()
+    for size in reversed(first.shape[1:-1]):
+        strides.insert(0, strides[0] * size)
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or part.storage_offset() != offset or list(part.stride()) != strides:
+            return None
+        offset += part.shape[-1]
+    return first.as_strided((*first.shape[:-1], columns), strides)
 
 
 class Stackable(nn.Module):
@@ -55,12 +87,30 @@ class Stackable(nn.Module):
 
     Attributes:
         stacked: their names.
-        stack: one for all of them, while somebody holds their weights as one matrix; whoever
-            computes asks for it first.
+        stack: one for all of them, while somebody holds their weights as one matrix.
     """
 
     stacked: tuple[str, ...] = ()
     stack: Stack | None = None
+
+    def stack_for(self, x: Tensor) -> Stack | None:
+        """What computes all of them for x, a part of a training step; None: they run one by one."""
+        known = x.is_cpu and x.dtype == torch.float32 and autocast_dtype(x) is None
+        if self.stack is not None or not known or not torch.is_grad_enabled():
+            return self.stack
+        if torch.compiler.is_compiling() or transformed():
+            return None
+        layers = self.layers_to_stack()
+        weights: list[Tensor] = [m.weight for m in layers]
+        biases: list[Tensor] = [m.bias for m in layers]
+        own = len({id(w) for w in weights}) == len(weights) and all(map(_trained, weights))
+        if not layers or not own:
+            return None
+        weight, layout = torch.cat(weights), stacked_layout(layers)
+        if layout is not None:
+            gradients.stands_for_all(weight, weights)
+        bias = None if layers[0].bias is None else torch.cat(biases)
+        return Stack(weight, bias, layout, tuple(m.out_features for m in layers))
 
     def layers_to_stack(self) -> list[nn.Linear]:
         """Them, or nothing where they have to run one by one: of other classes, with hooks, masked
@@ -94,6 +144,10 @@ def _kind(layer: nn.Linear) -> tuple:
     parameters = (layer.weight, layer.bias)
     trained = tuple(None if p is None else (p.dtype, p.device, p.requires_grad) for p in parameters)
     return block, layer.in_features, trained
+
+
+def _trained(weight: Tensor) -> bool:
+    return weight.requires_grad and weight.dtype == torch.float32
 
 
 def _watched(layer: nn.Module) -> bool:

@@ -62,14 +62,19 @@ def stands_for_all(stack: Tensor, weights: Sequence[Tensor]) -> None:
         _sources[stack] = tuple(weights)
 
 
-def lie_together(weights: Sequence[Tensor]) -> None:
+def lie_together(weights: Sequence[Tensor], pruned: bool = False) -> None:
     """Sees to it that the gradients of weights `[N, K]` lie one behind the other, as those of their
     stack; they are moved if they do not, and zero where there are none.
+
+    Args:
+        weights: float32, of one width.
+        pruned: as of `place_of`.
     """
     if _as_one([weight.grad for weight in weights]) is not None:
         return
-    together = torch.zeros_like(torch.cat([weight.detach() for weight in weights]))
-    for weight, place in zip(weights, together.split([len(w) for w in weights]), strict=True):
+    sizes = [len(weight) for weight in weights]
+    together = _zeros(weights[0].detach().new_empty(sum(sizes), weights[0].shape[1]), pruned)
+    for weight, place in zip(weights, together.split(sizes), strict=True):
         if weight.grad is not None:
             place.copy_(weight.grad)
         weight.grad = place
@@ -95,12 +100,15 @@ def place_of(source: Tensor | tuple[Tensor, ...], pruned: bool) -> Tensor | None
         in where no one can look (`without_ddp`). Of a stack, where all of them may be added and lie
         together.
     """
-    if isinstance(source, tuple):
-        return _as_one([_place_of(weight, pruned) for weight in source])
-    return _place_of(source, pruned)
+    if not isinstance(source, tuple):
+        return _place_of(source, pruned) if _is_added(source) else None
+    if not all(_is_added(weight) for weight in source):
+        return None
+    lie_together(source, pruned)
+    return _as_one([weight.grad for weight in source])
 
 
-def _as_one(parts: list[Tensor | None]) -> Tensor | None:
+def _as_one(parts: Sequence[Tensor | None]) -> Tensor | None:
     """Contiguous matrices as one, if they lie in one memory one behind the other."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
@@ -117,27 +125,34 @@ def _as_one(parts: list[Tensor | None]) -> Tensor | None:
     return known[0].as_strided(shape, known[0].stride())
 
 
-def _place_of(weight: Tensor, pruned: bool) -> Tensor | None:
+def _is_added(weight: Tensor) -> bool:
     if weight not in _adopted or torch.is_grad_enabled():
-        return None
+        return False
     if weight.dtype != torch.float32 or weight.device.type not in ("cpu", "cuda"):
-        return None
+        return False
     if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
-        return None
+        return False
     if weight not in _without_ddp and _several():
-        return None
+        return False
     grad = weight.grad
+    if grad is not None and grad.layout != torch.strided:
+        return False
     if grad is not None and (grad.dtype, grad.stride()) != (weight.dtype, weight.stride()):
-        return None
-    if not as_matrix(weight).is_contiguous() or not _is_accumulated(weight):
-        return None
-    if grad is None:
+        return False
+    return as_matrix(weight).is_contiguous() and _is_accumulated(weight)
+
+
+def _place_of(weight: Tensor, pruned: bool) -> Tensor:
+    if weight.grad is None:
         # Not left to autograd, which would round the first gradient as the weight was cast: a run
         # that is resumed would not get the bits of one that goes on.
-        # A whole weight's gradient is dropped at each step, and new pages cost more than zeros.
-        zeros = untouched_zeros_like if pruned else torch.zeros_like
-        grad = weight.grad = zeros(weight)
-    return as_matrix(grad) if grad.layout == torch.strided else None
+        weight.grad = _zeros(weight, pruned)
+    return as_matrix(weight.grad)
+
+
+def _zeros(like: Tensor, pruned: bool) -> Tensor:
+    # A whole weight's gradient is dropped at each step, and new pages cost more than zeros.
+    return (untouched_zeros_like if pruned else torch.zeros_like)(like)
 
 
 def _several() -> bool:

@@ -133,8 +133,9 @@ class SelfAttention(Stackable):
         # A rate and no module: attention draws its mask inside its own kernel.
         dropout = self.dropout if self.training else 0.0
         x = cast_once(x)
-        if self.stack is not None:
-            q, k, v = self.stack(x)
+        stack = self.stack_for(x)
+        if stack is not None:
+            q, k, v = stack(x)
         else:
             q, k, v = self.query(x), self.key(x), self.value(x)
         return self.out(attention(q, k, v, self.heads, key_mask, dropout))
