@@ -100,6 +100,10 @@ ADAM_TILE = 1024
 MOST_NORM_COLUMNS = 4096
 # Tile of the sum of its programs' partial gradients: narrow, so that many programs share them.
 NORM_SUMS = Config(256, 8, 4, 3)
+# A head has a multiple of 16 channels, up to this.
+MOST_HEAD_CHANNELS = 256
+# Keys at a time that fill no whole tile, or do not lie one behind the other.
+ATTENTION_TAIL = 32
 
 
 def arch_of(capability: tuple[int, int]) -> int:
@@ -173,6 +177,27 @@ def norm_backward(columns: int) -> Config:
     """
     width = _row_width(columns)
     return Config(max(1, min(16, 512 // width)), width, max(1, width // 512), 3)
+
+
+def head_pieces(channels: int) -> tuple[int, int]:
+    """A head's channels as one power of two, or as two: `192` -> `(128, 64)`. The second is 0 or at
+    least 16, and may be wider than what is left.
+    """
+    first = 1 << (channels.bit_length() - 1)
+    rest = channels - first
+    return first, 0 if not rest else max(16, 1 << (rest - 1).bit_length())
+
+
+def attention(op: str, channels: int, arch: int) -> list[Config]:
+    """Tiles of attention, the default first; none where registers would not suffice.
+
+    Args:
+        op: `forward` or `backward`: tokens are queries, width keys; `sums`: tokens are keys, width
+            queries a turn.
+        channels: of a head.
+        arch: compute capability, as 90.
+    """
+    raise NotImplementedError
 
 
 def _row_width(columns: int) -> int:
