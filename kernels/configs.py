@@ -102,8 +102,18 @@ MOST_NORM_COLUMNS = 4096
 NORM_SUMS = Config(256, 8, 4, 3)
 # A head has a multiple of 16 channels, up to this.
 MOST_HEAD_CHANNELS = 256
-# Keys at a time that fill no whole tile, or do not lie one behind the other.
-ATTENTION_TAIL = 32
+# Tiles of attention, by the most channels of a head; 64 keys are what one draw of words serves.
+ATTENTION_TMA = {
+    "forward": {128: C(128, 64, 8, 2), 256: C(128, 64, 8, 2)},
+    "backward": {128: C(64, 64, 4, 1), 192: C(64, 64, 4, 1), 256: C(64, 64, 8, 1)},
+    "sums": {192: C(64, 64, 4, 2), 256: C(64, 64, 8, 2)},
+}
+# Where tensor cores read registers, which do not suffice for more.
+ATTENTION_POINTER = {
+    "forward": {64: C(64, 32, 4, 1), 256: C(32, 32, 4, 2)},
+    "backward": {64: C(64, 32, 4, 1), 256: C(32, 32, 4, 2)},
+    "sums": {256: C(64, 64, 4, 2)},
+}
 
 
 def arch_of(capability: tuple[int, int]) -> int:
@@ -188,8 +198,8 @@ def head_pieces(channels: int) -> tuple[int, int]:
     return first, 0 if not rest else max(16, 1 << (rest - 1).bit_length())
 
 
-def attention(op: str, channels: int, arch: int) -> list[Config]:
-    """Tiles of attention, the default first; none where registers would not suffice.
+def attention(op: str, channels: int, arch: int) -> Config:
+    """The tile of a kernel of attention.
 
     Args:
         op: `forward` or `backward`: tokens are queries, width keys; `sums`: tokens are keys, width
@@ -197,7 +207,13 @@ def attention(op: str, channels: int, arch: int) -> list[Config]:
         channels: of a head.
         arch: compute capability, as 90.
     """
-    raise NotImplementedError
+    table = ATTENTION_TMA if has_tma(arch) else ATTENTION_POINTER
+    return next(config for most, config in table[op].items() if channels <= most)
+
+
+def attention_tail(channels: int, arch: int) -> int:
+    """Keys at a time that fill no whole tile, or do not lie one behind the other."""
+    return 32 if has_tma(arch) and channels <= 192 else 16
 
 
 def _row_width(columns: int) -> int:

@@ -101,6 +101,10 @@ def _check(
     check_share("dropout_p", dropout_p, below_one=True)
 
 
+def _on_cpu(t: Tensor) -> bool:
+    return t.is_cpu
+
+
 @operation("sniper::attention")
 def _attention(
     q: Tensor,
@@ -114,7 +118,7 @@ def _attention(
     """The result, and what backward needs of softmax: `[heads, B, T, 2]`, on a GPU `[heads, B,
     T]`. The seed may be None without dropout.
     """
-    if q.is_cpu:
+    if _on_cpu(q):
         return cpu.attention(q, k, v, key_mask, heads, p, 0 if seed is None else int(seed))
     return triton.attention(q, k, v, key_mask, heads, p, seed)
 
@@ -122,7 +126,7 @@ def _attention(
 @_attention.register_fake
 def _(q, k, v, key_mask, heads, p, seed):
     y = torch.empty_like(q, memory_format=torch.contiguous_format)
-    pair = (2,) if q.is_cpu else ()
+    pair = (2,) if _on_cpu(q) else ()
     return y, q.new_empty(heads, q.shape[0], q.shape[1], *pair, dtype=torch.float32)
 
 
@@ -152,7 +156,7 @@ def _(dy, q, k, v, key_mask, y, normal, p, seed):
 def _save(ctx, inputs, output):
     q, k, v, key_mask, _, ctx.p, seed = inputs
     # The CPU's kernel finds the sums that y stands for as it goes.
-    y = None if q.is_cpu else output[0]
+    y = None if _on_cpu(q) else output[0]
     ctx.save_for_backward(q, k, v, key_mask, y, output[1], seed)
 
 

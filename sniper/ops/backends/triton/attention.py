@@ -33,8 +33,6 @@ def serves(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     """
     if not usable(q) or q.dtype not in DTYPES or not _fits(q, k, heads):
         return False
-    if not configs.attention("forward", q.shape[2] // heads, arch(q.device)):
-        return False
     return selfcheck.trusted(q, ELEMENTWISE_BLOCK, selfcheck.ATTENTION)
 
 
@@ -70,13 +68,14 @@ def attention(
     if not y.numel():
         return y, normal
     pieces, config = _pieces(q, heads), _config("forward", q, heads)
-    seed_there, threshold, keep_scale = dropout_args(p, seed or 0, q.device)
+    seed_there, threshold, keep_scale = dropout_args(p, _given(seed), q.device)
     tiles = -(-queries // config.tokens)
+    options = _options(config, pieces) | _tail(q, heads)
     args = (q, k, v, *_tiles(k, config.width, pieces), *_tiles(v, config.width, pieces), y, normal)
     args += (*_order(key_mask), seed_there, queries, k.shape[1], heads, batch, tiles, threshold)
     args += (*_strides(q, k, v), keep_scale, _scale(q, heads) * math.log2(math.e))
     with on(q.device):
-        kernels().attention_forward[(batch * heads * tiles,)](*args, **_options(config, pieces))
+        kernels().attention_forward[(batch * heads * tiles,)](*args, **options)
     return y, normal
 
 
@@ -128,7 +127,7 @@ class _Backward:
     ):
         self.q, self.k, self.v, self.heads = q, k, v, heads
         self.order = _order(key_mask)
-        self.seed, self.threshold, self.keep_scale = dropout_args(p, seed or 0, q.device)
+        self.seed, self.threshold, self.keep_scale = dropout_args(p, _given(seed), q.device)
         self.pieces = _pieces(q, heads)
         self.config, self.sums = _config("backward", q, heads), _config("sums", q, heads)
         batch, queries, _ = q.shape
@@ -170,7 +169,8 @@ class _Backward:
         args += (*_strides(dy, q, k, v), columns, places, self.parts.stride(0))
         args += (self.keep_scale, scale, scale * math.log2(math.e))
         grid = (sequences * self.heads * tiles,)
-        kernels().attention_backward[grid](*args, **_options(config, self.pieces))
+        options = _options(config, self.pieces) | _tail(q, self.heads)
+        kernels().attention_backward[grid](*args, **options)
 
     def _sums(
         self, first: int, sequences: int, part: Tensor, x: Tensor, out: Tensor, factor: float
@@ -182,8 +182,7 @@ class _Backward:
         args = (part, x, tile, *_tiles(x, config.width, pieces), out, *self.order)
         args += (x.shape[1], out.shape[1], self.heads, first, tiles, rows, *_strides(x))
         args += (columns, factor)
-        options = {"BM": config.width, "BN": config.tokens, **pieces}
-        options |= {"num_warps": config.warps, "num_stages": config.stages}
+        options = _options(config, pieces) | {"BM": config.width, "BN": config.tokens}
         kernels().attention_sums[(sequences * self.heads * tiles,)](*args, **options)
 
 
@@ -232,12 +231,16 @@ def _pieces(q: Tensor, heads: int) -> dict[str, Any]:
     return {"D": channels, "D0": first, "D1": second, "TMA": tma}
 
 
+def _tail(q: Tensor, heads: int) -> dict[str, int]:
+    return {"TN": configs.attention_tail(q.shape[2] // heads, arch(q.device))}
+
+
 def _config(op: str, q: Tensor, heads: int) -> configs.Config:
-    return configs.attention(op, q.shape[2] // heads, arch(q.device))[0]
+    return configs.attention(op, q.shape[2] // heads, arch(q.device))
 
 
 def _options(config: configs.Config, pieces: dict[str, Any]) -> dict[str, Any]:
-    options = {"BM": config.tokens, "BN": config.width, "TN": configs.ATTENTION_TAIL, **pieces}
+    options = {"BM": config.tokens, "BN": config.width, **pieces}
     return options | {"num_warps": config.warps, "num_stages": config.stages}
 
 
@@ -251,6 +254,10 @@ def _tiles(t: Tensor, rows: int, pieces: dict[str, Any]) -> tuple[Any, Any]:
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
     return tuple(s for t in tensors for s in t.stride()[:2])
+
+
+def _given(seed: int | Tensor | None) -> int | Tensor:
+    return 0 if seed is None else seed
 
 
 def _scale(q: Tensor, heads: int) -> float:
