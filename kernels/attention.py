@@ -11,29 +11,65 @@ multiplied in vain.
 
 import triton
 import triton.language as tl
+from triton import knobs
 
 # Sizes that must not make a kernel anew for every batch.
-ATTENTION_SIZES = ["queries", "keys", "heads", "batches", "first", "tiles", "places", "threshold"]
+ATTENTION_SIZES = ["queries", "keys", "heads", "batches", "first", "tiles", "threshold"]
+
+
+# The interpreter knows no PTX.
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
+
+
+@triton.jit
+def both_halves(a, b: tl.constexpr):
+    """The lower and the upper half of a product of uint32, by one multiplication."""
+    if INTERPRETED:
+        product = a.to(tl.uint64) * b
+        low, high = product.to(tl.uint32), (product >> 32).to(tl.uint32)
+    else:
+        # Of 64-bit operations the compiler would make so many that it moves random words through
+        # shared memory rather than draw them where they are needed.
+        low, high = tl.inline_asm_elementwise(
+            "{ .reg .u64 p; mul.wide.u32 p, $2, $3; mov.b64 {$0, $1}, p; }",
+            "=r,=r,r,r",
+            [a, b],
+            dtype=(tl.uint32, tl.uint32),
+            is_pure=True,
+            pack=1,
+        )
+    return low, high
+
+
+@triton.jit
+def draw(seed, row, n0, keys, GROUPS: tl.constexpr):
+    """Four words `[len(row), 8 * GROUPS]` of `common.random_words`: Philox-4x32-7 for int64 rows."""
+    i = tl.arange(0, 8 * GROUPS)
+    group = row * tl.cdiv(keys, 64) + n0 // 64
+    # Eight counters of a group differ in their lowest bits alone.
+    counter = 8 * (group[:, None] + (i // 8)[None, :])
+    c0 = counter.to(tl.uint32) | (i % 8).to(tl.uint32)[None, :]
+    c1 = (counter >> 32).to(tl.uint32)
+    c2, c3 = tl.zeros_like(c0), tl.zeros_like(c0)
+    key0, key1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(7):
+        low0, high0 = both_halves(c0, 0xD2511F53)
+        low1, high1 = both_halves(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0, key1 = key0 + 0x9E3779B9, key1 + 0xBB67AE85
+    return c0, c1, c2, c3
 
 
 @triton.jit
 def kept(seed, row, n0, keys, threshold, BN: tl.constexpr):
     """bool `[len(row), BN]`: what dropout keeps of columns n0, n0 + 1, ...; n0 divides by BN.
 
-    The words of `common.random_words` for int64 rows. They come as the tensor core's sums lie, two
-    neighbours in a thread and 8 columns on the next two, so no word has to move.
+    Words come as the tensor core's sums lie, two neighbours in a thread and 8 columns on the next
+    two, so none has to move.
     """
     GROUPS: tl.constexpr = max(BN // 64, 1)  # pyright: ignore[reportAssignmentType]
     M: tl.constexpr = row.shape[0]
-    i = tl.arange(0, 8 * GROUPS)
-    group = row * tl.cdiv(keys, 64) + n0 // 64
-    # Eight counters of a group differ in their lowest bits alone.
-    counter = 8 * (group[:, None] + (i // 8)[None, :])
-    low = counter.to(tl.uint32) | (i % 8).to(tl.uint32)[None, :]
-    high = (counter >> 32).to(tl.uint32)
-    rest = tl.zeros((M, 8 * GROUPS), tl.uint32)
-    rounds: tl.constexpr = 7  # pyright: ignore[reportAssignmentType]
-    w0, w1, w2, w3 = tl.philox(seed, low, high, rest, rest, n_rounds=rounds)
+    w0, w1, w2, w3 = draw(seed, row, n0, keys, GROUPS)
     if BN == 16:
         word = n0 // 16 % 4
         words = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
@@ -97,6 +133,28 @@ def load_pieces(
         if D1 > 0:
             x1 = load_rows(base, rows, stride, D0, inside, D1, D)
     return x0, x1
+
+
+@triton.jit
+def store_pieces(
+    out, first, second, acc0, acc1, batch, tile, queries, heads, channel,
+    D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Writes a tile of rows to a contiguous `[batches, queries, heads * D]`."""
+    M: tl.constexpr = acc0.shape[0]
+    t0 = tile * M
+    if TMA:
+        # Pointers would be made before the loops, where registers are short.
+        first.store([batch, t0, channel], acc0.to(out.dtype.element_ty).reshape(1, M, D0))
+        if D1 > 0:
+            rest = acc1.to(out.dtype.element_ty).reshape(1, M, D1)
+            second.store([batch, t0, channel + D0], rest)
+    else:
+        m = t0 + tl.arange(0, M)
+        out += batch.to(tl.int64) * queries * (heads * D) + channel
+        store_rows(out, acc0, m, heads * D, 0, m < queries, D)
+        if D1 > 0:
+            store_rows(out, acc1, m, heads * D, D0, m < queries, D)
 
 
 @triton.jit
@@ -187,11 +245,15 @@ def attention_forward(
     q,  # [batches, queries, heads * D], channels contiguous, as k, v [batches, keys, heads * D]
     k,
     v,
-    k_0,  # descriptors of k and v, tiles [1, BN, D0] and [1, BN, D1], or None
+    q_0,  # descriptors of q, tiles [1, BM, D0] and [1, BM, D1], or None
+    q_1,
+    k_0,  # of k and v, tiles of BN rows
     k_1,
     v_0,
     v_1,
     y,  # [batches, queries, heads * D], contiguous
+    y_0,  # tiles of BM rows
+    y_1,
     lse,  # float32 [heads, batches, queries]: log2 of the sum of 2^(score * scale2)
     order,  # as `key_order` gives them, or None
     counts,
@@ -228,7 +290,7 @@ def attention_forward(
     k += batch.to(tl.int64) * k_batch + channel
     v += batch.to(tl.int64) * v_batch + channel
     E: tl.constexpr = D1 if D1 > 0 else 16
-    q0, q1 = load_pieces(q, None, None, batch, 0, m, q_row, channel, inside, D, D0, D1, False)
+    q0, q1 = load_pieces(q, q_0, q_1, batch, tile * BM, m, q_row, channel, inside, D, D0, D1, TMA)
     acc0 = tl.zeros((BM, D0), tl.float32)
     acc1 = tl.zeros((BM, E), tl.float32)
     top = tl.full((BM,), float("-inf"), tl.float32)
@@ -267,7 +329,5 @@ def attention_forward(
     none = total == 0
     tl.store(lse + row, tl.where(none, float("inf"), top + tl.math.log2(total)), mask=inside)
     factor = tl.where(none, 0.0, keep_scale / total)[:, None]
-    y += batch.to(tl.int64) * queries * (heads * D) + channel
-    store_rows(y, acc0 * factor, m, heads * D, 0, inside, D)
-    if D1 > 0:
-        store_rows(y, acc1 * factor, m, heads * D, D0, inside, D)
+    acc0, acc1 = acc0 * factor, acc1 * factor
+    store_pieces(y, y_0, y_1, acc0, acc1, batch, tile, queries, heads, channel, D, D0, D1, TMA)

@@ -18,13 +18,14 @@ from .attention import (
     load_pieces,
     products,
     rows_of,
+    store_pieces,
     store_rows,
 )
 
 
 @triton.jit
 def score_grads(
-    s, dw, logs, delta, tile, place, places, m0, weights, grads, columns, seed, row, n0, keys,
+    s, dw, logs, delta, tile, m0, weights, grads, columns, seed, row, n0, keys,
     count, threshold, keep_scale, scale2,
     BM: tl.constexpr, BN: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
@@ -33,16 +34,15 @@ def score_grads(
     if TAIL:
         p = tl.where((n0 + tl.arange(0, BN) < count)[None, :], p, 0.0)
     left = p
-    dw = dw * keep_scale
     if seed is not None:
         keep = kept(seed, row, n0, keys, threshold, BN)
         dw = tl.where(keep, dw, 0.0)
         left = tl.where(keep, p, 0.0)
-    ds = (p * (dw - delta[:, None])).to(grads.dtype.element_ty)
+    ds = (p * (dw * keep_scale - delta[:, None])).to(grads.dtype.element_ty)
     left = left.to(grads.dtype.element_ty)
     if TMA:
-        tile.store([place, m0, n0], left.reshape(1, BM, BN))
-        tile.store([place + places, m0, n0], ds.reshape(1, BM, BN))
+        # At once: of two stores the second would wait until the first has read shared memory.
+        tile.store([0, m0, n0], tl.join(left, ds).permute(2, 0, 1))
     else:
         offsets = tl.arange(0, BM)[:, None] * columns + tl.arange(0, BN)[None, :]
         tl.store(weights + n0 + offsets, left)
@@ -56,6 +56,10 @@ def attention_backward(
     q,
     k,
     v,
+    dy_0,  # descriptors, tiles of BM rows of dy and q, of BN of k and v
+    dy_1,
+    q_0,
+    q_1,
     k_0,
     k_1,
     v_0,
@@ -65,8 +69,8 @@ def attention_backward(
     dq,  # contiguous
     dq_0,  # descriptors of dq, tiles [1, BM, D0] and [1, BM, D1], or None
     dq_1,
-    parts_tile,  # descriptor of parts, tiles [1, BM, BN], or None
-    parts,  # [2, places, tiles * BM, columns]: weights after dropout, gradients of scores
+    parts_tile,  # descriptor of parts as [2, rows, columns], tiles [2, BM, BN], or None
+    parts,  # [2, heads of some sequences * tiles * BM, columns]: weights after dropout, gradients of scores
     order,
     counts,
     seed,
@@ -86,7 +90,6 @@ def attention_backward(
     v_batch,
     v_row,
     columns,  # of parts: keys in whole tiles
-    places,  # heads of all sequences of parts
     part,  # its elements a half
     keep_scale,
     scale,
@@ -112,13 +115,15 @@ def attention_backward(
     y += batch.to(tl.int64) * queries * (heads * D) + channel
     E: tl.constexpr = D1 if D1 > 0 else 16
     y0, y1 = load_pieces(y, None, None, batch, 0, m, heads * D, channel, inside, D, D0, D1, False)
-    dy0, dy1 = load_pieces(dy, None, None, batch, 0, m, dy_row, channel, inside, D, D0, D1, False)
+    dy0, dy1 = load_pieces(
+        dy, dy_0, dy_1, batch, tile * BM, m, dy_row, channel, inside, D, D0, D1, TMA
+    )
     delta = tl.sum(dy0.to(tl.float32) * y0.to(tl.float32), 1)
     if D1 > 0:
         delta += tl.sum(dy1.to(tl.float32) * y1.to(tl.float32), 1)
     # Not all rows at once, for which registers do not suffice.
     tl.debug_barrier()
-    q0, q1 = load_pieces(q, None, None, batch, 0, m, q_row, channel, inside, D, D0, D1, False)
+    q0, q1 = load_pieces(q, q_0, q_1, batch, tile * BM, m, q_row, channel, inside, D, D0, D1, TMA)
     row = (head.to(tl.int64) * batches + batch) * queries + m
     logs = tl.load(lse + row, mask=inside, other=float("inf"))
     acc0 = tl.zeros((BM, D0), tl.float32)
@@ -139,7 +144,7 @@ def attention_backward(
         v0, v1 = load_pieces(v, v_0, v_1, batch, n0, n, v_row, channel, None, D, D0, D1, TMA)
         dw = products(dy0, dy1, v0, v1, D1)
         ds = score_grads(
-            s, dw, logs, delta, parts_tile, rest, places, tile * BM, parts, grads, columns,
+            s, dw, logs, delta, parts_tile, (rest * tiles + tile) * BM, parts, grads, columns,
             word, row, n0, keys, count, threshold, keep_scale, scale2, BM, BN, False, TMA,
         )  # fmt: skip
         acc0, acc1 = add_products(ds, k0, k1, acc0, acc1, D1)
@@ -152,22 +157,12 @@ def attention_backward(
         v0, v1 = load_pieces(v, None, None, batch, n0, n, v_row, channel, there, D, D0, D1, False)
         dw = products(dy0, dy1, v0, v1, D1)
         ds = score_grads(
-            s, dw, logs, delta, None, rest, 0, 0, parts, grads, columns,
+            s, dw, logs, delta, None, 0, parts, grads, columns,
             word, row, n0, keys, count, threshold, keep_scale, scale2, BM, TN, True, False,
         )  # fmt: skip
         acc0, acc1 = add_products(ds, k0, k1, acc0, acc1, D1)
     acc0, acc1 = acc0 * scale, acc1 * scale
-    if TMA:
-        # Pointers would be made before the loop, where registers are short.
-        dq_0.store([batch, tile * BM, channel], acc0.to(dq.dtype.element_ty).reshape(1, BM, D0))
-        if D1 > 0:
-            piece = acc1.to(dq.dtype.element_ty).reshape(1, BM, D1)
-            dq_1.store([batch, tile * BM, channel + D0], piece)
-    else:
-        dq += batch.to(tl.int64) * queries * (heads * D) + channel
-        store_rows(dq, acc0, m, heads * D, 0, inside, D)
-        if D1 > 0:
-            store_rows(dq, acc1, m, heads * D, D0, inside, D)
+    store_pieces(dq, dq_0, dq_1, acc0, acc1, batch, tile, queries, heads, channel, D, D0, D1, TMA)
 
 
 @triton.jit(do_not_specialize=ATTENTION_SIZES)

@@ -71,7 +71,9 @@ def attention(
     seed_there, threshold, keep_scale = dropout_args(p, _given(seed), q.device)
     tiles = -(-queries // config.tokens)
     options = _options(config, pieces) | _tail(q, heads)
-    args = (q, k, v, *_tiles(k, config.width, pieces), *_tiles(v, config.width, pieces), y, normal)
+    args: tuple[Any, ...] = (q, k, v, *_tiles(q, config.tokens, pieces))
+    args += (*_tiles(k, config.width, pieces), *_tiles(v, config.width, pieces))
+    args += (y, *_tiles(y, config.tokens, pieces), normal)
     args += (*_order(key_mask), seed_there, queries, k.shape[1], heads, batch, tiles, threshold)
     args += (*_strides(q, k, v), keep_scale, _scale(q, heads) * math.log2(math.e))
     with on(q.device):
@@ -156,17 +158,18 @@ class _Backward:
         self, first: int, sequences: int, dy: Tensor, y: Tensor, normal: Tensor, dq: Tensor
     ) -> None:
         q, k, v, config = self.q, self.k, self.v, self.config
-        _, places, rows, columns = self.parts.shape
+        _, _, rows, columns = self.parts.shape
         tiles = rows // config.tokens
         scale = _scale(q, self.heads)
         args: tuple[Any, ...] = (dy, q, k, v)
+        args += (*_tiles(dy, config.tokens, self.pieces), *_tiles(q, config.tokens, self.pieces))
         args += (*_tiles(k, config.width, self.pieces), *_tiles(v, config.width, self.pieces))
         tile = None
         if self.pieces["TMA"]:
-            tile = descriptor(self.parts.flatten(0, 1), [1, config.tokens, config.width])
+            tile = descriptor(self.parts.flatten(1, 2), [2, config.tokens, config.width])
         args += (y, normal, dq, *_tiles(dq, config.tokens, self.pieces), tile, self.parts, *self.order, self.seed)
         args += (q.shape[1], k.shape[1], self.heads, q.shape[0], first, tiles, self.threshold)
-        args += (*_strides(dy, q, k, v), columns, places, self.parts.stride(0))
+        args += (*_strides(dy, q, k, v), columns, self.parts.stride(0))
         args += (self.keep_scale, scale, scale * math.log2(math.e))
         grid = (sequences * self.heads * tiles,)
         options = _options(config, self.pieces) | _tail(q, self.heads)
