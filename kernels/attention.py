@@ -14,7 +14,7 @@ import triton.language as tl
 from triton import knobs
 
 # Sizes that must not make a kernel anew for every batch.
-ATTENTION_SIZES = ["queries", "keys", "heads", "batches", "first", "tiles", "threshold"]
+ATTENTION_SIZES = ["queries", "keys", "heads", "batches", "first", "threshold"]
 
 
 # The interpreter knows no PTX.
@@ -42,12 +42,14 @@ def both_halves(a, b: tl.constexpr):
 
 
 @triton.jit
-def draw(seed, row, n0, keys, GROUPS: tl.constexpr):
-    """Four words `[len(row), 8 * GROUPS]` of `common.random_words`: Philox-4x32-7 for int64 rows."""
+def draw(seed, counters, n0, GROUPS: tl.constexpr):
+    """Four words `[rows, 8 * GROUPS]` of `common.random_words`: Philox-4x32-7.
+
+    `counters` are the first of each row, int64 and multiples of 8.
+    """
     i = tl.arange(0, 8 * GROUPS)
-    group = row * tl.cdiv(keys, 64) + n0 // 64
     # Eight counters of a group differ in their lowest bits alone.
-    counter = 8 * (group[:, None] + (i // 8)[None, :])
+    counter = counters[:, None] + (8 * (n0 // 64 + i // 8))[None, :]
     c0 = counter.to(tl.uint32) | (i % 8).to(tl.uint32)[None, :]
     c1 = (counter >> 32).to(tl.uint32)
     c2, c3 = tl.zeros_like(c0), tl.zeros_like(c0)
@@ -61,15 +63,15 @@ def draw(seed, row, n0, keys, GROUPS: tl.constexpr):
 
 
 @triton.jit
-def kept(seed, row, n0, keys, threshold, BN: tl.constexpr):
-    """bool `[len(row), BN]`: what dropout keeps of columns n0, n0 + 1, ...; n0 divides by BN.
+def kept(seed, counters, n0, threshold, BN: tl.constexpr):
+    """bool `[rows, BN]`: what dropout keeps of columns n0, n0 + 1, ...; n0 divides by BN.
 
     Words come as the tensor core's sums lie, two neighbours in a thread and 8 columns on the next
     two, so none has to move.
     """
     GROUPS: tl.constexpr = max(BN // 64, 1)  # pyright: ignore[reportAssignmentType]
-    M: tl.constexpr = row.shape[0]
-    w0, w1, w2, w3 = draw(seed, row, n0, keys, GROUPS)
+    M: tl.constexpr = counters.shape[0]
+    w0, w1, w2, w3 = draw(seed, counters, n0, GROUPS)
     if BN == 16:
         word = n0 // 16 % 4
         words = tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3))
@@ -225,7 +227,7 @@ def rows_of(order, n, count):
 
 @triton.jit
 def softmax_turn(
-    s, top, total, seed, row, n0, keys, count, threshold, scale2,
+    s, top, total, seed, counters, n0, count, threshold, scale2,
     BN: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Weights of a tile of scores before they are divided, what sums shrink by, the new sums."""
@@ -236,7 +238,7 @@ def softmax_turn(
     shrink = tl.math.exp2(top - higher)
     total = total * shrink + tl.sum(p, 1)
     if seed is not None:
-        p = tl.where(kept(seed, row, n0, keys, threshold, BN), p, 0.0)
+        p = tl.where(kept(seed, counters, n0, threshold, BN), p, 0.0)
     return p, shrink[:, None], higher, total
 
 
@@ -262,7 +264,6 @@ def attention_forward(
     keys,
     heads,
     batches,
-    tiles,  # of queries
     threshold,
     q_batch,  # strides
     q_row,
@@ -281,8 +282,7 @@ def attention_forward(
     TN: tl.constexpr,
 ):
     """One tile `[BM, D]` of y."""
-    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
-    head, batch = rest % heads, rest // heads
+    tile, head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     m = tile * BM + tl.arange(0, BM)
     inside = m < queries
     channel = head * D
@@ -295,10 +295,11 @@ def attention_forward(
     acc1 = tl.zeros((BM, E), tl.float32)
     top = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
-    row = (head.to(tl.int64) * batches + batch) * queries + m
-    word = seed
+    first_row = (head * batches + batch) * queries
+    counters = (first_row + m).to(tl.int64) * (8 * tl.cdiv(keys, 64))
+    drawn = seed
     if seed is not None:
-        word = tl.load(seed)
+        drawn = tl.load(seed)
     if order is not None:
         order += batch.to(tl.int64) * keys
     whole, count = keys_of(counts, batch, keys, BN)
@@ -307,7 +308,7 @@ def attention_forward(
         k0, k1 = load_pieces(k, k_0, k_1, batch, n0, n, k_row, channel, None, D, D0, D1, TMA)
         s = products(q0, q1, k0, k1, D1)
         p, shrink, top, total = softmax_turn(
-            s, top, total, word, row, n0, keys, count, threshold, scale2, BN, False
+            s, top, total, drawn, counters, n0, count, threshold, scale2, BN, False
         )
         v0, v1 = load_pieces(v, v_0, v_1, batch, n0, n, v_row, channel, None, D, D0, D1, TMA)
         acc0, acc1 = acc0 * shrink, acc1 * shrink
@@ -320,14 +321,14 @@ def attention_forward(
         k0, k1 = load_pieces(k, None, None, batch, n0, n, k_row, channel, there, D, D0, D1, False)
         s = products(q0, q1, k0, k1, D1)
         p, shrink, top, total = softmax_turn(
-            s, top, total, word, row, n0, keys, count, threshold, scale2, TN, True
+            s, top, total, drawn, counters, n0, count, threshold, scale2, TN, True
         )
         v0, v1 = load_pieces(v, None, None, batch, n0, n, v_row, channel, there, D, D0, D1, False)
         acc0, acc1 = acc0 * shrink, acc1 * shrink
         acc0, acc1 = add_products(p.to(v0.dtype), v0, v1, acc0, acc1, D1)
     # No key counts: 0, and weights of 0 in backward.
     none = total == 0
-    tl.store(lse + row, tl.where(none, float("inf"), top + tl.math.log2(total)), mask=inside)
+    tl.store(lse + first_row + m, tl.where(none, float("inf"), top + tl.math.log2(total)), mask=inside)
     factor = tl.where(none, 0.0, keep_scale / total)[:, None]
     acc0, acc1 = acc0 * factor, acc1 * factor
     store_pieces(y, y_0, y_1, acc0, acc1, batch, tile, queries, heads, channel, D, D0, D1, TMA)

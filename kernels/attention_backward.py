@@ -25,7 +25,7 @@ from .attention import (
 
 @triton.jit
 def score_grads(
-    s, dw, logs, delta, tile, m0, weights, grads, columns, seed, row, n0, keys,
+    s, dw, logs, delta, tile, m0, weights, grads, columns, seed, counters, n0,
     count, threshold, keep_scale, scale2,
     BM: tl.constexpr, BN: tl.constexpr, TAIL: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
@@ -35,7 +35,7 @@ def score_grads(
         p = tl.where((n0 + tl.arange(0, BN) < count)[None, :], p, 0.0)
     left = p
     if seed is not None:
-        keep = kept(seed, row, n0, keys, threshold, BN)
+        keep = kept(seed, counters, n0, threshold, BN)
         dw = tl.where(keep, dw, 0.0)
         left = tl.where(keep, p, 0.0)
     ds = (p * (dw * keep_scale - delta[:, None])).to(grads.dtype.element_ty)
@@ -79,7 +79,6 @@ def attention_backward(
     heads,
     batches,
     first,  # sequence of parts
-    tiles,
     threshold,
     dy_batch,
     dy_row,
@@ -103,8 +102,8 @@ def attention_backward(
     TN: tl.constexpr,
 ):
     """One tile `[BM, D]` of dq, and the rows of parts that `attention_sums` multiplies."""
-    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
-    head, batch = rest % heads, first + rest // heads
+    tile, head, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, rest = first + place, place * heads + head
     m = tile * BM + tl.arange(0, BM)
     inside = m < queries
     channel = head * D
@@ -124,16 +123,18 @@ def attention_backward(
     # Not all rows at once, for which registers do not suffice.
     tl.debug_barrier()
     q0, q1 = load_pieces(q, q_0, q_1, batch, tile * BM, m, q_row, channel, inside, D, D0, D1, TMA)
-    row = (head.to(tl.int64) * batches + batch) * queries + m
-    logs = tl.load(lse + row, mask=inside, other=float("inf"))
+    first_row = (head.to(tl.int64) * batches + batch) * queries
+    counters = (first_row + m) * (8 * tl.cdiv(keys, 64))
+    logs = tl.load(lse + first_row + m, mask=inside, other=float("inf"))
     acc0 = tl.zeros((BM, D0), tl.float32)
     acc1 = tl.zeros((BM, E), tl.float32)
     # Whole tiles, rows behind the last query too: their weights are 0.
-    parts += (rest.to(tl.int64) * tiles + tile) * BM * columns
+    part_row = (rest * tl.num_programs(0) + tile) * BM
+    parts += part_row.to(tl.int64) * columns
     grads = parts + part
-    word = seed
+    drawn = seed
     if seed is not None:
-        word = tl.load(seed)
+        drawn = tl.load(seed)
     if order is not None:
         order += batch.to(tl.int64) * keys
     whole, count = keys_of(counts, batch, keys, BN)
@@ -144,8 +145,8 @@ def attention_backward(
         v0, v1 = load_pieces(v, v_0, v_1, batch, n0, n, v_row, channel, None, D, D0, D1, TMA)
         dw = products(dy0, dy1, v0, v1, D1)
         ds = score_grads(
-            s, dw, logs, delta, parts_tile, (rest * tiles + tile) * BM, parts, grads, columns,
-            word, row, n0, keys, count, threshold, keep_scale, scale2, BM, BN, False, TMA,
+            s, dw, logs, delta, parts_tile, part_row, parts, grads, columns,
+            drawn, counters, n0, count, threshold, keep_scale, scale2, BM, BN, False, TMA,
         )  # fmt: skip
         acc0, acc1 = add_products(ds, k0, k1, acc0, acc1, D1)
     for n0 in tl.range(whole, count, TN, num_stages=1):
@@ -158,7 +159,7 @@ def attention_backward(
         dw = products(dy0, dy1, v0, v1, D1)
         ds = score_grads(
             s, dw, logs, delta, None, 0, parts, grads, columns,
-            word, row, n0, keys, count, threshold, keep_scale, scale2, BM, TN, True, False,
+            drawn, counters, n0, count, threshold, keep_scale, scale2, BM, TN, True, False,
         )  # fmt: skip
         acc0, acc1 = add_products(ds, k0, k1, acc0, acc1, D1)
     acc0, acc1 = acc0 * scale, acc1 * scale
@@ -179,7 +180,6 @@ def attention_sums(
     keys,
     heads,
     first,
-    tiles,  # of keys
     part_rows,
     x_batch,
     x_row,
@@ -193,8 +193,8 @@ def attention_sums(
     TMA: tl.constexpr,
 ):
     """One tile `[BN, D]` of `factor * parts^T x`, where its keys lie; 0 for hidden ones."""
-    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
-    head, batch = rest % heads, first + rest // heads
+    tile, head, place = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    batch, rest = first + place, place * heads + head
     n0 = tile * BN
     n = n0 + tl.arange(0, BN)
     channel = head * D

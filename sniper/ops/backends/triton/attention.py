@@ -21,7 +21,8 @@ DTYPES = (torch.bfloat16, torch.float16)
 # Bytes that weights and gradients of scores may take between the two kernels of backward; more
 # sequences take turns.
 MOST_PARTS = 1 << 28
-_ORDER_TILE = 256
+# What CUDA allows a grid's second and third sides.
+_MOST_PROGRAMS = 65535
 
 
 def serves(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
@@ -69,15 +70,15 @@ def attention(
         return y, normal
     pieces, config = _pieces(q, heads), _config("forward", q, heads)
     seed_there, threshold, keep_scale = dropout_args(p, _given(seed), q.device)
-    tiles = -(-queries // config.tokens)
-    options = _options(config, pieces) | _tail(q, heads)
-    args: tuple[Any, ...] = (q, k, v, *_tiles(q, config.tokens, pieces))
-    args += (*_tiles(k, config.width, pieces), *_tiles(v, config.width, pieces))
-    args += (y, *_tiles(y, config.tokens, pieces), normal)
-    args += (*_order(key_mask), seed_there, queries, k.shape[1], heads, batch, tiles, threshold)
+    tiles = -(-queries // config.queries)
+    options = _options(config, pieces) | {"TN": config.tail}
+    args: tuple[Any, ...] = (q, k, v, *_tiles(q, config.queries, pieces))
+    args += (*_tiles(k, config.keys, pieces), *_tiles(v, config.keys, pieces))
+    args += (y, *_tiles(y, config.queries, pieces), normal)
+    args += (*_order(key_mask), seed_there, queries, k.shape[1], heads, batch, threshold)
     args += (*_strides(q, k, v), keep_scale, _scale(q, heads) * math.log2(math.e))
     with on(q.device):
-        kernels().attention_forward[(batch * heads * tiles,)](*args, **options)
+        kernels().attention_forward[tiles, heads, batch](*args, **options)
     return y, normal
 
 
@@ -134,8 +135,8 @@ class _Backward:
         self.config, self.sums = _config("backward", q, heads), _config("sums", q, heads)
         batch, queries, _ = q.shape
         # Both kernels' tiles are powers of two.
-        rows = _whole(queries, max(self.config.tokens, self.sums.width))
-        columns = _whole(k.shape[1], max(self.config.width, self.sums.tokens))
+        rows = _whole(queries, max(self.config.queries, self.sums.queries))
+        columns = _whole(k.shape[1], max(self.config.keys, self.sums.keys))
         room = MOST_PARTS // (2 * heads * rows * columns * q.element_size())
         self.together = max(1, min(batch, room))
         self.parts = q.new_empty(2, self.together * heads, rows, columns)
@@ -159,20 +160,20 @@ class _Backward:
     ) -> None:
         q, k, v, config = self.q, self.k, self.v, self.config
         _, _, rows, columns = self.parts.shape
-        tiles = rows // config.tokens
+        tiles = rows // config.queries
         scale = _scale(q, self.heads)
         args: tuple[Any, ...] = (dy, q, k, v)
-        args += (*_tiles(dy, config.tokens, self.pieces), *_tiles(q, config.tokens, self.pieces))
-        args += (*_tiles(k, config.width, self.pieces), *_tiles(v, config.width, self.pieces))
+        args += (*_tiles(dy, config.queries, self.pieces), *_tiles(q, config.queries, self.pieces))
+        args += (*_tiles(k, config.keys, self.pieces), *_tiles(v, config.keys, self.pieces))
         tile = None
         if self.pieces["TMA"]:
-            tile = descriptor(self.parts.flatten(1, 2), [2, config.tokens, config.width])
-        args += (y, normal, dq, *_tiles(dq, config.tokens, self.pieces), tile, self.parts, *self.order, self.seed)
-        args += (q.shape[1], k.shape[1], self.heads, q.shape[0], first, tiles, self.threshold)
+            tile = descriptor(self.parts.flatten(1, 2), [2, config.queries, config.keys])
+        args += (y, normal, dq, *_tiles(dq, config.queries, self.pieces), tile, self.parts, *self.order, self.seed)
+        args += (q.shape[1], k.shape[1], self.heads, q.shape[0], first, self.threshold)
         args += (*_strides(dy, q, k, v), columns, self.parts.stride(0))
         args += (self.keep_scale, scale, scale * math.log2(math.e))
-        grid = (sequences * self.heads * tiles,)
-        options = _options(config, self.pieces) | _tail(q, self.heads)
+        grid = (tiles, self.heads, sequences)
+        options = _options(config, self.pieces) | {"TN": config.tail}
         kernels().attention_backward[grid](*args, **options)
 
     def _sums(
@@ -180,13 +181,13 @@ class _Backward:
     ) -> None:
         config, pieces = self.sums, self.pieces
         _, rows, columns = part.shape
-        tiles = -(-out.shape[1] // config.tokens)
-        tile = descriptor(part, [1, config.width, config.tokens]) if pieces["TMA"] else None
-        args = (part, x, tile, *_tiles(x, config.width, pieces), out, *self.order)
-        args += (x.shape[1], out.shape[1], self.heads, first, tiles, rows, *_strides(x))
+        tiles = -(-out.shape[1] // config.keys)
+        tile = descriptor(part, [1, config.queries, config.keys]) if pieces["TMA"] else None
+        args = (part, x, tile, *_tiles(x, config.queries, pieces), out, *self.order)
+        args += (x.shape[1], out.shape[1], self.heads, first, rows, *_strides(x))
         args += (columns, factor)
-        options = _options(config, pieces) | {"BM": config.width, "BN": config.tokens}
-        kernels().attention_sums[(sequences * self.heads * tiles,)](*args, **options)
+        grid = (tiles, self.heads, sequences)
+        kernels().attention_sums[grid](*args, **_options(config, pieces))
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, heads: int) -> None:
@@ -212,8 +213,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, heads: int)
 def _fits(q: Tensor, k: Tensor, heads: int) -> bool:
     channels, rest = divmod(q.shape[2], heads)
     fine = not rest and channels % 16 == 0 and 0 < channels <= configs.MOST_HEAD_CHANNELS
+    fine = fine and max(q.shape[0], heads) <= _MOST_PROGRAMS
     # Within a sequence kernels count in 32 bits; 256 is more than a tile adds.
     longest = max(q.shape[1], k.shape[1]) + 256
+    fine = fine and q.shape[0] * heads * longest < 2**31
     return fine and longest**2 < 2**31 and 4 * longest * q.shape[2] < 2**31
 
 
@@ -234,17 +237,14 @@ def _pieces(q: Tensor, heads: int) -> dict[str, Any]:
     return {"D": channels, "D0": first, "D1": second, "TMA": tma}
 
 
-def _tail(q: Tensor, heads: int) -> dict[str, int]:
-    return {"TN": configs.attention_tail(q.shape[2] // heads, arch(q.device))}
-
-
-def _config(op: str, q: Tensor, heads: int) -> configs.Config:
+def _config(op: str, q: Tensor, heads: int) -> configs.AttentionTile:
     return configs.attention(op, q.shape[2] // heads, arch(q.device))
 
 
-def _options(config: configs.Config, pieces: dict[str, Any]) -> dict[str, Any]:
-    options = {"BM": config.tokens, "BN": config.width, **pieces}
-    return options | {"num_warps": config.warps, "num_stages": config.stages}
+def _options(config: configs.AttentionTile, pieces: dict[str, Any]) -> dict[str, Any]:
+    options = {"BM": config.queries, "BN": config.keys, **pieces}
+    options |= {"num_warps": config.warps, "num_stages": config.stages}
+    return options | ({"maxnreg": config.registers} if config.registers else {})
 
 
 def _tiles(t: Tensor, rows: int, pieces: dict[str, Any]) -> tuple[Any, Any]:
@@ -286,5 +286,5 @@ def _make_order(key_mask: Tensor) -> tuple[Tensor, Tensor]:
     counts = torch.empty(batch, 2, dtype=torch.int32, device=key_mask.device)
     with on(key_mask.device):
         mask = key_mask.contiguous().view(torch.uint8)
-        kernels().key_order[(batch,)](mask, order, counts, keys, BN=_ORDER_TILE)
+        kernels().key_order[(batch,)](mask, order, counts, keys, BN=configs.KEY_ORDER_TILE)
     return order, counts
