@@ -206,7 +206,16 @@ _USAGE = ("REG", "STACK", "LOCAL")
 
 def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """Function, compile-time arguments, types of the others."""
-    from sniper.kernels import adam, attention, attention_backward, batch_norm, elementwise, norm, product, wgrad
+    from sniper.kernels import (
+        adam,
+        attention,
+        attention_backward,
+        batch_norm,
+        elementwise,
+        norm,
+        product,
+        wgrad,
+    )
 
     b, bt, width = case.block, case.tokens, case.width
     dtype = "fp32" if case.dtype == "tf32" else case.dtype

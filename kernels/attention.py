@@ -328,7 +328,9 @@ def attention_forward(
         acc0, acc1 = add_products(p.to(v0.dtype), v0, v1, acc0, acc1, D1)
     # No key counts: 0, and weights of 0 in backward.
     none = total == 0
-    tl.store(lse + first_row + m, tl.where(none, float("inf"), top + tl.math.log2(total)), mask=inside)
+    tl.store(
+        lse + first_row + m, tl.where(none, float("inf"), top + tl.math.log2(total)), mask=inside
+    )
     factor = tl.where(none, 0.0, keep_scale / total)[:, None]
     acc0, acc1 = acc0 * factor, acc1 * factor
     store_pieces(y, y_0, y_1, acc0, acc1, batch, tile, queries, heads, channel, D, D0, D1, TMA)

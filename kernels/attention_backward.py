@@ -70,7 +70,7 @@ def attention_backward(
     dq_0,  # descriptors of dq, tiles [1, BM, D0] and [1, BM, D1], or None
     dq_1,
     parts_tile,  # descriptor of parts as [2, rows, columns], tiles [2, BM, BN], or None
-    parts,  # [2, heads of some sequences * tiles * BM, columns]: weights after dropout, gradients of scores
+    parts,  # [2, rows, columns]: weights after dropout and gradients of scores, in whole tiles
     order,
     counts,
     seed,
@@ -213,9 +213,7 @@ def attention_sums(
             w = p_0.load([rest, m0, n0]).reshape(BM, BN)
         else:
             w = tl.load(parts + m[:, None] * columns + tl.arange(0, BN)[None, :])
-        x0, x1 = load_pieces(
-            x, x_0, x_1, batch, m0, m, x_row, channel, m < queries, D, D0, D1, TMA
-        )
+        x0, x1 = load_pieces(x, x_0, x_1, batch, m0, m, x_row, channel, m < queries, D, D0, D1, TMA)
         acc0, acc1 = add_products(w.T, x0, x1, acc0, acc1, D1)
     rows = n
     if order is not None:

@@ -146,6 +146,7 @@ ATTENTION_POINTER = {
     "sums": {256: AttentionTile(64, 64, 4, 2)},
 }
 
+
 def arch_of(capability: tuple[int, int]) -> int:
     """`(9, 0)` -> 90."""
     return 10 * capability[0] + capability[1]

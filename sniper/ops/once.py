@@ -34,7 +34,9 @@ def made_once(t: Tensor, what: Hashable, make: Callable[[], T]) -> T:
     # What a recording made is made anew when it is replayed, and what was made before is not.
     recorded = t.is_cuda and torch.cuda.is_current_stream_capturing()
     kind = (t._version, t.shape, t.stride(), t.storage_offset(), recorded)
-    kept: dict[Hashable, tuple[Any, Any]] = _made.setdefault(base, {})
+    kept: dict[Hashable, tuple[Any, Any]] | None = _made.get(base)
+    if kept is None:
+        kept = _made[base] = {}
     made = kept.get(what)
     if made is None or made[0] != kind:
         made = kept[what] = kind, make()

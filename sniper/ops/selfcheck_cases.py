@@ -323,15 +323,15 @@ def _attention(dtype: str, device: torch.device) -> float:
         mask[0, 20:90:3] = False
         mask = mask if masked else None
         # Columns of one tensor, as a layer's three projections come.
-        there = list(torch.cat(packed, 2).to(device).chunk(4, 2))
+        q, k, v, dy = torch.cat(packed, 2).to(device).chunk(4, 2)
         on_device = None if mask is None else mask.to(device)
-        args = (*there[:3], on_device)
-        y, normal = attention.attention(*args, heads, p, _SEED)
-        got = (y, *attention.attention_backward(there[3], *args, y, normal, p, _SEED))
+        y, normal = attention.attention(q, k, v, on_device, heads, p, _SEED)
+        grads = attention.attention_backward(dy, q, k, v, on_device, y, normal, p, _SEED)
         leaves = [t.double().requires_grad_() for t in packed[:3]]
         wanted = _attention_written_out(leaves, mask, heads, p)
         right = (wanted.detach(), *torch.autograd.grad(wanted, leaves, packed[3].double()))
-        for name, ours, theirs in zip(("attention", "dq", "dk", "dv"), got, right, strict=True):
+        names = ("attention", "dq", "dk", "dv")
+        for name, ours, theirs in zip(names, (y, *grads), right, strict=True):
             worst = max(worst, _compare(name, ours, theirs, dtype))
     return worst
 
@@ -346,7 +346,7 @@ def _attention_written_out(
     scores = (q @ k.mT / (columns // heads) ** 0.5).masked_fill(~counts, -1e30)
     weights = scores.softmax(-1) * counts
     if p:
-        drawn = _keep((heads, batch, length, length)).transpose(0, 1)
+        drawn = _keep(torch.Size((heads, batch, length, length))).transpose(0, 1)
         # Words are of the keys that count, one behind the other.
         place = (counts.long().cumsum(-1) - 1).clamp_min(0).expand(drawn.shape)
         weights = weights * drawn.gather(3, place) / (1 - p)

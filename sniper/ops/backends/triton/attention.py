@@ -145,10 +145,10 @@ class _Backward:
         self, first: int, dy: Tensor, y: Tensor, normal: Tensor, dq: Tensor, dk: Tensor, dv: Tensor
     ) -> None:
         """Sequences `first, first + 1, ...`."""
-        q, k, v, heads = self.q, self.k, self.v, self.heads
+        q = self.q
         sequences = min(self.together, q.shape[0] - first)
         self._queries(first, sequences, dy, y, normal, dq)
-        scale = _scale(q, heads)
+        scale = _scale(q, self.heads)
         for part, x, out, factor in (
             (self.parts[0], dy, dv, self.keep_scale),
             (self.parts[1], q, dk, scale),
@@ -168,7 +168,16 @@ class _Backward:
         tile = None
         if self.pieces["TMA"]:
             tile = descriptor(self.parts.flatten(1, 2), [2, config.queries, config.keys])
-        args += (y, normal, dq, *_tiles(dq, config.queries, self.pieces), tile, self.parts, *self.order, self.seed)
+        args += (
+            y,
+            normal,
+            dq,
+            *_tiles(dq, config.queries, self.pieces),
+            tile,
+            self.parts,
+            *self.order,
+            self.seed,
+        )
         args += (q.shape[1], k.shape[1], self.heads, q.shape[0], first, self.threshold)
         args += (*_strides(dy, q, k, v), columns, self.parts.stride(0))
         args += (self.keep_scale, scale, scale * math.log2(math.e))
