@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import multiprocessing
 import re
 import subprocess
@@ -30,7 +31,8 @@ KINDS = {"bf16": "half", "fp16": "half", "tf32": "tf32", "fp32": "fp32"}
 INDICES = ("crow", "col", "order", "row_indices")
 # Sizes that are multiples of 16 in every model: channels that divide by a block size.
 STRIDES = ("src_stride_b", "src_stride_t", "weight_stride")
-STRIDES += ("dy_stride_b", "dy_stride_t", "x_stride_b", "x_stride_t", "columns")
+STRIDES += ("dy_stride_b", "dy_stride_t", "x_stride_b", "x_stride_t", "columns", "part")
+STRIDES += ("q_batch", "k_batch", "v_batch", "dy_batch", "x_batch")
 
 
 BATCH_NORM = (
@@ -41,14 +43,19 @@ BATCH_NORM = (
 )
 # Channels of a LayerNorm: those of the default model and of small ones, and the most there can be.
 NORM_COLUMNS = (256, 384, configs.MOST_NORM_COLUMNS)
+# Channels of a head: the default model's, and common ones of one piece.
+HEADS = (64, 128, 192)
+ATTENTION = {"forward": "attention_forward", "backward": "attention_backward"}
+ATTENTION |= {"sums": "attention_sums"}
 _FLOATS = ("partial", "sums", "mean", "rstd", "dweight", "dbias")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One kernel to compile; `width` and the fields around it are `configs.Config`'s.
+    """One kernel to compile; `width` and the fields around it are `configs.Config`'s, of attention
+    queries and keys.
 
-    Where there are no blocks, `block` is a LayerNorm's columns, or 64.
+    Where there are no blocks, `block` is a LayerNorm's columns, a head's channels, or 64.
     """
 
     pass_: str
@@ -108,6 +115,12 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
         for dtype in ("bf16", "fp16", "fp32"):
             for pass_ in BATCH_NORM:
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
+        for dtype in ("bf16", "fp16"):
+            for op, channels in itertools.product(ATTENTION, HEADS):
+                tile = configs.attention(op, channels, arch)[:4]
+                path = "tma" if configs.has_tma(arch) else "pointer"
+                yield Case(ATTENTION[op], path, arch, dtype, channels, *tile)
+        yield Case("key_order", "pointer", arch, "fp32", 64, 1, configs.KEY_ORDER_TILE, 4, 3)
         yield Case("batch_norm_statistics", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
         yield Case("norm_sums", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
 
@@ -119,14 +132,17 @@ def compile_case(case: Case) -> Row:
     from triton.compiler import ASTSource
 
     function, constants, types = _kernel(case)
+    constants = {name: c for name, c in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for i, name in enumerate(function.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "i32")
-        aligned = signature[name].startswith("*") or name in STRIDES
+        aligned = signature[name].startswith("*") or name in STRIDES or name.endswith("_row")
         if name not in constants and aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     options = {"num_warps": case.warps, "num_stages": case.stages}
+    if case.pass_ in ATTENTION.values():
+        options["maxnreg"] = _attention_tile(case).registers
     kernel = triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)
     usage, code = _disassemble(kernel.asm["cubin"])
     found = {n: re.search(rf"{n}:(\d+)", usage) for n in _USAGE}
@@ -190,7 +206,16 @@ _USAGE = ("REG", "STACK", "LOCAL")
 
 def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """Function, compile-time arguments, types of the others."""
-    from sniper.kernels import adam, batch_norm, elementwise, norm, product, wgrad
+    from sniper.kernels import (
+        adam,
+        attention,
+        attention_backward,
+        batch_norm,
+        elementwise,
+        norm,
+        product,
+        wgrad,
+    )
 
     b, bt, width = case.block, case.tokens, case.width
     dtype = "fp32" if case.dtype == "tf32" else case.dtype
@@ -228,6 +253,12 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         if case.pass_ == "adam_update":
             constants |= {"RATES": adam.RATES, "CLEAR": False}
         return getattr(adam, case.pass_), constants, types
+    if case.pass_ == "key_order":
+        types |= {"mask": "*u8", "order": "*i32", "counts": "*i32"}
+        return attention.key_order, {"BN": width}, types
+    if case.pass_ in ATTENTION.values():
+        module = attention if case.pass_ == "attention_forward" else attention_backward
+        return getattr(module, case.pass_), *_attention_arguments(case)
     if case.pass_.startswith("batch_norm"):
         types |= dict.fromkeys(("weight", "bias", "dweight", "dbias"), "*fp32")
         types |= {"dx": f"*{dtype}", "tracked": "*i64", "eps": "fp32", "momentum": "fp32"}
@@ -246,6 +277,34 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         return getattr(norm, case.pass_), constants, types
     constants = {"BM": bt, "BN": width} | ({"RELU": True} if case.pass_ == "dropout" else {})
     return getattr(elementwise, case.pass_), constants, types
+
+
+def _attention_tile(case: Case) -> configs.AttentionTile:
+    op = next(op for op, name in ATTENTION.items() if name == case.pass_)
+    return configs.attention(op, case.block, case.arch)
+
+
+def _attention_arguments(case: Case) -> tuple[dict[str, Any], dict[str, str]]:
+    """Compile-time arguments and types of a kernel of attention, with hidden keys and dropout."""
+    dtype, bm, bn = case.dtype, case.tokens, case.width
+    pieces, tma = configs.head_pieces(case.block), case.path == "tma"
+    types = dict.fromkeys(("q", "k", "v", "y", "dy", "dq", "parts", "x", "out"), f"*{dtype}")
+    types |= {"lse": "*fp32", "order": "*i32", "counts": "*i32", "seed": "*i64"}
+    types |= dict.fromkeys(("keep_scale", "scale", "scale2", "factor"), "fp32")
+    constants: dict[str, Any] = {"BM": bm, "BN": bn, "D": case.block, "TMA": tma}
+    constants |= dict(zip(("D0", "D1"), pieces, strict=True))
+    if case.pass_ != "attention_sums":
+        constants["TN"] = _attention_tile(case).tail
+    descriptors = {"parts_tile": [2, bm, bn], "p_0": [1, bm, bn]}
+    for name, number in itertools.product(("q", "k", "v", "y", "dy", "dq", "x"), (0, 1)):
+        rows = bn if name in ("k", "v") else bm
+        descriptors[f"{name}_{number}"] = [1, rows, pieces[number]]
+    for name, tile in descriptors.items():
+        if tma and 0 not in tile:
+            types[name] = f"tensordesc<{dtype}{str(tile).replace(' ', '')}>"
+        else:
+            constants[name] = None
+    return constants, types
 
 
 def _disassemble(cubin: bytes) -> tuple[str, str]:

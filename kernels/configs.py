@@ -44,6 +44,27 @@ class Config(NamedTuple):
     stages: int
 
 
+class AttentionTile(NamedTuple):
+    """One way to launch a kernel of attention.
+
+    Args:
+        queries, keys: of a tile. Random words are drawn for 64 keys at a time, of which a tile of
+            fewer uses a part.
+        warps: per program.
+        stages: of the software pipeline.
+        tail: keys at a time that fill no whole tile, or do not lie one behind the other.
+        registers: of a thread, at most, so that more programs share a multiprocessor; None: as many
+            as the compiler takes.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+    tail: int = 32
+    registers: int | None = None
+
+
 C = Config
 # By path and block size, for two-byte values, for float32 as tf32, and for true float32.
 PRODUCT = {
@@ -100,6 +121,30 @@ ADAM_TILE = 1024
 MOST_NORM_COLUMNS = 4096
 # Tile of the sum of its programs' partial gradients: narrow, so that many programs share them.
 NORM_SUMS = Config(256, 8, 4, 3)
+# A head has a multiple of 16 channels, up to this.
+MOST_HEAD_CHANNELS = 256
+# By the most channels of a head. In the order of their times on an H200.
+ATTENTION_TMA = {
+    "forward": {
+        128: AttentionTile(64, 64, 4, 2),
+        192: AttentionTile(64, 32, 4, 2, tail=16, registers=168),
+        256: AttentionTile(128, 64, 8, 2),
+    },
+    "backward": {
+        128: AttentionTile(64, 64, 4, 2),
+        192: AttentionTile(128, 64, 8, 2),
+        256: AttentionTile(64, 64, 8, 1, tail=16),
+    },
+    "sums": {192: AttentionTile(64, 64, 4, 2), 256: AttentionTile(64, 64, 8, 2)},
+}
+# Flags of a mask that a program reads at a time.
+KEY_ORDER_TILE = 256
+# Where tensor cores read registers, which do not suffice for more.
+ATTENTION_POINTER = {
+    "forward": {64: AttentionTile(64, 32, 4, 1, 16), 256: AttentionTile(32, 32, 4, 2, 16)},
+    "backward": {64: AttentionTile(64, 32, 4, 1, 16), 256: AttentionTile(32, 32, 4, 2, 16)},
+    "sums": {256: AttentionTile(64, 64, 4, 2)},
+}
 
 
 def arch_of(capability: tuple[int, int]) -> int:
@@ -173,6 +218,28 @@ def norm_backward(columns: int) -> Config:
     """
     width = _row_width(columns)
     return Config(max(1, min(16, 512 // width)), width, max(1, width // 512), 3)
+
+
+def head_pieces(channels: int) -> tuple[int, int]:
+    """A head's channels as one power of two, or as two: `192` -> `(128, 64)`. The second is 0 or at
+    least 16, and may be wider than what is left.
+    """
+    first = 1 << (channels.bit_length() - 1)
+    rest = channels - first
+    return first, 0 if not rest else max(16, 1 << (rest - 1).bit_length())
+
+
+def attention(op: str, channels: int, arch: int) -> AttentionTile:
+    """The tile of a kernel of attention.
+
+    Args:
+        op: `forward`, `backward` (the gradients of queries and scores) or `sums` (of keys and
+            values).
+        channels: of a head.
+        arch: compute capability, as 90.
+    """
+    table = ATTENTION_TMA if has_tma(arch) else ATTENTION_POINTER
+    return next(tile for most, tile in table[op].items() if channels <= most)
 
 
 def _row_width(columns: int) -> int:

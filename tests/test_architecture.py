@@ -30,6 +30,7 @@ FLOORS = (
         "sniper.ops.layout",
         "sniper.ops.extension",
         "sniper.ops.memory",
+        "sniper.ops.once",
         "sniper.ops.transforms",
     ),
     (

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Self-attention with dropout, without what torch's CPU path spends beside the products.
+"""Self-attention with dropout, without what torch's paths spend beside the products.
 
-Torch's own path for training with dropout copies q, k and v, draws a stored mask from a serial
+On a CPU torch's path for training with dropout copies q, k and v, draws a stored mask from a serial
 generator, and visits the `[B, H, T, T]` scores about ten times. Here both products, softmax and
 dropout are one kernel forward and one backward that keep a tile of scores in the cache: scores are
-never in memory, and hidden keys cost nothing.
+never in memory, and hidden keys cost nothing. On a GPU a key mask and dropout put torch's fast
+implementations on slow paths; there kernels of ours are timed beside them.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import attention as cpu
+from sniper.ops.backends.triton import attention as triton
 from sniper.ops.dropout import draw_seed
 from sniper.ops.geometry import check_share, check_tensor
 from sniper.ops.operation import operation
@@ -48,10 +52,30 @@ def attention(
     # Without dropout torch's fused kernel is as fast, and it has second derivatives.
     if dropout_p and ours and not torch.is_autocast_enabled("cpu"):
         return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]
+    on_gpu = partial(_attention_of_heads, key_mask) if _gpu_serves(q, k, v, heads) else None
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    y = scaled_dot_product(q, k, v, mask, dropout_p)
+    y = scaled_dot_product(q, k, v, mask, dropout_p, on_gpu)
     return y.transpose(1, 2).flatten(2)
+
+
+def _gpu_serves(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
+    if not q.is_cuda or not q.numel() or torch.compiler.is_compiling():
+        return False
+    # Another dtype under autocast: torch's implementations cast.
+    cast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") != q.dtype
+    return not cast and triton.serves(q, k, v, heads)
+
+
+def _attention_of_heads(
+    key_mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, p: float
+) -> Tensor:
+    """Our kernels on `[B, H, T, D]` views of `[B, T, C]`."""
+    heads = q.shape[1]
+    q, k, v = (t.transpose(1, 2).flatten(2) for t in (q, k, v))
+    seed = draw_seed(q.device) if p else None
+    y = _attention(q, k, v, key_mask, heads, p, seed)[0]
+    return y.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 def _check(
@@ -77,18 +101,33 @@ def _check(
     check_share("dropout_p", dropout_p, below_one=True)
 
 
+def _on_cpu(t: Tensor) -> bool:
+    return t.is_cpu
+
+
 @operation("sniper::attention")
 def _attention(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, heads: int, p: float, seed: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    heads: int,
+    p: float,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """The result, and what backward needs of softmax: `[heads, B, T, 2]`."""
-    return cpu.attention(q, k, v, key_mask, heads, p, int(seed))
+    """The result, and what backward needs of softmax: `[heads, B, T, 2]`, on a GPU `[heads, B,
+    T]`. The seed may be None without dropout.
+    """
+    if _on_cpu(q):
+        return cpu.attention(q, k, v, key_mask, heads, p, 0 if seed is None else int(seed))
+    return triton.attention(q, k, v, key_mask, heads, p, seed)
 
 
 @_attention.register_fake
 def _(q, k, v, key_mask, heads, p, seed):
     y = torch.empty_like(q, memory_format=torch.contiguous_format)
-    return y, q.new_empty(heads, q.shape[0], q.shape[1], 2)
+    pair = (2,) if _on_cpu(q) else ()
+    return y, q.new_empty(heads, q.shape[0], q.shape[1], *pair, dtype=torch.float32)
 
 
 @operation("sniper::attention_backward")
@@ -98,26 +137,32 @@ def _attention_grad(
     k: Tensor,
     v: Tensor,
     key_mask: Tensor | None,
+    y: Tensor | None,
     normal: Tensor,
     p: float,
-    seed: Tensor,
+    seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return cpu.attention_backward(dy, q, k, v, key_mask, normal, p, int(seed))
+    if y is None:
+        drawn = 0 if seed is None else int(seed)
+        return cpu.attention_backward(dy, q, k, v, key_mask, normal, p, drawn)
+    return triton.attention_backward(dy, q, k, v, key_mask, y, normal, p, seed)
 
 
 @_attention_grad.register_fake
-def _(dy, q, k, v, key_mask, normal, p, seed):
+def _(dy, q, k, v, key_mask, y, normal, p, seed):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
 
 
 def _save(ctx, inputs, output):
     q, k, v, key_mask, _, ctx.p, seed = inputs
-    ctx.save_for_backward(q, k, v, key_mask, output[1], seed)
+    # The CPU's kernel finds the sums that y stands for as it goes.
+    y = None if _on_cpu(q) else output[0]
+    ctx.save_for_backward(q, k, v, key_mask, y, output[1], seed)
 
 
 def _backward(ctx, dy, _):
-    q, k, v, key_mask, normal, seed = ctx.saved_tensors
-    return *_attention_grad(dy, q, k, v, key_mask, normal, ctx.p, seed), *[None] * 4
+    q, k, v, key_mask, y, normal, seed = ctx.saved_tensors
+    return *_attention_grad(dy, q, k, v, key_mask, y, normal, ctx.p, seed), *[None] * 4
 
 
 _attention.register_autograd(_backward, setup_context=_save)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Torch's attention by the fastest of its implementations that takes the mask, on a GPU.
+"""Attention by the fastest implementation that takes the mask, ours or one of torch's, on a GPU.
 
 Flash attention takes no mask, and its form for sequences of several lengths takes no dropout. Here
 it hides keys all the same: one more channel, 1 in every query, and in a key 0 or a number so low
@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.ops import timings
+from sniper.ops.once import made_once
 from sniper.ops.transforms import transformed
 
 # The last one takes every input, so there is always one that can run.
@@ -31,19 +31,24 @@ _IMPLEMENTATIONS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# By mask: weak, since what was added in one step is nobody's in the next.
-_made = WeakTensorKeyDictionary()
 # Fused implementations take only heads whose channels are a multiple of this.
 _CHANNELS = 8
 
 
-def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
+# Of q, k, v `[B, H, T, D]` and a share that dropout zeroes; differentiable.
+Ours = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+def scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, ours: Ours | None = None
+) -> Tensor:
     """`dropout(softmax(q k^T / sqrt(D))) v`.
 
     Args:
         q, k, v: `[B, H, T, D]`, k and v of one length.
         mask: bool, broadcast to `[B, H, T, T]`, true where a key counts; None: all count.
         p: share of attention weights that dropout zeroes.
+        ours: computes the same with this mask; one more candidate.
 
     Returns:
         `[B, H, T, D]`. On a GPU the implementation is chosen by measured forward and backward time
@@ -51,9 +56,11 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: 
     """
     if not _chooses(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
-    candidates, noise = _candidates(q, k, v, mask, p), partial(_noise, q, k, v)
-    name = timings.fastest(_key(q, k, mask, p), candidates, quiet=True, noise=noise)
-    return _run(name, q, k, v, mask, p)
+    noise = partial(_noise, q, k, v)
+    timed, compared = _candidates(q, k, v, mask, p, ours)
+    key = _key(q, k, mask, p)
+    name = timings.fastest(key, timed, quiet=True, noise=noise, compared=compared)
+    return _run(name, q, k, v, mask, p, ours)
 
 
 def _chooses(q: Tensor) -> bool:
@@ -61,7 +68,17 @@ def _chooses(q: Tensor) -> bool:
     return q.is_cuda and q.numel() > 0 and not torch.compiler.is_compiling() and not transformed()
 
 
-def _run(name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
+def _run(
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    p: float,
+    ours: Ours | None = None,
+) -> Tensor:
+    if name == "ours" and ours is not None:
+        return ours(q, k, v, p)
     with sdpa_kernel(_IMPLEMENTATIONS[name]):
         if name == "flash" and mask is not None:
             return _keys_hidden_by_a_channel(q, k, v, mask, p)
@@ -69,49 +86,54 @@ def _run(name: str, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: flo
 
 
 def _added(mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """What is added to scores for a mask: torch would make it anew in every layer, by several
-    kernels of which each takes longer to launch than to run.
-    """
-    # Inference mode counts no versions.
-    if mask is None or mask.dtype != torch.bool or mask.is_inference():
+    """What is added to scores for a mask."""
+    if mask is None or mask.dtype != torch.bool:
         return mask
-    # By the tensor that the mask is a view of: each layer makes a view of its own.
-    base = mask if mask._base is None else mask._base
-    kind = (q.dtype, mask._version, mask.shape, mask.stride(), mask.storage_offset())
-    made = _made.get(base)
-    if made is None or made[0] != kind:
+
+    def make() -> Tensor:
         zeros = torch.zeros(mask.shape, dtype=q.dtype, device=mask.device)
-        made = _made[base] = kind, zeros.masked_fill_(~mask, -math.inf)
-    return made[1]
+        return zeros.masked_fill_(~mask, -math.inf)
+
+    return made_once(mask, ("added", q.dtype), make)
+
+
+Calls = dict[str, Callable[[], tuple[Tensor, ...]]]
 
 
 def _candidates(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float
-) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
-    able: set[str] = set()
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float, ours: Ours | None = None
+) -> tuple[Calls, Calls]:
+    """Forward and backward of each, as it is timed, and as it is compared: without dropout, whose
+    draws make results differ.
+    """
 
-    def run(name: str) -> tuple[Tensor, ...]:
-        if p and name not in able:
-            # Tried before it is timed, since not every implementation takes dropout.
-            with torch.random.fork_rng(_generators(q)), torch.no_grad(), _quiet():
-                _run(name, q, k, v, mask, p)
-            able.add(name)
-        # Compared and timed without dropout, whose draws would make results differ. Torch warns of
-        # each implementation that cannot run, and of all others that it was told to leave alone.
-        with torch.enable_grad(), _quiet():
+    def run(name: str, p: float) -> tuple[Tensor, ...]:
+        # Torch warns of each implementation that cannot run, and of all others that it was told to
+        # leave alone. What is drawn here must not change what the model draws.
+        with torch.random.fork_rng(_generators(q)), torch.enable_grad(), _quiet():
             leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-            y = _run(name, leaves[0], leaves[1], leaves[2], mask, 0.0)
+            y = _run(name, leaves[0], leaves[1], leaves[2], mask, p, ours)
             return y.detach(), *torch.autograd.grad(y, leaves, _gradient(y))
 
+    def compare(name: str) -> tuple[Tensor, ...]:
+        if p:
+            run(name, p)  # not every implementation takes dropout
+        return run(name, 0.0)
+
     names = [n for n in _IMPLEMENTATIONS if n != "flash" or mask is None or _hides_keys(mask)]
-    return {n: (lambda n=n: run(n)) for n in names}
+    names = names if ours is None else ["ours", *names]
+    timed: Calls = {n: partial(run, n, p) for n in names}
+    return timed, {n: partial(compare, n) for n in names}
 
 
 def _gradient(y: Tensor) -> Tensor:
     """Some dL/dy. Not ones: then dq and dk are differences of nearly equal sums, of which little
     but rounding is left, and right implementations differ by as much as they compute.
     """
-    return torch.arange(y.numel(), device=y.device).sin().view(y.shape).to(y.dtype)
+    batch, heads, length, channels = y.shape
+    values = torch.arange(y.numel(), device=y.device).sin().to(y.dtype)
+    # As it lies in a model: the heads of a row side by side.
+    return values.view(batch, length, heads, channels).transpose(1, 2)
 
 
 def _noise(q: Tensor, k: Tensor, v: Tensor) -> list[float]:

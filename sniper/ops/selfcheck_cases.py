@@ -17,7 +17,7 @@ from torch import Tensor
 from sniper.ops import selfcheck
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
-from sniper.ops.backends.triton import adam, batch_norm, elementwise, norm, tuning
+from sniper.ops.backends.triton import adam, attention, batch_norm, elementwise, norm, tuning
 from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_
@@ -47,6 +47,8 @@ def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Che
         selfcheck.NORM: partial(_norm, dtype, device),
         selfcheck.BATCH_NORM: partial(_batch_norm, dtype, device),
     }
+    if dtype in ("bf16", "fp16"):
+        checks[selfcheck.ATTENTION] = partial(_attention, dtype, device)
     for which in ("fwd", "dgrad", "wgrad"):
         for tiling in case.tilings(which):
             name = selfcheck.family(tiling.path, tuning.op_of(which))
@@ -306,6 +308,49 @@ def _batch_norm(dtype: str, device: torch.device) -> float:
         if int(on_device[2]) != 1:
             raise ValueError(f"batches: expected 1 after one, got {int(on_device[2])}")
     return worst
+
+
+def _attention(dtype: str, device: torch.device) -> float:
+    """Heads of two pieces with hidden keys and dropout, and of one without, by both ways to read
+    whole tiles and by the one for what is left.
+    """
+    generator = torch.Generator().manual_seed(5)
+    worst = 0.0
+    for heads, channels, p, masked in ((2, 192, _DROPOUT, True), (3, 64, 0.0, False)):
+        shape = (3, 150, heads * channels)
+        packed = [torch.randn(shape, generator=generator).to(_DTYPES[dtype]) for _ in range(4)]
+        mask = torch.arange(150) < torch.tensor([150, 71, 0])[:, None]
+        mask[0, 20:90:3] = False
+        mask = mask if masked else None
+        # Columns of one tensor, as a layer's three projections come.
+        q, k, v, dy = torch.cat(packed, 2).to(device).chunk(4, 2)
+        on_device = None if mask is None else mask.to(device)
+        y, normal = attention.attention(q, k, v, on_device, heads, p, _SEED)
+        grads = attention.attention_backward(dy, q, k, v, on_device, y, normal, p, _SEED)
+        leaves = [t.double().requires_grad_() for t in packed[:3]]
+        wanted = _attention_written_out(leaves, mask, heads, p)
+        right = (wanted.detach(), *torch.autograd.grad(wanted, leaves, packed[3].double()))
+        names = ("attention", "dq", "dk", "dv")
+        for name, ours, theirs in zip(names, (y, *grads), right, strict=True):
+            worst = max(worst, _compare(name, ours, theirs, dtype))
+    return worst
+
+
+def _attention_written_out(
+    leaves: list[Tensor], mask: Tensor | None, heads: int, p: float
+) -> Tensor:
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in leaves)
+    batch, length, columns = leaves[0].shape
+    counts = torch.ones(batch, length, dtype=torch.bool) if mask is None else mask
+    counts = counts[:, None, None]
+    scores = (q @ k.mT / (columns // heads) ** 0.5).masked_fill(~counts, -1e30)
+    weights = scores.softmax(-1) * counts
+    if p:
+        drawn = _keep(torch.Size((heads, batch, length, length))).transpose(0, 1)
+        # Words are of the keys that count, one behind the other.
+        place = (counts.long().cumsum(-1) - 1).clamp_min(0).expand(drawn.shape)
+        weights = weights * drawn.gather(3, place) / (1 - p)
+    return (weights @ v).transpose(1, 2).flatten(2)
 
 
 def _compare(what: str, got: Tensor, wanted: Tensor, dtype: str) -> float:

@@ -105,6 +105,7 @@ def fastest(
     candidates: dict[str, Callable[[], Any]],
     quiet: bool = False,
     noise: Noise = no_noise,
+    compared: dict[str, Callable[[], Any]] | None = None,
 ) -> str:
     """The name of the candidate to run for `key`, measured now if it is not known.
 
@@ -116,6 +117,7 @@ def fastest(
         quiet: without the warning, where it is usual that not all of them can run.
         noise: for each result, by how much right candidates may differ beyond a share of its
             largest entry (`sniper.ops.rounding.noise`); called where times are taken.
+        compared: what gives the results that are compared, where it is not what is timed.
 
     Raises:
         Exception: whatever the last candidate raises.
@@ -129,11 +131,11 @@ def fastest(
             raise RuntimeError(f"nothing was measured before this step was recorded: {key}")
         if before is not None:
             outdate()
-        choices[key] = _measure(candidates, quiet, noise)
+        choices[key] = _measure(candidates, quiet, noise, compared or candidates)
         _looked_again.add(key)
         _store(measured=key, unless_covers=candidates)
     elif _look_again and not before.sure and key not in _looked_again and not _capturing():
-        again = _measure(candidates, quiet, noise)
+        again = _measure(candidates, quiet, noise, compared or candidates)
         _looked_again.add(key)
         # An unsure second look overturns nothing: the bits of later runs must not change without a
         # reason.
@@ -256,10 +258,16 @@ def _pick(choice: Choice, candidates: dict[str, Any]) -> str:
     return next(name for name, t in times.items() if t <= limit)
 
 
-def _measure(candidates: dict[str, Callable[[], Any]], quiet: bool, noise: Noise) -> Choice:
+def _measure(
+    candidates: dict[str, Callable[[], Any]],
+    quiet: bool,
+    noise: Noise,
+    compared: dict[str, Callable[[], Any]],
+) -> Choice:
     """Samples in turns until they decide; what is far behind is not run again."""
     # Results are compared first: a candidate that computes something else is never timed.
-    every, candidates = list(candidates), _that_agree(candidates, quiet, noise)
+    every, good = list(candidates), _that_agree(compared, quiet, noise)
+    candidates = {name: candidates[name] for name in good}
     failed = tuple(name for name in every if name not in candidates)
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     # Three before anything is left behind or its median counts: on an H200 the first of a process

@@ -64,7 +64,7 @@ def test_flash_attention_is_a_candidate_for_key_masks_alone(played):
     keys = torch.ones(2, 1, 1, 7, dtype=torch.bool)
     pairs = torch.ones(2, 1, 7, 7, dtype=torch.bool)
     for mask, taken in ((None, True), (keys, True), (pairs, False)):
-        assert ("flash" in sdpa._candidates(q, q, q, mask, 0.0)) == taken
+        assert ("flash" in sdpa._candidates(q, q, q, mask, 0.0)[0]) == taken
 
 
 def test_what_takes_no_dropout_is_left_out(played, monkeypatch):
@@ -78,10 +78,14 @@ def test_what_takes_no_dropout_is_left_out(played, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
     q = torch.randn(2, 3, 7, 8)
     before = torch.get_rng_state()
-    candidates = sdpa._candidates(q, q, q, None, 0.5)
+    timed, compared = sdpa._candidates(q, q, q, None, 0.5)
     with pytest.raises(RuntimeError, match="no dropout"):
-        candidates["flash"]()
-    candidates["math"]()
+        compared["flash"]()
+    # Compared without dropout, timed with it.
+    assert all(
+        torch.equal(a, b) for a, b in zip(compared["math"](), compared["math"](), strict=True)
+    )
+    assert not torch.equal(timed["math"]()[0], compared["math"]()[0])
     assert torch.equal(torch.get_rng_state(), before)
     sdpa.scaled_dot_product(q, q, q, None, 0.5)
     sdpa.scaled_dot_product(q, q, q, None, 0.0)
@@ -98,14 +102,25 @@ def test_a_mask_is_made_into_what_is_added_once_for_all_layers():
     assert torch.equal(first == 0, views[0]) and torch.equal(first.isinf(), ~views[0])
     assert sdpa._added(views[0], q.double()).dtype == torch.float64
     assert sdpa._added(keys[:, None, :, None], q).shape == (2, 1, 7, 1)
-    keys[0, 0] ^= True
-    assert torch.equal(sdpa._added(views[0], q) == 0, views[0])
-    kept = len(sdpa._made)
-    del keys, views
-    assert len(sdpa._made) == kept - 1
-    with torch.inference_mode():
-        mask = torch.ones(2, 1, 1, 7, dtype=torch.bool)
-        assert sdpa._added(mask, q) is mask
+
+
+def test_ours_is_one_more_candidate(played):
+    """It is taken where it computes the same, and left out where it does not."""
+
+    def right(q, k, v, p):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
+
+    def wrong(q, k, v, p):
+        return right(q, k, v, p) + 0.1
+
+    q = torch.randn(2, 3, 7, 8)
+    for heads, ours in ((3, right), (2, wrong)):
+        q = torch.randn(2, heads, 7, 8)
+        y = sdpa.scaled_dot_product(q, q, q, None, 0.0, ours)
+        torch.testing.assert_close(y, right(q, q, q, 0.0))
+    choices = json.loads((played / "backend-times-3.json").read_text())["choices"]
+    assert ["ours" in c["failed"] for c in choices.values()] == [False, True]
+    assert "ours" in next(iter(choices.values()))["seconds"]
 
 
 def test_dropout_is_torchs():

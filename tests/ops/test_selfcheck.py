@@ -59,7 +59,9 @@ def test_the_kernels_pass_in_the_interpreter(monkeypatch, dtype, block):
     found = selfcheck.run("cpu", dtype, block)
     paths = ["pointer"] if dtype == "fp32" else ["tma", "pointer"]
     wanted = {selfcheck.family(p, op) for p in paths for op in ("product", "wgrad")}
-    assert set(found) == {selfcheck.ELEMENTWISE, selfcheck.NORM, selfcheck.BATCH_NORM, *wanted}
+    wanted |= {selfcheck.ELEMENTWISE, selfcheck.NORM, selfcheck.BATCH_NORM}
+    # It takes values of two bytes alone.
+    assert set(found) == wanted | ({selfcheck.ATTENTION} if dtype == "fp16" else set())
     assert all(v.ok and v.error < 1e-3 and v.seconds > 0 for v in found.values()), found
 
 
