@@ -139,10 +139,10 @@ def load_pieces(
 
 @triton.jit
 def store_pieces(
-    out, first, second, acc0, acc1, batch, tile, queries, heads, channel,
+    out, first, second, acc0, acc1, batch, tile, queries, row, channel,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Writes a tile of rows to a contiguous `[batches, queries, heads * D]`."""
+    """Writes a tile of rows to `[batches, queries, heads * D]`, rows a distance of `row` apart."""
     M: tl.constexpr = acc0.shape[0]
     t0 = tile * M
     if TMA:
@@ -153,10 +153,10 @@ def store_pieces(
             second.store([batch, t0, channel + D0], rest)
     else:
         m = t0 + tl.arange(0, M)
-        out += batch.to(tl.int64) * queries * (heads * D) + channel
-        store_rows(out, acc0, m, heads * D, 0, m < queries, D)
+        out += batch.to(tl.int64) * queries * row + channel
+        store_rows(out, acc0, m, row, 0, m < queries, D)
         if D1 > 0:
-            store_rows(out, acc1, m, heads * D, D0, m < queries, D)
+            store_rows(out, acc1, m, row, D0, m < queries, D)
 
 
 @triton.jit
@@ -333,4 +333,5 @@ def attention_forward(
     )
     factor = tl.where(none, 0.0, keep_scale / total)[:, None]
     acc0, acc1 = acc0 * factor, acc1 * factor
-    store_pieces(y, y_0, y_1, acc0, acc1, batch, tile, queries, heads, channel, D, D0, D1, TMA)
+    row = heads * D
+    store_pieces(y, y_0, y_1, acc0, acc1, batch, tile, queries, row, channel, D, D0, D1, TMA)

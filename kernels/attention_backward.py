@@ -66,7 +66,7 @@ def attention_backward(
     v_1,
     y,  # contiguous
     lse,
-    dq,  # contiguous
+    dq,  # rows a distance of dq_row apart, in one run over all sequences
     dq_0,  # descriptors of dq, tiles [1, BM, D0] and [1, BM, D1], or None
     dq_1,
     parts_tile,  # descriptor of parts as [2, rows, columns], tiles [2, BM, BN], or None
@@ -88,6 +88,7 @@ def attention_backward(
     k_row,
     v_batch,
     v_row,
+    dq_row,
     columns,  # of parts: keys in whole tiles
     part,  # its elements a half
     keep_scale,
@@ -163,7 +164,7 @@ def attention_backward(
         )  # fmt: skip
         acc0, acc1 = add_products(ds, k0, k1, acc0, acc1, D1)
     acc0, acc1 = acc0 * scale, acc1 * scale
-    store_pieces(dq, dq_0, dq_1, acc0, acc1, batch, tile, queries, heads, channel, D, D0, D1, TMA)
+    store_pieces(dq, dq_0, dq_1, acc0, acc1, batch, tile, queries, dq_row, channel, D, D0, D1, TMA)
 
 
 @triton.jit(do_not_specialize=ATTENTION_SIZES)
@@ -173,7 +174,7 @@ def attention_sums(
     p_0,  # descriptors: of parts, tiles [1, BM, BN]; of x, tiles [1, BM, D0] and [1, BM, D1]
     x_0,
     x_1,
-    out,  # dv or dk, [batches, keys, heads * D], contiguous
+    out,  # dv or dk, [batches, keys, heads * D], rows a distance of out_row apart as those of dq
     order,
     counts,
     queries,
@@ -183,6 +184,7 @@ def attention_sums(
     part_rows,
     x_batch,
     x_row,
+    out_row,
     columns,
     factor,
     BM: tl.constexpr,
@@ -218,10 +220,10 @@ def attention_sums(
     rows = n
     if order is not None:
         rows = tl.load(order + batch.to(tl.int64) * keys + n, mask=n < keys, other=0)
-    out += batch.to(tl.int64) * keys * (heads * D) + channel
+    out += batch.to(tl.int64) * keys * out_row + channel
     # What a hidden key's weights were, nobody wrote.
     acc0 = tl.where((n < count)[:, None], acc0 * factor, 0.0)
-    store_rows(out, acc0, rows, heads * D, 0, n < keys, D)
+    store_rows(out, acc0, rows, out_row, 0, n < keys, D)
     if D1 > 0:
         acc1 = tl.where((n < count)[:, None], acc1 * factor, 0.0)
-        store_rows(out, acc1, rows, heads * D, D0, n < keys, D)
+        store_rows(out, acc1, rows, out_row, D0, n < keys, D)

@@ -18,6 +18,7 @@ from sniper import ops
 from sniper.layers.linear import BlockSparseLinear
 from sniper.ops import dispatch, gradients
 from sniper.ops.autocast import autocast_dtype
+from sniper.ops.geometry import columns_of
 from sniper.ops.layout import BlockLayout
 from sniper.ops.transforms import transformed
 
@@ -66,20 +67,6 @@ class _Columns(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         together = columns_of(grads)
         return torch.cat(grads, -1) if together is None else together, None
-
-
-def columns_of(parts: Sequence[Tensor]) -> Tensor | None:
-    """The tensor whose columns these are, in this order; None if they are of several."""
-    first, columns = parts[0], sum(part.shape[-1] for part in parts)
-    strides, offset = [columns, 1], first.storage_offset()
-    for size in reversed(first.shape[1:-1]):
-        strides.insert(0, strides[0] * size)
-    for part in parts:
-        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not same or part.storage_offset() != offset or list(part.stride()) != strides:
-            return None
-        offset += part.shape[-1]
-    return first.as_strided((*first.shape[:-1], columns), strides)
 
 
 class Stackable(nn.Module):

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import attention as cpu
+from sniper.ops.backends.cpu.launch import empty
 from sniper.ops.backends.triton import attention as triton
 from sniper.ops.dropout import draw_seed
-from sniper.ops.geometry import check_share, check_tensor
+from sniper.ops.geometry import check_share, check_tensor, columns_of
 from sniper.ops.operation import operation
 from sniper.ops.sdpa import scaled_dot_product
 from sniper.ops.transforms import transformed
@@ -148,6 +149,34 @@ def _attention_grad(
     return triton.attention_backward(dy, q, k, v, key_mask, y, normal, p, seed)
 
 
+@operation("sniper::attention_backward_into", mutates_args=("dq", "dk", "dv"))
+def _attention_grad_into(
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    y: Tensor | None,
+    normal: Tensor,
+    p: float,
+    seed: Tensor | None,
+) -> None:
+    """`_attention_grad` with its results where they are wanted."""
+    if y is None:
+        drawn = 0 if seed is None else int(seed)
+        cpu.attention_backward(dy, q, k, v, key_mask, normal, p, drawn, (dq, dk, dv))
+    else:
+        triton.attention_backward(dy, q, k, v, key_mask, y, normal, p, seed, (dq, dk, dv))
+
+
+@_attention_grad_into.register_fake
+def _(dq, dk, dv, dy, q, k, v, key_mask, y, normal, p, seed):
+    return None
+
+
 @_attention_grad.register_fake
 def _(dy, q, k, v, key_mask, y, normal, p, seed):
     return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
@@ -162,7 +191,15 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dy, _):
     q, k, v, key_mask, y, normal, seed = ctx.saved_tensors
-    return *_attention_grad(dy, q, k, v, key_mask, y, normal, ctx.p, seed), *[None] * 4
+    rest = (dy, q, k, v, key_mask, y, normal, ctx.p, seed)
+    # Where one product gave q, k and v, its gradient is wanted as one tensor.
+    if columns_of((q, k, v)) is None or torch.is_grad_enabled():
+        return *_attention_grad(*rest), *[None] * 4
+    shape = (*q.shape[:2], 3 * q.shape[2])
+    together = empty(q.dtype, *shape) if _on_cpu(q) else q.new_empty(shape)
+    grads = together.chunk(3, -1)
+    _attention_grad_into(*grads, *rest)
+    return *grads, *[None] * 4
 
 
 _attention.register_autograd(_backward, setup_context=_save)

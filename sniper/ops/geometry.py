@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -86,6 +87,23 @@ def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
         return matrix
     n, c, taps = weight.shape
     return matrix.view(n, taps, c).permute(0, 2, 1)
+
+
+def columns_of(parts: Sequence[Tensor]) -> Tensor | None:
+    """The tensor whose columns these are, in this order; None if they are of several."""
+    if any(type(part) is not Tensor for part in parts):
+        return None  # what a compiler traces has no memory
+    first, columns = parts[0], sum(part.shape[-1] for part in parts)
+    strides, offset = [columns, 1], first.storage_offset()
+    for size in reversed(first.shape[1:-1]):
+        strides.insert(0, strides[0] * size)
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        same = same and part.shape[:-1] == first.shape[:-1]
+        if not same or part.storage_offset() != offset or list(part.stride()) != strides:
+            return None
+        offset += part.shape[-1]
+    return first.as_strided((*first.shape[:-1], columns), strides)
 
 
 def check_tensor(name: str, value: object) -> None:

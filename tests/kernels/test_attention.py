@@ -121,6 +121,28 @@ def test_sequences_take_turns_where_room_is_short(device, monkeypatch):
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 70, 70, 192), (2, 1, 33, 33, 48)])
+def test_gradients_are_written_where_they_are_wanted(shape, device):
+    """As columns of one tensor."""
+    given, mask = tensors(shape, device), masks(shape)
+    y, *apart = ours(*given, mask, shape[1], 0.2)
+    whole = torch.full((*y.shape[:2], 3 * y.shape[2]), float("nan"), device=device, dtype=y.dtype)
+    q, k, v, dy = given
+    seed, there = torch.full((), SEED, device=device), mask.to(device)
+    _, normal = triton.attention(q, k, v, there, shape[1], 0.2, seed)
+    into = whole.chunk(3, -1)
+    triton.attention_backward(dy, q, k, v, there, y, normal, 0.2, seed, into)
+    for a, b in zip(into, apart, strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="dk: expected rows a distance apart"):
+        backwards = (
+            into[0],
+            into[1].flip(2).flip(1).expand(-1, -1, -1).mT.contiguous().mT,
+            into[2],
+        )
+        triton.attention_backward(dy, q, k, v, there, y, normal, 0.2, seed, backwards)
+
+
 def test_gradients_come_through_the_operation(device, monkeypatch):
     """As the model calls it: heads split, the gradient of a sum with strides of 0."""
     monkeypatch.setattr(operations, "_on_cpu", lambda t: False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import BlockSparseLinear, sparsify
-from sniper.layers.stacked import Stackable, columns_of
+from sniper.layers.stacked import Stackable
 from sniper.optim import Adam
 
 
@@ -114,15 +114,3 @@ def test_a_mask_that_changes_changes_the_stack():
     after = model.stack_for(torch.randn(1, 3, 32))
     assert after is not None and after.layout is not None
     assert not after.layout.block_mask[3].any() and after.layout.block_mask[:3].any()
-
-
-def test_columns_of_one_tensor_are_known():
-    whole = torch.randn(2, 3, 12)
-    parts = whole.split((4, 2, 6), -1)
-    found = columns_of(parts)
-    assert found is not None and found.data_ptr() == whole.data_ptr()
-    assert torch.equal(found, whole)
-    assert columns_of([parts[1], parts[0], parts[2]]) is None
-    assert columns_of([t.clone() for t in parts]) is None
-    assert columns_of([parts[0], parts[1]]) is None  # of a wider one
-    assert columns_of([whole[:, :, :6], torch.randn(2, 3, 6)]) is None

@@ -61,6 +61,24 @@ def test_strided_inputs_are_read_where_they_lie():
     assert torch.equal(y, again)
 
 
+def test_what_one_product_gave_gets_one_gradient():
+    x = torch.randn(2, 9, 48)
+    mask = torch.rand(2, 9) < 0.8
+    results, places = [], []
+    for together in (True, False):
+        given = x.clone().requires_grad_()
+        parts = given.chunk(3, -1) if together else [t.contiguous() for t in given.chunk(3, -1)]
+        for t in parts:
+            t.register_hook(lambda grad: places.append(grad.untyped_storage().data_ptr()))
+        torch.manual_seed(3)
+        y = attention(*parts, 2, mask, 0.3)
+        y.square().sum().backward()
+        results.append((y, given.grad))
+    assert len(set(places[:3])) == 1 and len(set(places[3:])) == 3
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_a_row_without_keys_is_zero_not_nan():
     q = torch.randn(2, 4, 8)
     mask = torch.tensor([[True] * 4, [False] * 4])

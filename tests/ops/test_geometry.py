@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sniper.ops.geometry import Geometry, as_matrix, as_weight
+from sniper.ops.geometry import Geometry, as_matrix, as_weight, columns_of
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -37,3 +37,16 @@ def test_a_conv_weight_as_a_matrix():
     laid_out = w.permute(0, 2, 1).contiguous().permute(0, 2, 1)
     assert as_matrix(laid_out).data_ptr() == laid_out.data_ptr()
     assert torch.equal(as_matrix(laid_out), as_matrix(w))
+
+
+def test_columns_of_one_tensor_are_known():
+    whole = torch.randn(2, 3, 12)
+    parts = whole.split((4, 2, 6), -1)
+    found = columns_of(parts)
+    assert found is not None and found.data_ptr() == whole.data_ptr()
+    assert torch.equal(found, whole)
+    assert columns_of([parts[1], parts[0], parts[2]]) is None
+    assert columns_of([t.clone() for t in parts]) is None
+    assert columns_of([parts[0], parts[1]]) is None  # of a wider one
+    assert columns_of([parts[0][:, :2], *parts[1:]]) is None
+    assert columns_of([whole[:, :, :6], torch.randn(2, 3, 6)]) is None

@@ -61,11 +61,16 @@ def attention_backward(
     normal: Tensor,
     p: float,
     seed: int,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv for dy `[B, T, C]`; the rest as `attention` took and gave it.
 
+    Args:
+        into: dq, dk and dv, of q's and k's shapes, channels contiguous: columns of one tensor, say.
+            They are written, and returned.
+
     Raises:
-        ValueError: as there.
+        ValueError: as there, or `into` of other shapes or strides.
     """
     heads = normal.shape[0]
     q, k, v = _check(q, k, v, key_mask, heads)
@@ -75,7 +80,12 @@ def attention_backward(
     check_shape("normal", normal, (heads, q.shape[0], q.shape[1], 2))
     # The gradient of a sum comes expanded, with strides of 0.
     dy, normal = _with_contiguous_channels(dy), normal.contiguous()
-    dq, dk, dv = (empty(torch.float32, *t.shape) for t in (q, k, v))
+    dq, dk, dv = into or [empty(torch.float32, *t.shape) for t in (q, k, v)]
+    for name, t, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
+        check_tensor(name, t, 3, torch.float32)
+        check_shape(name, t, tuple(like.shape))
+        if t.shape[2] > 1 and t.stride(2) != 1:
+            raise ValueError(f"{name}: expected contiguous channels, got strides {t.stride()}")
     mask, address = _mask(key_mask)
     _C.cpu.attention_backward(
         _shape(q, k, heads),

@@ -92,11 +92,16 @@ def attention_backward(
     normal: Tensor,
     p: float,
     seed: int | Tensor | None,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq, dk and dv for dy `[B, T, C]`; the rest as `attention` took and gave it.
 
+    Args:
+        into: dq, dk and dv, of q's and k's shapes and dtype, channels contiguous, rows of all
+            sequences a distance apart: columns of one tensor, say. They are written, and returned.
+
     Raises:
-        ValueError: as there.
+        ValueError: as there, or `into` of other shapes or strides.
     """
     heads = normal.shape[0]
     _check(q, k, v, key_mask, heads)
@@ -105,7 +110,14 @@ def attention_backward(
     check_tensor("normal", normal, normal, (heads, *q.shape[:2]))
     dy, q, k, v = (_readable(t) for t in (dy, q, k, v))
     y, normal = y.contiguous(), normal.contiguous()
-    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    if into is None:
+        dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    else:
+        dq, dk, dv = into
+        for name, t, like in (("dq", dq, q), ("dk", dk, k), ("dv", dv, v)):
+            check_tensor(name, t, q, tuple(like.shape))
+            if t.stride()[::2] != (t.shape[1] * t.stride(1), 1) or _readable(t) is not t:
+                raise ValueError(f"{name}: expected rows a distance apart, got {t.stride()}")
     if not q.numel() or not k.numel():
         return dq.zero_(), dk.zero_(), dv.zero_()
     pass_ = _Backward(q, k, v, key_mask, p, seed, heads)
@@ -179,7 +191,7 @@ class _Backward:
             self.seed,
         )
         args += (q.shape[1], k.shape[1], self.heads, q.shape[0], first, self.threshold)
-        args += (*_strides(dy, q, k, v), columns, self.parts.stride(0))
+        args += (*_strides(dy, q, k, v), dq.stride(1), columns, self.parts.stride(0))
         args += (self.keep_scale, scale, scale * math.log2(math.e))
         grid = (tiles, self.heads, sequences)
         options = _options(config, self.pieces) | {"TN": config.tail}
@@ -194,7 +206,7 @@ class _Backward:
         tile = descriptor(part, [1, config.queries, config.keys]) if pieces["TMA"] else None
         args = (part, x, tile, *_tiles(x, config.queries, pieces), out, *self.order)
         args += (x.shape[1], out.shape[1], self.heads, first, rows, *_strides(x))
-        args += (columns, factor)
+        args += (out.stride(1), columns, factor)
         grid = (tiles, self.heads, sequences)
         kernels().attention_sums[grid](*args, **_options(config, pieces))
 
