@@ -219,7 +219,8 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
 
     b, bt, width = case.block, case.tokens, case.width
     dtype = "fp32" if case.dtype == "tf32" else case.dtype
-    types = dict.fromkeys(("src", "weight", "out", "bias", "dy", "x", "y", "dz", "dw"), f"*{dtype}")
+    names = ("src", "weight", "out", "bias", "gate", "dy", "x", "y", "dz", "dw")
+    types = dict.fromkeys(names, f"*{dtype}")
     types |= dict.fromkeys(INDICES, "*i32") | {"scale": "fp32", "seed": "*i64"}
     types |= dict.fromkeys(_FLOATS, "*fp32")
     if case.pass_ in ("fwd", "dgrad", "wgrad"):
@@ -228,8 +229,8 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         transposed = case.pass_ == "dgrad"
         constants |= {"BK": width, "GROUP": configs.GROUP}
         constants |= {"TRANSPOSED": transposed, "RELU": not transposed}
-        if transposed:
-            constants |= {"bias": None, "seed": None}
+        # As behind a layer that hands over the gradient of its ReLU and dropout.
+        constants |= {"bias": None, "seed": None} if transposed else {"gate": None}
         if case.path == "tma":
             tile = f"{width},{b}" if transposed else f"{b},{width}"
             types["src"] = f"tensordesc<{dtype}[1,{bt},{width}]>"

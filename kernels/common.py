@@ -62,13 +62,15 @@ def random_words(seed, m, n0, columns, B: tl.constexpr):
 
 @triton.jit
 def write_tile(
-    y, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU: tl.constexpr
+    y, out, bias, seed, gate, first, t0, length, n0, columns, threshold, scale, RELU: tl.constexpr
 ):
     """`out[first + t0 + i, n0 + j] = dropout(relu(y + bias))` for a float32 tile `[BT, B]`.
 
     Args:
         out: `[tokens, columns]`, contiguous.
         bias, seed: may be None.
+        gate: None, or `dropout(relu(z))` as out lies: then `y * scale` where it let z through,
+            else 0, which makes the gradient of z from that of gate.
         first: row of out where the sequence begins; `length`: its rows.
         threshold: a word must reach it to keep its element.
         scale: what kept elements are multiplied by.
@@ -85,20 +87,27 @@ def write_tile(
         words = random_words(tl.load(seed), first + t0 + i, n0, columns, B)
         y = tl.where(words >= threshold, y * scale, 0.0)
     # 64 bits for where a tile begins, 32 within it.
-    out += (first + t0) * columns + n0
+    start = (first + t0) * columns + n0
     offsets = i[:, None] * columns + j[None, :]
-    tl.store(out + offsets, y.to(out.dtype.element_ty), mask=(t0 + i < length)[:, None])
+    inside = (t0 + i < length)[:, None]
+    if gate is not None:
+        y *= scale
+    rounded = y.to(out.dtype.element_ty)
+    if gate is not None:
+        # Behind the rounding: half as many bytes change from the product's order to memory's.
+        passed = tl.load(gate + start + offsets, mask=inside, other=0.0)
+        rounded = tl.where(passed <= 0, 0.0, rounded)
+    tl.store(out + start + offsets, rounded, mask=inside)
 
 
 @triton.jit
 def write_transposed(
-    acc, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU: tl.constexpr
+    acc, out, bias, seed, gate, first, t0, length, n0, columns, threshold, scale, RELU: tl.constexpr
 ):
     """`write_tile` for a tile `[B, BT]`, in two halves: random words take as many registers."""
     B: tl.constexpr = acc.shape[0]
     HALF: tl.constexpr = acc.shape[1] // 2
     low, high = acc.reshape(B, 2, HALF).permute(0, 2, 1).split()
-    write_tile(low.T, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU)
-    write_tile(
-        high.T, out, bias, seed, first, t0 + HALF, length, n0, columns, threshold, scale, RELU
-    )
+    end = (n0, columns, threshold, scale, RELU)
+    write_tile(low.T, out, bias, seed, gate, first, t0, length, *end)
+    write_tile(high.T, out, bias, seed, gate, first, t0 + HALF, length, *end)

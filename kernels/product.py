@@ -19,6 +19,7 @@ def product_tma(
     out,  # [batch, T_out, rows * B], contiguous
     bias,  # [rows * B] or None
     seed,  # int64 [] or None
+    gate,  # as out, or None
     crow,
     col,
     order,
@@ -65,7 +66,8 @@ def product_tma(
         block = following
     first = batch.to(tl.int64) * length
     n0, columns = row * B, rows * B
-    write_transposed(acc, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU)
+    end = (first, t0, length, n0, columns, threshold, scale, RELU)
+    write_transposed(acc, out, bias, seed, gate, *end)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "threshold", "src_length"])
@@ -75,6 +77,7 @@ def product_pointer(
     out,
     bias,
     seed,
+    gate,
     crow,
     col,
     order,
@@ -146,9 +149,8 @@ def product_pointer(
             acc = tl.dot(x, w, acc, input_precision=PRECISION)
         entry, block = ahead, following
     first, n0, columns = batch * length, row * B, rows * B
+    end = (first, t0, length, n0, columns, threshold, scale, RELU)
     if FIRST:
-        write_transposed(
-            acc, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU
-        )
+        write_transposed(acc, out, bias, seed, gate, *end)
     else:
-        write_tile(acc, out, bias, seed, first, t0, length, n0, columns, threshold, scale, RELU)
+        write_tile(acc, out, bias, seed, gate, *end)

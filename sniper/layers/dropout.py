@@ -90,7 +90,7 @@ def handed_over_rate(
 
     Returns:
         None where a layer has no mask, is somebody's subclass or has hooks, which would see the
-        hidden values or their gradient; on a GPU; and under autocast.
+        hidden values or their gradient; and on a CPU under autocast.
     """
     for layer in (first, second):
         if changed(layer, BlockSparseLinear, BlockSparseConv1d) or layer.layout is None:

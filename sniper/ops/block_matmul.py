@@ -93,9 +93,11 @@ def block_matmul(
 
 def hands_over(x: Tensor, p: float) -> bool:
     """Whether a product of x that ends in ReLU and dropout may leave their gradient to the product
-    that reads it: on a CPU, in x's own dtype, where both calls run as our operations.
+    that reads it: where both calls run as our operations, on a CPU in x's own dtype alone.
     """
-    known = elementwise.takes_on_cpu(x) and autocast_dtype(x) is None
+    dtype = autocast_dtype(x)
+    # What lies between the two has the dtype that autocast gives either's operands.
+    known = elementwise.takes(x, dtype) if x.is_cuda else elementwise.takes(x) and dtype is None
     return known and p < 1 and not transformed()
 
 

@@ -109,8 +109,9 @@ def choose(
     chosen = BACKENDS[made.backend]
     call = _call(chosen, which, layout, geometry, args)
     if gate is not None:
-        if chosen is CPU:
-            return partial(CPU.dgrad, args[0], args[1], layout, geometry, args[2], *gate)
+        if chosen is CPU or chosen is TRITON:
+            dgrad = CPU.dgrad if chosen is CPU else TRITON.dgrad
+            return partial(dgrad, args[0], args[1], layout, geometry, args[2], *gate)
         return lambda: elementwise.relu_dropout_backward(call(), *gate)
     if into is None:
         return call

@@ -112,6 +112,13 @@ class _Case:
             worst = max(worst, _compare("added", into - 1, self._wanted(which), self.dtype))
             sums = self._host["dy"].sum((0, 1))
             worst = max(worst, _compare(f"dL/db of {name}", db, sums, self.dtype))
+        if which == "dgrad":
+            # What lies behind the gate: the case's x, whose signs say what ReLU let through.
+            (dy, weight, length), x = self._operands(which), self.tensors["x"]
+            args = (dy, weight, self.layout, self.geometry, length, x, _DROPOUT)
+            passed = (self._host["x"] > 0) / (1 - _DROPOUT)
+            gated, wanted = TRITON.dgrad(*args, tiling), self._wanted(which) * passed
+            worst = _compare(f"gated {name}", gated, wanted, self.dtype)
         return max(worst, _compare(name, self._run(which, tiling), self._wanted(which), self.dtype))
 
     def check_recorded(self) -> float:

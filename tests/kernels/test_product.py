@@ -23,6 +23,29 @@ def test_matches_the_reference(case: Case, path, dtype, device):
     close(dx, REFERENCE.dgrad(args[1], args[2], host, geometry, x.shape[1]), dtype)
 
 
+def test_an_input_gradient_behind_relu_and_dropout(case: Case, path, dtype, device):
+    """The gate says what ReLU and dropout let through; what it holds back counts for nothing."""
+    x, dy, w, _, layout, geometry = make(case, dtype, device)
+    gate = x.relu().transpose(1, 2).contiguous().transpose(1, 2)
+    dz = TRITON.dgrad(dy, w, layout, geometry, x.shape[1], gate, 0.2)
+    args = (dy.cpu().double(), w.cpu().double(), layout.to("cpu"), geometry, x.shape[1])
+    close(dz, REFERENCE.dgrad(*args) * (gate > 0).cpu() / 0.8, dtype)
+    infinite = torch.full_like(dy, float("inf"))
+    dz = TRITON.dgrad(infinite, w, layout, geometry, x.shape[1], gate)
+    assert torch.equal(dz[gate == 0], torch.zeros_like(dz[gate == 0]))
+
+
+def test_a_gate_that_does_not_fit(device):
+    x, dy, w, _, layout, geometry = make(Case(64, 1, 1, 0.5, 2, 7), "float32", device)
+    args = (dy, w, layout, geometry, 7)
+    with pytest.raises(ValueError, match=r"gate: expected shape \[2, 7, 128\], got \[2, 6, 128\]"):
+        TRITON.dgrad(*args, x[:, 1:])
+    with pytest.raises(ValueError, match="gate: expected torch.float32 .* got torch.float16"):
+        TRITON.dgrad(*args, x.half())
+    with pytest.raises(ValueError, match=r"expected p in \[0, 1\)"):
+        TRITON.dgrad(*args, x, 1.0)
+
+
 def test_pruned_weights_are_not_read(path, device):
     x, dy, w, bias, layout, geometry = make(Case(64, 1, 1, 0.5, 2, 7), "float32", device)
     pruned = ~layout.element_mask().reshape(w.shape)

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
-from sniper.layers import Dropout, add_norm, batch_norm, layer_norm
+from sniper.layers import Dropout, add_norm, batch_norm, layer_norm, sparsify
 from sniper.ops import autotune, dispatch, gradients, selfcheck, timings, use_backend
+from sniper.ops.backends import elementwise as ops_elementwise
 from sniper.ops.backends.triton import adam as triton_adam
 from sniper.ops.backends.triton import batch_norm as triton_batch_norm
 from sniper.ops.backends.triton import elementwise as triton_elementwise
@@ -23,7 +24,8 @@ from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import draw_seed, relu_dropout_grad_bias
 from sniper.ops.norm import _add_norm, _add_norm_backward
 from sniper.optim import Adam, table
-from sniper.tts.model.transformer import Postnet, StackConfig, TransformerStack
+from sniper.tts.model import transformer
+from sniper.tts.model.transformer import FeedForward, Postnet, StackConfig, TransformerStack
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 OPS = ("product", "wgrad")
@@ -77,6 +79,44 @@ def test_relu_and_dropout_end_the_pass(device):
     # The gradient goes through what was kept, twice as large.
     kept = (y != 0).to(x.dtype) * 2
     torch.testing.assert_close(x.grad, kept @ layer.weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("served", ["triton", "dense"])
+def test_a_gradient_that_is_handed_over(kernel, served, device, monkeypatch):
+    """Between two layers nobody visits ReLU's and dropout's gradient, but where torch computes the
+    product behind them; on a GPU under autocast too, which the interpreter's CPU does not take.
+    """
+    ffn = FeedForward(32, 64, (kernel, kernel), 0.25).to(device)
+    sparsify(ffn, block_size=16)
+    for layer in (ffn.conv1, ffn.conv2):
+        mask = torch.rand(layer.block_mask_shape, device=device) < 0.5
+        mask[0] = False
+        layer.set_block_mask(mask)
+    visits = []
+    inner = ops_elementwise.relu_dropout_backward
+    counted = lambda *args: visits.append(1) or inner(*args)  # noqa: E731
+    monkeypatch.setattr(ops_elementwise, "relu_dropout_backward", counted)
+    x, dy = (torch.randn(2, 9, 32, device=device) for _ in range(2))
+
+    def gradients() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        leaf = x.clone().requires_grad_()
+        ffn.zero_grad()
+        with use_backend(served), torch.autocast(device, torch.bfloat16, device == "cuda"):
+            y = ffn(leaf)
+        with use_backend(served):
+            y.float().backward(dy)
+        return [leaf.grad, *(p.grad.clone() for p in ffn.parameters())]
+
+    together = gradients()
+    assert len(visits) == (served == "dense")
+    monkeypatch.setattr(transformer, "handed_over_rate", lambda *args: None)
+    apart = gradients()
+    assert len(visits) == (1 if served == "triton" else 2) and together[0].any()
+    for got, wanted in zip(together, apart, strict=True):
+        # Under autocast the two round in another order.
+        assert (got - wanted).norm() <= (1e-2 if x.is_cuda else 1e-5) * wanted.norm()
 
 
 @pytest.mark.parametrize("conv", [False, True])

@@ -4,6 +4,7 @@ import importlib
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sniper import BlockSparseConv1d, BlockSparseLinear
 from sniper.layers import Dropout, relu_dropout
@@ -194,6 +195,13 @@ class TestHandedOver:
         assert handed_over_rate(first, second, x.double(), dropout) is None
         with torch.autocast("cpu", torch.bfloat16):
             assert handed_over_rate(first, second, x, dropout) is None
+        # On a GPU, whose kernels take three dtypes.
+        with FakeTensorMode():
+            there = torch.empty(2, 32, 7, device="cuda")
+        assert handed_over_rate(first, second, there, dropout) == 0.4
+        assert handed_over_rate(first, second, there.bfloat16(), dropout) == 0.4
+        assert handed_over_rate(first, second, there.double(), dropout) is None
+        assert handed_over_rate(first, second, there, Dropout(1.0)) is None
         handle = second.register_full_backward_hook(lambda *_: None)
         assert handed_over_rate(first, second, x, dropout) is None
         handle.remove()

@@ -16,9 +16,11 @@ from sniper.ops.backends.triton.products import TRITON
 from sniper.ops.geometry import Epilogue
 
 
-def takes(x: Tensor) -> bool:
-    """Whether `relu_dropout` and its gradient run on such a tensor without a stored mask."""
-    return takes_on_cpu(x) or (x.is_cuda and x.dtype in GPU_DTYPES)
+def takes(x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether `relu_dropout` and its gradient run on such a tensor without a stored mask; on a GPU,
+    on one of `dtype` if given.
+    """
+    return takes_on_cpu(x) or (x.is_cuda and (dtype or x.dtype) in GPU_DTYPES)
 
 
 def takes_on_cpu(x: Tensor) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,22 @@ from sniper.ops.backend import check_shape, out_length, sum_dtype
 from sniper.ops.backends.triton import elementwise, launch, tuning
 from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK, column_sums, dropout_args
 from sniper.ops.backends.triton.tuning import Tiling, pick_tiling, tune
-from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry
+from sniper.ops.geometry import NO_EPILOGUE, Epilogue, Geometry, dropout_words
 from sniper.ops.layout import BlockLayout
+
+
+class End(NamedTuple):
+    """What becomes of a product's float32 tile before it is stored; see `kernels.common`."""
+
+    bias: Tensor | None = None
+    seed: Tensor | None = None
+    gate: Tensor | None = None
+    threshold: int = 0
+    scale: float = 1.0
+    relu: bool = False
+
+
+NO_END = End()
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,8 @@ class TritonBackend:
             bias = bias.contiguous()
         # Not zeros: a block row without active blocks is written too, with its bias.
         y = x.new_empty(x.shape[0], out_length(geometry, x.shape[1]), n)
-        end = (bias, *dropout_args(epilogue.p, epilogue.seed, x.device), epilogue.relu)
+        seed, threshold, scale = dropout_args(epilogue.p, epilogue.seed, x.device)
+        end = End(bias, seed, None, threshold, scale, epilogue.relu)
         tiling = tiling or pick_tiling("fwd", layout, geometry, x, weight)
         return _product(tiling, x, weight, y, layout, geometry, end)
 
@@ -77,14 +93,24 @@ class TritonBackend:
         layout: BlockLayout,
         geometry: Geometry,
         length: int,
+        gate: Tensor | None = None,
+        p: float = 0.0,
         tiling: Tiling | None = None,
     ) -> Tensor:
+        """As the protocol has it. With `gate = dropout(relu(z), p)` of dx's shape and dy's dtype,
+        dL/dz in place of the gradient of `gate` itself.
+        """
         n, c = launch.check_layout(layout, geometry, dy.device)
         launch.check("dy", dy, dy, (None, out_length(geometry, length), n))
         launch.check("weight", weight, dy, (n, geometry.taps * c))
+        end = NO_END
+        if gate is not None:
+            launch.check("gate", gate, dy, (dy.shape[0], length, c))
+            # Read where dx is written, by the same offsets.
+            end = End(gate=gate.contiguous(), scale=dropout_words(p)[1])
         dx = dy.new_empty(dy.shape[0], length, c)
         tiling = tiling or pick_tiling("dgrad", layout, geometry, dy, weight)
-        return _product(tiling, dy, weight, dx, layout, geometry)
+        return _product(tiling, dy, weight, dx, layout, geometry, end, transposed=True)
 
     def wgrad(
         self,
@@ -184,17 +210,17 @@ def _product(
     out: Tensor,
     layout: BlockLayout,
     geometry: Geometry,
-    epilogue: tuple | None = None,
+    end: End,
+    transposed: bool = False,
 ) -> Tensor:
-    """The forward pass, or without `epilogue` the input gradient; returns `out`, shape and all."""
+    """The forward pass, or `transposed` the input gradient; returns `out`, shape and all."""
     # CUDA refuses a grid without programs.
     if not out.numel():
         return out
     (path, config), block = tiling, layout.block_size
     # The input gradient is the same product over the transposed blocks, with taps that reach to the
     # other side.
-    transposed, twin, sign = (False, "", 1) if epilogue else (True, "_t", -1)
-    bias, seed, threshold, scale, relu = epilogue or (None, None, 0, 1.0, False)
+    twin, sign = ("_t", -1) if transposed else ("", 1)
     span = geometry.dilation * (geometry.taps - 1)
     src, weight = launch.rows_contiguous(src, span), launch.rows_contiguous(weight, len(weight))
     src, rows_out = launch.flat(geometry, src, out)
@@ -220,19 +246,18 @@ def _product(
         kernel[(rows * tiles,)](
             *operands,
             rows_out,
-            bias,
-            seed,
+            *(end.bias, end.seed, end.gate),
             *(getattr(layout, f"{n}{twin}") for n in ("crow_indices", "col_indices", "row_order")),
             *(length, length_tiles, tiles, rows, inner),
             *(-sign * geometry.pad_left, sign * geometry.dilation),
-            *(threshold, scale),
+            *(end.threshold, end.scale),
             *strides,
             B=block,
             BT=config.tokens,
             BK=config.width,
             GROUP=configs.GROUP,
             TRANSPOSED=transposed,
-            RELU=relu,
+            RELU=end.relu,
             PRECISION=launch.precision(src),
             num_warps=config.warps,
             num_stages=config.stages,
