@@ -39,6 +39,9 @@ BATCH_NORM = (
     "batch_norm_gradient_sums",
     "batch_norm_backward",
 )
+_PREDICTIONS = ("before", "after", "log_durations", "pitch", "energy")
+_TARGETS = ("mel", "pitch_target", "energy_target", "mel_sums", "token_sums", "weights")
+_COUNTS = ("durations", "mel_lengths", "token_lengths", "totals")
 # Channels of a LayerNorm: those of the default model and of small ones, and the most there can be.
 NORM_COLUMNS = (256, 384, configs.MOST_NORM_COLUMNS)
 _FLOATS = ("partial", "sums", "mean", "rstd", "dweight", "dbias")
@@ -108,6 +111,9 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
         for dtype in ("bf16", "fp16", "fp32"):
             for pass_ in BATCH_NORM:
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
+            for pass_ in ("loss_parts", "loss_backward"):
+                yield Case(pass_, "pointer", arch, dtype, 64, configs.LOSS_TILE, 1, 4, 3)
+        yield Case("loss_terms", "pointer", arch, "fp32", 64, *configs.LOSS_TERMS)
         yield Case("batch_norm_statistics", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
         yield Case("norm_sums", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
 
@@ -190,7 +196,7 @@ _USAGE = ("REG", "STACK", "LOCAL")
 
 def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """Function, compile-time arguments, types of the others."""
-    from sniper.kernels import adam, batch_norm, elementwise, norm, product, wgrad
+    from sniper.kernels import adam, batch_norm, elementwise, loss, norm, product, wgrad
 
     b, bt, width = case.block, case.tokens, case.width
     dtype = "fp32" if case.dtype == "tf32" else case.dtype
@@ -228,6 +234,18 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         if case.pass_ == "adam_update":
             constants |= {"RATES": adam.RATES, "CLEAR": False}
         return getattr(adam, case.pass_), constants, types
+    if case.pass_.startswith("loss"):
+        types = dict.fromkeys((*_PREDICTIONS, *(f"d{p}" for p in _PREDICTIONS)), f"*{dtype}")
+        types |= dict.fromkeys(_COUNTS, "*i64")
+        types |= dict.fromkeys((*_TARGETS, "terms", "total", "dtotal"), "*fp32")
+        constants = {"EMPTY": False}
+        if case.pass_ == "loss_terms":
+            constants |= {"AFTER": True, "MASKING": "entries", "BM": bt, "BN": width}
+        else:
+            constants |= {"TILE": bt, "MASKED": True}
+        if case.pass_ == "loss_parts":
+            constants["CHUNK"] = configs.LOSS_CHUNK
+        return getattr(loss, case.pass_), constants, types
     if case.pass_.startswith("batch_norm"):
         types |= dict.fromkeys(("weight", "bias", "dweight", "dbias"), "*fp32")
         types |= {"dx": f"*{dtype}", "tracked": "*i64", "eps": "fp32", "momentum": "fp32"}

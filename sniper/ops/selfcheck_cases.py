@@ -17,7 +17,7 @@ from torch import Tensor
 from sniper.ops import selfcheck
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
-from sniper.ops.backends.triton import adam, batch_norm, elementwise, norm, tuning
+from sniper.ops.backends.triton import adam, batch_norm, elementwise, loss, norm, tuning
 from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_
@@ -46,6 +46,7 @@ def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Che
         selfcheck.ELEMENTWISE: partial(_elementwise, dtype, device),
         selfcheck.NORM: partial(_norm, dtype, device),
         selfcheck.BATCH_NORM: partial(_batch_norm, dtype, device),
+        selfcheck.LOSS: partial(_loss, dtype, device),
     }
     for which in ("fwd", "dgrad", "wgrad"):
         for tiling in case.tilings(which):
@@ -305,6 +306,44 @@ def _batch_norm(dtype: str, device: torch.device) -> float:
             worst = max(worst, _compare(name, ours, theirs, dtype))
         if int(on_device[2]) != 1:
             raise ValueError(f"batches: expected 1 after one, got {int(on_device[2])}")
+    return worst
+
+
+def _loss(dtype: str, device: torch.device) -> float:
+    """Means over entries and over utterances, of frames that take two programs."""
+    rounded = _DTYPES.get(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    randn = partial(torch.randn, generator=generator)
+    shapes = [(3, 70, 75)] * 2 + [(3, 9)] * 3
+    predicted = loss.Predictions(*(randn(shape).to(rounded) for shape in shapes))
+    durations = torch.randint(0, 3, (3, 9), generator=generator)
+    lengths = torch.tensor([70, 31, 1]), torch.tensor([9, 1, 4])
+    targets = loss.Targets(randn(shapes[0]), durations, randn(3, 9), randn(3, 9), *lengths, None)
+    there = loss.Predictions(*(None if t is None else t.to(device) for t in predicted))
+    known = loss.Targets(*(None if t is None else t.to(device) for t in targets))
+    frames, tokens = (torch.arange(n) < t[:, None] for n, t in zip((70, 9), lengths, strict=True))
+    worst = 0.0
+    for masking in ("entries", "utterances"):
+        total, terms, weights = loss.losses(there, known, False, masking)
+        one = torch.ones((), device=device)
+        gradients = loss.losses_backward(one, weights, there, known, False, masking)
+        leaves = [t.double().requires_grad_() for t in predicted if t is not None]
+        right = []
+        spoken = tokens & (durations > 0)
+        goals = (targets.mel, targets.mel, durations.double().log1p(), *targets[2:4])
+        masks = (frames, frames, tokens, spoken, spoken)
+        for leaf, goal, mask in zip(leaves, goals, masks, strict=True):
+            away = leaf - goal.double()
+            away = away.abs().mean(-1) if mask is frames else away.square()
+            over = mask.sum() if masking == "entries" else 3 * mask.sum(1, keepdim=True)
+            right.append((away * mask / over.clamp(min=1)).sum())
+        wanted = torch.stack(right)
+        slopes = torch.autograd.grad(wanted.sum(), leaves)
+        worst = max(worst, _compare("terms", terms, wanted.detach(), dtype))
+        worst = max(worst, _compare("total", total, wanted.detach().sum(), dtype))
+        for name, ours, theirs in zip(there._fields, gradients, slopes, strict=True):
+            assert ours is not None  # there is a postnet
+            worst = max(worst, _compare(f"gradient of {name}", ours, theirs, dtype))
     return worst
 
 
