@@ -113,6 +113,9 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
             for pass_ in ("loss_parts", "loss_backward"):
                 yield Case(pass_, "pointer", arch, dtype, 64, configs.LOSS_TILE, 1, 4, 3)
+            yield Case("repeat_tokens", "pointer", arch, dtype, 64, *configs.REPEAT)
+            backward = configs.REPEAT_BACKWARD
+            yield Case("repeat_tokens_backward", "pointer", arch, dtype, 64, *backward)
         yield Case("loss_terms", "pointer", arch, "fp32", 64, *configs.LOSS_TERMS)
         yield Case("batch_norm_statistics", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
         yield Case("norm_sums", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
@@ -196,7 +199,16 @@ _USAGE = ("REG", "STACK", "LOCAL")
 
 def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     """Function, compile-time arguments, types of the others."""
-    from sniper.kernels import adam, batch_norm, elementwise, loss, norm, product, wgrad
+    from sniper.kernels import (
+        adam,
+        batch_norm,
+        elementwise,
+        loss,
+        norm,
+        product,
+        regulator,
+        wgrad,
+    )
 
     b, bt, width = case.block, case.tokens, case.width
     dtype = "fp32" if case.dtype == "tf32" else case.dtype
@@ -246,6 +258,10 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         if case.pass_ == "loss_parts":
             constants["CHUNK"] = configs.LOSS_CHUNK
         return getattr(loss, case.pass_), constants, types
+    if case.pass_.startswith("repeat"):
+        types |= {"durations": "*i64", "dx": f"*{dtype}"}
+        constants = {"BM": bt, "BN": width, "BL": configs.REPEAT_TOKENS}
+        return getattr(regulator, case.pass_), constants, types
     if case.pass_.startswith("batch_norm"):
         types |= dict.fromkeys(("weight", "bias", "dweight", "dbias"), "*fp32")
         types |= {"dx": f"*{dtype}", "tracked": "*i64", "eps": "fp32", "momentum": "fp32"}

@@ -100,11 +100,14 @@ ADAM_TILE = 1024
 MOST_NORM_COLUMNS = 4096
 # Tile of the sum of its programs' partial gradients: narrow, so that many programs share them.
 NORM_SUMS = Config(256, 8, 4, 3)
-# The loss: values of a mel that a program adds up, and how many of them at once. A batch of 21 x 540
-# frames makes some 200 programs, with few sums for the one program behind them, whose tile is of
-# utterances and chunks.
+# The loss: values of a mel that a program adds up, and how many of them at once. A batch of 21 by
+# 540 frames makes some 200 programs, with few sums for the one program behind them, whose tile is
+# of utterances and chunks.
 LOSS_CHUNK, LOSS_TILE = 4096, 1024
 LOSS_TERMS = Config(32, 16, 4, 3)
+# The length regulator: frames and channels at once, and tokens whose ends are added up at once.
+# A token has some five frames: one warp adds them up without a barrier.
+REPEAT, REPEAT_BACKWARD, REPEAT_TOKENS = Config(16, 128, 4, 3), Config(4, 128, 1, 3), 128
 
 
 def arch_of(capability: tuple[int, int]) -> int:

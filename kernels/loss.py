@@ -172,11 +172,11 @@ def loss_terms(
         for b0 in range(0, batch, BM):
             b = b0 + tl.arange(0, BM)
             known = tl.load(mel_lengths + b, mask=b < batch, other=0)
-            all_frames += tl.sum(tl.minimum(known, frames).to(tl.int32))
+            all_frames += tl.sum(tl.minimum(known, frames).to(tl.int32))  # pyright: ignore[reportOperatorIssue]
             known = tl.load(token_lengths + b, mask=b < batch, other=0)
-            all_tokens += tl.sum(tl.minimum(known, tokens).to(tl.int32))
+            all_tokens += tl.sum(tl.minimum(known, tokens).to(tl.int32))  # pyright: ignore[reportOperatorIssue]
             known = tl.load(token_sums + 3 * batch + b, mask=b < batch, other=0.0)
-            all_spoken += tl.sum(known.to(tl.int32))
+            all_spoken += tl.sum(known.to(tl.int32))  # pyright: ignore[reportOperatorIssue]
     if EMPTY:
         all_spoken = all_tokens
     of_before, of_after = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)

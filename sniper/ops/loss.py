@@ -41,7 +41,7 @@ def fuses_losses(predicted: Predictions, targets: Targets) -> bool:
         return False
     # What torch would broadcast is torch's.
     mels = all(t.shape == targets.mel.shape for t in predicted[:2] if t is not None)
-    if not mels or any(t.shape != targets.pitch.shape for t in predicted[2:]):  # pyright: ignore[reportOptionalMemberAccess]
+    if not mels or any(t.shape != targets.pitch.shape for t in predicted[2:]):
         return False
     return targets.pitch.numel() > 0 and triton.serves(predicted.before)
 
@@ -143,10 +143,9 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, dtotal, _dterms, _dweights):
     *tensors, weights = ctx.saved_tensors
-    args = (dtotal, weights, *tensors, ctx.empty, ctx.masking)
+    args: tuple = (dtotal, weights, *tensors, ctx.empty, ctx.masking)
     # Grad mode is on here only where somebody wants gradients of gradients.
-    run = _differentiable if torch.is_grad_enabled() else _gradients
-    found = list(run(*args))
+    found = list(_differentiable(*args) if torch.is_grad_enabled() else _gradients(*args))
     if tensors[1] is None:
         found[1] = None
     return *found, *[None] * 9

@@ -36,7 +36,7 @@ PATIENCE = 120.0
 REPORT = "please report it with the output of `python -m sniper.doctor --json`"
 CASES = "sniper.ops.selfcheck_cases"
 ELEMENTWISE, NORM, RECORDED = "elementwise", "norm", "recorded step"
-BATCH_NORM, LOSS = "batch norm", "loss"
+BATCH_NORM, LOSS, REGULATOR = "batch norm", "loss", "length regulator"
 OPTIMIZER = "optimizer"
 # The block size of a check of kernels that multiply nothing.
 NO_BLOCKS = 0
@@ -91,8 +91,8 @@ def trusted(x: Tensor, block_size: int, family: str) -> bool:
     Args:
         x: on a GPU.
         block_size: edge of the layout's blocks.
-        family: `ELEMENTWISE`, `NORM`, `BATCH_NORM`, `LOSS`, `RECORDED`, what `family` gives,
-            or `OPTIMIZER`, whose block size is `NO_BLOCKS`.
+        family: `ELEMENTWISE`, `NORM`, `BATCH_NORM`, `LOSS`, `REGULATOR`, `RECORDED`, what `family`
+            gives, or `OPTIMIZER`, whose block size is `NO_BLOCKS`.
 
     Warns once for each family that is left out. `SNIPER_SELF_CHECK=skip` trusts everything.
     """

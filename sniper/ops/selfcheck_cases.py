@@ -17,7 +17,15 @@ from torch import Tensor
 from sniper.ops import selfcheck
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
-from sniper.ops.backends.triton import adam, batch_norm, elementwise, loss, norm, tuning
+from sniper.ops.backends.triton import (
+    adam,
+    batch_norm,
+    elementwise,
+    loss,
+    norm,
+    regulator,
+    tuning,
+)
 from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_
@@ -47,6 +55,7 @@ def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Che
         selfcheck.NORM: partial(_norm, dtype, device),
         selfcheck.BATCH_NORM: partial(_batch_norm, dtype, device),
         selfcheck.LOSS: partial(_loss, dtype, device),
+        selfcheck.REGULATOR: partial(_regulator, dtype, device),
     }
     for which in ("fwd", "dgrad", "wgrad"):
         for tiling in case.tilings(which):
@@ -319,8 +328,7 @@ def _loss(dtype: str, device: torch.device) -> float:
     durations = torch.randint(0, 3, (3, 9), generator=generator)
     lengths = torch.tensor([70, 31, 1]), torch.tensor([9, 1, 4])
     targets = loss.Targets(randn(shapes[0]), durations, randn(3, 9), randn(3, 9), *lengths, None)
-    there = loss.Predictions(*(None if t is None else t.to(device) for t in predicted))
-    known = loss.Targets(*(None if t is None else t.to(device) for t in targets))
+    there, known = predicted.map(lambda t: t.to(device)), targets.map(lambda t: t.to(device))
     frames, tokens = (torch.arange(n) < t[:, None] for n, t in zip((70, 9), lengths, strict=True))
     worst = 0.0
     for masking in ("entries", "utterances"):
@@ -345,6 +353,25 @@ def _loss(dtype: str, device: torch.device) -> float:
             assert ours is not None  # there is a postnet
             worst = max(worst, _compare(f"gradient of {name}", ours, theirs, dtype))
     return worst
+
+
+def _regulator(dtype: str, device: torch.device) -> float:
+    """Sequences that are cut and padded, of tokens with many frames and with none."""
+    rounded = _DTYPES.get(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    durations = torch.randint(0, 3, (3, 150), generator=generator)
+    durations[1, ::2], durations[2, 9:] = 4, 0
+    x, dy = (torch.randn(3, n, 75, generator=generator).to(rounded) for n in (150, 190))
+    there = durations.to(device)
+    y = regulator.repeat_tokens(x.to(device), there, 190)
+    dx = regulator.repeat_tokens_backward(dy.to(device), there)
+    leaf, wanted = x.double().requires_grad_(), torch.zeros(3, 190, 75, dtype=torch.float64)
+    for b in range(3):
+        rows = leaf[b].repeat_interleave(durations[b], 0)[:190]
+        wanted[b, : len(rows)] = rows
+    (right,) = torch.autograd.grad(wanted, leaf, dy.double())
+    worst = _compare("repeated", y, wanted.detach(), dtype)
+    return max(worst, _compare("gradient of repeated", dx, right, dtype))
 
 
 def _compare(what: str, got: Tensor, wanted: Tensor, dtype: str) -> float:

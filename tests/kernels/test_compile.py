@@ -52,6 +52,8 @@ SAMPLE = [
     ("loss_parts", "pointer", 90, "bf16", 64),
     ("loss_terms", "pointer", 90, "fp32", 64),
     ("loss_backward", "pointer", 80, "bf16", 64),
+    ("repeat_tokens", "pointer", 90, "bf16", 64),
+    ("repeat_tokens_backward", "pointer", 90, "bf16", 64),
 ]
 
 

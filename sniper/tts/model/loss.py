@@ -63,7 +63,7 @@ def fastspeech2_loss(
     )
     if fuses_losses(predicted, targets):
         total, values = masked_losses(predicted, targets, empty_token_loss, masking)
-        named = dict(zip(_TERMS, values.unbind(), strict=True))
+        named: dict[str, Tensor] = dict(zip(_TERMS, values.unbind(), strict=True))
         if mel_after is None:
             del named["mel_after"]
         return total, named

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import Dropout, layer_norm
+from sniper.ops.regulator import fuses_repeat, repeat_tokens
 from sniper.tts.corpus.batch import length_mask
 from sniper.tts.model.transformer import LAYER_NORM_EPS, conv_channels_last, same_conv
 
@@ -112,6 +113,8 @@ def regulate_length(x: Tensor, durations: Tensor, length: int) -> Tensor:
     Returns:
         `[B, length, C]`, 0 past an utterance's last frame.
     """
+    if fuses_repeat(x, durations):
+        return repeat_tokens(x, durations, length)
     B, L, C = x.shape
     ends = durations.cumsum(1)  # [B, L], first frame past each token
     frames = torch.arange(length, device=x.device).repeat(B, 1)

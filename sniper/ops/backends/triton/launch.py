@@ -33,9 +33,18 @@ WAVES, SPLIT_TILES = 2, 8
 def kernels() -> SimpleNamespace:
     """Every kernel by name; loads Triton."""
     # Inside the function: without a GPU nobody has to have Triton.
-    from sniper.kernels import adam, batch_norm, elementwise, loss, norm, product, wgrad
+    from sniper.kernels import (
+        adam,
+        batch_norm,
+        elementwise,
+        loss,
+        norm,
+        product,
+        regulator,
+        wgrad,
+    )
 
-    modules = (adam, batch_norm, elementwise, loss, norm, product, wgrad)
+    modules = (adam, batch_norm, elementwise, loss, norm, product, regulator, wgrad)
     return SimpleNamespace(**{k: v for module in modules for k, v in vars(module).items()})
 
 

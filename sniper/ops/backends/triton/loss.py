@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ class Targets(NamedTuple):
     token_lengths: Tensor
     totals: Tensor | None
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Targets:
+        """Of each tensor that there is."""
+        return Targets(*(None if t is None else function(t) for t in self))  # pyright: ignore[reportArgumentType]
+
 
 class Predictions(NamedTuple):
     """`[B, T, n_mels]` before and after the postnet (None: there is none), and `[B, L]` each."""
@@ -50,6 +55,10 @@ class Predictions(NamedTuple):
     log_durations: Tensor
     pitch: Tensor
     energy: Tensor
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Predictions:
+        """Of each tensor that there is."""
+        return Predictions(*(None if t is None else function(t) for t in self))  # pyright: ignore[reportArgumentType]
 
 
 def serves(x: Tensor) -> bool:
@@ -83,7 +92,7 @@ def losses(
     batch, frames, columns = predicted.before.shape
     tokens = predicted.pitch.shape[1]
     chunks = -(-frames * columns // CHUNK)
-    new = {"dtype": torch.float32, "device": predicted.before.device}
+    new: dict[str, Any] = {"dtype": torch.float32, "device": predicted.before.device}
     mel_sums, token_sums = torch.empty(2, batch, chunks, **new), torch.empty(4, batch, **new)
     weights, terms = torch.empty(3, batch, **new), torch.empty(5, **new)
     total = torch.empty((), **new)
@@ -120,7 +129,7 @@ def losses_backward(
     tokens = predicted.pitch.shape[1]
     check_tensor("dtotal", dtotal, dtotal, ())
     check_tensor("weights", weights, dtotal, (3, batch))
-    gradients = Predictions(*(None if t is None else torch.empty_like(t) for t in predicted))
+    gradients = predicted.map(torch.empty_like)
     with on(predicted.before.device):
         args = (dtotal, weights.contiguous(), *predicted, *targets[:-1], *gradients)
         args += (batch, frames, tokens, columns)
@@ -151,6 +160,4 @@ def _checked(predicted: Predictions, targets: Targets) -> tuple[Predictions, Tar
             elif t.dtype != dtype:
                 raise ValueError(f"{label}: expected {dtype}, got {t.dtype}")
             check_shape(label, t, tuple(shapes.get(name, pitch.shape)))
-    given = (None if t is None else t.contiguous() for t in predicted)
-    known = (None if t is None else t.contiguous() for t in targets)
-    return Predictions(*given), Targets(*known)
+    return predicted.map(Tensor.contiguous), targets.map(Tensor.contiguous)
