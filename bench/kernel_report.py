@@ -33,6 +33,13 @@ STRIDES = ("src_stride_b", "src_stride_t", "weight_stride")
 STRIDES += ("dy_stride_b", "dy_stride_t", "x_stride_b", "x_stride_t", "columns")
 
 
+ELEMENTWISE = (
+    "dropout",
+    "relu_dropout_backward",
+    "column_sums",
+    "add_positions",
+    "add_positions_backward",
+)
 BATCH_NORM = (
     "batch_norm_parts",
     "batch_norm",
@@ -93,7 +100,7 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
                             for config in configs.candidates(op, path, block, kind, arch):
                                 yield Case(pass_, path, arch, dtype, block, *config)
         for dtype in ("bf16", "fp16", "fp32"):
-            for pass_ in ("dropout", "relu_dropout_backward", "column_sums"):
+            for pass_ in ELEMENTWISE:
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
             for columns in NORM_COLUMNS:
                 for pass_, config in (
@@ -278,6 +285,10 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         if case.pass_ != "norm_sums":
             constants["RELU"] = False
         return getattr(norm, case.pass_), constants, types
+    if case.pass_.startswith("add_positions"):
+        # As under autocast: whatever is added to is float32.
+        types |= dict.fromkeys(("x", "encoding", "alpha", "y", "dy", "parts"), "*fp32")
+        types |= {"x": f"*{dtype}", "dx": f"*{dtype}", "factor": "fp32"}
     constants = {"BM": bt, "BN": width} | ({"RELU": True} if case.pass_ == "dropout" else {})
     return getattr(elementwise, case.pass_), constants, types
 

@@ -23,6 +23,7 @@ from sniper.ops.backends.triton import (
     elementwise,
     loss,
     norm,
+    positions,
     regulator,
     tuning,
 )
@@ -192,10 +193,21 @@ def _elementwise(dtype: str, device: torch.device) -> float:
     x = torch.randn(3, 7, 75, generator=generator).to(rounded)
     dy = torch.randn(3, 7, 75, generator=generator).to(rounded)
     keep, scale = _keep(x.shape), 1 / (1 - _DROPOUT)
+    # Under autocast all that is added to is float32.
+    encoding, alpha = torch.randn(7, 75, generator=generator), torch.tensor(1.5)
+    added = (encoding.to(device), alpha.to(device), 2.0, _DROPOUT, _SEED)
+    at = positions.add_positions(x.to(device), *added)
+    ends = (rounded, True, *added[2:])
+    dx, dalpha = positions.add_positions_backward(dy.to(device), added[0], *ends)
+    assert dalpha is not None  # it was asked for
+    kept = dy.double() * keep * scale
     y = elementwise.dropout(x.to(device), _DROPOUT, _SEED, relu=True)
     dz, db = elementwise.relu_dropout_backward_bias(dy.to(device), y, _DROPOUT)
     wanted_dz = dy.double() * keep * (x > 0) * scale
     pairs = {
+        "positions": (at, (2 * x.double() + 1.5 * encoding) * keep * scale),
+        "dx of positions": (dx, 2 * kept),
+        "dalpha": (dalpha, (kept * encoding).sum()),
         "dropout": (y, x.double().relu() * keep * scale),
         "gradient": (dz, wanted_dz),
         "gradient without sums": (

@@ -15,6 +15,7 @@ FILES = (
     "test_adam_kernels.py",
     "test_batch_norm_kernels.py",
     "test_loss_kernels.py",
+    "test_positions_kernels.py",
     "test_regulator_kernels.py",
     "test_product.py",
     "test_wgrad.py",
