@@ -35,12 +35,22 @@ STRIDES += ("dy_stride_b", "dy_stride_t", "x_stride_b", "x_stride_t", "columns",
 STRIDES += ("q_batch", "k_batch", "v_batch", "dy_batch", "x_batch")
 
 
+ELEMENTWISE = (
+    "dropout",
+    "relu_dropout_backward",
+    "column_sums",
+    "add_positions",
+    "add_positions_backward",
+)
 BATCH_NORM = (
     "batch_norm_parts",
     "batch_norm",
     "batch_norm_gradient_sums",
     "batch_norm_backward",
 )
+_PREDICTIONS = ("before", "after", "log_durations", "pitch", "energy")
+_TARGETS = ("mel", "pitch_target", "energy_target", "mel_sums", "token_sums", "weights")
+_COUNTS = ("durations", "mel_lengths", "token_lengths", "totals")
 # Channels of a LayerNorm: those of the default model and of small ones, and the most there can be.
 NORM_COLUMNS = (256, 384, configs.MOST_NORM_COLUMNS)
 # Channels of a head: the default model's, and common ones of one piece.
@@ -97,7 +107,7 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
                             for config in configs.candidates(op, path, block, kind, arch):
                                 yield Case(pass_, path, arch, dtype, block, *config)
         for dtype in ("bf16", "fp16", "fp32"):
-            for pass_ in ("dropout", "relu_dropout_backward", "column_sums"):
+            for pass_ in ELEMENTWISE:
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
             for columns in NORM_COLUMNS:
                 for pass_, config in (
@@ -115,6 +125,12 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
         for dtype in ("bf16", "fp16", "fp32"):
             for pass_ in BATCH_NORM:
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
+            for pass_ in ("loss_parts", "loss_backward"):
+                yield Case(pass_, "pointer", arch, dtype, 64, configs.LOSS_TILE, 1, 4, 3)
+            yield Case("repeat_tokens", "pointer", arch, dtype, 64, *configs.REPEAT)
+            backward = configs.REPEAT_BACKWARD
+            yield Case("repeat_tokens_backward", "pointer", arch, dtype, 64, *backward)
+        yield Case("loss_terms", "pointer", arch, "fp32", 64, *configs.LOSS_TERMS)
         for dtype in ("bf16", "fp16"):
             for op, channels in itertools.product(ATTENTION, HEADS):
                 tile = configs.attention(op, channels, arch)[:4]
@@ -212,8 +228,10 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         attention_backward,
         batch_norm,
         elementwise,
+        loss,
         norm,
         product,
+        regulator,
         wgrad,
     )
 
@@ -260,6 +278,22 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     if case.pass_ in ATTENTION.values():
         module = attention if case.pass_ == "attention_forward" else attention_backward
         return getattr(module, case.pass_), *_attention_arguments(case)
+    if case.pass_.startswith("loss"):
+        types = dict.fromkeys((*_PREDICTIONS, *(f"d{p}" for p in _PREDICTIONS)), f"*{dtype}")
+        types |= dict.fromkeys(_COUNTS, "*i64")
+        types |= dict.fromkeys((*_TARGETS, "terms", "total", "dtotal"), "*fp32")
+        constants = {"EMPTY": False}
+        if case.pass_ == "loss_terms":
+            constants |= {"AFTER": True, "MASKING": "entries", "BM": bt, "BN": width}
+        else:
+            constants |= {"TILE": bt, "MASKED": True}
+        if case.pass_ == "loss_parts":
+            constants["CHUNK"] = configs.LOSS_CHUNK
+        return getattr(loss, case.pass_), constants, types
+    if case.pass_.startswith("repeat"):
+        types |= {"durations": "*i64", "dx": f"*{dtype}"}
+        constants = {"BM": bt, "BN": width, "BL": configs.REPEAT_TOKENS}
+        return getattr(regulator, case.pass_), constants, types
     if case.pass_.startswith("batch_norm"):
         types |= dict.fromkeys(("weight", "bias", "dweight", "dbias"), "*fp32")
         types |= {"dx": f"*{dtype}", "tracked": "*i64", "eps": "fp32", "momentum": "fp32"}
@@ -276,6 +310,10 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         if case.pass_ != "norm_sums":
             constants["RELU"] = False
         return getattr(norm, case.pass_), constants, types
+    if case.pass_.startswith("add_positions"):
+        # As under autocast: whatever is added to is float32.
+        types |= dict.fromkeys(("x", "encoding", "alpha", "y", "dy", "parts"), "*fp32")
+        types |= {"x": f"*{dtype}", "dx": f"*{dtype}", "factor": "fp32"}
     constants = {"BM": bt, "BN": width} | ({"RELU": True} if case.pass_ == "dropout" else {})
     return getattr(elementwise, case.pass_), constants, types
 

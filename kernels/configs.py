@@ -145,6 +145,14 @@ ATTENTION_POINTER = {
     "backward": {64: AttentionTile(64, 32, 4, 1, 16), 256: AttentionTile(32, 32, 4, 2, 16)},
     "sums": {256: AttentionTile(64, 64, 4, 2)},
 }
+# The loss: values of a mel that a program adds up, and how many of them at once. A batch of 21 by
+# 540 frames makes some 200 programs, with few sums for the one program behind them, whose tile is
+# of utterances and chunks.
+LOSS_CHUNK, LOSS_TILE = 4096, 1024
+LOSS_TERMS = Config(32, 16, 4, 3)
+# The length regulator: frames and channels at once, and tokens whose ends are added up at once.
+# A token has some five frames: one warp adds them up without a barrier.
+REPEAT, REPEAT_BACKWARD, REPEAT_TOKENS = Config(16, 128, 4, 3), Config(4, 128, 1, 3), 128
 
 
 def arch_of(capability: tuple[int, int]) -> int:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout from a counter, the gradient of ReLU and dropout, and sums of columns for the bias."""
+"""Dropout from a counter, also of positions added, the gradient of ReLU and dropout, and sums of
+columns for the bias.
+"""
 
 import triton
 import triton.language as tl
@@ -89,3 +91,68 @@ def column_sums(
         total += tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     out = sums + tl.program_id(0).to(tl.int64) * columns + n
     tl.store(out, tl.sum(total, 0).to(sums.dtype.element_ty), mask=n < columns)
+
+
+@triton.jit(do_not_specialize=["rows", "length", "threshold"])
+def add_positions(
+    x,  # [rows, columns], contiguous: sequences of `length` rows
+    encoding,  # [length, columns], contiguous
+    alpha,  # scalar, or None: 1
+    y,  # [rows, columns]
+    seed,  # int64 [] or None
+    rows,
+    length,
+    columns,
+    factor,
+    threshold,
+    scale,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """`y = dropout(factor * x + alpha * encoding)`."""
+    n0 = tl.program_id(1) * BN
+    m, n = tl.program_id(0) * BM + tl.arange(0, BM), n0 + tl.arange(0, BN)
+    inside = (m < rows)[:, None] & (n < columns)[None, :]
+    offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
+    there = (m % length).to(tl.int64)[:, None] * columns + n[None, :]
+    position = tl.load(encoding + there, mask=inside, other=0.0).to(tl.float32)
+    if alpha is not None:
+        position *= tl.load(alpha).to(tl.float32)
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32) * factor + position
+    if seed is not None:
+        words = random_words(tl.load(seed), m, n0, columns, BN)
+        value = tl.where(words >= threshold, value * scale, 0.0)
+    tl.store(y + offsets, value.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "length", "threshold"])
+def add_positions_backward(
+    dy,  # [rows, columns], contiguous
+    encoding,  # [length, columns], contiguous
+    dx,  # [rows, columns]
+    parts,  # float32 [programs, programs across]: of dalpha; or None
+    seed,  # int64 [] or None
+    rows,
+    length,
+    columns,
+    factor,
+    threshold,
+    scale,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """`dx = factor * dropout(dy)`, and a tile's part of `dalpha = sum(dropout(dy) * encoding)`."""
+    n0 = tl.program_id(1) * BN
+    m, n = tl.program_id(0) * BM + tl.arange(0, BM), n0 + tl.arange(0, BN)
+    inside = (m < rows)[:, None] & (n < columns)[None, :]
+    offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
+    gradient = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
+    if seed is not None:
+        words = random_words(tl.load(seed), m, n0, columns, BN)
+        gradient = tl.where(words >= threshold, gradient * scale, 0.0)
+    tl.store(dx + offsets, (gradient * factor).to(dx.dtype.element_ty), mask=inside)
+    if parts is not None:
+        there = (m % length).to(tl.int64)[:, None] * columns + n[None, :]
+        position = tl.load(encoding + there, mask=inside, other=0.0).to(tl.float32)
+        parts += tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+        tl.store(parts, tl.sum(tl.sum(gradient * position, 1)))

@@ -38,6 +38,7 @@ CASES = "sniper.ops.selfcheck_cases"
 ELEMENTWISE, NORM, RECORDED = "elementwise", "norm", "recorded step"
 BATCH_NORM = "batch norm"
 ATTENTION = "attention"
+LOSS, REGULATOR = "loss", "length regulator"
 OPTIMIZER = "optimizer"
 # The block size of a check of kernels that multiply nothing.
 NO_BLOCKS = 0
@@ -92,8 +93,8 @@ def trusted(x: Tensor, block_size: int, family: str) -> bool:
     Args:
         x: on a GPU.
         block_size: edge of the layout's blocks.
-        family: `ELEMENTWISE`, `NORM`, `BATCH_NORM`, `ATTENTION`, `RECORDED`, what `family`
-            gives, or `OPTIMIZER`, whose block size is `NO_BLOCKS`.
+        family: `ELEMENTWISE`, `NORM`, `BATCH_NORM`, `ATTENTION`, `LOSS`, `REGULATOR`, `RECORDED`,
+            what `family` gives, or `OPTIMIZER`, whose block size is `NO_BLOCKS`.
 
     Warns once for each family that is left out. `SNIPER_SELF_CHECK=skip` trusts everything.
     """

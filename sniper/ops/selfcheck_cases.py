@@ -17,7 +17,17 @@ from torch import Tensor
 from sniper.ops import selfcheck
 from sniper.ops.backends import REFERENCE, TRITON
 from sniper.ops.backends.cpu.elementwise import dropout as cpu_dropout
-from sniper.ops.backends.triton import adam, attention, batch_norm, elementwise, norm, tuning
+from sniper.ops.backends.triton import (
+    adam,
+    attention,
+    batch_norm,
+    elementwise,
+    loss,
+    norm,
+    positions,
+    regulator,
+    tuning,
+)
 from sniper.ops.geometry import Epilogue, Geometry
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_
@@ -46,6 +56,8 @@ def families(dtype: str, block_size: int, device: torch.device) -> dict[str, Che
         selfcheck.ELEMENTWISE: partial(_elementwise, dtype, device),
         selfcheck.NORM: partial(_norm, dtype, device),
         selfcheck.BATCH_NORM: partial(_batch_norm, dtype, device),
+        selfcheck.LOSS: partial(_loss, dtype, device),
+        selfcheck.REGULATOR: partial(_regulator, dtype, device),
     }
     if dtype in ("bf16", "fp16"):
         checks[selfcheck.ATTENTION] = partial(_attention, dtype, device)
@@ -191,10 +203,21 @@ def _elementwise(dtype: str, device: torch.device) -> float:
     x = torch.randn(3, 7, 75, generator=generator).to(rounded)
     dy = torch.randn(3, 7, 75, generator=generator).to(rounded)
     keep, scale = _keep(x.shape), 1 / (1 - _DROPOUT)
+    # Under autocast all that is added to is float32.
+    encoding, alpha = torch.randn(7, 75, generator=generator), torch.tensor(1.5)
+    added = (encoding.to(device), alpha.to(device), 2.0, _DROPOUT, _SEED)
+    at = positions.add_positions(x.to(device), *added)
+    ends = (rounded, True, *added[2:])
+    dx, dalpha = positions.add_positions_backward(dy.to(device), added[0], *ends)
+    assert dalpha is not None  # it was asked for
+    kept = dy.double() * keep * scale
     y = elementwise.dropout(x.to(device), _DROPOUT, _SEED, relu=True)
     dz, db = elementwise.relu_dropout_backward_bias(dy.to(device), y, _DROPOUT)
     wanted_dz = dy.double() * keep * (x > 0) * scale
     pairs = {
+        "positions": (at, (2 * x.double() + 1.5 * encoding) * keep * scale),
+        "dx of positions": (dx, 2 * kept),
+        "dalpha": (dalpha, (kept * encoding).sum()),
         "dropout": (y, x.double().relu() * keep * scale),
         "gradient": (dz, wanted_dz),
         "gradient without sums": (
@@ -358,6 +381,62 @@ def _attention_written_out(
         place = (counts.long().cumsum(-1) - 1).clamp_min(0).expand(drawn.shape)
         weights = weights * drawn.gather(3, place) / (1 - p)
     return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def _loss(dtype: str, device: torch.device) -> float:
+    """Means over entries and over utterances, of frames that take two programs."""
+    rounded = _DTYPES.get(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    randn = partial(torch.randn, generator=generator)
+    shapes = [(3, 70, 75)] * 2 + [(3, 9)] * 3
+    predicted = loss.Predictions(*(randn(shape).to(rounded) for shape in shapes))
+    durations = torch.randint(0, 3, (3, 9), generator=generator)
+    lengths = torch.tensor([70, 31, 1]), torch.tensor([9, 1, 4])
+    targets = loss.Targets(randn(shapes[0]), durations, randn(3, 9), randn(3, 9), *lengths, None)
+    there, known = predicted.map(lambda t: t.to(device)), targets.map(lambda t: t.to(device))
+    frames, tokens = (torch.arange(n) < t[:, None] for n, t in zip((70, 9), lengths, strict=True))
+    worst = 0.0
+    for masking in ("entries", "utterances"):
+        total, terms, weights = loss.losses(there, known, False, masking)
+        one = torch.ones((), device=device)
+        gradients = loss.losses_backward(one, weights, there, known, False, masking)
+        leaves = [t.double().requires_grad_() for t in predicted if t is not None]
+        right = []
+        spoken = tokens & (durations > 0)
+        goals = (targets.mel, targets.mel, durations.double().log1p(), *targets[2:4])
+        masks = (frames, frames, tokens, spoken, spoken)
+        for leaf, goal, mask in zip(leaves, goals, masks, strict=True):
+            away = leaf - goal.double()
+            away = away.abs().mean(-1) if mask is frames else away.square()
+            over = mask.sum() if masking == "entries" else 3 * mask.sum(1, keepdim=True)
+            right.append((away * mask / over.clamp(min=1)).sum())
+        wanted = torch.stack(right)
+        slopes = torch.autograd.grad(wanted.sum(), leaves)
+        worst = max(worst, _compare("terms", terms, wanted.detach(), dtype))
+        worst = max(worst, _compare("total", total, wanted.detach().sum(), dtype))
+        for name, ours, theirs in zip(there._fields, gradients, slopes, strict=True):
+            assert ours is not None  # there is a postnet
+            worst = max(worst, _compare(f"gradient of {name}", ours, theirs, dtype))
+    return worst
+
+
+def _regulator(dtype: str, device: torch.device) -> float:
+    """Sequences that are cut and padded, of tokens with many frames and with none."""
+    rounded = _DTYPES.get(dtype, torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    durations = torch.randint(0, 3, (3, 150), generator=generator)
+    durations[1, ::2], durations[2, 9:] = 4, 0
+    x, dy = (torch.randn(3, n, 75, generator=generator).to(rounded) for n in (150, 190))
+    there = durations.to(device)
+    y = regulator.repeat_tokens(x.to(device), there, 190)
+    dx = regulator.repeat_tokens_backward(dy.to(device), there)
+    leaf, wanted = x.double().requires_grad_(), torch.zeros(3, 190, 75, dtype=torch.float64)
+    for b in range(3):
+        rows = leaf[b].repeat_interleave(durations[b], 0)[:190]
+        wanted[b, : len(rows)] = rows
+    (right,) = torch.autograd.grad(wanted, leaf, dy.double())
+    worst = _compare("repeated", y, wanted.detach(), dtype)
+    return max(worst, _compare("gradient of repeated", dx, right, dtype))
 
 
 def _compare(what: str, got: Tensor, wanted: Tensor, dtype: str) -> float:

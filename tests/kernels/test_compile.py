@@ -49,6 +49,12 @@ SAMPLE = [
     ("norm_sums", "pointer", 90, "fp32", 64),
     ("batch_norm_gradient_sums", "pointer", 90, "bf16", 64),
     ("batch_norm_statistics", "pointer", 80, "fp32", 64),
+    ("add_positions_backward", "pointer", 90, "bf16", 64),
+    ("loss_parts", "pointer", 90, "bf16", 64),
+    ("loss_terms", "pointer", 90, "fp32", 64),
+    ("loss_backward", "pointer", 80, "bf16", 64),
+    ("repeat_tokens", "pointer", 90, "bf16", 64),
+    ("repeat_tokens_backward", "pointer", 90, "bf16", 64),
 ]
 
 

@@ -13,6 +13,10 @@ import pytest
 HERE = Path(__file__).parent
 FILES = (
     "test_adam_kernels.py",
+    "test_batch_norm_kernels.py",
+    "test_loss_kernels.py",
+    "test_positions_kernels.py",
+    "test_regulator_kernels.py",
     "test_product.py",
     "test_wgrad.py",
     "test_elementwise.py",

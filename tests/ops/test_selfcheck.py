@@ -59,7 +59,8 @@ def test_the_kernels_pass_in_the_interpreter(monkeypatch, dtype, block):
     found = selfcheck.run("cpu", dtype, block)
     paths = ["pointer"] if dtype == "fp32" else ["tma", "pointer"]
     wanted = {selfcheck.family(p, op) for p in paths for op in ("product", "wgrad")}
-    wanted |= {selfcheck.ELEMENTWISE, selfcheck.NORM, selfcheck.BATCH_NORM}
+    wanted |= {selfcheck.ELEMENTWISE, selfcheck.NORM, selfcheck.BATCH_NORM, selfcheck.LOSS}
+    wanted.add(selfcheck.REGULATOR)
     # It takes values of two bytes alone.
     assert set(found) == wanted | ({selfcheck.ATTENTION} if dtype == "fp16" else set())
     assert all(v.ok and v.error < 1e-3 and v.seconds > 0 for v in found.values()), found
@@ -89,7 +90,9 @@ def test_kernels_with_faults_fail_the_real_comparison(faulty, monkeypatch):
     """Two with an entry that is off, one that Triton refuses, one that hangs."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     found = selfcheck.run("cpu", "fp32", 16, cases="faulty_kernels", patience=60.0, hang=12.0)
-    assert found.pop(selfcheck.BATCH_NORM).ok and len(found) == 4
+    for whole in (selfcheck.BATCH_NORM, selfcheck.LOSS, selfcheck.REGULATOR):
+        assert found.pop(whole).ok
+    assert len(found) == 4
     assert not any(v.ok for v in found.values())
     said = {name: v.message for name, v in found.items()}
     assert "expected the reference's values within 1e-05 of the" in said["pointer product"]

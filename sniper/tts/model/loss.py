@@ -9,8 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sniper.ops.loss import Predictions, Targets, fuses_losses, masked_losses
 from sniper.tts.corpus.batch import Batch, length_mask
 from sniper.tts.model.config import MASKINGS
+
+_TERMS = ("mel_before", "mel_after", "duration", "pitch", "energy")
 
 
 def fastspeech2_loss(
@@ -46,6 +49,24 @@ def fastspeech2_loss(
     Raises:
         ValueError: an unknown `masking`.
     """
+    if masking not in MASKINGS:
+        raise ValueError(f"masking: expected one of {', '.join(MASKINGS)}, got {masking!r}")
+    predicted = Predictions(mel_before, mel_after, log_durations, pitch, energy)
+    targets = Targets(
+        batch.mel,
+        batch.durations,
+        batch.pitch,
+        batch.energy,
+        batch.mel_lengths,
+        batch.token_lengths,
+        batch.totals,
+    )
+    if fuses_losses(predicted, targets):
+        total, values = masked_losses(predicted, targets, empty_token_loss, masking)
+        named: dict[str, Tensor] = dict(zip(_TERMS, values.unbind(), strict=True))
+        if mel_after is None:
+            del named["mel_after"]
+        return total, named
     frames = length_mask(batch.mel_lengths, batch.mel.shape[1])
     tokens = length_mask(batch.token_lengths, batch.tokens.shape[1])
     spoken = tokens if empty_token_loss else tokens & (batch.durations > 0)
@@ -91,8 +112,6 @@ def _mean_weights(
     if masking == "utterances":
         count = mask.shape[0] if rows is None else rows
         return mask / (mask.sum(1, keepdim=True).clamp(min=1) * count)
-    if masking == "none":
-        if rows is None:
-            return torch.full(mask.shape, 1.0 / mask.numel(), device=mask.device)
-        return torch.ones_like(mask, dtype=torch.float32) / (rows * mask.shape[1])
-    raise ValueError(f"masking: expected one of {', '.join(MASKINGS)}, got {masking!r}")
+    if rows is None:
+        return torch.full(mask.shape, 1.0 / mask.numel(), device=mask.device)
+    return torch.ones_like(mask, dtype=torch.float32) / (rows * mask.shape[1])

@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sniper.layers import Dropout, add_norm, batch_norm, layer_norm, relu_dropout
-from sniper.layers.dropout import handed_over_rate
+from sniper.layers.dropout import drop_rate, handed_over_rate
 from sniper.layers.stacked import Stackable
 from sniper.ops import attention, cast_once
+from sniper.ops.positions import add_positions, fuses_positions
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
 LAYER_NORM_EPS = 1e-12
@@ -109,6 +110,10 @@ class PositionEmbed(nn.Module):
             longer = sinusoids(2 * x.shape[1], self.d_model)
             self.encoding = longer.to(self.encoding)
         encoding = self.encoding[: x.shape[1]]
+        alpha, factor = (self.alpha, 1.0) if self.scaled else (None, math.sqrt(self.d_model))
+        p = drop_rate(self.dropout)
+        if p is not None and fuses_positions(x, encoding, alpha):
+            return add_positions(x, encoding, alpha, factor, p)
         if self.scaled:
             return self.dropout(x + self.alpha * encoding)
         return self.dropout(x * math.sqrt(self.d_model) + encoding)

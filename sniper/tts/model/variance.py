@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import Dropout, layer_norm
+from sniper.ops.regulator import fuses_repeat, repeat_tokens
 from sniper.tts.corpus.batch import length_mask
 from sniper.tts.model.transformer import LAYER_NORM_EPS, conv_channels_last, same_conv
 
@@ -112,15 +113,20 @@ def regulate_length(x: Tensor, durations: Tensor, length: int) -> Tensor:
     Returns:
         `[B, length, C]`, 0 past an utterance's last frame.
     """
+    if fuses_repeat(x, durations):
+        return repeat_tokens(x, durations, length)
     B, L, C = x.shape
     ends = durations.cumsum(1)  # [B, L], first frame past each token
     frames = torch.arange(length, device=x.device).repeat(B, 1)
     # right=True skips tokens without frames: such a token ends where it begins, so no frame is its
     # own.
     token = torch.searchsorted(ends, frames, right=True)  # [B, length], L past the end
-    rows = token.clamp(max=L - 1) + torch.arange(0, B * L, L, device=x.device)[:, None]
-    y = x.reshape(B * L, C).index_select(0, rows.flatten()).view(B, length, C)
-    return y.masked_fill((token == L).unsqueeze(-1), 0.0)
+    # A row of zeros behind all tokens is what frames past the end take: to zero them afterwards
+    # would be another visit each way, and on a CPU a slow one.
+    rows = token + torch.arange(0, B * L, L, device=x.device)[:, None]
+    rows = rows.masked_fill(token == L, B * L)
+    padded = torch.cat([x.reshape(B * L, C), x.new_zeros(1, C)])
+    return padded.index_select(0, rows.flatten()).view(B, length, C)
 
 
 def durations_from_log(

@@ -39,12 +39,15 @@ def kernels() -> SimpleNamespace:
         attention_backward,
         batch_norm,
         elementwise,
+        loss,
         norm,
         product,
+        regulator,
         wgrad,
     )
 
-    modules = (adam, attention, attention_backward, batch_norm, elementwise, norm, product, wgrad)
+    modules = (adam, attention, attention_backward, batch_norm, elementwise, loss, norm, product)
+    modules += (regulator, wgrad)
     return SimpleNamespace(**{k: v for module in modules for k, v in vars(module).items()})
 
 
