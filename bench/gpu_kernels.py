@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sniper.ops import dispatch, selfcheck_cases, timings
+from sniper.ops.attention import attention_of_heads
 from sniper.ops.backends import TRITON
 from sniper.ops.backends.triton import tuning
 from sniper.ops.bits import pack_bits, unpack_bits
@@ -35,6 +36,7 @@ PASSES = ("fwd", "dgrad", "wgrad")
 # in, out, taps: attention projections, the feed-forward blocks of two models, a postnet.
 LAYERS = ((384, 384, 1), (384, 1536, 3), (1536, 384, 3), (256, 1024, 9), (256, 256, 5))
 DENSITIES = (0.2, 0.5)
+DROPOUT = 0.2  # of attention, as the default model has it
 BATCH, LENGTH = 20, 560
 
 
@@ -248,35 +250,45 @@ def tiles(dry: bool) -> Iterator[Row]:
 
 
 def attention(dry: bool) -> Iterator[Row]:
-    """Each of torch's implementations, forward with backward, with and without a mask."""
+    """Ours and each of torch's implementations, forward with backward, with and without a mask and
+    dropout; what is compared has no dropout.
+    """
     device, dtype = device_of(dry), torch.float32 if dry else torch.bfloat16
     batch, heads, length, channels = (2, 2, 16, 8) if dry else (BATCH, 2, LENGTH, 192)
+    shape = (batch, length, heads, channels)
     leaves = [
-        torch.randn(batch, heads, length, channels, device=device, dtype=dtype, requires_grad=True)
+        torch.randn(shape, device=device, dtype=dtype).transpose(1, 2).requires_grad_()
         for _ in range(3)
     ]
-    key_mask = torch.ones(batch, 1, 1, length, dtype=torch.bool, device=device)
-    key_mask[-1, ..., length // 2 :] = False
+    key_mask = torch.ones(batch, length, dtype=torch.bool, device=device)
+    key_mask[-1, length // 2 :] = False
     exact = [t.detach().double() for t in leaves]
-    for mask in (None, key_mask):
-        wanted = F.scaled_dot_product_attention(*exact, attn_mask=mask)
-        for name in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH"):
-            row: Row = {"implementation": name, "masked": mask is not None}
-
-            run = partial(_attend, getattr(SDPBackend, name), leaves, mask)
+    names = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+    for mask, p in itertools.product((None, key_mask), (0.0, DROPOUT)):
+        added = None if mask is None else mask[:, None, None]
+        wanted = F.scaled_dot_product_attention(*exact, attn_mask=added)
+        for name in names if dry else ("ours", *names):
+            row: Row = {"implementation": name, "masked": mask is not None, "dropout": p}
+            run = partial(_attend, name, leaves, mask)
             try:
-                row["error"] = float((run().double() - wanted).abs().max() / wanted.abs().max())
-                row["ms"] = milliseconds(run, device)
+                row["error"] = float((run(0.0).double() - wanted).abs().max() / wanted.abs().max())
+                row["ms"] = milliseconds(partial(run, p), device)
             except RuntimeError as error:
                 row["cannot"] = " ".join(str(error).split())[:200]
             yield row
 
 
-def _attend(implementation: SDPBackend, leaves: list[Tensor], mask: Tensor | None) -> Tensor:
+def _attend(name: str, leaves: list[Tensor], mask: Tensor | None, p: float) -> Tensor:
     """The result, after a backward pass."""
-    with sdpa_kernel(implementation):
-        y = F.scaled_dot_product_attention(*leaves, attn_mask=mask)
-        torch.autograd.grad(y, leaves, torch.ones_like(y))
+    if name == "ours":
+        y = attention_of_heads(mask, leaves[0], leaves[1], leaves[2], p)
+    else:
+        added = None if mask is None else mask[:, None, None]
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            y = F.scaled_dot_product_attention(*leaves, attn_mask=added, dropout_p=p)
+    # As it lies in a model: the heads of a row side by side.
+    dy = torch.ones_like(y.transpose(1, 2)).transpose(1, 2)
+    torch.autograd.grad(y, leaves, dy)
     return y.detach()
 
 

@@ -53,8 +53,8 @@ _TARGETS = ("mel", "pitch_target", "energy_target", "mel_sums", "token_sums", "w
 _COUNTS = ("durations", "mel_lengths", "token_lengths", "totals")
 # Channels of a LayerNorm: those of the default model and of small ones, and the most there can be.
 NORM_COLUMNS = (256, 384, configs.MOST_NORM_COLUMNS)
-# Channels of a head: the default model's, and common ones of one piece.
-HEADS = (64, 128, 192)
+# Channels of a head: of one piece, and the default model's, of two.
+HEADS = (64, 192)
 ATTENTION = {"forward": "attention_forward", "backward": "attention_backward"}
 ATTENTION |= {"sums": "attention_sums"}
 _FLOATS = ("partial", "sums", "mean", "rstd", "dweight", "dbias")
@@ -156,7 +156,7 @@ def compile_case(case: Case) -> Row:
         if name not in constants and aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": case.warps, "num_stages": case.stages}
+    options: dict[str, Any] = {"num_warps": case.warps, "num_stages": case.stages}
     if case.pass_ in ATTENTION.values():
         options["maxnreg"] = _attention_tile(case).registers
     kernel = triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)

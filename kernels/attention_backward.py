@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+# Triton's types say little of what its compiler takes.
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 """The gradients of attention, without atomic additions: equal inputs give equal bits.
 
 One kernel takes a tile of queries, gives dq, and writes what dropout left of the weights and the

@@ -132,7 +132,7 @@ ATTENTION_TMA = {
     },
     "backward": {
         128: AttentionTile(64, 64, 4, 2),
-        192: AttentionTile(128, 64, 8, 2),
+        192: AttentionTile(64, 32, 4, 2, tail=16),
         256: AttentionTile(64, 64, 8, 1, tail=16),
     },
     "sums": {192: AttentionTile(64, 64, 4, 2), 256: AttentionTile(64, 64, 8, 2)},

@@ -53,7 +53,7 @@ def attention(
     # Without dropout torch's fused kernel is as fast, and it has second derivatives.
     if dropout_p and ours and not torch.is_autocast_enabled("cpu"):
         return _attention(q, k, v, key_mask, heads, dropout_p, draw_seed())[0]
-    on_gpu = partial(_attention_of_heads, key_mask) if _gpu_serves(q, k, v, heads) else None
+    on_gpu = partial(attention_of_heads, key_mask) if _gpu_serves(q, k, v, heads) else None
     q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     mask = None if key_mask is None else key_mask[:, None, None, :]
     y = scaled_dot_product(q, k, v, mask, dropout_p, on_gpu)
@@ -68,13 +68,19 @@ def _gpu_serves(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     return not cast and triton.serves(q, k, v, heads)
 
 
-def _attention_of_heads(
-    key_mask: Tensor | None, q: Tensor, k: Tensor, v: Tensor, p: float
+def attention_of_heads(
+    key_mask: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    p: float,
+    seed: Tensor | None = None,
 ) -> Tensor:
-    """Our kernels on `[B, H, T, D]` views of `[B, T, C]`."""
+    """Our kernels on `[B, H, T, D]` views of `[B, T, C]`; without a seed one is drawn."""
     heads = q.shape[1]
     q, k, v = (t.transpose(1, 2).flatten(2) for t in (q, k, v))
-    seed = draw_seed(q.device) if p else None
+    if p and seed is None:
+        seed = draw_seed(q.device)
     y = _attention(q, k, v, key_mask, heads, p, seed)[0]
     return y.unflatten(2, (heads, -1)).transpose(1, 2)
 

@@ -13,7 +13,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,9 @@ _IMPLEMENTATIONS = {
 _CHANNELS = 8
 
 
-# Of q, k, v `[B, H, T, D]` and a share that dropout zeroes; differentiable.
-Ours = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+# Of q, k, v `[B, H, T, D]`, a share that dropout zeroes, and its seed, which is drawn where it is
+# None; differentiable.
+Ours = Callable[[Tensor, Tensor, Tensor, float, Tensor | None], Tensor]
 
 
 def scaled_dot_product(
@@ -76,9 +77,10 @@ def _run(
     mask: Tensor | None,
     p: float,
     ours: Ours | None = None,
+    seed: Tensor | None = None,
 ) -> Tensor:
     if name == "ours" and ours is not None:
-        return ours(q, k, v, p)
+        return ours(q, k, v, p, seed)
     with sdpa_kernel(_IMPLEMENTATIONS[name]):
         if name == "flash" and mask is not None:
             return _keys_hidden_by_a_channel(q, k, v, mask, p)
@@ -106,13 +108,15 @@ def _candidates(
     """Forward and backward of each, as it is timed, and as it is compared: without dropout, whose
     draws make results differ.
     """
+    # One that is drawn might be a step's, which then would draw others where times are known.
+    seed = cache(lambda: torch.zeros((), dtype=torch.int64, device=q.device))
 
     def run(name: str, p: float) -> tuple[Tensor, ...]:
         # Torch warns of each implementation that cannot run, and of all others that it was told to
         # leave alone. What is drawn here must not change what the model draws.
         with torch.random.fork_rng(_generators(q)), torch.enable_grad(), _quiet():
             leaves = [t.detach().requires_grad_() for t in (q, k, v)]
-            y = _run(name, leaves[0], leaves[1], leaves[2], mask, p, ours)
+            y = _run(name, leaves[0], leaves[1], leaves[2], mask, p, ours, seed())
             return y.detach(), *torch.autograd.grad(y, leaves, _gradient(y))
 
     def compare(name: str) -> tuple[Tensor, ...]:

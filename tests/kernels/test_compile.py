@@ -55,6 +55,10 @@ SAMPLE = [
     ("loss_backward", "pointer", 80, "bf16", 64),
     ("repeat_tokens", "pointer", 90, "bf16", 64),
     ("repeat_tokens_backward", "pointer", 90, "bf16", 64),
+    ("attention_forward", "tma", 90, "bf16", 192),
+    ("attention_backward", "tma", 90, "bf16", 192),
+    ("attention_backward", "pointer", 80, "bf16", 192),
+    ("attention_sums", "tma", 90, "bf16", 192),
 ]
 
 

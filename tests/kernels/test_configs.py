@@ -63,3 +63,26 @@ def test_short_sequences_take_small_tiles(length, tokens):
 def test_which_chips_copy_tiles():
     assert [a for a in (80, 86, 89, 90, 94, 100, 103, 120) if configs.has_tma(a)] == [90, 100, 103]
     assert configs.arch_of((8, 6)) == 86
+
+
+def test_a_head_is_one_power_of_two_or_two():
+    pieces = {channels: configs.head_pieces(channels) for channels in range(16, 257, 16)}
+    assert pieces[192] == (128, 64) and pieces[96] == (64, 32) and pieces[256] == (256, 0)
+    assert pieces[112] == (64, 64) and pieces[16] == (16, 0)
+    for channels, (first, second) in pieces.items():
+        # Tiles of a power of two that a tensor core takes, wide enough and no wider than needed.
+        assert first <= channels <= first + second and {first, second or 16} <= {
+            1 << i for i in range(4, 9)
+        }
+
+
+@pytest.mark.parametrize("arch", [*configs.SHARED_MEMORY, 130])
+def test_attention_has_a_tile_for_every_head(arch):
+    for channels in range(16, configs.MOST_HEAD_CHANNELS + 1, 16):
+        forward, backward, sums = (
+            configs.attention(op, channels, arch) for op in ("forward", "backward", "sums")
+        )
+        # Where whole tiles end, words of a draw begin; what is left goes in tiles of the tail.
+        for tile in (forward, backward):
+            assert tile.keys % tile.tail == 0 and tile.tail in (16, 32) and tile.keys in (32, 64)
+        assert sums.keys % backward.keys == 0 and sums.queries % 16 == 0

@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 FILES = (
     "test_adam_kernels.py",
+    "test_attention_kernels.py",
     "test_batch_norm_kernels.py",
     "test_loss_kernels.py",
     "test_positions_kernels.py",

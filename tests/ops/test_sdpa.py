@@ -107,20 +107,38 @@ def test_a_mask_is_made_into_what_is_added_once_for_all_layers():
 def test_ours_is_one_more_candidate(played):
     """It is taken where it computes the same, and left out where it does not."""
 
-    def right(q, k, v, p):
+    def right(q, k, v, p, seed=None):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
 
-    def wrong(q, k, v, p):
+    def wrong(q, k, v, p, seed=None):
         return right(q, k, v, p) + 0.1
 
     q = torch.randn(2, 3, 7, 8)
     for heads, ours in ((3, right), (2, wrong)):
         q = torch.randn(2, heads, 7, 8)
         y = sdpa.scaled_dot_product(q, q, q, None, 0.0, ours)
-        torch.testing.assert_close(y, right(q, q, q, 0.0))
+        torch.testing.assert_close(y, F.scaled_dot_product_attention(q, q, q))
     choices = json.loads((played / "backend-times-3.json").read_text())["choices"]
     assert ["ours" in c["failed"] for c in choices.values()] == [False, True]
     assert "ours" in next(iter(choices.values()))["seconds"]
+
+
+def test_measuring_draws_nothing_of_what_a_model_draws(played):
+    seeds = []
+
+    def ours(q, k, v, p, seed):
+        seeds.append(seed)
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=p)
+
+    q = torch.randn(2, 3, 7, 8)
+    before = torch.get_rng_state()
+    timed, compared = sdpa._candidates(q, q, q, None, 0.5, ours)
+    compared["ours"](), timed["ours"]()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seeds and all(seed is seeds[0] is not None for seed in seeds)
+    # A model's call draws its own.
+    sdpa._run("ours", q, q, q, None, 0.5, ours)
+    assert seeds[-1] is None
 
 
 def test_dropout_is_torchs():
