@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,14 +18,20 @@ from sniper.ops.backends.triton import adam as triton_adam
 from sniper.ops.backends.triton import batch_norm as triton_batch_norm
 from sniper.ops.backends.triton import elementwise as triton_elementwise
 from sniper.ops.backends.triton import launch
+from sniper.ops.backends.triton import loss as triton_loss
 from sniper.ops.backends.triton import norm as triton_norm
+from sniper.ops.backends.triton import positions as triton_positions
+from sniper.ops.backends.triton import regulator as triton_regulator
 from sniper.ops.backends.triton.products import TritonBackend
 from sniper.ops.batch_norm import _gradients, _normalised, _statistics
 from sniper.ops.block_matmul import _dgrad, _fwd, _wgrad
 from sniper.ops.dropout import draw_seed, relu_dropout_grad_bias
 from sniper.ops.norm import _add_norm, _add_norm_backward
 from sniper.optim import Adam, table
+from sniper.tts.corpus.batch import Batch
 from sniper.tts.model import transformer
+from sniper.tts.model.config import FastSpeech2Config
+from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.model.transformer import FeedForward, Postnet, StackConfig, TransformerStack
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
@@ -479,3 +486,49 @@ def test_registrations_of_batch_norm(device):
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
     args = (leaves[0], *normed, *leaves[1:], 1e-5, True, 0.25, seed)
     torch.library.opcheck(_normalised.op, args)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_speech_models_step_is_what_torchs_functions_make_of_it(autocast, device, monkeypatch):
+    """Positions, length regulator and loss, as a model calls them; in bfloat16 under autocast."""
+    if autocast and device == "cpu":
+        pytest.skip("the interpreter multiplies bfloat16 wrongly")
+    sizes: dict = {"d_model": 32, "ffn_dim": 32, "encoder_layers": 1, "decoder_layers": 1}
+    sizes |= {"postnet_layers": 2, "postnet_channels": 16, "heads": 2}
+    config = FastSpeech2Config(9, 20, **sizes)
+    silent = {name: 0.0 for name in vars(config) if name.endswith("_dropout")}
+    ours = FastSpeech2(replace(config, **silent)).to(device).eval()
+    theirs = copy.deepcopy(ours)
+    durations = torch.tensor([[2, 1, 3, 0], [4, 2, 0, 0]])
+    batch = Batch(
+        ["a", "b"],
+        torch.tensor([[1, 2, 3, 4], [5, 6, 4, 0]]),
+        torch.tensor([4, 3]),
+        torch.randn(2, 6, 20),
+        durations.sum(1),
+        durations,
+        torch.randn(2, 4),
+        torch.randn(2, 4),
+    ).to(device)
+    results, calls = [], []
+    for name, module in (("losses", triton_loss), ("repeat_tokens", triton_regulator),
+                         ("add_positions", triton_positions)):  # fmt: skip
+        run = getattr(module, name)
+        counted = lambda *args, run=run, name=name: calls.append(name) or run(*args)  # noqa: E731
+        monkeypatch.setattr(module, name, counted)
+    for model, served in ((ours, True), (theirs, False)):
+        for module in (triton_loss, triton_regulator, triton_positions):
+            monkeypatch.setattr(module, "serves", lambda x, served=served: served)
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            total, terms = model.loss(batch)
+        total.backward()
+        assert tuple(terms) == model.loss_terms
+        # A softmax does not change with the key's bias, whose gradient is rounding.
+        named = [(n, p.grad) for n, p in model.named_parameters() if not n.endswith("key.bias")]
+        gradients = [grad for _, grad in named if grad is not None]
+        results.append([total.detach(), *terms.values(), *gradients])
+    assert calls == ["add_positions", "repeat_tokens", "add_positions", "losses"]
+    for got, wanted in zip(*results, strict=True):
+        # Under autocast torch adds up a token's frames in another precision.
+        far = 2e-2 if autocast else 1e-4
+        assert (got - wanted).norm() <= far * wanted.norm() + 1e-6
