@@ -7,7 +7,7 @@ The statistics take a visit of their own; everything else is one visit forward a
 import triton
 import triton.language as tl
 
-from .common import random_words
+from .common import kept
 
 
 @triton.jit(do_not_specialize=["rows", "chunk"])
@@ -126,8 +126,8 @@ def batch_norm(
     TANH: tl.constexpr,
 ):
     """`y = dropout(tanh((x - mean) * rstd * weight + bias))`, the tanh if TANH."""
-    n0 = tl.program_id(1) * BN
-    m, n = tl.program_id(0) * BM + tl.arange(0, BM), n0 + tl.arange(0, BN)
+    m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
+    m, n = m0 + tl.arange(0, BM), n0 + tl.arange(0, BN)
     inside = (m < rows)[:, None] & (n < columns)[None, :]
     offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
     value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -138,8 +138,8 @@ def batch_norm(
     if TANH:
         value = tanh(value)
     if seed is not None:
-        words = random_words(tl.load(seed), m, n0, columns, BN)
-        value = tl.where(words >= threshold, value * scale, 0.0)
+        keep = kept(tl.load(seed), m0, n0, columns, threshold, BM, BN)
+        value = tl.where(keep, value * scale, 0.0)
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=inside)
 
 
@@ -152,19 +152,20 @@ def gradient_before(
     weight,
     bias,
     seed,
-    m,
+    m0,
     n0,
     rows,
     columns,
     threshold,
     scale,
+    BM: tl.constexpr,
     BN: tl.constexpr,
     TANH: tl.constexpr,
 ):
-    """At rows m: the gradient of what tanh took, 0 outside, and `x_hat`, which is drawn and
-    computed again: less than reading them.
+    """At BM rows from m0 on: the gradient of what tanh took, 0 outside, and `x_hat`. Both are drawn
+    and computed again: less than reading them.
     """
-    n = n0 + tl.arange(0, BN)
+    m, n = m0 + tl.arange(0, BM), n0 + tl.arange(0, BN)
     inside = (m < rows)[:, None] & (n < columns)[None, :]
     offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
     gradient = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -172,9 +173,8 @@ def gradient_before(
     slope = tl.load(rstd + n, mask=n < columns, other=0.0)
     x_hat = (x_hat - tl.load(mean + n, mask=n < columns, other=0.0)[None, :]) * slope[None, :]
     if seed is not None:
-        words = random_words(tl.load(seed), m, n0, columns, BN)
-        kept = words >= threshold
-        gradient = tl.where(kept, gradient * scale, 0.0)
+        keep = kept(tl.load(seed), m0, n0, columns, threshold, BM, BN)
+        gradient = tl.where(keep, gradient * scale, 0.0)
     if TANH:
         value = x_hat * tl.load(weight + n, mask=n < columns, other=0.0).to(tl.float32)[None, :]
         value += tl.load(bias + n, mask=n < columns, other=0.0).to(tl.float32)[None, :]
@@ -208,9 +208,11 @@ def batch_norm_gradient_sums(
     first = tl.program_id(0).to(tl.int64) * chunk
     along, total = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
     for m0 in range(first, min(first + chunk, rows), BM):
-        m = m0 + tl.arange(0, BM)
         gradient, x_hat = gradient_before(
-            dy, x, mean, rstd, weight, bias, seed, m, n0, rows, columns, threshold, scale, BN, TANH
+            *(dy, x, mean, rstd, weight, bias, seed, m0, n0, rows, columns, threshold, scale),
+            BM,
+            BN,
+            TANH,
         )
         along += gradient * x_hat
         total += gradient
@@ -241,10 +243,13 @@ def batch_norm_backward(
     TANH: tl.constexpr,
 ):
     """`dx = weight * rstd * (dz - mean(dz) - x_hat * mean(dz * x_hat))` by columns."""
-    n0 = tl.program_id(1) * BN
-    m, n = tl.program_id(0) * BM + tl.arange(0, BM), n0 + tl.arange(0, BN)
+    m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
+    m, n = m0 + tl.arange(0, BM), n0 + tl.arange(0, BN)
     gradient, x_hat = gradient_before(
-        dy, x, mean, rstd, weight, bias, seed, m, n0, rows, columns, threshold, scale, BN, TANH
+        *(dy, x, mean, rstd, weight, bias, seed, m0, n0, rows, columns, threshold, scale),
+        BM,
+        BN,
+        TANH,
     )
     constant = tl.load(dbias + n, mask=n < columns, other=0.0) / rows
     along = tl.load(dweight + n, mask=n < columns, other=0.0) / rows

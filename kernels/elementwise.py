@@ -6,7 +6,7 @@ columns for the bias.
 import triton
 import triton.language as tl
 
-from .common import random_words
+from .common import kept
 
 
 @triton.jit(do_not_specialize=["tokens", "threshold"])
@@ -23,16 +23,16 @@ def dropout(
     RELU: tl.constexpr,
 ):
     """`y = dropout(relu(x))`, the relu if RELU: the end of a product as a pass of its own."""
-    n0 = tl.program_id(1) * BN
-    m, n = tl.program_id(0) * BM + tl.arange(0, BM), n0 + tl.arange(0, BN)
+    m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
+    m, n = m0 + tl.arange(0, BM), n0 + tl.arange(0, BN)
     offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
     inside = (m < tokens)[:, None] & (n < columns)[None, :]
     value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     if RELU:
         value = tl.where(value <= 0, 0.0, value)
     if seed is not None:
-        words = random_words(tl.load(seed), m, n0, columns, BN)
-        value = tl.where(words >= threshold, value * scale, 0.0)
+        keep = kept(tl.load(seed), m0, n0, columns, threshold, BM, BN)
+        value = tl.where(keep, value * scale, 0.0)
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=inside)
 
 
@@ -110,8 +110,8 @@ def add_positions(
     BN: tl.constexpr,
 ):
     """`y = dropout(factor * x + alpha * encoding)`."""
-    n0 = tl.program_id(1) * BN
-    m, n = tl.program_id(0) * BM + tl.arange(0, BM), n0 + tl.arange(0, BN)
+    m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
+    m, n = m0 + tl.arange(0, BM), n0 + tl.arange(0, BN)
     inside = (m < rows)[:, None] & (n < columns)[None, :]
     offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
     there = (m % length).to(tl.int64)[:, None] * columns + n[None, :]
@@ -120,8 +120,8 @@ def add_positions(
         position *= tl.load(alpha).to(tl.float32)
     value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32) * factor + position
     if seed is not None:
-        words = random_words(tl.load(seed), m, n0, columns, BN)
-        value = tl.where(words >= threshold, value * scale, 0.0)
+        keep = kept(tl.load(seed), m0, n0, columns, threshold, BM, BN)
+        value = tl.where(keep, value * scale, 0.0)
     tl.store(y + offsets, value.to(y.dtype.element_ty), mask=inside)
 
 
@@ -142,14 +142,14 @@ def add_positions_backward(
     BN: tl.constexpr,
 ):
     """`dx = factor * dropout(dy)`, and a tile's part of `dalpha = sum(dropout(dy) * encoding)`."""
-    n0 = tl.program_id(1) * BN
-    m, n = tl.program_id(0) * BM + tl.arange(0, BM), n0 + tl.arange(0, BN)
+    m0, n0 = tl.program_id(0) * BM, tl.program_id(1) * BN
+    m, n = m0 + tl.arange(0, BM), n0 + tl.arange(0, BN)
     inside = (m < rows)[:, None] & (n < columns)[None, :]
     offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
     gradient = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
     if seed is not None:
-        words = random_words(tl.load(seed), m, n0, columns, BN)
-        gradient = tl.where(words >= threshold, gradient * scale, 0.0)
+        keep = kept(tl.load(seed), m0, n0, columns, threshold, BM, BN)
+        gradient = tl.where(keep, gradient * scale, 0.0)
     tl.store(dx + offsets, (gradient * factor).to(dx.dtype.element_ty), mask=inside)
     if parts is not None:
         there = (m % length).to(tl.int64)[:, None] * columns + n[None, :]

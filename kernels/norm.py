@@ -8,7 +8,7 @@ A program holds whole rows: a value is read once and its row's mean and variance
 import triton
 import triton.language as tl
 
-from .common import random_words
+from .common import kept
 
 
 @triton.jit(do_not_specialize=["rows", "threshold"])
@@ -34,15 +34,16 @@ def add_norm(
     """`s = x + dropout(branch)`, `y = (s - mean) * rstd * weight + bias` by rows of s. Without a
     branch `s = x`, or `relu(x)` if RELU, and it is y that is dropped.
     """
-    m, n = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BN)
+    m0 = tl.program_id(0) * BM
+    m, n = m0 + tl.arange(0, BM), tl.arange(0, BN)
     offsets = m.to(tl.int64)[:, None] * columns + n[None, :]
     inside = (m < rows)[:, None] & (n < columns)[None, :]
     value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     if branch is not None:
         added = tl.load(branch + offsets, mask=inside, other=0.0).to(tl.float32)
         if seed is not None:
-            words = random_words(tl.load(seed), m, 0, columns, BN)
-            added = tl.where(words >= threshold, added * scale, 0.0)
+            keep = kept(tl.load(seed), m0, 0, columns, threshold, BM, BN)
+            added = tl.where(keep, added * scale, 0.0)
         # What is normalised is what is stored: the gradient starts from there.
         total = (value + added).to(s.dtype.element_ty)
         tl.store(s + offsets, total, mask=inside)
@@ -60,8 +61,8 @@ def add_norm(
     out = centred * inverse[:, None] * scales[None, :] + shifts[None, :]
     if branch is None:
         if seed is not None:
-            words = random_words(tl.load(seed), m, 0, columns, BN)
-            out = tl.where(words >= threshold, out * scale, 0.0)
+            keep = kept(tl.load(seed), m0, 0, columns, threshold, BM, BN)
+            out = tl.where(keep, out * scale, 0.0)
     tl.store(y + offsets, out.to(y.dtype.element_ty), mask=inside)
 
 
@@ -107,9 +108,8 @@ def add_norm_backward(
         x_hat = (normed - average[:, None]) * inverse[:, None]
         if dbranch is None:
             if seed is not None:
-                words = random_words(tl.load(seed), m, 0, columns, BN)
-                kept = words >= threshold
-                gradient = tl.where(kept, gradient * scale, 0.0)
+                keep = kept(tl.load(seed), m0, 0, columns, threshold, BM, BN)
+                gradient = tl.where(keep, gradient * scale, 0.0)
         dweight += tl.sum(gradient * x_hat, 0)
         dbias += tl.sum(gradient, 0)
         # 0 outside, as the scales are: the two sums of a row count what is inside.
@@ -124,9 +124,8 @@ def add_norm_backward(
         tl.store(dx + offsets, gradient.to(dx.dtype.element_ty), mask=inside)
         if dbranch is not None:
             if seed is not None:
-                words = random_words(tl.load(seed), m, 0, columns, BN)
-                kept = words >= threshold
-                gradient = tl.where(kept, gradient * scale, 0.0)
+                keep = kept(tl.load(seed), m0, 0, columns, threshold, BM, BN)
+                gradient = tl.where(keep, gradient * scale, 0.0)
             out = gradient.to(dbranch.dtype.element_ty)
             tl.store(dbranch + offsets, out, mask=inside)
     sums += tl.program_id(0).to(tl.int64) * columns + n

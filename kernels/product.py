@@ -66,8 +66,8 @@ def product_tma(
         block = following
     first = batch.to(tl.int64) * length
     n0, columns = row * B, rows * B
-    end = (first, t0, length, n0, columns, threshold, scale, RELU)
-    write_transposed(acc, out, bias, seed, gate, *end)
+    end = (first, t0, length, n0, columns, threshold, scale)
+    write_transposed(acc, out, bias, seed, gate, *end, RELU)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "threshold", "src_length"])
@@ -149,8 +149,8 @@ def product_pointer(
             acc = tl.dot(x, w, acc, input_precision=PRECISION)
         entry, block = ahead, following
     first, n0, columns = batch * length, row * B, rows * B
-    end = (first, t0, length, n0, columns, threshold, scale, RELU)
+    end = (first, t0, length, n0, columns, threshold, scale)
     if FIRST:
-        write_transposed(acc, out, bias, seed, gate, *end)
+        write_transposed(acc, out, bias, seed, gate, *end, RELU)
     else:
-        write_tile(acc, out, bias, seed, gate, *end)
+        write_tile(acc, out, bias, seed, gate, *end, RELU)

@@ -14,25 +14,29 @@ from .common import SIZES, outer_sum
 
 
 @triton.jit
-def pick_blocks(crow, order, rows, chunks, G: tl.constexpr):
-    """Block row, first of the program's entries, end of its row's entries, and its split.
+def pick_blocks(crow, row_indices, order, rows, entries, programs, G: tl.constexpr):
+    """Block row, first of the program's entries, end of its row's entries, its split, and whether
+    it has the first of the row's entries, and with it the row's bias.
 
     Chunk c of a row holds its entries c * G, c * G + 1, ...; most rows have fewer chunks than the
-    longest possible one, and programs past the end have nothing to do.
+    longest possible one, and programs past the end have nothing to do. Where a chunk is an entry
+    there is a program for each of them, and behind them, where a bias is asked for, one for each
+    row, which is idle where the row has entries.
     """
-    pid = tl.program_id(0)
-    row = tl.load(order + pid % rows)
-    entry = tl.load(crow + row) + pid // rows % chunks * G
-    return row, entry, tl.load(crow + row + 1), pid // (rows * chunks)
+    pid, split = tl.program_id(0) % programs, tl.program_id(0) // programs
+    if G == 1:
+        active = pid < entries
+        row = tl.where(active, tl.load(row_indices + pid, mask=active, other=0), pid - entries)
+        end = tl.load(crow + row + 1)
+        entry = tl.where(active, pid, end)
+    else:
+        row = tl.load(order + pid % rows)
+        end = tl.load(crow + row + 1)
+        entry = tl.load(crow + row) + pid // rows * G
+    return row, entry, end, split, entry == tl.load(crow + row)
 
 
-@triton.jit
-def is_first(rows, chunks):
-    """Whether a program has the first of its row's blocks, and with it the row's bias."""
-    return tl.program_id(0) // rows % chunks == 0
-
-
-@triton.jit(do_not_specialize=[*SIZES, "chunks", "entries", "split_tiles"])
+@triton.jit(do_not_specialize=[*SIZES, "programs", "entries", "split_tiles"])
 def wgrad_tma(
     dy,  # descriptor [batch, T_out, rows * B], tiles [1, BT, B]
     x,  # descriptor [batch, T_in, inner_blocks * B], tiles [1, BT, B]
@@ -40,9 +44,10 @@ def wgrad_tma(
     sums,  # float32 [splits, rows * B], or None where no one asks for dL/db
     crow,
     col,
+    row_indices,
     order,
     rows,
-    chunks,
+    programs,  # of a split
     inner_blocks,
     entries,
     length_tiles,
@@ -56,10 +61,12 @@ def wgrad_tma(
     PRECISION: tl.constexpr,
 ):
     """`partial[split, entry + g] = dy[., row]^T * x[., tap, k]` for G blocks sharing dy's tiles."""
-    row, entry, end, split = pick_blocks(crow, order, rows, chunks, G)
+    row, entry, end, split, is_first = pick_blocks(
+        crow, row_indices, order, rows, entries, programs, G
+    )
     first = split * split_tiles
     if sums is not None:
-        if is_first(rows, chunks) and entry == end:
+        if is_first and entry == end:
             # A row without blocks has a bias all the same.
             total = tl.zeros((B, 16), tl.float32)
             ones = tl.full((BT, 16), 1.0, dy.dtype)
@@ -96,13 +103,13 @@ def wgrad_tma(
             if entry + g < end:
                 tl.store(partial + g * B * B + i[:, None] * B + i[None, :], accs[g])
         if sums is not None:
-            if is_first(rows, chunks):
+            if is_first:
                 place = sums + (split.to(tl.int64) * rows + row) * B + i
                 tl.store(place, tl.sum(total, 1) / 16)  # pyright: ignore[reportOperatorIssue]
 
 
 @triton.jit(
-    do_not_specialize=[*SIZES, "chunks", "entries", "split_tiles", "out_length", "in_length"]
+    do_not_specialize=[*SIZES, "programs", "entries", "split_tiles", "out_length", "in_length"]
 )
 def wgrad_pointer(
     dy,  # [batch, T_out, rows * B], channels contiguous
@@ -111,9 +118,10 @@ def wgrad_pointer(
     sums,
     crow,
     col,
+    row_indices,
     order,
     rows,
-    chunks,
+    programs,  # of a split
     inner_blocks,
     entries,
     length_tiles,
@@ -136,10 +144,12 @@ def wgrad_pointer(
 
     A block under 64 is too small for the tensor core's M operand: there the tile of x is.
     """
-    row, entry, end, split = pick_blocks(crow, order, rows, chunks, G)
+    row, entry, end, split, is_first = pick_blocks(
+        crow, row_indices, order, rows, entries, programs, G
+    )
     first = split * split_tiles
     if sums is not None:
-        if is_first(rows, chunks) and entry == end:
+        if is_first and entry == end:
             k, n = tl.arange(0, BT), tl.arange(0, B)
             total = tl.zeros((BT, B), tl.float32)
             for tile in range(first, min(first + split_tiles, tiles)):
@@ -192,7 +202,7 @@ def wgrad_pointer(
         out = acc.T if FIRST else acc
         tl.store(partial + offsets, out, mask=(mine < end)[None, :])
         if sums is not None:
-            if is_first(rows, chunks):
+            if is_first:
                 place = sums + (split.to(tl.int64) * rows + row) * B + n
                 column = tl.sum(total, 0 if FIRST else 1)
                 tl.store(place, column / 16)  # pyright: ignore[reportOperatorIssue]

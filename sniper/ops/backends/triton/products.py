@@ -285,7 +285,11 @@ def _wgrad(
     dy, x = launch.flat(geometry, dy, x)
     length_tiles = -(-dy.shape[1] // config.tokens)
     tiles = dy.shape[0] * length_tiles
-    chunks = -(-taps * inner // config.width)
+    # A program for as many blocks as a row may have, or for each that is active; behind those, for
+    # each row, since one without blocks has a bias all the same.
+    programs = rows * -(-taps * inner // config.width)
+    if config.width == 1:
+        programs = entries + (0 if db is None else rows)
     tiles_of_split = launch.split_tiles(x.device, -(-entries // config.width), tiles)
     splits = -(-tiles // tiles_of_split)
     # A sum for each split, and no atomic additions, whose order changes the bits from run to run.
@@ -299,12 +303,12 @@ def _wgrad(
         kernel, operands = launch.kernels().wgrad_pointer, (dy, x)
         strides = (dy.shape[1], x.shape[1], dy.stride(0), dy.stride(1), x.stride(0), x.stride(1))
     with launch.on(x.device):
-        kernel[(rows * chunks * splits,)](
+        kernel[(programs * splits,)](
             *operands,
             partial,
             sums,
-            *(layout.crow_indices, layout.col_indices, layout.row_order),
-            *(rows, chunks, inner, entries, length_tiles, tiles, tiles_of_split),
+            *(layout.crow_indices, layout.col_indices, layout.row_indices, layout.row_order),
+            *(rows, programs, inner, entries, length_tiles, tiles, tiles_of_split),
             *(-geometry.pad_left, geometry.dilation),
             *strides,
             B=block,
@@ -314,8 +318,8 @@ def _wgrad(
             num_warps=config.warps,
             num_stages=config.stages,
         )
-        programs = entries if db is None else entries + rows
-        launch.kernels().wgrad_reduce[(programs, block // 16)](
+        sums_too = entries if db is None else entries + rows
+        launch.kernels().wgrad_reduce[(sums_too, block // 16)](
             *(partial, dw, sums, db, layout.row_indices, layout.col_indices),
             *(entries, splits, dw.shape[1], rows),
             B=block,
