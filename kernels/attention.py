@@ -46,7 +46,7 @@ def both_halves(a, b: tl.constexpr):
 
 @triton.jit
 def draw(seed, counters, n0, GROUPS: tl.constexpr):
-    """Four words `[rows, 8 * GROUPS]` of `common.random_words`: Philox-4x32-7.
+    """Four words `[rows, 8 * GROUPS]` of `common.kept`: Philox-4x32-7.
 
     `counters` are the first of each row, int64 and multiples of 8.
     """
