@@ -74,8 +74,8 @@ def kept(seed, m0, n0, columns, threshold, BM: tl.constexpr, B: tl.constexpr):
     GROUPS: tl.constexpr = max(B // 64, 1)  # pyright: ignore[reportAssignmentType]
     S: tl.constexpr = min(BM, 8)  # pyright: ignore[reportAssignmentType]
     # No more rows to a number than leave each thread of four warps a number to make.
-    PACK: tl.constexpr = max(min(4, BM // S, BM * GROUPS // 16), 1)
-    A: tl.constexpr = BM // PACK // S  # pyright: ignore[reportAssignmentType]
+    PACK: tl.constexpr = max(min(4, BM // S, BM * GROUPS // 16), 1)  # pyright: ignore[reportAssignmentType]
+    A: tl.constexpr = BM // PACK // S
     i, r = tl.arange(0, 8 * GROUPS), tl.arange(0, A * S)
     groups = tl.cdiv(columns, 64)
     thresholds = threshold.to(tl.uint32) * 0x10001
