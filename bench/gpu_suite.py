@@ -67,7 +67,7 @@ def sections(out: Path, dry: bool) -> list[Section]:
     listed = [
         Section("build", pip, 120, measures=True),
         own("compile", 100),
-        Section("doctor", [python, "-m", "sniper.doctor", "--json"], 60),
+        Section("doctor", [python, "-m", "sniper.doctor", "--json"], 120),
         Section("tests", tests(), 150),
         own("recording", 90),
         own("memory check", 90, (*sanitizer, "memcheck")),
@@ -76,7 +76,7 @@ def sections(out: Path, dry: bool) -> list[Section]:
         measured("step", 75),
         measured("profile", 40),
         measured("layers", 45),
-        measured("attention", 20),
+        measured("attention", 45),
         measured("compiled step", 90),
         measured("training", 40),
         measured("rates", 20),

@@ -91,19 +91,6 @@ def seeds_together() -> Iterator[None]:
         _drawn = before
 
 
-@contextlib.contextmanager
-def seeds_apart() -> Iterator[None]:
-    """Inside, on a stream of its own, none of the seeds are given out that were drawn outside, and
-    outside none that were drawn inside: neither waits for the other.
-    """
-    global _drawn
-    before, _drawn = _drawn, None if _drawn is None else []
-    try:
-        yield
-    finally:
-        _drawn = before
-
-
 def draw_seed(device: torch.device | str = "cpu") -> Tensor:
     """A seed from torch's generator, so that `torch.manual_seed` rules all draws."""
     device = torch.device(device)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sniper.ops import aside
 from sniper.ops.autocast import autocast_dtype
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import norm as cpu
@@ -142,9 +141,8 @@ def _add_norm_backward(
     p: float,
     seed: Tensor | None,
     relu: bool,
-    unread: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dbranch (empty without a branch), dweight, dbias, which may come later if `unread`."""
+    """dx, dbranch (empty without a branch), dweight, dbias."""
     number = 0 if seed is None else seed
     more = relu or (branch_dtype is None and p > 0)
     if _on_cpu(more, dtype, dy, ds, s, weight):
@@ -153,12 +151,12 @@ def _add_norm_backward(
         )
     else:
         args = (dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, number)
-        dx, dbranch, dweight, dbias = triton.add_norm_backward(*args, relu=relu, unread=unread)
+        dx, dbranch, dweight, dbias = triton.add_norm_backward(*args, relu=relu)
     return dx, dy.new_empty(0) if dbranch is None else dbranch, dweight, dbias
 
 
 @_add_norm_backward.register_fake
-def _(dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed, relu, unread):
+def _(dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed, relu):
     dbranch = dy.new_empty(0)
     if branch_dtype is not None:
         dbranch = s.new_empty(s.shape, dtype=branch_dtype)
@@ -170,7 +168,6 @@ def _save(ctx, inputs, output):
     x, branch, weight, bias, ctx.eps, ctx.p, seed, _, ctx.relu = inputs
     s, _, mean, rstd = output
     ctx.dtype, ctx.branch_dtype = x.dtype, None if branch is None else branch.dtype
-    ctx.unread = aside.is_unread(weight) and aside.is_unread(bias)
     ctx.save_for_backward(x if branch is None else s, mean, rstd, weight, bias, seed)
     # A gradient that nobody asked for is None, not zeros that a kernel would have to read.
     ctx.set_materialize_grads(False)
@@ -187,7 +184,7 @@ def _backward(ctx, ds, dy, _dmean, _drstd):
     if torch.is_grad_enabled():
         dx, dbranch, dweight, dbias = _differentiable_backward(*args, bias)
     else:
-        dx, dbranch, dweight, dbias = _add_norm_backward(*args, ctx.unread)
+        dx, dbranch, dweight, dbias = _add_norm_backward(*args)
     return dx, None if ctx.branch_dtype is None else dbranch, dweight, dbias, *[None] * 5
 
 

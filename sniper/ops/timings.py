@@ -44,9 +44,9 @@ SAMPLES, MOST_SAMPLES = 3, 9
 # A candidate this many times slower than another, in its best sample, is not timed any more.
 CLEAR = 1.5
 
-# On a GPU: launches queue up behind a kernel that waits about 3 ms, so that none is measured
+# On a GPU: launches queue up behind a kernel that waits, 3 ms at least, so that none is measured
 # waiting for the host, as none does in a recorded step.
-_WAIT_CYCLES = 6_000_000
+_WAIT_CYCLES, _CYCLES_A_SECOND = 6_000_000, 2_000_000_000
 _LAUNCHES_BEHIND_ONE_WAIT = 4
 
 Noise = Callable[[], list[float]]
@@ -374,7 +374,13 @@ def _sample(run: Callable[[], Any]) -> float:
 
 def _seconds_on_device(run: Callable[[], Any]) -> float:
     flush = _flush_buffer(torch.cuda.current_device())
-    torch.cuda._sleep(_WAIT_CYCLES)
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    # Forward and backward of several kernels took the host a millisecond, and were measured so.
+    on_host = time.perf_counter() - started
+    wait = int(2 * _LAUNCHES_BEHIND_ONE_WAIT * on_host * _CYCLES_A_SECOND)
+    torch.cuda._sleep(max(_WAIT_CYCLES, wait))
     marks = []
     for _ in range(_LAUNCHES_BEHIND_ONE_WAIT):
         # Inputs come from memory, as they do in a step whose tensors do not fit into the L2.

@@ -35,7 +35,7 @@ class Recorder(Protocol):
     """How a step is recorded; tests put another one in the place of `CudaRecorder`."""
 
     device: torch.device
-    # Where work runs beside the rest; None: in line.
+    # Where weight gradients run beside the rest; None: in line.
     aside: Aside | None
 
     def warm_up(self, step: Callable[[], Any]) -> None:
@@ -61,7 +61,7 @@ class CudaRecorder:
         # The default stream cannot be recorded. What runs aside is to take what this one leaves.
         self._stream = torch.cuda.Stream(device, priority=-1)
         self._copies = torch.cuda.Stream(device)
-        self.aside: Aside | None = Aside(torch.cuda.Stream(device), torch.cuda.Stream(device))
+        self.aside: Aside | None = Aside(torch.cuda.Stream(device))
 
     def bring(self, own: list[Tensor], given: list[Tensor]) -> None:
         # From the host on a stream of their own, while the step before still runs: that reads what

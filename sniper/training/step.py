@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sniper.layers import layout_versions
 from sniper.ops import dispatch, timings
-from sniper.ops.aside import working_aside
+from sniper.ops.aside import weight_gradients_aside
 from sniper.ops.dropout import seeds_together
 from sniper.optim import Adam
 from sniper.training.batch_norm import absent_loss, statistics_apart
@@ -145,19 +145,12 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=self.graphs is None)
 
     def _gradients(self, batch: Batch, share: float | Tensor) -> Values:
-        # Gradients that somebody watches have to be there when they arrive.
-        aside = None if self.graphs is None or watched(self.model) else self.graphs.aside
-        with working_aside(aside):
-            with self._forward_together():
-                total, terms = self.loss(batch)
-            # Only of what is recorded, where each launch less counts.
-            added = gradients_added(self.model) if self.graphs else contextlib.nullcontext()
-            # Scaled before backward, not after: gradients of several micro-batches then add up to
-            # their mean.
-            with added:
-                (total * share).backward()
-                if aside is not None:
-                    aside.join()
+        with self._forward_together():
+            total, terms = self.loss(batch)
+        # Scaled before backward, not after: gradients of several micro-batches then add up to their
+        # mean.
+        with self._backward_together():
+            (total * share).backward()
         return {"total": total.detach(), **terms}
 
     @contextlib.contextmanager
@@ -168,6 +161,17 @@ class TrainingStep:
             return
         cast = weights_cast(self.model, torch.bfloat16) if self._bf16 else contextlib.nullcontext()
         with seeds_together(), cast:
+            yield
+
+    @contextlib.contextmanager
+    def _backward_together(self) -> Iterator[None]:
+        """Around a backward pass that is recorded, where each launch less counts."""
+        if self.graphs is None:
+            yield
+            return
+        # Gradients that somebody watches have to be there when they arrive.
+        aside = None if watched(self.model) else self.graphs.aside
+        with gradients_added(self.model), weight_gradients_aside(aside):
             yield
 
     def _version(self) -> object:

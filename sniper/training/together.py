@@ -50,7 +50,6 @@ def weights_cast(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             tensors += [layer.bias for layer in layers]
             kinds.append((torch.float32 if masked else dtype, len(layers)))
     results = _Cast.apply(tuple(kinds), *tensors)
-    aside.hold(results)
     made = iter(results)
     copies = {key: next(made) for key in own}
     try:

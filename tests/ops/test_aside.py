@@ -12,24 +12,15 @@ from torch import Tensor, nn
 from sniper.layers import BlockSparseLinear
 from sniper.ops import aside
 from sniper.ops.aside import Aside
-from sniper.ops.dropout import seeds_apart
 from sniper.optim import Adam
 
 
 def test_without_a_step_that_has_it_everything_is_in_line():
     x = torch.ones(2)
     assert aside.run(lambda: 3, (x,)) == 3
-    with aside.branch(x) as branch, seeds_apart():
-        y = x + 1
-    branch.join()
-    assert torch.equal(y, torch.full((2,), 2.0))
     # A CPU's tensors have no streams, whatever a step has.
-    with aside.working_aside(Aside(None, None)):  # pyright: ignore[reportArgumentType]
+    with aside.weight_gradients_aside(Late()):
         assert aside.run(lambda: 4, (x,)) == 4
-        with aside.branch(x) as branch:
-            y = x + 2
-        branch.join()
-    assert torch.equal(y, torch.full((2,), 3.0))
 
 
 class Late(Aside):
@@ -46,12 +37,6 @@ class Late(Aside):
         for compute, before, reads in self.waiting:
             assert all(torch.equal(a, b) for a, b in zip(before, reads, strict=True))
             compute()
-
-    def hold(self, tensors):
-        pass
-
-    def clear(self):
-        self.waiting.clear()
 
 
 def test_what_a_weight_gradient_reads_is_not_written_before_the_end(monkeypatch):
@@ -95,9 +80,9 @@ def test_a_bias_that_others_compute_is_not_late():
 @pytest.mark.gpu
 def test_memory_is_not_given_away_while_it_is_read():
     device = torch.device("cuda")
-    there = Aside(torch.cuda.Stream(), torch.cuda.Stream())
+    there = Aside(torch.cuda.Stream())
     place = SimpleNamespace(sums=[])
-    with aside.working_aside(there):
+    with aside.weight_gradients_aside(there):
         for i in range(40):
             x = torch.full((1 << 22,), float(i), device=device)
 
@@ -108,20 +93,27 @@ def test_memory_is_not_given_away_while_it_is_read():
             aside.run(compute, (x,))
             del x, compute
             torch.full((1 << 22,), -1.0, device=device)  # would take x's place
-        there.join()
     assert [float(s) for s in place.sums] == [float(i) * (1 << 22) for i in range(40)]
 
 
 @pytest.mark.gpu
-def test_a_branch_comes_after_what_it_reads_and_before_what_reads_it():
-    device = torch.device("cuda")
-    x = torch.zeros(1 << 20, device=device)
-    with aside.working_aside(Aside(torch.cuda.Stream(), torch.cuda.Stream())):
-        torch.cuda._sleep(20_000_000)
-        x.fill_(3.0)
-        with aside.branch(x) as branch:
-            torch.cuda._sleep(20_000_000)
-            y = x + 1
-        branch.join()
-        total = y.sum()
-    assert float(total) == 4.0 * (1 << 20)
+def test_a_bias_has_its_gradient_however_late_it_comes():
+    def gradients(late: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        layer = BlockSparseLinear(128, 128, block_size=64).cuda()
+        layer.set_block_mask(torch.eye(2, dtype=torch.bool))
+        Adam(layer.parameters())
+        layer.weight.grad = torch.zeros_like(layer.weight)
+        stream = torch.cuda.Stream()
+        y = layer(torch.randn(3, 50, 128, device="cuda"))
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(100_000_000 if late else 1)
+        with aside.weight_gradients_aside(Aside(stream) if late else None):
+            y.square().sum().backward()
+        assert layer.weight.grad is not None and layer.bias.grad is not None
+        return [layer.weight.grad, layer.bias.grad]
+
+    gradients(False)  # kernels are chosen
+    for late, now in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(late, now)

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sniper.ops import aside
-from sniper.ops.dropout import seeds_apart
 from sniper.tts.corpus.batch import Batch, length_mask
 from sniper.tts.model.config import FastSpeech2Config
 from sniper.tts.model.loss import fastspeech2_loss
@@ -144,17 +142,13 @@ class FastSpeech2(nn.Module):
         frame_mask = length_mask(batch.mel_lengths, batch.mel.shape[1])
         x = self.encoder(self.token_embed(batch.tokens), token_mask)
         x = self.with_speaker(x, batch.speakers)
-        # Only the loss reads what is predicted: the decoder need not wait for it.
-        branch = aside.branch(x, token_mask)
-        with branch, seeds_apart():
-            log_durations = self.duration_predictor(x, token_mask)
-            pitch = self.pitch_predictor(x, token_mask)
-            energy = self.energy_predictor(x, token_mask)
+        log_durations = self.duration_predictor(x, token_mask)
+        pitch = self.pitch_predictor(x, token_mask)
+        energy = self.energy_predictor(x, token_mask)
         # After the predictors, which must not see what they are to predict.
         x = x + self.energy_embed(batch.energy) + self.pitch_embed(batch.pitch)
         x = regulate_length(x, batch.durations, batch.mel.shape[1])
         mel_before, mel_after = self._decode(x, frame_mask)
-        branch.join()
         return FastSpeech2Output(mel_before, mel_after, log_durations, pitch, energy)
 
     @property

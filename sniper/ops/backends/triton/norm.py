@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sniper.kernels import configs
-from sniper.ops import aside, selfcheck
+from sniper.ops import selfcheck
 from sniper.ops.backend import check_shape
 from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK, dropout_args
 from sniper.ops.backends.triton.launch import check as check_tensor
@@ -85,7 +85,6 @@ def add_norm_backward(
     seed: int | Tensor = 0,
     most_chunks: int = MOST_CHUNKS,
     relu: bool = False,
-    unread: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The gradients of `add_norm`, in one visit, and one of the partial sums.
 
@@ -96,7 +95,6 @@ def add_norm_backward(
         dtype, branch_dtype: of x and branch; None without a branch.
         most_chunks: programs that share the rows, and partial sums that they leave.
         relu: whether s, which is x then, was normalised after a ReLU.
-        unread: whether dweight and dbias may come later, where a step has that.
 
     Returns:
         dx, dbranch (None without a branch), dweight, dbias. The latter two are sums in an order
@@ -125,17 +123,10 @@ def add_norm_backward(
         if rows:
             tile = {"BM": bm, "BN": bn, "num_warps": warps}
             kernels().add_norm_backward[(chunks,)](*args, **tile, RELU=relu)
-
-        def add_up() -> None:
-            bm, bn, warps, _ = configs.NORM_SUMS
-            grid = (-(-columns // bn), 2)
-            args = (sums, dweight, dbias, chunks, columns)
-            kernels().norm_sums[grid](*args, BM=bm, BN=bn, num_warps=warps)
-
-        if unread:
-            aside.run(add_up, (sums, dweight, dbias))
-        else:
-            add_up()
+        bm, bn, warps, _ = configs.NORM_SUMS
+        grid = (-(-columns // bn), 2)
+        args = (sums, dweight, dbias, chunks, columns)
+        kernels().norm_sums[grid](*args, BM=bm, BN=bn, num_warps=warps)
     return dx, dbranch, dweight, dbias
 
 
