@@ -22,7 +22,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("matrix", "arm", "seed", "rate", "device", "loss", "loss_odd", "loss_even", "distortion")
+COLUMNS: tuple[str, ...] = (
+    "matrix",
+    "arm",
+    "seed",
+    "rate",
+    "device",
+    "loss",
+    "loss_odd",
+    "loss_even",
+    "distortion",
+)
 PRESET = 1.0  # the rate, as a multiple of what the presets have
 
 
