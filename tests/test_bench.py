@@ -242,6 +242,8 @@ def test_what_was_learned_elsewhere_becomes_a_report(learning, demo_corpus, tmp_
     options = learning.parser().parse_args(["assemble", *common, *there, "--output", str(out)])
     monkeypatch.setattr("sniper.compare.recognition.heard", lambda audio, features: ["the"])
     assert learning.assemble(options) == 0
+    assert (parts / "small.blocks.1.sound.json").exists()
+    assert learning.assemble(options) == 0  # beside what was heard the first time
     assert compare(["--config", str(matrix), "--output", str(out), "--report-only"]) == 0
 
     data = json.loads((out / "report/results.json").read_text())
