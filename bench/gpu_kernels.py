@@ -61,10 +61,13 @@ def milliseconds(
     wait(device)
     if device.type != "cuda":
         return 1e3 * statistics.median(_seconds(call) for _ in range(3))
+    on_host = _seconds(call)
+    wait(device)
     size = torch.cuda.get_device_properties(device).L2_cache_size
     flush = torch.empty(2 * size, dtype=torch.uint8, device=device)
     marks = []
-    torch.cuda._sleep(20_000_000)  # 10 ms: the host is ahead by then
+    # 10 ms at least, and twice what the host takes: it is ahead by then.
+    torch.cuda._sleep(max(20_000_000, int(2 * repeats * on_host * 2e9)))
     for _ in range(repeats):
         if from_memory:
             flush.zero_()

@@ -36,6 +36,7 @@ import numpy as np
 
 MOST_STAGES = 4  # of an arm, which are measured
 VALID_FRAMES = 6500  # padded, of a batch of held-out sentences
+SOUND = ".sound.json"  # behind a run's name: what was heard of its mels
 MEL_STEP = 0.05  # in log10: the resolution in which spoken mels are kept, one dB
 
 
@@ -449,6 +450,8 @@ def assemble(options: argparse.Namespace) -> int:
             options.output.joinpath("truth").mkdir(parents=True, exist_ok=True)
             truth = load_truth(options.output / "truth", valid, options.sentences)
         for path in sorted(options.parts.glob(f"{Path(name).stem}.*.json")):
+            if path.name.endswith(SOUND):  # what an earlier call heard of a run
+                continue
             found = json.loads(path.read_text())
             write_run(found, path, rates, measured["machine"], truth, options)
     return 0
@@ -564,7 +567,7 @@ def listen(path: Path, truth: Any) -> dict[str, list[float]]:
     from sniper.compare.distances import mel_cepstral_distortion
     from sniper.compare.evaluate import measure_sound
 
-    cache = path.with_suffix(".sound.json")
+    cache = path.with_suffix(SOUND)
     if cache.exists():
         return json.loads(cache.read_text())
     if not path.exists():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib
 import json
@@ -242,6 +243,8 @@ def test_what_was_learned_elsewhere_becomes_a_report(learning, demo_corpus, tmp_
     options = learning.parser().parse_args(["assemble", *common, *there, "--output", str(out)])
     monkeypatch.setattr("sniper.compare.recognition.heard", lambda audio, features: ["the"])
     assert learning.assemble(options) == 0
+    assert (parts / "small.blocks.1.sound.json").exists()
+    assert learning.assemble(options) == 0  # beside what was heard the first time
     assert compare(["--config", str(matrix), "--output", str(out), "--report-only"]) == 0
 
     data = json.loads((out / "report/results.json").read_text())
@@ -274,6 +277,50 @@ def test_rates_between_stages_that_were_measured(learning, demo_corpus, tmp_path
     assert rates.at(config_of_arm("dense"), 0.0) == 80.0
     with pytest.raises(ValueError, match=r"expected a sparsity in \[0.3, 0.6\], got 0.0"):
         rates.at(blocks, 0.0)
+
+
+def _part(folder: Path, arm: str, rate: float, odd: float, even: float, seed: int = 0) -> None:
+    losses = [even, odd, even, odd, even]
+    part = {
+        "matrix": "some/demo.yaml",
+        "arm": arm,
+        "seed": seed,
+        "device": "a chip",
+        "config": {"train": {"lr": rate}},
+        "history": [{"valid": {"total": 9.0}}, {"valid": {"total": 1.25}}],
+        "metrics": {"final": {"loss": losses, "mcd": [1.0, 2.0, 3.0, 4.0, 5.0]}},
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / f"demo.{arm}.{seed}.json").write_text(json.dumps(part))
+
+
+def test_a_learning_rate_is_chosen_on_every_other_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    learning_rates = importlib.import_module("learning_rates")
+    folders = [tmp_path / name for name in ("half", "one", "twice")]
+    tried = ((0.5, 1.0, 1.4), (1.0, 1.2, 1.2), (2.0, 1.1, 1.0))
+    for folder, (rate, odd, even) in zip(folders, tried, strict=True):
+        _part(folder, "clear", rate, odd, even)
+        _part(folder, "level", rate, 1.2 - rate / 100, 1.2)  # within the scatter
+    _part(folders[1], "clear", 1.0, 0.1, 0.1, seed=1)  # which does not choose
+    _part(folders[1], "alone", 1.0, 1.0, 1.0)
+    (folders[1] / "demo.clear.0.sound.json").write_text('{"log_f0_rmse": [0.1]}')
+    parts = ["--parts", *map(str, folders)]
+    assert learning_rates.main([*parts, "--out", str(tmp_path / "rates.csv")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "| | 0.5 | 1 | 2 | chosen | by the others |",
+        "|---|---|---|---|---|---|",
+        "| demo clear | 1.000 | 1.200 | 1.100 | 0.5 | 2 |",
+        "| demo level | 1.195 | 1.190 | 1.180 | 1 | 1 |",
+    ]
+    with (tmp_path / "rates.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    of_twice = {"rate": "2", "loss": "1.25", "loss_odd": "1.1", "loss_even": "1", "distortion": "3"}
+    found = [row for row in rows if row["arm"] == "clear" and row["rate"] == "2"]
+    assert [{key: row[key] for key in of_twice} for row in found] == [of_twice]
+    with pytest.raises(SystemExit, match="expected every run once, got demo.clear.0.json twice"):
+        learning_rates.main([*parts, str(folders[0]), "--out", str(tmp_path / "rates.csv")])
 
 
 def test_espnet_that_is_missing_is_named():

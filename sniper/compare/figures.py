@@ -139,14 +139,17 @@ def plot_loss(
         only: indices of the arms; None: all.
         bands: shade from the lowest seed to the highest.
     """
+    drawn = False
     for index in range(len(data["arms"])) if only is None else only:
         curve = mean_curve(data["arms"][index]["runs"], x, "loss")
+        drawn |= len(curve) > 0
         look = _line_properties(data, index)
         axis.plot(curve[:, 0], curve[:, 1], **look)
         if bands and len(data["seeds"]) > 1:
             area = {"color": look["color"], "alpha": 0.13, "linewidth": 0}
             axis.fill_between(curve[:, 0], curve[:, 2], curve[:, 3], **area)
-    axis.set(xlabel=_X[x], ylabel="validation loss", yscale="log")
+    # An empty axis has no place for ticks that are logarithms.
+    axis.set(xlabel=_X[x], ylabel="validation loss", yscale="log" if drawn else "linear")
     if x == "seconds" and (unsteady := _unsteady(data)):
         axis.set_xlabel(f"{_X[x]} (not steady: {unsteady})")
     axis.grid(alpha=0.3)

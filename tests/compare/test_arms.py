@@ -59,7 +59,8 @@ def test_the_arms_of_the_experiment(name):
         "sniper80-block": 0.8,
     }
     more = ("dense-rates", "sniper80-long", "sniper80-gentle", "sniper80-gradient")
-    controls = {**dict.fromkeys((*more, "sniper80-block-longer"), 0.8), "dense-short": 0.0}
+    more += ("dense-rates-half", "sniper80-plain-rate", "sniper80-block-longer")
+    controls = {**dict.fromkeys(more, 0.8), "dense-short": 0.0}
     assert first == (expected if name == "ljspeech" else expected | controls)
     for arm, config in configs.items():
         last = config.sparsity_schedule().sparsity_at(config.train.epochs - 1)
@@ -80,6 +81,8 @@ def test_controls_differ_from_what_they_control_in_one_thing(name):
 
     assert differ("sniper80-block", "dense-rates") == ["sparsity.prune"]
     assert differ("sniper80-block", "sniper80-gradient") == ["sparsity.growth"]
+    assert differ("dense-rates", "dense-rates-half") == ["train.lr"]
+    assert differ("sniper80-block", "sniper80-plain-rate") == ["sparsity.max_lr_scale"]
     assert differ("sniper80-block", "sniper80-long") == ["sparsity.schedule"]
     assert differ("sniper80-block", "sniper80-gentle") == ["sparsity.schedule"]
     assert differ("sniper80-block", "sniper80-block-longer") == ["train.epochs"]

@@ -35,9 +35,11 @@ def test_the_report_alone(compared: Compared, capsys: pytest.CaptureFixture):
 
 
 def test_the_report_of_what_there_is(compared: Compared, tmp_path: Path):
-    """Before the end, and with an arm that has nothing yet."""
-    shutil.copytree(compared.run("dense").folder, tmp_path / "runs" / "dense" / "seed-0")
+    """Before the beginning, before the end, and with an arm that has nothing yet."""
     options = ["--config", str(compared.file), "--output", str(tmp_path), "--report-only"]
+    assert main(options) == 0
+    assert "dense, seed 0, is not finished" in (tmp_path / "report/report.html").read_text()
+    shutil.copytree(compared.run("dense").folder, tmp_path / "runs" / "dense" / "seed-0")
     assert main(options) == 0
     text = (tmp_path / "report" / "report.html").read_text()
     assert "SNIPER 60→0 %, seed 0, is not finished (not begun)" in text
