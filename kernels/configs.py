@@ -80,7 +80,8 @@ PRODUCT = {
     ("pointer", 32, "fp32"): (C(64, 16, 4, 2),),
     ("pointer", 64, "half"): (C(128, 64, 4, 4), C(64, 64, 4, 4)),
     ("pointer", 64, "tf32"): (C(128, 32, 4, 4), C(64, 32, 4, 4)),
-    ("pointer", 64, "fp32"): (C(64, 16, 4, 2),),
+    # 64 rows spill, with four warps in the input gradient and with eight in the forward pass.
+    ("pointer", 64, "fp32"): (C(32, 16, 4, 2),),
     ("pointer", 128, "half"): (C(128, 64, 8, 3), C(64, 64, 8, 3)),
     ("pointer", 128, "tf32"): (C(128, 32, 8, 3), C(64, 32, 8, 3)),
     ("pointer", 128, "fp32"): (C(64, 16, 8, 2),),
@@ -109,8 +110,7 @@ WGRAD = {
 EIGHT_WARPS = {
     ("wgrad", "tma", 64, "half"): (100, 103),
     ("wgrad", "tma", 64, "tf32"): (100, 103),
-    ("product", "pointer", 64, "fp32"): (100, 103),
-    ("wgrad", "pointer", 64, "fp32"): (86, 87, 89),
+    ("wgrad", "pointer", 64, "fp32"): (86, 87, 89, 90, 120, 121),
     ("wgrad", "pointer", 64, "half"): (120, 121),
 }
 # Token tiles whose activations a group of programs shares through L2.
