@@ -142,7 +142,7 @@ KEY_ORDER_TILE = 256
 # Where tensor cores read registers, which do not suffice for more.
 ATTENTION_POINTER = {
     "forward": {64: AttentionTile(64, 32, 4, 1, 16), 256: AttentionTile(32, 32, 4, 2, 16)},
-    "backward": {64: AttentionTile(64, 32, 4, 1, 16), 256: AttentionTile(32, 32, 4, 2, 16)},
+    "backward": {64: AttentionTile(64, 32, 4, 2, 16), 256: AttentionTile(32, 32, 4, 2, 16)},
     "sums": {256: AttentionTile(64, 64, 4, 2)},
 }
 # The loss: values of a mel that a program adds up, and how many of them at once. A batch of 21 by
