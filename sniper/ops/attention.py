@@ -149,10 +149,7 @@ def _attention_grad(
     p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if y is None:
-        drawn = 0 if seed is None else int(seed)
-        return cpu.attention_backward(dy, q, k, v, key_mask, normal, p, drawn)
-    return triton.attention_backward(dy, q, k, v, key_mask, y, normal, p, seed)
+    return _gradients(None, dy, q, k, v, key_mask, y, normal, p, seed)
 
 
 @operation("sniper::attention_backward_into", mutates_args=("dq", "dk", "dv"))
@@ -171,11 +168,25 @@ def _attention_grad_into(
     seed: Tensor | None,
 ) -> None:
     """`_attention_grad` with its results where they are wanted."""
+    _gradients((dq, dk, dv), dy, q, k, v, key_mask, y, normal, p, seed)
+
+
+def _gradients(
+    into: tuple[Tensor, Tensor, Tensor] | None,
+    dy: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    y: Tensor | None,
+    normal: Tensor,
+    p: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     if y is None:
         drawn = 0 if seed is None else int(seed)
-        cpu.attention_backward(dy, q, k, v, key_mask, normal, p, drawn, (dq, dk, dv))
-    else:
-        triton.attention_backward(dy, q, k, v, key_mask, y, normal, p, seed, (dq, dk, dv))
+        return cpu.attention_backward(dy, q, k, v, key_mask, normal, p, drawn, into)
+    return triton.attention_backward(dy, q, k, v, key_mask, y, normal, p, seed, into)
 
 
 @_attention_grad_into.register_fake
