@@ -48,6 +48,7 @@ CLEAR = 1.5
 # waiting for the host, as none does in a recorded step.
 _WAIT_CYCLES, _CYCLES_A_SECOND = 6_000_000, 2_000_000_000
 _LAUNCHES_BEHIND_ONE_WAIT = 4
+_MOST_ON_HOST = 0.02  # seconds a launch: a kernel that is compiled first takes the host far longer
 
 Noise = Callable[[], list[float]]
 
@@ -378,7 +379,7 @@ def _seconds_on_device(run: Callable[[], Any]) -> float:
     started = time.perf_counter()
     run()
     # Forward and backward of several kernels took the host a millisecond, and were measured so.
-    on_host = time.perf_counter() - started
+    on_host = min(time.perf_counter() - started, _MOST_ON_HOST)
     wait = int(2 * _LAUNCHES_BEHIND_ONE_WAIT * on_host * _CYCLES_A_SECOND)
     torch.cuda._sleep(max(_WAIT_CYCLES, wait))
     marks = []
