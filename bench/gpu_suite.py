@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that needs a GPU, in one command and some five minutes: checks, then measurements.
+"""Everything that needs a GPU, in one command and under eight minutes: checks, then measurements.
 
 python bench/gpu_suite.py [--out DIR] [--only NAME ...] [--minutes 8] [--skip-build]
 python bench/gpu_suite.py --dry      # tiny shapes on the CPU, through the same code

@@ -19,7 +19,7 @@ from sniper.layers.linear import BlockSparseLinear
 from sniper.ops import dispatch, gradients
 from sniper.ops.autocast import autocast_dtype
 from sniper.ops.geometry import columns_of
-from sniper.ops.layout import BlockLayout
+from sniper.ops.layout import BlockLayout, mark_copy
 from sniper.ops.transforms import transformed
 
 # Of the layouts of a stack's layers: their versions, and the layout of all of them.
@@ -93,11 +93,8 @@ class Stackable(nn.Module):
         own = len({id(w) for w in weights}) == len(weights) and all(map(_trained, weights))
         if not layers or not own:
             return None
-        weight, layout = torch.cat(weights), stacked_layout(layers)
-        if layout is not None:
-            gradients.stands_for_all(weight, weights)
         bias = None if layers[0].bias is None else torch.cat(biases)
-        return Stack(weight, bias, layout, tuple(m.out_features for m in layers))
+        return stack_of(layers, torch.cat(weights), bias)
 
     def layers_to_stack(self) -> list[nn.Linear]:
         """Them, or nothing where they have to run one by one: of other classes, with hooks, masked
@@ -109,6 +106,17 @@ class Stackable(nn.Module):
             return []
         kinds = {_kind(m) for m in layers}
         return layers if len(kinds) == 1 and not any(_watched(m) for m in layers) else []
+
+
+def stack_of(layers: Sequence[nn.Linear], weight: Tensor, bias: Tensor | None) -> Stack:
+    """The stack of these layers, from copies of their weights and biases one under the other."""
+    layout = stacked_layout(layers)
+    if layout is not None:
+        gradients.stands_for_all(weight, [m.weight for m in layers])
+        sparse = [m for m in layers if isinstance(m, BlockSparseLinear)]
+        if all(m.layout and m.layout.marked(m.weight) for m in sparse):
+            mark_copy(layout, weight)
+    return Stack(weight, bias, layout, tuple(m.out_features for m in layers))
 
 
 def stacked_layout(layers: Sequence[nn.Linear]) -> BlockLayout | None:

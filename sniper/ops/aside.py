@@ -58,6 +58,10 @@ class Aside:
         if self._under_way:  # a recording must not wait for a stream that has no part in it
             last, _ = self._under_way[-1]
             torch.cuda.current_stream(self._stream.device).wait_event(last)
+        self.forget()
+
+    def forget(self) -> None:
+        """Holds nothing any more, and waits for nothing that ran so far."""
         self._under_way.clear()
 
 
@@ -80,6 +84,8 @@ def weight_gradients_aside(aside: Aside | None) -> Iterator[None]:
             aside.join()
     finally:
         _aside = before
+        if aside is not None:
+            aside.forget()  # of a pass that failed; the next must not wait for its events
 
 
 def unread(t: Tensor) -> None:

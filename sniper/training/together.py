@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear
-from sniper.layers.stacked import Stack, Stackable, stacked_layout
+from sniper.layers.stacked import Stack, Stackable, stack_of, stacked_layout
 from sniper.ops import aside, gradients
 from sniper.ops.layout import mark_copy
 
@@ -73,16 +73,10 @@ def weights_cast(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 def _stack(layers: list[nn.Linear], weight: Tensor, rest: Iterator[Tensor]) -> Stack:
     """Of layers whose weights are stacked in `weight`; the next of `rest` are their biases."""
-    layout = stacked_layout(layers)
-    if layout is not None:
-        gradients.stands_for_all(weight, [layer.weight for layer in layers])
-        sparse = [layer for layer in layers if isinstance(layer, BlockSparseLinear)]
-        if all(layer.layout and layer.layout.marked(layer.weight) for layer in sparse):
-            mark_copy(layout, weight)
     bias = None if layers[0].bias is None else next(rest)
     if bias is not None and _wide(bias):
         aside.unread(bias)  # it is cut, and not read
-    return Stack(weight, bias, layout, tuple(layer.out_features for layer in layers))
+    return stack_of(layers, weight, bias)
 
 
 def _stackable(model: nn.Module) -> list[tuple[Stackable, list[nn.Linear]]]:

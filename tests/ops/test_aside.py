@@ -38,6 +38,18 @@ class Late(Aside):
             assert all(torch.equal(a, b) for a, b in zip(before, reads, strict=True))
             compute()
 
+    def forget(self):
+        self.waiting.clear()
+
+
+def test_a_pass_that_fails_leaves_nothing_to_wait_for():
+    there, x = Late(), torch.ones(2)
+    with pytest.raises(RuntimeError), aside.weight_gradients_aside(there):
+        there.run(lambda: None, (x,))
+        raise RuntimeError
+    assert not there.waiting
+    assert aside.run(lambda: 5, (x,)) == 5
+
 
 def test_what_a_weight_gradient_reads_is_not_written_before_the_end(monkeypatch):
     """A device may run it as late as that."""
