@@ -36,12 +36,15 @@ class Config(NamedTuple):
         width: product: channels a turn; weight gradient: blocks that share a tile of dy.
         warps: per program.
         stages: of the software pipeline.
+        tiles: of tokens that a program takes one behind the other, where there are enough programs;
+            more than one for products by the copy engine alone.
     """
 
     tokens: int
     width: int
     warps: int
     stages: int
+    tiles: int = 1
 
 
 class AttentionTile(NamedTuple):
@@ -68,7 +71,10 @@ class AttentionTile(NamedTuple):
 C = Config
 # By path and block size, for two-byte values, for float32 as tf32, and for true float32.
 PRODUCT = {
-    ("tma", 64, "half"): (C(256, 64, 4, 2), C(128, 64, 4, 3), C(256, 64, 4, 3), C(64, 64, 4, 4)),
+    # On an H200, 384 to 1536 channels, three taps, dropout, at a fifth of the blocks: 42, 49 and 49
+    # us, and 58 with 256 rows; 1536 to 384, which has fewer programs of four times the turns: 44,
+    # 35 and 34.
+    ("tma", 64, "half"): (C(128, 64, 4, 2, tiles=2), C(128, 64, 4, 3), C(64, 64, 4, 3)),
     ("tma", 64, "tf32"): (C(128, 32, 4, 4), C(64, 32, 4, 4)),
     ("tma", 128, "half"): (C(256, 64, 8, 3), C(128, 64, 8, 4), C(64, 64, 8, 4)),
     ("tma", 128, "tf32"): (C(256, 32, 8, 3), C(128, 32, 8, 4), C(64, 32, 8, 4)),
@@ -88,9 +94,9 @@ PRODUCT = {
     ("pointer", 128, "fp32"): (C(64, 16, 8, 2),),
 }
 WGRAD = {
-    # On an H200 at a fifth of the blocks: 36, 42 and 54 us for 384 to 1536 channels and three taps.
-    # Rows have few blocks then, and what a group of them computes past a row's end is lost.
-    ("tma", 64, "half"): (C(64, 1, 4, 4), C(64, 2, 4, 4), C(64, 4, 4, 3)),
+    # On an H200, 384 to 1536 channels and three taps: 35 and 37 us at a fifth of the blocks, 79 and
+    # 59 at a half. Of few blocks in a row, what a group computes past the row's end is lost.
+    ("tma", 64, "half"): (C(64, 1, 4, 4), C(64, 2, 4, 3), C(64, 4, 4, 3)),
     ("tma", 64, "tf32"): (C(32, 2, 4, 3), C(32, 1, 4, 4)),
     ("tma", 128, "half"): (C(64, 1, 8, 4),),
     ("tma", 128, "tf32"): (C(32, 1, 8, 3),),
@@ -115,6 +121,9 @@ EIGHT_WARPS = {
     ("wgrad", "pointer", 64, "fp32"): (86, 87, 89, 90, 120, 121),
     ("wgrad", "pointer", 64, "half"): (120, 121),
 }
+# Programs for each multiprocessor that must be there where each takes several tiles, and the share
+# of active blocks from which a weight gradient takes several blocks at a time.
+ENOUGH_PROGRAMS, GROUPED_FROM = 4, 1 / 3
 # Token tiles whose activations a group of programs shares through L2.
 GROUP = 32
 # Elements that a program of the optimizer takes: a block of 32, a quarter of one of 64.

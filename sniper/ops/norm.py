@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sniper.ops import aside
 from sniper.ops.autocast import autocast_dtype
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import norm as cpu
@@ -141,8 +142,11 @@ def _add_norm_backward(
     p: float,
     seed: Tensor | None,
     relu: bool,
+    unread: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, dbranch (empty without a branch), dweight, dbias."""
+    """dx, dbranch (empty without a branch), dweight, dbias; `unread` as `aside.is_unread` of weight
+    and bias.
+    """
     number = 0 if seed is None else seed
     more = relu or (branch_dtype is None and p > 0)
     if _on_cpu(more, dtype, dy, ds, s, weight):
@@ -151,12 +155,12 @@ def _add_norm_backward(
         )
     else:
         args = (dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, number)
-        dx, dbranch, dweight, dbias = triton.add_norm_backward(*args, relu=relu)
+        dx, dbranch, dweight, dbias = triton.add_norm_backward(*args, relu=relu, unread=unread)
     return dx, dy.new_empty(0) if dbranch is None else dbranch, dweight, dbias
 
 
 @_add_norm_backward.register_fake
-def _(dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed, relu):
+def _(dy, ds, s, mean, rstd, weight, dtype, branch_dtype, p, seed, relu, unread):
     dbranch = dy.new_empty(0)
     if branch_dtype is not None:
         dbranch = s.new_empty(s.shape, dtype=branch_dtype)
@@ -184,7 +188,8 @@ def _backward(ctx, ds, dy, _dmean, _drstd):
     if torch.is_grad_enabled():
         dx, dbranch, dweight, dbias = _differentiable_backward(*args, bias)
     else:
-        dx, dbranch, dweight, dbias = _add_norm_backward(*args)
+        unread = aside.is_unread(weight) and aside.is_unread(bias)
+        dx, dbranch, dweight, dbias = _add_norm_backward(*args, unread)
     return dx, None if ctx.branch_dtype is None else dbranch, dweight, dbias, *[None] * 5
 
 

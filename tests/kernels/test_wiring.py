@@ -432,7 +432,7 @@ def test_registrations_of_add_norm(branch, device):
     s, ds = (s, torch.randn_like(s)) if branch else (x.detach(), None)
     torch.library.opcheck(
         _add_norm_backward.op,
-        (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed, not branch),
+        (y, ds, s, mean, rstd, weight.detach(), *dtypes, p, seed, not branch, False),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sniper.layers import BlockSparseLinear
+from sniper.layers import BlockSparseLinear, layer_norm
 from sniper.ops import aside
 from sniper.ops.aside import Aside
 from sniper.optim import Adam
@@ -109,22 +109,24 @@ def test_memory_is_not_given_away_while_it_is_read():
 
 
 @pytest.mark.gpu
-def test_a_bias_has_its_gradient_however_late_it_comes():
+def test_biases_and_norms_have_their_gradients_however_late_they_come():
     def gradients(late: bool) -> list[Tensor]:
         torch.manual_seed(0)
-        layer = BlockSparseLinear(128, 128, block_size=64).cuda()
+        layer, norm = BlockSparseLinear(128, 128, block_size=64).cuda(), nn.LayerNorm(128).cuda()
         layer.set_block_mask(torch.eye(2, dtype=torch.bool))
         Adam(layer.parameters())
         layer.weight.grad = torch.zeros_like(layer.weight)
         stream = torch.cuda.Stream()
-        y = layer(torch.randn(3, 50, 128, device="cuda"))
+        y = layer_norm(layer(torch.randn(3, 50, 128, device="cuda")), norm, relu=True)
+        factors = torch.randn_like(y)
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
             torch.cuda._sleep(100_000_000 if late else 1)
         with aside.weight_gradients_aside(Aside(stream) if late else None):
-            y.square().sum().backward()
-        assert layer.weight.grad is not None and layer.bias.grad is not None
-        return [layer.weight.grad, layer.bias.grad]
+            (y * factors).sum().backward()
+        found = [p.grad for p in (*layer.parameters(), *norm.parameters())]
+        assert all(g is not None for g in found)
+        return [g for g in found if g is not None]
 
     gradients(False)  # kernels are chosen
     for late, now in zip(gradients(True), gradients(False), strict=True):

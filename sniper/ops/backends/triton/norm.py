@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from sniper.kernels import configs
-from sniper.ops import selfcheck
+from sniper.ops import aside, selfcheck
 from sniper.ops.backend import check_shape
 from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK, dropout_args
 from sniper.ops.backends.triton.launch import check as check_tensor
@@ -63,7 +65,7 @@ def add_norm(
     rows, columns = matrix_shape(x)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if rows:
-        bm, bn, warps, _ = configs.norm(columns)
+        bm, bn, warps, *_ = configs.norm(columns)
         args = (x, branch, weight.contiguous(), bias.contiguous(), s, y, mean, rstd, seed_there)
         args += (rows, columns, eps, threshold, scale)
         with on(x.device):
@@ -85,6 +87,7 @@ def add_norm_backward(
     seed: int | Tensor = 0,
     most_chunks: int = MOST_CHUNKS,
     relu: bool = False,
+    unread: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The gradients of `add_norm`, in one visit, and one of the partial sums.
 
@@ -95,6 +98,7 @@ def add_norm_backward(
         dtype, branch_dtype: of x and branch; None without a branch.
         most_chunks: programs that share the rows, and partial sums that they leave.
         relu: whether s, which is x then, was normalised after a ReLU.
+        unread: nothing reads dweight and dbias before the pass's end (`sniper.ops.aside`).
 
     Returns:
         dx, dbranch (None without a branch), dweight, dbias. The latter two are sums in an order
@@ -113,7 +117,7 @@ def add_norm_backward(
     dx = torch.empty_like(s, dtype=dtype)
     dbranch = None if branch_dtype is None else torch.empty_like(s, dtype=branch_dtype)
     dweight, dbias = (torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in "wb")
-    bm, bn, warps, _ = configs.norm_backward(columns)
+    bm, bn, warps, *_ = configs.norm_backward(columns)
     chunk = bm * max(1, -(-rows // (bm * most_chunks)))
     chunks = -(-rows // chunk)
     sums = s.new_empty(2, chunks, columns, dtype=torch.float32)
@@ -123,11 +127,17 @@ def add_norm_backward(
         if rows:
             tile = {"BM": bm, "BN": bn, "num_warps": warps}
             kernels().add_norm_backward[(chunks,)](*args, **tile, RELU=relu)
-        bm, bn, warps, _ = configs.NORM_SUMS
-        grid = (-(-columns // bn), 2)
-        args = (sums, dweight, dbias, chunks, columns)
-        kernels().norm_sums[grid](*args, BM=bm, BN=bn, num_warps=warps)
+    add = partial(_add_sums, sums, dweight, dbias)
+    _ = aside.run(add, (sums,)) if unread else add()
     return dx, dbranch, dweight, dbias
+
+
+def _add_sums(sums: Tensor, dweight: Tensor, dbias: Tensor) -> None:
+    _, chunks, columns = sums.shape
+    bm, bn, warps, *_ = configs.NORM_SUMS
+    with on(sums.device):
+        args = (sums, dweight, dbias, chunks, columns)
+        kernels().norm_sums[-(-columns // bn), 2](*args, BM=bm, BN=bn, num_warps=warps)
 
 
 def _fits(x: Tensor) -> bool:

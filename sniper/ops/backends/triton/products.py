@@ -238,17 +238,18 @@ def _product(
             launch.descriptor(src, [1, config.tokens, config.width]),
             launch.descriptor(weight, tile),
         )
-        strides = ()
+        counts, strides = (length, length_tiles, tiles, config.tiles), ()
     else:
         kernel, operands = launch.kernels().product_pointer, (src, weight)
+        counts = (length, length_tiles, tiles)
         strides = (src.shape[1], src.stride(0), src.stride(1), weight.stride(0))
     with launch.on(src.device):
-        kernel[(rows * tiles,)](
+        kernel[(rows * -(-tiles // config.tiles),)](
             *operands,
             rows_out,
             *(end.bias, end.seed, end.gate),
             *(getattr(layout, f"{n}{twin}") for n in ("crow_indices", "col_indices", "row_order")),
-            *(length, length_tiles, tiles, rows, inner),
+            *(*counts, rows, inner),
             *(-sign * geometry.pad_left, sign * geometry.dilation),
             *(end.threshold, end.scale),
             *strides,
