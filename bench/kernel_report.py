@@ -105,7 +105,7 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
                     for block in configs.BLOCK_SIZES:
                         if (path, block, kind) in table:
                             for config in configs.candidates(op, path, block, kind, arch):
-                                yield Case(pass_, path, arch, dtype, block, *config[:4])
+                                yield Case(pass_, path, arch, dtype, block, *config)
         for dtype in ("bf16", "fp16", "fp32"):
             for pass_ in ELEMENTWISE:
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
@@ -114,7 +114,7 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
                     ("add_norm", configs.norm(columns)),
                     ("add_norm_backward", configs.norm_backward(columns)),
                 ):
-                    yield Case(pass_, "pointer", arch, dtype, columns, *config[:4])
+                    yield Case(pass_, "pointer", arch, dtype, columns, *config)
             for block in configs.BLOCK_SIZES:
                 for pass_ in ("wgrad_reduce", "add_blocks"):
                     yield Case(pass_, "pointer", arch, dtype, block, 16, block, 4, 3)
@@ -127,18 +127,18 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
                 yield Case(pass_, "pointer", arch, dtype, 64, 32, 64, 4, 3)
             for pass_ in ("loss_parts", "loss_backward"):
                 yield Case(pass_, "pointer", arch, dtype, 64, configs.LOSS_TILE, 1, 4, 3)
-            yield Case("repeat_tokens", "pointer", arch, dtype, 64, *configs.REPEAT[:4])
+            yield Case("repeat_tokens", "pointer", arch, dtype, 64, *configs.REPEAT)
             backward = configs.REPEAT_BACKWARD
-            yield Case("repeat_tokens_backward", "pointer", arch, dtype, 64, *backward[:4])
-        yield Case("loss_terms", "pointer", arch, "fp32", 64, *configs.LOSS_TERMS[:4])
+            yield Case("repeat_tokens_backward", "pointer", arch, dtype, 64, *backward)
+        yield Case("loss_terms", "pointer", arch, "fp32", 64, *configs.LOSS_TERMS)
         for dtype in ("bf16", "fp16"):
             for op, channels in itertools.product(ATTENTION, HEADS):
                 tile = configs.attention(op, channels, arch)[:4]
                 path = "tma" if configs.has_tma(arch) else "pointer"
                 yield Case(ATTENTION[op], path, arch, dtype, channels, *tile)
         yield Case("key_order", "pointer", arch, "fp32", 64, 1, configs.KEY_ORDER_TILE, 4, 3)
-        yield Case("batch_norm_statistics", "pointer", arch, "fp32", 64, *configs.NORM_SUMS[:4])
-        yield Case("norm_sums", "pointer", arch, "fp32", 64, *configs.NORM_SUMS[:4])
+        yield Case("batch_norm_statistics", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
+        yield Case("norm_sums", "pointer", arch, "fp32", 64, *configs.NORM_SUMS)
 
 
 def compile_case(case: Case) -> Row:

@@ -36,15 +36,12 @@ class Config(NamedTuple):
         width: product: channels a turn; weight gradient: blocks that share a tile of dy.
         warps: per program.
         stages: of the software pipeline.
-        tiles: of tokens that a program takes one behind the other, where there are enough programs;
-            more than one for products by the copy engine alone.
     """
 
     tokens: int
     width: int
     warps: int
     stages: int
-    tiles: int = 1
 
 
 class AttentionTile(NamedTuple):
@@ -71,10 +68,7 @@ class AttentionTile(NamedTuple):
 C = Config
 # By path and block size, for two-byte values, for float32 as tf32, and for true float32.
 PRODUCT = {
-    # On an H200, 384 to 1536 channels, three taps, dropout, at a fifth of the blocks: 42, 49 and 49
-    # us, and 58 with 256 rows; 1536 to 384, which has fewer programs of four times the turns: 44,
-    # 35 and 34.
-    ("tma", 64, "half"): (C(128, 64, 4, 2, tiles=2), C(128, 64, 4, 3), C(64, 64, 4, 3)),
+    ("tma", 64, "half"): (C(256, 64, 4, 2), C(128, 64, 4, 3), C(256, 64, 4, 3), C(64, 64, 4, 4)),
     ("tma", 64, "tf32"): (C(128, 32, 4, 4), C(64, 32, 4, 4)),
     ("tma", 128, "half"): (C(256, 64, 8, 3), C(128, 64, 8, 4), C(64, 64, 8, 4)),
     ("tma", 128, "tf32"): (C(256, 32, 8, 3), C(128, 32, 8, 4), C(64, 32, 8, 4)),
@@ -121,9 +115,8 @@ EIGHT_WARPS = {
     ("wgrad", "pointer", 64, "fp32"): (86, 87, 89, 90, 120, 121),
     ("wgrad", "pointer", 64, "half"): (120, 121),
 }
-# Programs for each multiprocessor that must be there where each takes several tiles, and the share
-# of active blocks from which a weight gradient takes several blocks at a time.
-ENOUGH_PROGRAMS, GROUPED_FROM = 4, 1 / 3
+# The share of active blocks from which a weight gradient takes several of a row at a time.
+GROUPED_FROM = 1 / 3
 # Token tiles whose activations a group of programs shares through L2.
 GROUP = 32
 # Elements that a program of the optimizer takes: a block of 32, a quarter of one of 64.

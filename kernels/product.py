@@ -12,15 +12,7 @@ import triton.language as tl
 from .common import SIZES, outer_sum, pick_tile, write_tile, write_transposed
 
 
-@triton.jit
-def next_tile(batch, t0, length_tiles, BT: tl.constexpr):
-    """Sequence and first token of the tile behind that of `batch` and `t0`."""
-    t0 += BT
-    is_past = t0 >= length_tiles * BT
-    return tl.where(is_past, batch + 1, batch), tl.where(is_past, 0, t0)
-
-
-@triton.jit(do_not_specialize=[*SIZES, "threshold", "per_program"])
+@triton.jit(do_not_specialize=[*SIZES, "threshold"])
 def product_tma(
     src,  # descriptor [batch, T_src, inner_blocks * B], tiles [1, BT, BK]
     weight,  # descriptor [N, taps * C], tiles [B, BK], or [BK, B] if TRANSPOSED
@@ -34,7 +26,6 @@ def product_tma(
     length,  # T_out
     length_tiles,
     tiles,
-    per_program,  # tiles
     rows,
     inner_blocks,
     shift,
@@ -49,53 +40,34 @@ def product_tma(
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Some tiles `[BT, B]` of out in one block row, one behind the other; BK channels of a block a
-    turn.
+    """One tile `[BT, B]` of out, BK channels of a block a turn.
 
-    A program has few turns a tile, and would wait at the start of each for the first copies and at
-    its end for its stores. As one loop over all of its tiles, what the next tile needs is copied
-    while one ends. Weights are the tensor core's M operand, tokens its N: so the instruction is as
-    wide as BT.
+    Weights are the tensor core's M operand, tokens its N: so the instruction is as wide as BT.
     """
-    rank, group = pick_tile(tl.program_id(0), rows, tl.cdiv(tiles, per_program), GROUP)
+    rank, tile = pick_tile(tl.program_id(0), rows, tiles, GROUP)
     row = tl.load(order + rank)
-    tile = group * per_program
-    count = min(per_program, tiles - tile)
+    batch = tile // length_tiles
+    t0 = tile % length_tiles * BT
     PIECES: tl.constexpr = B // BK
     start, end = tl.load(crow + row) * PIECES, tl.load(crow + row + 1) * PIECES
-    # A row without blocks takes a turn too, whose product does not count.
-    turns = max(end - start, 1)
-    # The tile that is copied, and the one that is written: copies run ahead.
-    batch, t0 = tile // length_tiles, tile % length_tiles * BT
-    out_batch, out_t0 = batch, t0
     acc = tl.zeros((B, BT), tl.float32)
     # The next index is read one turn ahead: the copies of a turn must not wait for it.
     block = tl.load(col + start // PIECES, mask=start < end, other=0)
-    turn = 0
-    for _ in range(turns * count):
-        is_last = turn == turns - 1
-        next_turn = tl.where(is_last, 0, turn + 1)
-        p = start + next_turn
-        following = tl.load(col + p // PIECES, mask=p < end, other=0)
+    for p in range(start, end):
+        following = tl.load(col + (p + 1) // PIECES, mask=p + 1 < end, other=0)
         tap, k = block // inner_blocks, block % inner_blocks
-        piece = turn % PIECES * BK
+        piece = p % PIECES * BK  # pyright: ignore[reportOperatorIssue]
         x = src.load([batch, t0 + shift + tap * step, k * B + piece]).reshape(BT, BK)
         if TRANSPOSED:
             w = weight.load([k * B + piece, (tap * rows + row) * B]).T
         else:
             w = weight.load([row * B, block * B + piece])
         acc = tl.dot(w, x.T, acc, input_precision=PRECISION)
-        following_batch, following_t0 = next_tile(batch, t0, length_tiles, BT)
-        batch = tl.where(is_last, following_batch, batch)
-        t0 = tl.where(is_last, following_t0, t0)
-        if is_last:
-            acc = tl.where(start < end, acc, 0.0)
-            first = out_batch.to(tl.int64) * length
-            ending = (first, out_t0, length, row * B, rows * B, threshold, scale)
-            write_transposed(acc, out, bias, seed, gate, *ending, RELU)
-            acc = tl.zeros((B, BT), tl.float32)
-            out_batch, out_t0 = next_tile(out_batch, out_t0, length_tiles, BT)
-        block, turn = following, next_turn
+        block = following
+    first = batch.to(tl.int64) * length
+    n0, columns = row * B, rows * B
+    end = (first, t0, length, n0, columns, threshold, scale)
+    write_transposed(acc, out, bias, seed, gate, *end, RELU)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "threshold", "src_length"])

@@ -61,7 +61,7 @@ def statistics(
     chunk, grid = _chunks(rows, columns)
     parts = x.new_empty(2, grid[0], columns, dtype=torch.float32)
     mean, rstd = (x.new_empty(columns, dtype=torch.float32) for _ in range(2))
-    bm, bn, warps, *_ = configs.NORM_SUMS
+    bm, bn, warps, _ = configs.NORM_SUMS
     with on(x.device):
         kernels().batch_norm_parts[grid](x, parts, rows, columns, chunk, **TILE)
         args = (parts, mean, rstd, *(running or (None, None, None)))
@@ -130,7 +130,7 @@ def batch_norm_backward(
     with on(x.device):
         args = (dy, *operands, sums, seed_there, rows, columns, chunk, *end)
         kernels().batch_norm_gradient_sums[grid](*args, **TILE, TANH=tanh)
-        bm, bn, warps, *_ = configs.NORM_SUMS
+        bm, bn, warps, _ = configs.NORM_SUMS
         args = (sums, dweight, dbias, grid[0], columns)
         kernels().norm_sums[(-(-columns // bn), 2)](*args, BM=bm, BN=bn, num_warps=warps)
         args = (dy, *operands, dweight, dbias, dx, seed_there, rows, columns, *end)

@@ -187,11 +187,6 @@ def check_layout(layout: BlockLayout, geometry: Geometry, device: torch.device) 
     return rows * layout.block_size, inner * layout.block_size
 
 
-def enough_programs(device: torch.device) -> int:
-    """Programs of a product below which each takes one tile of tokens."""
-    return configs.ENOUGH_PROGRAMS * multiprocessors(device)
-
-
 def split_tiles(device: torch.device, programs: int, tiles: int) -> int:
     """Token tiles of one split of a weight gradient that has `programs` programs without splits."""
     # Splits only as far as multiprocessors are idle: each split writes sums that another kernel has

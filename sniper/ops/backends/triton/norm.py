@@ -65,7 +65,7 @@ def add_norm(
     rows, columns = matrix_shape(x)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if rows:
-        bm, bn, warps, *_ = configs.norm(columns)
+        bm, bn, warps, _ = configs.norm(columns)
         args = (x, branch, weight.contiguous(), bias.contiguous(), s, y, mean, rstd, seed_there)
         args += (rows, columns, eps, threshold, scale)
         with on(x.device):
@@ -117,7 +117,7 @@ def add_norm_backward(
     dx = torch.empty_like(s, dtype=dtype)
     dbranch = None if branch_dtype is None else torch.empty_like(s, dtype=branch_dtype)
     dweight, dbias = (torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in "wb")
-    bm, bn, warps, *_ = configs.norm_backward(columns)
+    bm, bn, warps, _ = configs.norm_backward(columns)
     chunk = bm * max(1, -(-rows // (bm * most_chunks)))
     chunks = -(-rows // chunk)
     sums = s.new_empty(2, chunks, columns, dtype=torch.float32)
@@ -134,7 +134,7 @@ def add_norm_backward(
 
 def _add_sums(sums: Tensor, dweight: Tensor, dbias: Tensor) -> None:
     _, chunks, columns = sums.shape
-    bm, bn, warps, *_ = configs.NORM_SUMS
+    bm, bn, warps, _ = configs.NORM_SUMS
     with on(sums.device):
         args = (sums, dweight, dbias, chunks, columns)
         kernels().norm_sums[-(-columns // bn), 2](*args, BM=bm, BN=bn, num_warps=warps)

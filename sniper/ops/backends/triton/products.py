@@ -238,18 +238,17 @@ def _product(
             launch.descriptor(src, [1, config.tokens, config.width]),
             launch.descriptor(weight, tile),
         )
-        counts, strides = (length, length_tiles, tiles, config.tiles), ()
+        strides = ()
     else:
         kernel, operands = launch.kernels().product_pointer, (src, weight)
-        counts = (length, length_tiles, tiles)
         strides = (src.shape[1], src.stride(0), src.stride(1), weight.stride(0))
     with launch.on(src.device):
-        kernel[(rows * -(-tiles // config.tiles),)](
+        kernel[(rows * tiles,)](
             *operands,
             rows_out,
             *(end.bias, end.seed, end.gate),
             *(getattr(layout, f"{n}{twin}") for n in ("crow_indices", "col_indices", "row_order")),
-            *(*counts, rows, inner),
+            *(length, length_tiles, tiles, rows, inner),
             *(-sign * geometry.pad_left, sign * geometry.dilation),
             *(end.threshold, end.scale),
             *strides,

@@ -31,8 +31,7 @@ class Tiling(NamedTuple):
 
     def __str__(self) -> str:
         c = self.config
-        tiles = f" {c.tiles} tiles" if c.tiles > 1 else ""
-        return f"{self.path} {c.tokens}x{c.width} {c.warps} warps {c.stages} stages{tiles}"
+        return f"{self.path} {c.tokens}x{c.width} {c.warps} warps {c.stages} stages"
 
 
 def tilings(which: str, layout: BlockLayout, *operands: Tensor) -> list[Tiling]:
@@ -84,26 +83,21 @@ def every_tiling(which: str, layout: BlockLayout, *operands: Tensor) -> list[Til
 
 def pick_tiling(which: str, layout: BlockLayout, geometry: Geometry, *operands: Tensor) -> Tiling:
     """The measured best of `tilings` if it was tuned, else the table's for this length."""
-    x, usable = operands[0], tilings(which, layout, *operands)
-    times = timings.known(tuning_key(which, layout, geometry, x))
+    usable = tilings(which, layout, *operands)
+    times = timings.known(tuning_key(which, layout, geometry, operands[0]))
     # Times that lack a tiling are of another choice of candidates, and might hide a faster one.
     if times and all(str(t) in times for t in usable):
         return min(usable, key=lambda t: times[str(t)])
     path = usable[0].path
-    batch, length = x.shape[:2]
+    length = operands[0].shape[1]
     if geometry.taps == 1:
         # Without taps the launch makes one sequence of all (`launch.flat`).
-        batch, length = 1, batch * length
+        length *= operands[0].shape[0]
     fitting = [t.config for t in usable if t.path == path]
     if which == "wgrad":
         grouped = layout.density >= configs.GROUPED_FROM
-        suited = [c for c in fitting if (c.width > 1) == grouped]
-    else:
-        rows = layout.shape[0 if which == "fwd" else 2]
-        enough = launch.enough_programs(x.device)
-        programs = (rows * batch * -(-length // c.tokens) // c.tiles for c in fitting)
-        suited = [c for c, p in zip(fitting, programs, strict=True) if c.tiles == 1 or p >= enough]
-    return Tiling(path, configs.for_length(suited or fitting, length))
+        fitting = [c for c in fitting if (c.width > 1) == grouped] or fitting
+    return Tiling(path, configs.for_length(fitting, length))
 
 
 def tuning_key(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -> str:
