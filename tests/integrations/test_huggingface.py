@@ -40,7 +40,7 @@ MODELS = {
     "vits": (vits, vits_loss),
 }
 
-WITH_DEPTHWISE = ("fastspeech2_conformer", "vits")
+WITH_DEPTHWISE = ("fastspeech2_conformer",)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
