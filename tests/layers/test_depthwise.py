@@ -9,7 +9,6 @@ from torch import nn
 
 from sniper.layers import densify, sparsify
 from sniper.layers.depthwise import DepthwiseConv1d
-from sniper.ops import depthwise as ops
 
 CASES = [
     # channels, taps, padding, frames, bias
@@ -41,7 +40,7 @@ def results(layer, x, dy):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_equals_torchs(case, contiguous, monkeypatch):
+def test_equals_torchs(case, contiguous, monkeypatch, isa):
     channels, taps, padding, frames, bias = case
     plain, ours = pair(channels, taps, padding, bias)
     x = torch.randn(3, channels, frames)
@@ -64,23 +63,6 @@ def test_the_same_bits_for_any_number_of_threads():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def test_gradients_of_gradients():
-    _, ours = pair(2, 3, 1, True)
-    weight, bias = ours.weight.detach(), ours.bias.detach()
-    x = torch.randn(2, 2, 6)
-
-    def twice(function):
-        leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
-        y = function(*leaves)
-        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-
-    got = twice(lambda x, w, b: ops.depthwise(x, w, b, 1, 1))
-    wanted = twice(lambda x, w, b: nn.functional.conv1d(x, w, b, padding=1, groups=2))
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_only_what_is_wanted_is_computed():
@@ -113,24 +95,6 @@ def test_a_sequence_shorter_than_the_filter_is_torchs_error():
     with pytest.raises(RuntimeError) as got:
         ours(torch.randn(2, 3, 4))
     assert str(got.value) == str(wanted.value)
-
-
-def test_operator_is_registered_as_torch_wants_it():
-    x, weight = torch.randn(2, 3, 9, requires_grad=True), torch.randn(3, 1, 3, requires_grad=True)
-    torch.library.opcheck(ops.depthwise.op, (x, weight, None, 1, 1))
-
-
-@pytest.mark.parametrize(
-    ("x", "weight", "words"),
-    [
-        (torch.zeros(1, 2, 5).double(), torch.zeros(2, 1, 3), "x: expected"),
-        (torch.zeros(1, 2, 5), torch.zeros(3, 1, 3), "weight: expected"),
-        (torch.zeros(1, 2, 1), torch.zeros(2, 1, 3), "x: expected at least 3 frames"),
-    ],
-)
-def test_refused(x, weight, words):
-    with pytest.raises(ValueError, match=words):
-        ops.depthwise(x, weight, None, 0, 0)
 
 
 def test_sparsify_swaps_what_is_one_and_densify_swaps_back():
