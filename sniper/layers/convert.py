@@ -262,7 +262,7 @@ def densify(model: Model) -> Model:
             module.__dict__.pop("_layout", None)
             module.__class__ = _PLAIN[type(module)]
         elif type(module) in _FASTER and module.__dict__.pop("_was_plain", False):
-            module.__class__ = _FASTER[type(module)]  # pyright: ignore[reportAttributeAccessIssue]
+            module.__class__ = _FASTER[type(module)]
         # Also on modules that hold no layer themselves: torch's encoders remember here how they
         # ran.
         for name, value in module.__dict__.pop("_before_sparsify", {}).items():

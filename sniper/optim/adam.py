@@ -255,8 +255,8 @@ class Adam(torch.optim.Adam):
 
     def _mark_cleared(self, p: Tensor, grad: Tensor) -> None:
         known = self._cleared.get(id(p))
-        same = known is not None and known[0]() is grad
-        self._cleared[id(p)] = (known[0] if same else TensorWeakRef(grad), grad._version)
+        kept = known[0] if known is not None and known[0]() is grad else TensorWeakRef(grad)
+        self._cleared[id(p)] = kept, grad._version
 
     def has_cleared(self) -> bool:
         """Whether some gradients that are there count as none, since they were cleared."""
