@@ -6,7 +6,8 @@ python bench/bench_dropin.py --device cpu [--sparsities 0.8] [--repeats 7] [--pr
 Hugging Face's FastSpeech2Conformer at its default size (70 million parameters), 8 utterances of 90
 tokens and 540 frames: forward, backward, gradient clipping and Adam. `sniper.sparsify` takes its
 feed-forward and attention layers; everything else runs as Hugging Face wrote it, once with torch's
-dropout and once with `fast_dropout`. What a step spends outside those layers bounds the ratio,
+dropout, depthwise convolutions and optimizer and once, on both sides, with `fast_dropout`,
+`fast_depthwise` and `sniper.optim.Adam`. What a step spends outside those layers bounds the ratio,
 however fast they are, and is reported.
 """
 
@@ -24,10 +25,10 @@ from torch import Tensor, nn
 from transformers import FastSpeech2ConformerConfig, FastSpeech2ConformerModel
 
 from sniper import densify, sparsify
-from sniper.layers import Dropout
 from sniper.layers.convert import SparsifyReport
 from sniper.layers.masked import BlockMaskedLayer
 from sniper.ops import dispatch
+from sniper.optim import Adam
 
 UTTERANCES, TOKENS, FRAMES_A_TOKEN = 8, 90, 6
 INCLUDE = ("*.feed_forward*", "*.self_attn.*")
@@ -49,17 +50,26 @@ def make_batch(config: FastSpeech2ConformerConfig) -> dict[str, Tensor]:
 
 
 class Step:
-    """A model with its optimizer; calling it trains one step."""
+    """A model with its optimizer; calling it trains one step.
 
-    def __init__(self, model: nn.Module, batch: dict[str, Tensor]):
+    Args:
+        ours: whether `sniper.optim.Adam` clips, updates and clears.
+    """
+
+    def __init__(self, model: nn.Module, batch: dict[str, Tensor], ours: bool = False):
         self.model, self.batch = model.train(), batch
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
+        if ours:
+            self.optimizer = Adam(model.parameters(), lr=1e-4, max_norm=1.0, clear=True)
+        else:
+            self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def __call__(self) -> None:
         self.model(**self.batch).loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not isinstance(self.optimizer, Adam):
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if not isinstance(self.optimizer, Adam):
+            self.optimizer.zero_grad(set_to_none=True)
 
 
 def sparse_copy(
@@ -79,12 +89,12 @@ def sparse_copy(
     return model, report
 
 
-def with_fast_dropout(model: FastSpeech2ConformerModel) -> FastSpeech2ConformerModel:
-    """The dense model with our dropout, to tell its share of the gain from that of the layers."""
-    for module in model.modules():
-        if type(module) is nn.Dropout:
-            module.__class__ = Dropout
-    return model
+def with_switches(model: FastSpeech2ConformerModel, block: int) -> FastSpeech2ConformerModel:
+    """The dense model with our dropout and depthwise convolutions, to tell their share of the gain
+    from that of the layers.
+    """
+    sparsify(model, block, include=INCLUDE, fast_dropout=True, fast_depthwise=True)
+    return model  # without masks its layers are torch's
 
 
 def check(
@@ -93,7 +103,8 @@ def check(
     """The dense model with the same zeros must give the same loss and input gradients; dropout is
     off, since torch draws it in memory order.
     """
-    rates = [(m, m.p) for side in (sparse, dense) for m in side.modules() if type(m) is nn.Dropout]
+    modules = [*sparse.modules(), *dense.modules()]
+    rates = [(m, m.p) for m in modules if isinstance(m, nn.Dropout)]
     for m, _ in rates:
         m.p = 0.0
     found = []
@@ -183,25 +194,29 @@ def measure(
     their sparse layers.
     """
     masked, report = sparse_copy(model, sparsity, args.block)
-    check(masked, densify(copy.deepcopy(masked)), batch)
     fast, _ = sparse_copy(model, sparsity, args.block)
-    sparsify(fast, args.block, include=INCLUDE, fast_dropout=True)
+    with_switches(fast, args.block)
+    for each in (masked, fast):
+        check(each, densify(copy.deepcopy(each)), batch)
     dense = Step(copy.deepcopy(model), batch)
-    dense_fast = Step(with_fast_dropout(copy.deepcopy(model)), batch)
-    sides = {"sparse": Timed(Step(masked, batch)), "sparse, fast dropout": Timed(Step(fast, batch))}
+    dense_fast = Step(with_switches(copy.deepcopy(model), args.block), batch, ours=True)
+    sides = {
+        "sparse": Timed(Step(masked, batch)),
+        "sparse, switches": Timed(Step(fast, batch, ours=True)),
+    }
     for step in (dense, dense_fast, *sides.values()):
         step()  # optimizer state, and the choice of backends
     if args.profile:
         for step in (dense, *sides.values()):
             profile(step)
         return []
-    calls = {"dense": dense, "dense, fast dropout": dense_fast, **sides}
+    calls = {"dense": dense, "dense, switches": dense_fast, **sides}
     times = common.time_side_by_side(calls, args.repeats, lambda: None)
     cuts = {name: common.percentiles(times[name]) for name in list(calls)[:2]}
     dense_ms, dense_fast_ms = (c[1] for c in cuts.values())
     print(
         f"sparsity {sparsity:.0%} of {report.parameter_share:.0%} of the parameters: "
-        f"dense {dense_ms:,.0f} ms, with fast dropout {dense_fast_ms:,.0f} ms"
+        f"dense {dense_ms:,.0f} ms, with all switches {dense_fast_ms:,.0f} ms"
     )
     for name, side in sides.items():
         # Two calls before those that count.

@@ -7,65 +7,109 @@
 #include <vector>
 
 #include "bindings.h"
+#include "blocked_rows.h"
 #include "cpu/adam.h"
+#include "cpu/parallel.h"
 
 namespace sniper {
 namespace {
 
-// Addresses of weight, gradient, both moments and the largest second moment (0: none).
+// Addresses of weight, both moments, the largest second moment (0: none) and the number of steps.
 using TensorsArg = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
 // Numbers, mask (0: none), rows and columns of blocks, edge of a block.
 using ExtentArg = std::tuple<int64_t, uintptr_t, int64_t, int64_t, int64_t>;
-// Learning rate, both betas, eps, weight decay, steps done with this one.
-using RatesArg = std::tuple<double, double, double, double, double, double>;
+// Both betas, eps, weight decay.
+using RatesArg = std::tuple<double, double, double, double>;
 // Whether the decay is decoupled, and whether to maximise.
 using KindArg = std::tuple<bool, bool>;
-using TableArg = std::vector<std::tuple<TensorsArg, ExtentArg, RatesArg, KindArg>>;
+using RowArg = std::tuple<TensorsArg, ExtentArg, RatesArg, KindArg>;
 
-std::vector<cpu::Parameter> table(const TableArg& rows, float scale, bool clear) {
-  std::vector<cpu::Parameter> parameters;
-  parameters.reserve(rows.size());
-  for (const auto& [tensors, extent, rates, kind] : rows) {
-    const auto [w, g, m, v, largest] = tensors;
-    const auto [size, mask, block_rows, block_cols, block] = extent;
-    const auto [lr, beta1, beta2, eps, weight_decay, step] = rates;
-    const bool decoupled = std::get<0>(kind), maximize = std::get<1>(kind);
-    cpu::AdamStep how{};
-    how.mean = static_cast<float>(1 - beta1);
-    how.decay = static_cast<float>(decoupled ? 1 - lr * weight_decay : weight_decay);
-    how.beta2 = static_cast<float>(beta2);
-    how.square = static_cast<float>(1 - beta2);
-    how.root = static_cast<float>(std::sqrt(1 - std::pow(beta2, step)));
-    how.eps = static_cast<float>(eps);
-    how.size = static_cast<float>(-(lr / (1 - std::pow(beta1, step))));
-    how.scale = scale;
-    how.clear = clear;
-    how.amsgrad = largest != 0;
-    how.decays = weight_decay != 0;
-    how.decoupled = decoupled;
-    how.maximize = maximize;
-    parameters.push_back({{as<float>(w), as<float>(g), as<float>(m), as<float>(v), as<float>(largest)},
-                          how,
-                          size,
-                          as<const uint8_t>(mask),
-                          block_rows,
-                          block_cols,
-                          block});
+// Parameters as they stay from step to step; gradients and learning rates are told at each.
+class AdamTable {
+ public:
+  explicit AdamTable(const std::vector<RowArg>& rows) {
+    for (const auto& [tensors, extent, rates, kind] : rows) {
+      const auto [w, m, v, largest, steps] = tensors;
+      const auto [size, mask, block_rows, block_cols, block] = extent;
+      const auto [beta1, beta2, eps, weight_decay] = rates;
+      cpu::AdamStep how{};
+      how.mean = static_cast<float>(1 - beta1);
+      how.beta2 = static_cast<float>(beta2);
+      how.square = static_cast<float>(1 - beta2);
+      how.eps = static_cast<float>(eps);
+      how.amsgrad = largest != 0;
+      how.decays = weight_decay != 0;
+      how.decoupled = std::get<0>(kind);
+      how.maximize = std::get<1>(kind);
+      parameters_.push_back({{as<float>(w), nullptr, as<float>(m), as<float>(v), as<float>(largest)},
+                             how,
+                             size,
+                             as<const uint8_t>(mask),
+                             block_rows,
+                             block_cols,
+                             block});
+      others_.push_back({as<float>(steps), beta1, beta2, weight_decay});
+    }
   }
-  return parameters;
-}
+
+  double sum_squares(const std::vector<uintptr_t>& gradients, int threads) {
+    take(gradients);
+    return cpu::sum_squares(parameters_, threads);
+  }
+
+  void update(const std::vector<uintptr_t>& gradients, const std::vector<double>& learning_rates, float scale,
+              bool clear, int threads) {
+    take(gradients);
+    for (size_t i = 0; i < parameters_.size(); i++) {
+      const auto& [steps, beta1, beta2, weight_decay] = others_[i];
+      const double lr = learning_rates[i], step = *steps += 1;
+      cpu::AdamStep& how = parameters_[i].step;
+      how.decay = static_cast<float>(how.decoupled ? 1 - lr * weight_decay : weight_decay);
+      how.root = static_cast<float>(std::sqrt(1 - std::pow(beta2, step)));
+      how.size = static_cast<float>(-(lr / (1 - std::pow(beta1, step))));
+      how.scale = scale;
+      how.clear = clear;
+    }
+    cpu::adam(parameters_, threads);
+  }
+
+  // Of each parameter, whether row number `turn` of some pruned block holds anything but zeros.
+  std::vector<bool> pruned_is_nonzero(int64_t turn, int threads) const {
+    std::vector<uint8_t> found(parameters_.size());
+    cpu::parallel_for(threads, parameters_.size(), [&](int64_t i, int) {
+      const cpu::Parameter& p = parameters_[i];
+      if (!p.mask) return;
+      // A block of one row, as far from the next one as a whole block is high.
+      const int64_t bytes = sizeof(float) * p.block, stride = p.block_cols * bytes;
+      uint8_t* row = reinterpret_cast<uint8_t*>(p.tensors.w) + turn % p.block * stride;
+      found[i] = sniper::pruned_is_nonzero({row, stride * p.block, p.block_rows, p.block_cols, 1, bytes}, p.mask, 1);
+    });
+    return {found.begin(), found.end()};
+  }
+
+ private:
+  struct Others {
+    float* steps;
+    double beta1, beta2, weight_decay;
+  };
+
+  void take(const std::vector<uintptr_t>& gradients) {
+    for (size_t i = 0; i < parameters_.size(); i++) parameters_[i].tensors.g = as<float>(gradients[i]);
+  }
+
+  std::vector<cpu::Parameter> parameters_;
+  std::vector<Others> others_;
+};
 
 }  // namespace
 
 void bind_adam(pybind11::module_& m) {
   const pybind11::call_guard<pybind11::gil_scoped_release> no_gil;
-  m.def(
-      "sum_squares", [](const TableArg& rows, int threads) { return cpu::sum_squares(table(rows, 1, false), threads); },
-      no_gil);
-  m.def(
-      "adam",
-      [](const TableArg& rows, float scale, bool clear, int threads) { cpu::adam(table(rows, scale, clear), threads); },
-      no_gil);
+  pybind11::class_<AdamTable>(m, "AdamTable")
+      .def(pybind11::init<const std::vector<RowArg>&>())
+      .def("sum_squares", &AdamTable::sum_squares, no_gil)
+      .def("update", &AdamTable::update, no_gil)
+      .def("pruned_is_nonzero", &AdamTable::pruned_is_nonzero, no_gil);
 }
 
 }  // namespace sniper

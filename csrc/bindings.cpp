@@ -10,6 +10,7 @@
 #include "cpu/attention.h"
 #include "cpu/batch_norm.h"
 #include "cpu/conv.h"
+#include "cpu/depthwise.h"
 #include "cpu/dispatch.h"
 #include "cpu/elementwise.h"
 #include "cpu/parallel.h"
@@ -237,6 +238,32 @@ void bind_cpu_batch_norm(py::module_& m) {
       no_gil);
 }
 
+void bind_cpu_depthwise(py::module_& m) {
+  namespace cpu = sniper::cpu;
+  const py::call_guard<py::gil_scoped_release> no_gil;
+  // Batch, channels, length before and after, taps, padding on the left.
+  using ShapeArg = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+  const auto shape_of = [](const ShapeArg& s) {
+    const auto [batch, channels, length_in, length_out, taps, pad_left] = s;
+    return cpu::DepthwiseShape{batch, channels, length_in, length_out, taps, pad_left};
+  };
+  m.def(
+      "depthwise",
+      [=](ShapeArg shape, uintptr_t x, uintptr_t w, uintptr_t bias, uintptr_t y, int threads) {
+        cpu::depthwise(shape_of(shape), as<const float>(x), as<const float>(w), as<const float>(bias), as<float>(y),
+                       threads);
+      },
+      no_gil);
+  m.def(
+      "depthwise_backward",
+      [=](ShapeArg shape, uintptr_t dy, uintptr_t x, uintptr_t w, uintptr_t dx, uintptr_t dw, uintptr_t db,
+          int threads) {
+        cpu::depthwise_backward(shape_of(shape), as<const float>(dy), as<const float>(x), as<const float>(w),
+                                as<float>(dx), as<float>(dw), as<float>(db), threads);
+      },
+      no_gil);
+}
+
 void bind_cpu(py::module_ m) {
   using sniper::cpu::Memory;
   using sniper::cpu::Shape;
@@ -260,6 +287,7 @@ void bind_cpu(py::module_ m) {
   bind_cpu_attention(m);
   bind_cpu_norm(m);
   bind_cpu_batch_norm(m);
+  bind_cpu_depthwise(m);
   bind_cpu_kernels<float>(m.def_submodule("float32"));
   bind_cpu_kernels<uint16_t>(m.def_submodule("bfloat16"));
 }

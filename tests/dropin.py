@@ -184,7 +184,7 @@ def check_against_masked_dense(
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     dense = copy.deepcopy(model).train()
-    report = sparsify(model.train(), BLOCK)
+    report = sparsify(model.train(), BLOCK, fast_dropout=True, fast_depthwise=True)
     for name in report.taken:
         layer, plain = model.get_submodule(name), dense.get_submodule(name)
         layer.set_block_mask(torch.rand(layer.block_mask_shape) < 0.4)

@@ -27,7 +27,8 @@ std::vector<Piece> cut(const std::vector<Parameter>& parameters) {
   return pieces;
 }
 
-// The stretches of a piece. A block at a time: row by row over all blocks of a row the same bytes come more slowly.
+// The stretches of a piece, neighbouring blocks as one. A block at a time: row by row over all blocks of a row the same
+// bytes come more slowly.
 const std::vector<Stretch>& stretches_of(const Piece& piece) {
   thread_local std::vector<Stretch> found;
   const Parameter& p = *piece.parameter;
@@ -38,8 +39,13 @@ const std::vector<Stretch>& stretches_of(const Piece& piece) {
   }
   const int64_t width = p.block_cols * p.block;
   const uint8_t* active = p.mask + piece.begin / p.block * p.block_cols;
-  for (int64_t c = 0; c < p.block_cols; c++)
-    if (active[c]) found.push_back({piece.begin * width + c * p.block, p.block, piece.end - piece.begin, width});
+  for (int64_t c = 0; c < p.block_cols; c++) {
+    if (!active[c]) continue;
+    if (c > 0 && active[c - 1])
+      found.back().n += p.block;
+    else
+      found.push_back({piece.begin * width + c * p.block, p.block, piece.end - piece.begin, width});
+  }
   return found;
 }
 

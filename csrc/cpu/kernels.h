@@ -8,6 +8,7 @@
 namespace sniper::cpu {
 
 constexpr int kMaxBlock = 128;
+constexpr int kDepthwiseSlack = 128;  // numbers that kernels of a depthwise convolution may read behind a row
 
 // One active block as a matrix product sees it: it reads row t + shift, `block` columns from `column`.
 struct Entry {
@@ -172,6 +173,9 @@ struct Kernels {
   void (*batch_norm_input)(const BatchNorm&, const float* shares, int64_t begin, int64_t end, float* dz);
   void (*adam)(const AdamStep&, const AdamTensors&, const Stretch*, int64_t count);
   double (*sum_squares)(const float* g, const Stretch*, int64_t count);
+  // One channel of one sequence, as depthwise.h has it; rows are padded, with kDepthwiseSlack zeros behind them.
+  void (*depthwise)(const float* x, const float* w, int64_t taps, float bias, float* y, int64_t n);
+  void (*depthwise_weight)(const float* x, const float* dy, int64_t n, int64_t taps, float* dw);
 };
 
 // All but the first only in builds for x86-64.

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from sniper.ops.layout import BlockLayout
+from sniper.ops.layout import BlockLayout, count_change
 from sniper.ops.sharded import sharding_of
 
 
@@ -44,12 +44,14 @@ _owners: weakref.WeakSet[Any] = weakref.WeakSet()
 def keep_zeros(owner: MaskedWeights) -> None:
     """From now on, and as long as `owner` lives, its pruned weights are zero after each step."""
     _owners.add(owner)
+    count_change()
     _install()
 
 
 def release(owner: object) -> None:
     """`owner` masks nothing any more: a layer that is of its plain class again."""
     _owners.discard(owner)
+    count_change()
 
 
 @functools.cache

@@ -229,7 +229,7 @@ class BlockLayout:
         self.nnz = nnz
         self.version += 1
         self._changes[0] += 1
-        _count_change()
+        count_change()
         # A copy with a mask of its own no longer follows its original, and nothing is known yet of
         # zeros in its pruned blocks.
         self._copied = self._zeros = self._zeros_of_copy = None
@@ -237,7 +237,7 @@ class BlockLayout:
     def retire(self) -> None:
         """Its weight is dense from now on: deep copies must not skip what counts there."""
         self._changes[0] += 1
-        _count_change()
+        count_change()
 
     def to(self, device: torch.device | str) -> BlockLayout:
         """The same layout elsewhere.
@@ -307,7 +307,8 @@ def changes() -> int:
     return _changes
 
 
-def _count_change() -> None:
+def count_change() -> None:
+    """Whoever masks weights from now on, or no longer, says so."""
     global _changes
     _changes += 1
 
@@ -327,7 +328,7 @@ def find_layout(handle: int) -> BlockLayout:
 def _register(layout: BlockLayout) -> int:
     handle = next(_next_handle)
     _by_handle[handle] = layout
-    _count_change()
+    count_change()
     return handle
 
 

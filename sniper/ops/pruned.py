@@ -39,23 +39,6 @@ def masked(matrix: Tensor, layout: BlockLayout) -> Tensor:
     return mask_blocks_(matrix.clone(memory_format=torch.contiguous_format), layout)
 
 
-def seem_zero(weight: Tensor, layout: BlockLayout, turn: int) -> bool:
-    """Whether row number `turn` of every pruned block holds zeros, for whoever cannot afford to
-    look at all of them: a write to whole blocks shows in any row.
-
-    Args:
-        weight: of a CPU, in the memory order that kernels walk.
-        turn: counts on from call to call, so that every row has its turn.
-    """
-    rows = weight.detach()
-    matrix = rows.permute(0, 2, 1).flatten(1) if rows.dim() == 3 else rows
-    stride, block_rows, block_cols, size, piece = _blocks(matrix, layout)
-    # A block of one row, as far from the next one as a whole block is high.
-    one = (stride * size, block_rows, block_cols, 1, piece)
-    start = matrix.data_ptr() + turn % size * stride
-    return not _C.pruned_is_nonzero(start, one, layout.block_mask.data_ptr(), 1)
-
-
 def mask_blocks_(matrix: Tensor, layout: BlockLayout) -> Tensor:
     """Zeroes the pruned blocks of a contiguous `[N, taps * C]`, in place, and returns it; on a CPU
     what is zero already is only read.

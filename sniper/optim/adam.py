@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim.adam import adam
-from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef
 
-from sniper import _C
 from sniper.ops.gradients import adopt
 from sniper.ops.layout import BlockLayout
 from sniper.optim.table import Collected, Row, Rows, torch_lists
@@ -99,8 +98,9 @@ class Adam(torch.optim.Adam):
         self.kept_zeros: frozenset[int] = frozenset()
         # What `clip` found for the step that follows: what it visits, and the scale or None.
         self._clipped: tuple[Collected, Tensor | None] | None = None
-        # Gradients that are zero since they were cleared: which, and the version they had then.
-        self._cleared = WeakTensorKeyDictionary()
+        # Gradients that are zero since they were cleared, by the id of their parameter: which, and
+        # the version they had then. A parameter that took an id over has another gradient.
+        self._cleared: dict[int, tuple[TensorWeakRef, int]] = {}
         self._rows = Rows(self)
         self._turn = 0
 
@@ -176,14 +176,12 @@ class Adam(torch.optim.Adam):
     def _norm(self, collected: Collected) -> Tensor:
         rows, groups = collected
         on_cpu, on_gpus = self._rows.parts(rows)
-        squares = (
-            _C.sum_squares([r.entry() for r in on_cpu], torch.get_num_threads()) if on_cpu else 0.0
-        )
+        squares = 0.0 if on_cpu is None else on_cpu.sum_squares()
         norms = [table.norm_squared().sqrt().float() for _, table in on_gpus]
         grads = [g for group in groups for g in group["grads"]]
         if grads:
             norms += torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
-        if on_cpu or not norms:
+        if on_cpu is not None or not norms:
             norms.append(torch.tensor(squares, dtype=torch.float64).sqrt().float())
         if len(norms) == 1:
             return norms[0]
@@ -229,17 +227,19 @@ class Adam(torch.optim.Adam):
             self._forget(True, {id(r.weight): r.layout for r in rows})
 
     def _update(self, rows: list[Row], scale: Tensor | None) -> None:
-        torch._foreach_add_([r.state["step"] for r in rows], 1)  # pyright: ignore[reportPrivateImportUsage]
         self._turn += 1
-        clean = [r.has_zeros(self._turn) for r in rows]
         on_cpu, on_gpus = self._rows.parts(rows)
         written = rows if self.clear else []  # whose gradients are others now
-        if on_cpu:
+        kept: list[tuple[Row, bool]] = []
+        if on_cpu is not None:
             factor = 1.0 if scale is None else float(scale)
-            entries = [r.entry() for r in on_cpu]
-            _C.adam(entries, factor, self.clear, torch.get_num_threads())
-            written = written or (on_cpu if factor != 1 else [])
+            kept += zip(on_cpu.rows, on_cpu.has_zeros(self._turn), strict=True)
+            on_cpu.update(factor, self.clear)
+            written = written or (on_cpu.rows if factor != 1 else [])
         for each, table in on_gpus:
+            # Looking at a GPU's memory would wait for it.
+            kept += [(row, row.marked()) for row in each]
+            torch._foreach_add_([row.state["step"] for row in each], 1)  # pyright: ignore[reportPrivateImportUsage]
             there = None if scale is None else scale.to(each[0].weight.device)
             rates = [group["lr"] for group in self.param_groups]
             table.update(rates, there, self.clear)
@@ -247,14 +247,16 @@ class Adam(torch.optim.Adam):
                 written = [*written, *each]
         increment_version([r.weight for r in rows])
         increment_version([r.grad for r in written])
-        for row, kept in zip(rows, clean, strict=True):
+        for row, zeros in kept:
             if row.layout is not None:
-                row.leave_zeros(kept)
+                row.leave_zeros(zeros)
                 if self.clear:
                     self._mark_cleared(row.weight, row.grad)
 
     def _mark_cleared(self, p: Tensor, grad: Tensor) -> None:
-        self._cleared[p] = (TensorWeakRef(grad), grad._version)
+        known = self._cleared.get(id(p))
+        kept = known[0] if known is not None and known[0]() is grad else TensorWeakRef(grad)
+        self._cleared[id(p)] = kept, grad._version
 
     def has_cleared(self) -> bool:
         """Whether some gradients that are there count as none, since they were cleared."""
@@ -271,7 +273,7 @@ class Adam(torch.optim.Adam):
         """
         if p.grad is None:
             return False
-        cleared = self._cleared.get(p)
+        cleared = self._cleared.get(id(p))
         # Another tensor may have come to the same version.
         return cleared is None or cleared[0]() is not p.grad or cleared[1] != p.grad._version
 
@@ -306,14 +308,14 @@ class Adam(torch.optim.Adam):
                 layout = None if id(p) in updated or masked is None else masked.get(id(p))
                 if layout is None and set_to_none:
                     p.grad = None
-                    self._cleared.pop(p, None)
+                    self._cleared.pop(id(p), None)
                     continue
                 if self.has_gradient(p):
                     self._rows.clear_gradient(p, layout)
                 if set_to_none:
                     self._mark_cleared(p, p.grad)
                 else:  # as torch has it, a step takes this for a gradient
-                    self._cleared.pop(p, None)
+                    self._cleared.pop(id(p), None)
 
 
 class AdamW(Adam):

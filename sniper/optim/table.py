@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from sniper import _C
 from sniper.layers.zeros import layouts_of_weights
 from sniper.ops import layout as layouts
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import adam, launch
 from sniper.ops.layout import BlockLayout
-from sniper.ops.pruned import mask_blocks_, only_active, seem_zero, zero_pruned_
+from sniper.ops.pruned import mask_blocks_, only_active, zero_pruned_
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -26,7 +27,7 @@ _RATES = ("betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weig
 # Rows for our kernel, and param groups for torch's functions.
 Collected = tuple[list["Row"], list[dict[str, Any]]]
 # Rows on a CPU, and those of each GPU with their table.
-Parts = tuple[list["Row"], list[tuple[list["Row"], adam.AdamTable]]]
+Parts = tuple["CpuTable | None", list[tuple[list["Row"], adam.AdamTable]]]
 
 
 @dataclass
@@ -50,30 +51,35 @@ class Row:
     @property
     def grad(self) -> Tensor:
         """The weight's; not kept here, or rows that are kept would keep a gradient that is gone."""
-        assert self.weight.grad is not None  # it is in a step
-        return self.weight.grad
+        grad = self.weight.grad
+        assert grad is not None  # it is in a step
+        return grad
 
     def entry(self) -> tuple:
-        """As `_C.adam` takes it: addresses, extent, rates, kind."""
+        """What `_C.AdamTable` keeps of it: addresses, extent, rates, kind."""
         state, group = self.state, self.group
         largest = state["max_exp_avg_sq"].data_ptr() if group["amsgrad"] else 0
         tensors = (
             self.weight.data_ptr(),
-            self.grad.data_ptr(),
             state["exp_avg"].data_ptr(),
             state["exp_avg_sq"].data_ptr(),
             largest,
+            state["step"].data_ptr(),
         )
         extent = (self.weight.numel(), 0, 0, 0, 0)
         # Without a mask long stretches are visited, which come faster than blocks.
-        if self.layout is not None and not self.layout.is_full:
+        if self.has_pruned:
+            assert self.layout is not None
             rows, taps, cols = self.layout.shape
             mask = self.layout.block_mask.data_ptr()
             extent = (self.weight.numel(), mask, rows, taps * cols, self.layout.block_size)
-        beta1, beta2 = group["betas"]
-        rates = (float(group["lr"]) * self.factor, beta1, beta2, group["eps"])
-        rates = (*rates, group["weight_decay"], state["step"].item())
+        rates = (*group["betas"], group["eps"], group["weight_decay"])
         return tensors, extent, rates, (group["decoupled_weight_decay"], group["maximize"])
+
+    @property
+    def has_pruned(self) -> bool:
+        """Whether some of its blocks are pruned."""
+        return self.layout is not None and not self.layout.is_full
 
     def device_entry(self, number: int) -> adam.Entry:
         """As a table on a GPU takes it; `number` is the group's."""
@@ -95,18 +101,11 @@ class Row:
             self.layout,
         )
 
-    def has_zeros(self, turn: int) -> bool:
-        """Whether nothing is to be done for the zeros of pruned blocks.
-
-        Args:
-            turn: which row of a block is looked at, as versions know nothing of `.data`.
+    def marked(self) -> bool:
+        """Whether pruned blocks hold zeros for all that versions know; they know nothing of
+        `.data`.
         """
-        if self.layout is None or self.layout.is_full:
-            return True
-        if not self.layout.marked(self.weight):
-            return False
-        # Looking at a GPU's memory would wait for it.
-        return self.weight.is_cuda or seem_zero(self.weight, self.layout, turn)
+        return not self.has_pruned or self.layout is None or self.layout.marked(self.weight)
 
     def leave_zeros(self, kept: bool) -> None:
         """After an update, which wrote to active blocks alone.
@@ -119,6 +118,41 @@ class Row:
             self.layout.mark_zeros(self.weight)
         else:
             zero_pruned_(self.weight, self.layout)
+
+
+class CpuTable:
+    """Rows on a CPU, with the extension's table of what stays as it is from step to step.
+
+    Args:
+        rows: at least one.
+    """
+
+    def __init__(self, rows: list[Row]):
+        self.rows = rows
+        self._table = _C.AdamTable([row.entry() for row in rows])
+
+    def _gradients(self) -> list[int]:
+        return [row.grad.data_ptr() for row in self.rows]
+
+    def sum_squares(self) -> float:
+        """Of all gradients, over active blocks."""
+        return self._table.sum_squares(self._gradients(), torch.get_num_threads())
+
+    def update(self, scale: float, clear: bool) -> None:
+        """One step of all rows, with gradients scaled, and zero afterwards if `clear`."""
+        lr = {id(row.group): float(row.group["lr"]) for row in self.rows}
+        rates = [lr[id(row.group)] * row.factor for row in self.rows]
+        self._table.update(self._gradients(), rates, scale, clear, torch.get_num_threads())
+
+    def has_zeros(self, turn: int) -> list[bool]:
+        """Of each row, whether nothing is to be done for the zeros of pruned blocks.
+
+        Args:
+            turn: counts on from step to step: which row of every block is looked at, since nobody
+                can afford to look at all of them. A write to whole blocks shows in any row.
+        """
+        found = self._table.pruned_is_nonzero(turn, torch.get_num_threads())
+        return [row.marked() and not seen for row, seen in zip(self.rows, found, strict=True)]
 
 
 class Rows:
@@ -176,27 +210,31 @@ class Rows:
         """
         if self._parts is None or self._collected is None or rows is not self._collected[0]:
             on_cpu, on_gpus = _by_device(rows)
-            self._parts = on_cpu, [(each, self._table(each)) for each in on_gpus]
+            table = CpuTable(on_cpu) if on_cpu else None
+            self._parts = table, [(each, self._table(each)) for each in on_gpus]
         return self._parts
 
     def _same(self) -> bool:
         return self._signature is not None and self._signature == self._sign()
 
-    def _sign(self) -> tuple | None:
-        """Everything that `collect` and `parts` depend on; None where that would be more work."""
-        optimizer = self._optimizer
-        if optimizer.has_cleared():
-            return None
+    def _sign(self) -> tuple:
+        """Everything that `collect` and `parts` depend on."""
+        optimizer, states = self._optimizer, self._optimizer.state
         parts: list[Any] = [layouts.changes(), *optimizer.rate_factors.values()]
         for group in optimizer.param_groups:
             parts += [group[name] for name in _RATES]
             for p in group["params"]:
-                state, grad = optimizer.state.get(p), p.grad
-                if grad is None or not state:
+                grad, state = p.grad, states.get(p)
+                if grad is None or not state or not optimizer.has_gradient(p):
                     parts.append(p.data_ptr())
                     continue
-                parts += (p.data_ptr(), grad.data_ptr(), grad.stride())
+                parts += (p.data_ptr(), grad.stride(), state["step"].data_ptr())
                 parts += (state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr())
+                if group["amsgrad"]:
+                    parts.append(state["max_exp_avg_sq"].data_ptr())
+                # On a CPU each step is told where they are.
+                if p.is_cuda:
+                    parts.append(grad.data_ptr())
         return tuple(parts)
 
     def _collect(self) -> Collected:
@@ -240,7 +278,9 @@ class Rows:
         """Zeroes all gradients, in one launch a GPU, where the last step has visited them all; says
         whether it has.
         """
-        if self._parts is None or self._parts[0] or not self._same():
+        if self._parts is None or self._parts[0] is not None or self._optimizer.has_cleared():
+            return False
+        if not self._same():
             return False
         for rows, table in self._parts[1]:
             table.clear()
@@ -275,8 +315,8 @@ class Rows:
         key = (p.data_ptr(), *version)
         if self._prepared.get(id(p)) == key:
             return
-        if row.state["step"].device != p.device:  # as torch has it without `fused`
-            row.state["step"] = row.state["step"].to(p.device)
+        # Elsewhere, as torch has it without `fused`; of another dtype, if that is the default.
+        row.state["step"] = row.state["step"].to(p.device, torch.float32)
         moments = [name for name in _MOMENTS if name in row.state]
         for name in moments:
             row.state[name] = self._relaid(p, row.state[name])

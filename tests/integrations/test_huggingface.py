@@ -40,6 +40,8 @@ MODELS = {
     "vits": (vits, vits_loss),
 }
 
+WITH_DEPTHWISE = ("fastspeech2_conformer",)
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -49,6 +51,7 @@ def test_a_model_equals_its_masked_dense_original(name):
     tolerance = 1e-2 if name == "vits" else 1e-3  # its flows have splines
     report = check_against_masked_dense(*make(), loss_fn, tolerance=tolerance)
     assert report.parameter_share > 0.3 and report.flop_share > 0.3
+    assert (report.depthwise > 0) == (name in WITH_DEPTHWISE)
 
 
 @pytest.mark.parametrize("name", MODELS)

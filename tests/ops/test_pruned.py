@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sniper.ops.layout import BlockLayout
-from sniper.ops.pruned import masked, only_active, seem_zero, zero_pruned_
+from sniper.ops.pruned import masked, only_active, zero_pruned_
 
 B = 16
 
@@ -36,21 +36,6 @@ def test_one_value_is_found_wherever_it_is(place):
     row, column = (~mask).nonzero()[place]
     clean[row, column] = 1e-30
     assert masked(clean, layout)[row, column] == 0
-
-
-@pytest.mark.parametrize("taps", [1, 3])
-def test_one_row_a_turn_finds_every_value_in_its_turn(taps):
-    layout, matrix = layout_and_weight(taps)
-    mask = layout.element_mask().flatten(1)
-    matrix = torch.where(mask, matrix, 0.0)
-    weight = matrix.view(3 * B, taps, 2 * B).permute(0, 2, 1)
-    assert all(seem_zero(weight, layout, turn) for turn in range(B))
-    for row, column in (~mask).nonzero()[[0, 17, -1]].tolist():
-        matrix[row, column] = 1e-30
-        assert [seem_zero(weight, layout, turn) for turn in range(3 * B)] == [
-            turn % B != row % B for turn in range(3 * B)
-        ]
-        matrix[row, column] = 0
 
 
 def test_rows_with_a_stride():

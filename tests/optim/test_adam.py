@@ -329,6 +329,48 @@ def test_writes_through_data_are_zero_again_though_no_version_tells(name):
     assert layer.weight[~pruned].any()
 
 
+def test_states_and_settings_that_change_under_way():
+    """What is kept from step to step follows whatever somebody lays anew."""
+    results = []
+    for cls in (Adam, torch.optim.Adam):
+        model = make_model()
+        optimizer = cls(model.parameters(), lr=3e-3, fused=True)
+        for step in range(8):
+            weight = (model.linear.weight, model.norm.weight)[step % 2]
+            if step == 2:
+                state = optimizer.state[weight]
+                state["exp_avg"] = state["exp_avg"] * 0.5
+                state["step"] = torch.tensor(7.0)
+            if step == 3:
+                weight.data = weight.data * 2
+            if step == 4:
+                optimizer.param_groups[0].update(lr=torch.tensor(1e-3), betas=(0.8, 0.99))
+            if step == 5:
+                weight.requires_grad_(False)
+            if step == 6:
+                optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "eps": 1e-3})
+                optimizer.param_groups[1]["params"][0].grad = torch.ones(3)
+            model(batch(step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append([*weights(model), optimizer.param_groups[1]["params"][0]])
+    assert_close(*results)
+
+
+def test_numbers_of_steps_are_of_any_dtype():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        p = nn.Parameter(torch.ones(20, dtype=torch.float32))
+        optimizer = Adam([p], lr=0.5)
+        for _ in range(3):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(before)
+    assert optimizer.state[p]["step"] == 3 and torch.allclose(p, torch.full_like(p, -0.5))
+
+
 def test_masks_that_change_under_way():
     """Blocks that come back have moments and gradients of zero; those that go are zero."""
     model = make_model(0.3)
