@@ -219,15 +219,17 @@ def machine(device: torch.device) -> str:
 
 @cache
 def device_name(device: torch.device) -> str:
-    """Name of the GPU, or of the CPU as the system has it."""
+    """Name of the GPU, or of the CPU as the system has it, with the vectors that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         names = (line.split(":", 1)[1] for line in lines if line.startswith("model name"))
-        return next(names).strip()
+        name = next(names).strip()
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
+    # A virtual machine's CPU may be called the same whatever it is.
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @cache

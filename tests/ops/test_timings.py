@@ -236,6 +236,18 @@ def test_one_choice_can_be_dropped(own_cache):
     assert timings.generation() == start + 1
 
 
+def test_two_cpus_of_one_name_are_told_apart(monkeypatch):
+    names = set()
+    for vectors in ("AVX2", "AVX512"):
+        monkeypatch.setattr(
+            torch.backends.cpu, "get_cpu_capability", lambda vectors=vectors: vectors
+        )
+        timings.device_name.cache_clear()
+        names.add(timings.device_name(torch.device("cpu")))
+    timings.device_name.cache_clear()
+    assert len(names) == 2
+
+
 def test_keys_tell_clocks_and_kernels_apart(monkeypatch):
     monkeypatch.setattr(timings, "device_name", lambda device: "Some GPU")
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
