@@ -153,6 +153,7 @@ struct Kernels {
   // the sums so far. `next` is the panel that the same thread takes next, or null: then dw is written.
   void (*wgrad)(const WeightGrad<T>&, const Panel&, const Panel* next, bool accumulate, void* scratch);
   int64_t (*wgrad_scratch)(int64_t tokens, int block, int entries);
+  int64_t wgrad_tokens;  // of a panel, about
   // y = dropout(x) on rows [begin, end) of a contiguous [rows, columns]; y may be x.
   void (*dropout)(const T* x, T* y, int64_t columns, int64_t begin, int64_t end, const Dropout&);
   // dx = y > 0 ? dy * scale : 0, elements [begin, end).

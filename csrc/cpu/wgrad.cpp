@@ -11,7 +11,6 @@
 namespace sniper::cpu {
 namespace {
 
-constexpr int64_t kTokens = 96;  // of a panel: its packed x block stays in the first-level cache
 constexpr int kGroup = 8;        // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
 constexpr int kTasks = 16;       // at least, where there are tokens enough: more write sums that have to be added
 constexpr int kLeastPanels = 8;  // of a chunk: with fewer the partial sums cost more than they save
@@ -119,7 +118,7 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
                  int threads) {
   thread_local Scratch sum_scratch, panel_scratch;
   const int64_t block = shape.block, width = shape.taps * shape.in, area = block * block;
-  const auto panels = cut_panels(shape.batch, shape.length_out, kTokens, 1);
+  const auto panels = cut_panels(shape.batch, shape.length_out, kernels.wgrad_tokens, 1);
   const int64_t panel_count = panels.size();
   if (panel_count == 0) {
     if (!add) std::fill_n(dw, shape.out * width, 0.0f);
@@ -139,7 +138,7 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
     places.resize(partial.chunks * nnz);
     for (int64_t i = 0; i < partial.chunks * nnz; i++) places[i] = partial.dw + i * area;
   }
-  const int64_t bytes = kernels.wgrad_scratch(kTokens, shape.block, kGroup);
+  const int64_t bytes = kernels.wgrad_scratch(kernels.wgrad_tokens, shape.block, kGroup);
   char* scratch = panel_scratch.get<char>(bytes * threads);
 
   parallel_for(threads, plan.groups.size() * partial.chunks, [&](int64_t task, int slot) {
