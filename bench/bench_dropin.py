@@ -93,7 +93,9 @@ def with_switches(model: FastSpeech2ConformerModel, block: int) -> FastSpeech2Co
     """The dense model with our dropout and depthwise convolutions, to tell their share of the gain
     from that of the layers.
     """
-    sparsify(model, block, include=INCLUDE, fast_dropout=True, fast_depthwise=True)
+    sparsify(
+        model, block, include=INCLUDE, fast_dropout=True, fast_depthwise=True, fast_attention=True
+    )
     return model  # without masks its layers are torch's
 
 

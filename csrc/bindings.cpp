@@ -140,18 +140,20 @@ void bind_cpu_attention(py::module_& m) {
   };
   m.def(
       "attention",
-      [=](ShapeArg shape, RowsArg q, RowsArg k, RowsArg v, uintptr_t mask, float scale, DropoutArg drop, RowsArg y,
-          uintptr_t normal, int threads) {
-        cpu::attention(shape_of(shape), in(q), in(k), in(v), as<const uint8_t>(mask), scale, dropout(drop), out(y),
-                       as<float>(normal), threads);
+      [=](ShapeArg shape, RowsArg q, RowsArg k, RowsArg v, RowsArg position_q, RowsArg p, uintptr_t mask, float scale,
+          DropoutArg drop, RowsArg y, uintptr_t normal, int threads) {
+        cpu::attention(shape_of(shape), in(q), in(k), in(v), in(position_q), in(p), as<const uint8_t>(mask), scale,
+                       dropout(drop), out(y), as<float>(normal), threads);
       },
       no_gil);
   m.def(
       "attention_backward",
-      [=](ShapeArg shape, RowsArg q, RowsArg k, RowsArg v, RowsArg dy, uintptr_t mask, float scale, DropoutArg drop,
-          uintptr_t normal, RowsArg dq, RowsArg dk, RowsArg dv, int threads) {
-        cpu::attention_backward(shape_of(shape), in(q), in(k), in(v), in(dy), as<const uint8_t>(mask), scale,
-                                dropout(drop), as<const float>(normal), out(dq), out(dk), out(dv), threads);
+      [=](ShapeArg shape, RowsArg q, RowsArg k, RowsArg v, RowsArg position_q, RowsArg p, RowsArg dy, uintptr_t mask,
+          float scale, DropoutArg drop, uintptr_t normal, RowsArg dq, RowsArg dk, RowsArg dv, RowsArg dposition_q,
+          RowsArg dp, int threads) {
+        cpu::attention_backward(shape_of(shape), in(q), in(k), in(v), in(position_q), in(p), in(dy),
+                                as<const uint8_t>(mask), scale, dropout(drop), as<const float>(normal), out(dq),
+                                out(dk), out(dv), out(dposition_q), out(dp), threads);
       },
       no_gil);
 }

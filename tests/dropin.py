@@ -111,8 +111,10 @@ def vits(**changes: Any) -> tuple[nn.Module, dict[str, Tensor]]:
     return model, {"input_ids": torch.tensor([[3, 7, 5, 9, 2, 8, 4]])}
 
 
-def espnet_fastspeech2() -> tuple[nn.Module, dict[str, Tensor]]:
-    """ESPnet's FastSpeech2 and a padded batch; needs the `espnet` package."""
+def espnet_fastspeech2(stack: str = "transformer") -> tuple[nn.Module, dict[str, Tensor]]:
+    """ESPnet's FastSpeech2 of transformers or Conformers and a padded batch; needs the `espnet`
+    package.
+    """
     from espnet2.tts.fastspeech2 import FastSpeech2
 
     stacks = {"adim": 32, "aheads": 2, "elayers": 1, "eunits": 64, "dlayers": 1, "dunits": 64}
@@ -124,6 +126,12 @@ def espnet_fastspeech2() -> tuple[nn.Module, dict[str, Tensor]]:
         postnet_layers=2,
         postnet_chans=32,
         init_type="xavier_uniform",
+        encoder_type=stack,
+        decoder_type=stack,
+        conformer_rel_pos_type="latest",
+        conformer_pos_enc_layer_type="rel_pos",
+        conformer_self_attn_layer_type="rel_selfattn",
+        conformer_activation_type="swish",
         **stacks,
         **convolutions,
         **predictors,
@@ -184,7 +192,9 @@ def check_against_masked_dense(
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     dense = copy.deepcopy(model).train()
-    report = sparsify(model.train(), BLOCK, fast_dropout=True, fast_depthwise=True)
+    report = sparsify(
+        model.train(), BLOCK, fast_dropout=True, fast_depthwise=True, fast_attention=True
+    )
     for name in report.taken:
         layer, plain = model.get_submodule(name), dense.get_submodule(name)
         layer.set_block_mask(torch.rand(layer.block_mask_shape) < 0.4)

@@ -43,7 +43,7 @@ T* head_of(const HeadRows<T>& t, const AttentionShape& shape, int64_t b, int64_t
 // All tensors that forward and backward read.
 struct Inputs {
   const AttentionShape& shape;
-  const HeadRows<const float>&q, &k, &v;
+  const HeadRows<const float>&q, &k, &v, &position_q, &p;
   float scale;
   const Dropout& dropout;
   float* normal;
@@ -53,6 +53,9 @@ struct Inputs {
     AttentionHead a{};
     a.q = head_of(q, shape, b, h), a.k = head_of(k, shape, b, h), a.v = head_of(v, shape, b, h);
     a.q_stride = q.row_stride, a.k_stride = k.row_stride, a.v_stride = v.row_stride;
+    a.p = p.data ? head_of(p, shape, 0, h) : nullptr;
+    a.position_q = p.data ? head_of(position_q, shape, b, h) : nullptr;
+    a.p_stride = p.row_stride, a.position_q_stride = position_q.row_stride;
     a.key_rows = keys.masked ? keys.rows.data() + keys.begin[b] : nullptr;
     a.keys = keys.begin[b + 1] - keys.begin[b];
     a.all_keys = shape.keys;
@@ -83,13 +86,15 @@ void add_chunks(const float* parts, int64_t chunks, int64_t rows, int64_t column
 }  // namespace
 
 void attention(const AttentionShape& shape, const HeadRows<const float>& q, const HeadRows<const float>& k,
-               const HeadRows<const float>& v, const uint8_t* mask, float scale, const Dropout& dropout,
-               const HeadRows<float>& y, float* normal, int threads) {
+               const HeadRows<const float>& v, const HeadRows<const float>& position_q, const HeadRows<const float>& p,
+               const uint8_t* mask, float scale, const Dropout& dropout, const HeadRows<float>& y, float* normal,
+               int threads) {
   if (shape.batch == 0 || shape.queries == 0) return;
   thread_local Scratch scratch;
   const auto& kernels = cpu::kernels<float>();
-  const Inputs inputs{shape, q, k, v, scale, dropout, normal, Keys(shape, mask)};
-  const int64_t chunks = count_chunks(shape), size = kernels.attention_scratch(shape.keys, shape.channels, false);
+  const Inputs inputs{shape, q, k, v, position_q, p, scale, dropout, normal, Keys(shape, mask)};
+  const int64_t chunks = count_chunks(shape);
+  const int64_t size = kernels.attention_scratch(shape.keys, shape.channels, false, p.data);
   float* memory = scratch.get<float>(size * threads);
   parallel_for(threads, shape.batch * shape.heads * chunks, [&](int64_t task, int slot) {
     const int64_t chunk = task % chunks, h = task / chunks % shape.heads, b = task / chunks / shape.heads;
@@ -104,43 +109,68 @@ void attention(const AttentionShape& shape, const HeadRows<const float>& q, cons
 }
 
 void attention_backward(const AttentionShape& shape, const HeadRows<const float>& q, const HeadRows<const float>& k,
-                        const HeadRows<const float>& v, const HeadRows<const float>& dy, const uint8_t* mask,
+                        const HeadRows<const float>& v, const HeadRows<const float>& position_q,
+                        const HeadRows<const float>& p, const HeadRows<const float>& dy, const uint8_t* mask,
                         float scale, const Dropout& dropout, const float* normal, const HeadRows<float>& dq,
-                        const HeadRows<float>& dk, const HeadRows<float>& dv, int threads) {
+                        const HeadRows<float>& dk, const HeadRows<float>& dv, const HeadRows<float>& dposition_q,
+                        const HeadRows<float>& dp, int threads) {
   if (shape.batch == 0) return;
-  thread_local Scratch scratch, part_scratch;
+  thread_local Scratch scratch, part_scratch, place_scratch;
   const auto& kernels = cpu::kernels<float>();
   // Backward only reads what forward wrote.
-  const Inputs inputs{shape, q, k, v, scale, dropout, const_cast<float*>(normal), Keys(shape, mask)};
-  const int64_t heads = shape.batch * shape.heads, chunks = count_chunks(shape), part = shape.keys * shape.channels;
-  const int64_t size = kernels.attention_scratch(shape.keys, shape.channels, true);
+  const Inputs inputs{shape, q, k, v, position_q, p, scale, dropout, const_cast<float*>(normal), Keys(shape, mask)};
+  const int64_t heads = shape.heads, chunks = count_chunks(shape), part = shape.keys * shape.channels;
+  const int64_t size = kernels.attention_scratch(shape.keys, shape.channels, true, p.data);
   float* memory = scratch.get<float>(size * threads);
   // With one chunk the sums over queries go to dk and dv themselves, else beside them: [head, dk or dv, chunk].
-  float* parts = chunks > 1 ? part_scratch.get<float>(heads * 2 * chunks * part) : nullptr;
-  parallel_for(threads, heads * chunks, [&](int64_t task, int slot) {
-    const int64_t chunk = task % chunks, h = task / chunks % shape.heads, b = task / chunks / shape.heads;
+  float* parts = chunks > 1 ? part_scratch.get<float>(shape.batch * heads * 2 * chunks * part) : nullptr;
+  // All sequences share p. Those of a group, which one task takes, add to one sum, so that a large batch does not need
+  // one each: [head, group, chunk].
+  const int64_t groups = p.data ? std::min(shape.batch, (kTasks + heads - 1) / heads) : shape.batch;
+  const int64_t places = 2 * shape.keys - 1, place_part = places * shape.channels;
+  float* place_parts = p.data ? place_scratch.get<float>(heads * groups * chunks * place_part) : nullptr;
+  parallel_for(threads, groups * heads * chunks, [&](int64_t task, int slot) {
+    const int64_t chunk = task % chunks, h = task / chunks % heads, group = task / chunks / heads;
     const int64_t begin = shape.queries * chunk / chunks, end = shape.queries * (chunk + 1) / chunks;
-    const AttentionHead head = inputs.head(b, h);
     AttentionGrad g{};
-    g.dy = head_of(dy, shape, b, h), g.dy_stride = dy.row_stride;
-    g.dq = head_of(dq, shape, b, h), g.dq_stride = dq.row_stride;
-    g.dk = head_of(dk, shape, b, h), g.dv = head_of(dv, shape, b, h), g.dk_stride = dk.row_stride;
-    if (parts) {
-      g.dk = parts + ((b * shape.heads + h) * 2 * chunks + chunk) * part;
-      g.dv = g.dk + chunks * part;
-      g.dk_stride = shape.channels;
+    if (p.data) {
+      g.dp = place_parts + ((h * groups + group) * chunks + chunk) * place_part;
+      std::fill_n(g.dp, place_part, 0.0f);
     }
-    if (head.keys && end > begin) return kernels.attention_backward(head, g, begin, end, memory + slot * size);
-    zero_rows(g.dq + begin * g.dq_stride, g.dq_stride, end - begin, shape.channels);
-    zero_rows(g.dk, g.dk_stride, shape.keys, shape.channels);
-    zero_rows(g.dv, g.dk_stride, shape.keys, shape.channels);
+    for (int64_t b = shape.batch * group / groups; b < shape.batch * (group + 1) / groups; b++) {
+      const AttentionHead head = inputs.head(b, h);
+      g.dy = head_of(dy, shape, b, h), g.dy_stride = dy.row_stride;
+      g.dq = head_of(dq, shape, b, h), g.dq_stride = dq.row_stride;
+      g.dk = head_of(dk, shape, b, h), g.dv = head_of(dv, shape, b, h), g.dk_stride = dk.row_stride;
+      if (p.data) g.dposition_q = head_of(dposition_q, shape, b, h), g.dposition_q_stride = dposition_q.row_stride;
+      if (parts) {
+        g.dk = parts + ((b * heads + h) * 2 * chunks + chunk) * part;
+        g.dv = g.dk + chunks * part;
+        g.dk_stride = shape.channels;
+      }
+      if (head.keys && end > begin) {
+        kernels.attention_backward(head, g, begin, end, memory + slot * size);
+        continue;
+      }
+      zero_rows(g.dq + begin * g.dq_stride, g.dq_stride, end - begin, shape.channels);
+      zero_rows(g.dk, g.dk_stride, shape.keys, shape.channels);
+      zero_rows(g.dv, g.dk_stride, shape.keys, shape.channels);
+      if (p.data)
+        zero_rows(g.dposition_q + begin * g.dposition_q_stride, g.dposition_q_stride, end - begin, shape.channels);
+    }
   });
-  if (!parts) return;
-  parallel_for(threads, heads * 2, [&](int64_t task, int) {
-    const auto& to = task % 2 ? dv : dk;
-    float* head = head_of(to, shape, task / 2 / shape.heads, task / 2 % shape.heads);
-    add_chunks(parts + task * chunks * part, chunks, shape.keys, shape.channels, head, to.row_stride);
-  });
+  if (parts)
+    parallel_for(threads, shape.batch * heads * 2, [&](int64_t task, int) {
+      const auto& to = task % 2 ? dv : dk;
+      float* head = head_of(to, shape, task / 2 / heads, task / 2 % heads);
+      add_chunks(parts + task * chunks * part, chunks, shape.keys, shape.channels, head, to.row_stride);
+    });
+  if (place_parts)
+    parallel_for(threads, heads, [&](int64_t h, int) {
+      const int64_t count = groups * chunks;
+      add_chunks(place_parts + h * count * place_part, count, places, shape.channels, head_of(dp, shape, 0, h),
+                 dp.row_stride);
+    });
 }
 
 }  // namespace sniper::cpu

@@ -123,10 +123,13 @@ struct BatchNorm {
 };
 
 // One head of one sequence: rows of `channels` numbers. The keys that count are those that `key_rows` lists, ascending
-// (null: the first `keys`); query t is row first_row + t of dropout's mask, which has all_keys columns.
+// (null: the first `keys`); query t is row first_row + t of dropout's mask, which has all_keys columns. With p, which
+// has 2 * all_keys - 1 rows, query t and key j score position_q[t] . p[all_keys - 1 - t + j] on top of q[t] . k[j].
 struct AttentionHead {
   const float *q, *k, *v;
   int64_t q_stride, k_stride, v_stride;
+  const float *position_q, *p;  // may be null
+  int64_t position_q_stride, p_stride;
   const int32_t* key_rows;
   int64_t keys, all_keys, channels;
   uint64_t first_row;
@@ -140,6 +143,8 @@ struct AttentionGrad {
   int64_t dy_stride;
   float *dq, *dk, *dv;
   int64_t dq_stride, dk_stride;  // dk's is dv's too
+  float *dposition_q, *dp;       // dp is contiguous, and added to
+  int64_t dposition_q_stride;
 };
 
 template <typename T>
@@ -163,7 +168,7 @@ struct Kernels {
   void (*attention)(const AttentionHead&, int64_t begin, int64_t end, float* y, int64_t y_stride, float* memory);
   // dq of queries [begin, end), and dk and dv as their sums over those.
   void (*attention_backward)(const AttentionHead&, const AttentionGrad&, int64_t begin, int64_t end, float* memory);
-  int64_t (*attention_scratch)(int64_t keys, int64_t channels, bool backward);
+  int64_t (*attention_scratch)(int64_t keys, int64_t channels, bool backward, bool positions);
   // Rows [begin, end). Backward adds to `sums` [2, columns], the gradients of weight and bias.
   void (*add_norm)(const AddNorm&, int64_t begin, int64_t end);
   void (*add_norm_backward)(const AddNormGrad&, int64_t begin, int64_t end, float* sums);

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -32,8 +33,21 @@ from sniper.layers.zeros import release
 Model = TypeVar("Model", bound=nn.Module)
 _SPARSE = {nn.Linear: BlockSparseLinear, nn.Conv1d: BlockSparseConv1d}
 _PLAIN = {sparse: plain for plain, sparse in _SPARSE.items()}
-# What else may be swapped, without masks.
-_FASTER = {Dropout: nn.Dropout, DepthwiseConv1d: nn.Conv1d}
+# What else may be swapped in, without masks: subclasses of what they are swapped for.
+_FASTER = (Dropout, DepthwiseConv1d)
+# Other people's attention and ours for it, by name: nobody has to have these packages.
+_ESPNET = "espnet.nets.pytorch_backend.transformer.attention"
+_ATTENTIONS = {
+    (
+        "transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer",
+        "FastSpeech2ConformerAttention",
+    ): ("sniper.layers.attention_huggingface", "RelativeAttention"),
+    (_ESPNET, "MultiHeadedAttention"): ("sniper.layers.attention_espnet", "MultiHeadedAttention"),
+    (_ESPNET, "RelPositionMultiHeadedAttention"): (
+        "sniper.layers.attention_espnet",
+        "RelPositionMultiHeadedAttention",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class SparsifyReport:
         total: all parameters of the model.
         dropouts: `nn.Dropout` modules that are `sniper.layers.Dropout` now.
         depthwise: depthwise `nn.Conv1d` modules that our kernel computes now.
+        attentions: attention modules of other people that our kernel computes now.
     """
 
     modules: tuple[ModuleReport, ...]
@@ -103,6 +118,7 @@ class SparsifyReport:
     total: int
     dropouts: int = 0
     depthwise: int = 0
+    attentions: int = 0
 
     @property
     def taken(self) -> tuple[str, ...]:
@@ -146,6 +162,8 @@ class SparsifyReport:
             summary += f"\n{self.dropouts} dropouts draw from a counter"
         if self.depthwise:
             summary += f"\n{self.depthwise} depthwise convolutions by a kernel of their own"
+        if self.attentions:
+            summary += f"\n{self.attentions} attentions by a kernel of their own"
         return "\n".join([*lines, summary])
 
 
@@ -156,6 +174,7 @@ def sparsify(
     exclude: Sequence[str] = (),
     fast_dropout: bool = False,
     fast_depthwise: bool = False,
+    fast_attention: bool = False,
 ) -> SparsifyReport:
     """Makes every eligible Linear and Conv1d of `model` block-sparse, in place; no mask is set yet.
 
@@ -174,6 +193,10 @@ def sparsify(
         fast_depthwise: also have every depthwise `nn.Conv1d` of the model computed by our kernel,
             for float32 on a CPU: the same function, of which torch's kernels take a tenth of a
             Conformer's step.
+        fast_attention: also have the attention of Hugging Face's FastSpeech2Conformer and of
+            ESPnet's transformers and Conformers computed by our kernel, for float32 on a CPU: the
+            same function, with dropout's random numbers as `fast_dropout` draws them, and without
+            weights to look at.
 
     Returns:
         What was taken, and why the rest was not.
@@ -185,7 +208,12 @@ def sparsify(
     check_whole_parameters(check_module(model))
     check_block_size(block_size)
     include, exclude = check_patterns("include", include), check_patterns("exclude", exclude)
-    for name, value in (("fast_dropout", fast_dropout), ("fast_depthwise", fast_depthwise)):
+    switches = {
+        "fast_dropout": fast_dropout,
+        "fast_depthwise": fast_depthwise,
+        "fast_attention": fast_attention,
+    }
+    for name, value in switches.items():
         if not isinstance(value, bool):
             raise ValueError(f"{name}: expected a bool, got {value!r}")
     lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
@@ -221,8 +249,13 @@ def sparsify(
     dropouts = [m for m in model.modules() if type(m) is nn.Dropout] if fast_dropout else []
     convolutions = [m for m in model.modules() if type(m) is nn.Conv1d] if fast_depthwise else []
     depthwise = [m for m in convolutions if DepthwiseConv1d.takes(m)]
+    found = [(m, _attention_for(type(m))) for m in model.modules()] if fast_attention else []
+    attentions = [(m, kind) for m, kind in found if kind]
+    faster = [(m, Dropout) for m in dropouts] + [(m, DepthwiseConv1d) for m in depthwise]
+    faster += attentions
     total = sum(p.numel() for p in model.parameters())
-    report = SparsifyReport(tuple(reports), block_size, total, len(dropouts), len(depthwise))
+    counts = len(dropouts), len(depthwise), len(attentions)
+    report = SparsifyReport(tuple(reports), block_size, total, *counts)
     if not report.taken:
         reasons = "\n".join(f"  {m.name or '(the model)'}: {m.reason}" for m in reports)
         raise ValueError(
@@ -234,10 +267,9 @@ def sparsify(
     for module in swap:
         module.__class__ = _SPARSE[type(module)]
         module._init_blocks(block_size)
-    for modules, kind in ((dropouts, Dropout), (depthwise, DepthwiseConv1d)):
-        for module in modules:
-            module.__class__ = kind  # pyright: ignore[reportAttributeAccessIssue]
-            module.__dict__["_was_plain"] = True
+    for module, kind in faster:
+        module.__class__ = kind  # pyright: ignore[reportAttributeAccessIssue]
+        module.__dict__["_was_plain"] = True
     _turn_off_fused_inference(model)
     return report
 
@@ -261,13 +293,23 @@ def densify(model: Model) -> Model:
             del module.block_size
             module.__dict__.pop("_layout", None)
             module.__class__ = _PLAIN[type(module)]
-        elif type(module) in _FASTER and module.__dict__.pop("_was_plain", False):
-            module.__class__ = _FASTER[type(module)]
+        elif _is_faster(type(module)) and module.__dict__.pop("_was_plain", False):
+            module.__class__ = type(module).__bases__[0]
         # Also on modules that hold no layer themselves: torch's encoders remember here how they
         # ran.
         for name, value in module.__dict__.pop("_before_sparsify", {}).items():
             setattr(module, name, value)
     return model
+
+
+def _attention_for(kind: type) -> type | None:
+    """Ours for other people's class of attention."""
+    found = _ATTENTIONS.get((kind.__module__, kind.__qualname__))
+    return getattr(importlib.import_module(found[0]), found[1]) if found else None
+
+
+def _is_faster(kind: type) -> bool:
+    return kind in _FASTER or (kind.__module__, kind.__qualname__) in _ATTENTIONS.values()
 
 
 # By what each of torch's own modules decides whether it may run fused.

@@ -392,12 +392,14 @@ def test_transformer_encoder_and_its_fast_path(monkeypatch):
         check(src_key_padding_mask=padding)
 
 
-def test_espnets_fastspeech2():
+@pytest.mark.parametrize("stack", ["transformer", "conformer"])
+def test_espnets_fastspeech2(stack):
     pytest.importorskip("espnet2.tts.fastspeech2", reason="needs the espnet package")
-    report = check_against_masked_dense(*espnet_fastspeech2(), espnet_loss)
+    report = check_against_masked_dense(*espnet_fastspeech2(stack), espnet_loss)
     assert report.flop_share > 0.8
     assert "encoder.encoders.0.feed_forward.w_1" in report.taken
-    check_sniper_trains(*espnet_fastspeech2(), espnet_loss)
+    assert report.attentions == 2
+    check_sniper_trains(*espnet_fastspeech2(stack), espnet_loss)
 
 
 def test_densified_weights_as_safetensors(tmp_path):

@@ -12,9 +12,20 @@ from sniper import _C
 from sniper.ops.backend import check_shape
 from sniper.ops.backends.cpu.launch import check_tensor, dropout_arguments, empty, rows_of
 
+# Queries for positions and the positions themselves: `[B, T, C]` and `[2 T - 1, C]`.
+Positions = tuple[Tensor, Tensor]
+_NO_ROWS = (0, 0, 0)
+
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, heads: int, p: float, seed: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    heads: int,
+    p: float,
+    seed: int,
+    positions: Positions | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`dropout(softmax(q k^T / sqrt(C / heads))) v`, head by head; 0 where all keys are hidden.
 
@@ -24,6 +35,8 @@ def attention(
         key_mask: bool `[B, S]`, true where a key counts; None: all count.
         p, seed: dropout zeroes what `elementwise.dropout` zeroes in a tensor `[heads, B, T, S]` in
             which the keys of a sequence that count come first.
+        positions: added to the product of query t and key s is that of their query t with their row
+            T - 1 - t + s; then S is T.
 
     Returns:
         y `[B, T, C]`; and of each row of scores the highest, and 1 over the sum of exponentials
@@ -33,6 +46,7 @@ def attention(
         ValueError: not float32 on the CPU, shapes that do not fit, or `p` outside [0, 1).
     """
     q, k, v = _check(q, k, v, key_mask, heads)
+    positions = _check_positions(positions, q, k)
     y = empty(torch.float32, *q.shape)
     normal = torch.empty(heads, q.shape[0], q.shape[1], 2)
     mask, address = _mask(key_mask)
@@ -41,6 +55,7 @@ def attention(
         rows_of(q),
         rows_of(k),
         rows_of(v),
+        *_rows_of_positions(positions),
         address,
         _scale(q, heads),
         dropout_arguments(p, seed),
@@ -62,8 +77,10 @@ def attention_backward(
     p: float,
     seed: int,
     into: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk and dv for dy `[B, T, C]`; the rest as `attention` took and gave it.
+    positions: Positions | None = None,
+) -> tuple[Tensor, ...]:
+    """dq, dk and dv for dy `[B, T, C]`, and where there are positions the gradients of both; the
+    rest as `attention` took and gave it.
 
     Args:
         into: dq, dk and dv, of q's and k's shapes, channels contiguous: columns of one tensor, say.
@@ -74,6 +91,7 @@ def attention_backward(
     """
     heads = normal.shape[0]
     q, k, v = _check(q, k, v, key_mask, heads)
+    positions = _check_positions(positions, q, k)
     check_tensor("dy", dy, 3, torch.float32)
     check_shape("dy", dy, tuple(q.shape))
     check_tensor("normal", normal, 4, torch.float32)
@@ -86,12 +104,16 @@ def attention_backward(
         check_shape(name, t, tuple(like.shape))
         if t.shape[2] > 1 and t.stride(2) != 1:
             raise ValueError(f"{name}: expected contiguous channels, got strides {t.stride()}")
+    of_positions = None
+    if positions is not None:
+        of_positions = empty(torch.float32, *q.shape), empty(torch.float32, *positions[1].shape)
     mask, address = _mask(key_mask)
     _C.cpu.attention_backward(
         _shape(q, k, heads),
         rows_of(q),
         rows_of(k),
         rows_of(v),
+        *_rows_of_positions(positions),
         rows_of(dy),
         address,
         _scale(q, heads),
@@ -100,10 +122,11 @@ def attention_backward(
         rows_of(dq),
         rows_of(dk),
         rows_of(dv),
+        *_rows_of_positions(of_positions),
         torch.get_num_threads(),
     )
     del mask
-    return dq, dk, dv
+    return dq, dk, dv, *(of_positions or ())
 
 
 def _check(
@@ -123,6 +146,25 @@ def _check(
             f"key_mask: expected {expected}, got {key_mask.dtype} {list(key_mask.shape)}"
         )
     return tuple(_with_contiguous_channels(t) for t in (q, k, v))
+
+
+def _check_positions(positions: Positions | None, q: Tensor, k: Tensor) -> Positions | None:
+    """As the kernel reads them, with contiguous channels."""
+    if positions is None:
+        return None
+    position_q, places = positions
+    check_tensor("position_q", position_q, 3, torch.float32)
+    check_tensor("positions", places, 2, torch.float32)
+    check_shape("k", k, tuple(q.shape))
+    check_shape("position_q", position_q, tuple(q.shape))
+    check_shape("positions", places, (max(2 * q.shape[1] - 1, 0), q.shape[2]))
+    return _with_contiguous_channels(position_q), _with_contiguous_channels(places)
+
+
+def _rows_of_positions(positions: Positions | None) -> tuple[tuple[int, int, int], ...]:
+    if positions is None:
+        return _NO_ROWS, _NO_ROWS
+    return rows_of(positions[0]), (positions[1].data_ptr(), 0, positions[1].stride(0))
 
 
 def _with_contiguous_channels(t: Tensor) -> Tensor:
