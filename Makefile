@@ -66,7 +66,7 @@ sanitize: .venv/.dev
 	LD_PRELOAD=$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so) \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONPATH=build/sanitized \
 	  $(BIN)/python -P -m pytest -q tests/ops/backends/test_cpu.py tests/ops/test_attention.py tests/ops/test_add_norm.py \
-	  tests/ops/test_depthwise_op.py tests/optim/test_adam.py
+	  tests/ops/test_depthwise_op.py tests/ops/test_relative_attention.py tests/optim/test_adam.py
 
 # Optional, a quarter of an hour: breaks the CUDA sources in one place at a time; the tests must find each.
 mutate: .venv/.dev

@@ -6,8 +6,8 @@ python bench/bench_dropin.py --device cpu [--sparsities 0.8] [--repeats 7] [--pr
 Hugging Face's FastSpeech2Conformer at its default size (70 million parameters), 8 utterances of 90
 tokens and 540 frames: forward, backward, gradient clipping and Adam. `sniper.sparsify` takes its
 feed-forward and attention layers; everything else runs as Hugging Face wrote it, once with torch's
-dropout, depthwise convolutions and optimizer and once, on both sides, with `fast_dropout`,
-`fast_depthwise` and `sniper.optim.Adam`. What a step spends outside those layers bounds the ratio,
+dropout, depthwise convolutions, attention and optimizer and once, on both sides, with
+`fast_dropout`, `fast_depthwise`, `fast_attention` and `sniper.optim.Adam`. What a step spends outside those layers bounds the ratio,
 however fast they are, and is reported.
 """
 
@@ -90,7 +90,7 @@ def sparse_copy(
 
 
 def with_switches(model: FastSpeech2ConformerModel, block: int) -> FastSpeech2ConformerModel:
-    """The dense model with our dropout and depthwise convolutions, to tell their share of the gain
+    """The dense model with our dropout, depthwise convolutions and attention, to tell their share of the gain
     from that of the layers.
     """
     sparsify(

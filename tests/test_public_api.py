@@ -287,6 +287,7 @@ BAD: dict[str, list[Callable[[], Any]]] = {
         *[lambda v=v: sniper.sparsify(net(), exclude=v) for v in ("0", 3, ["decoder"], ["*"])],
         *[lambda v=v: sniper.sparsify(net(), fast_dropout=v) for v in ("no", None)],
         *[lambda v=v: sniper.sparsify(net(), fast_depthwise=v) for v in ("no", None)],
+        *[lambda v=v: sniper.sparsify(net(), fast_attention=v) for v in (1, None)],
     ],
     "sniper.densify": [lambda v=v: sniper.densify(v) for v in (None, "model", torch.ones(2))],
     "sniper.BlockSparseLinear": [
