@@ -7,8 +7,8 @@ Hugging Face's FastSpeech2Conformer at its default size (70 million parameters),
 tokens and 540 frames: forward, backward, gradient clipping and Adam. `sniper.sparsify` takes its
 feed-forward and attention layers; everything else runs as Hugging Face wrote it, once with torch's
 dropout, depthwise convolutions, attention and optimizer and once, on both sides, with
-`fast_dropout`, `fast_depthwise`, `fast_attention` and `sniper.optim.Adam`. What a step spends outside those layers bounds the ratio,
-however fast they are, and is reported.
+`fast_dropout`, `fast_depthwise`, `fast_attention` and `sniper.optim.Adam`. What a step spends
+outside those layers bounds the ratio, however fast they are, and is reported.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def sparse_copy(
 
 
 def with_switches(model: FastSpeech2ConformerModel, block: int) -> FastSpeech2ConformerModel:
-    """The dense model with our dropout, depthwise convolutions and attention, to tell their share of the gain
-    from that of the layers.
+    """The dense model with our dropout, depthwise convolutions and attention, to tell their share
+    of the gain from that of the layers.
     """
     sparsify(
         model, block, include=INCLUDE, fast_dropout=True, fast_depthwise=True, fast_attention=True

@@ -7,6 +7,8 @@ is None.
 
 from __future__ import annotations
 
+from typing import Any
+
 from espnet.nets.pytorch_backend.transformer import (  # pyright: ignore[reportMissingImports]
     attention as espnet,
 )
@@ -17,7 +19,7 @@ from sniper.ops.attention import attention
 from sniper.ops.relative_attention import fuses_relative_attention, relative_attention
 
 
-def _rate(module: nn.Module, query: Tensor, mask: Tensor | None, keys: int) -> float | None:
+def _rate(module: Any, query: Tensor, mask: Tensor | None, keys: int) -> float | None:
     """What the kernel is to drop, or None where ESPnet's own code has to run."""
     plain = type(module.q_norm) is nn.Identity and type(module.k_norm) is nn.Identity
     if not plain or module.use_flash_attn or getattr(module, "use_sdpa", False):

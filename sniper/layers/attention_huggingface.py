@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers.models.fastspeech2_conformer.modeling_fastspeech2_conformer import (
     FastSpeech2ConformerAttention,
@@ -24,7 +26,7 @@ class RelativeAttention(FastSpeech2ConformerAttention):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         pos_emb: Tensor | None = None,
-        output_attentions: Tensor | bool | None = False,
+        output_attentions: Any = False,
     ) -> tuple[Tensor, Tensor | None]:
         """`[B, T, C]`, mask `[B, 1, T]`, `[1, 2 T - 1, C]` -> `[B, T, C]` and None, or weights."""
         batch, length, _ = hidden_states.shape

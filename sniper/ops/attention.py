@@ -185,7 +185,8 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if y is None:
         drawn = 0 if seed is None else int(seed)
-        return cpu.attention_backward(dy, q, k, v, key_mask, normal, p, drawn, into)
+        dq, dk, dv = cpu.attention_backward(dy, q, k, v, key_mask, normal, p, drawn, into)
+        return dq, dk, dv
     return triton.attention_backward(dy, q, k, v, key_mask, y, normal, p, seed, into)
 
 

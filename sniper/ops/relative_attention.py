@@ -182,7 +182,8 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, dy, _):
-    *given, key_mask, normal, seed = ctx.saved_tensors
+    q, k, v, position_q, positions, key_mask, normal, seed = ctx.saved_tensors
+    given = (q, k, v, position_q, positions)
     if not torch.is_grad_enabled():
         return *_relative_attention_grad(dy, *given, key_mask, normal, ctx.p, seed), *[None] * 4
     # Somebody wants gradients of gradients.
@@ -192,7 +193,7 @@ def _backward(ctx, dy, _):
             "with dropout"
         )
     wanted = [t for t, need in zip(given, ctx.needs_input_grad, strict=False) if need]
-    y = _by_torch(*given, key_mask, ctx.heads, 0.0)
+    y = _by_torch(q, k, v, position_q, positions, key_mask, ctx.heads, 0.0)
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return *[next(found) if need else None for need in ctx.needs_input_grad[:5]], *[None] * 4
 
