@@ -11,9 +11,11 @@ import torch
 import yaml
 from speech import LATER_SETTINGS, make_trainer
 
+from sniper import sparsify
 from sniper.compare.arms import MATRICES, load_matrix
 from sniper.compare.matrix import plan
 from sniper.training.config import Config, ConfigError, differences, flat
+from sniper.tts.model.fastspeech2 import FastSpeech2, FastSpeech2Config
 
 
 def _configs(name: str) -> dict[str, Config]:
@@ -115,6 +117,20 @@ def test_each_arm_of_the_ablation_differs_in_one_setting():
     ]
     for arm, config in configs.items():
         assert len(differences(base, config, ignored)) == 1, arm
+
+
+def test_blocks_of_both_sizes_take_the_same_layers():
+    configs = _configs("demo-blocks")
+    for small, large in (("block64", "block128"), ("block64-gentle", "block128-gentle")):
+        (line,) = differences(configs[small], configs[large], ("name",))
+        assert line == "sparsity.block_size: 64 there, 128 now"
+    taken = []
+    for size in (64, 128):
+        model = FastSpeech2(
+            FastSpeech2Config(**configs["block64"].to_dict()["model"], vocab_size=9)
+        )
+        taken.append(sparsify(model, size, exclude=configs["block64"].sparsity.exclude).taken)
+    assert taken[0] == taken[1] and len(taken[0]) > 20
 
 
 def _write(folder: Path, **changes) -> str:
