@@ -21,8 +21,11 @@ from sniper.ops.relative_attention import fuses_relative_attention, relative_att
 
 def _rate(module: Any, query: Tensor, mask: Tensor | None, keys: int) -> float | None:
     """What the kernel is to drop, or None where ESPnet's own code has to run."""
-    plain = type(module.q_norm) is nn.Identity and type(module.k_norm) is nn.Identity
-    if not plain or module.use_flash_attn or getattr(module, "use_sdpa", False):
+    # Versions, and modules that earlier ones saved, differ in which of these they have.
+    norms = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    if any(norm is not None and type(norm) is not nn.Identity for norm in norms):
+        return None
+    if getattr(module, "use_flash_attn", False) or getattr(module, "use_sdpa", False):
         return None
     # A mask of its own for each query is not one of keys.
     if mask is not None and mask.shape != (len(query), 1, keys):
@@ -52,7 +55,8 @@ class MultiHeadedAttention(espnet.MultiHeadedAttention):
         """`[B, T, C]`, twice `[B, S, C]` and a mask `[B, 1, S]` -> `[B, T, C]`."""
         rate = _rate(self, query, mask, key.shape[1])
         if not rate or expand_kv:
-            return super().forward(query, key, value, mask, expand_kv)
+            more = (expand_kv,) if expand_kv else ()  # not every version has it
+            return super().forward(query, key, value, mask, *more)
         q, k, v = self.linear_q(query), self.linear_k(key), self.linear_v(value)
         self.attn = None
         return self.linear_out(attention(q, k, v, self.h, _key_mask(mask), rate))

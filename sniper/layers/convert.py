@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import fnmatch
 import importlib
+import inspect
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -303,9 +305,20 @@ def densify(model: Model) -> Model:
 
 
 def _attention_for(kind: type) -> type | None:
-    """Ours for other people's class of attention."""
+    """Ours for other people's class of attention, unless their version is called otherwise."""
     found = _ATTENTIONS.get((kind.__module__, kind.__qualname__))
-    return getattr(importlib.import_module(found[0]), found[1]) if found else None
+    if not found:
+        return None
+    ours = getattr(importlib.import_module(found[0]), found[1])
+    known, given = (list(inspect.signature(c.forward).parameters) for c in (ours, kind))
+    if known[: len(given)] == given:  # an earlier version may lack the last ones
+        return ours
+    warnings.warn(
+        f"sparsify: fast_attention: expected {kind.__qualname__}.forward({', '.join(known)}), this "
+        f"version has ({', '.join(given)}): it is left as it is",
+        stacklevel=3,
+    )
+    return None
 
 
 def _is_faster(kind: type) -> bool:

@@ -100,6 +100,20 @@ def test_a_whole_model_there_and_back(tmp_path):
     )
 
 
+def test_a_version_that_is_called_otherwise_is_left_and_said(monkeypatch):
+    def forward(self, hidden_states, rotary, pos_emb):
+        raise AssertionError
+
+    monkeypatch.setattr(FastSpeech2ConformerAttention, "forward", forward)
+    model, _ = fastspeech2_conformer()
+    with pytest.warns(
+        UserWarning, match=r"this version has \(self, hidden_states, rotary, pos_emb\)"
+    ):
+        report = sparsify(model, 16, fast_attention=True)
+    assert report.attentions == 0
+    assert type(model.encoder.conformer_layers[0].self_attn) is FastSpeech2ConformerAttention
+
+
 def test_espnets():
     espnet = pytest.importorskip(
         "espnet.nets.pytorch_backend.transformer.attention", reason="needs the espnet package"
