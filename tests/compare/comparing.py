@@ -60,8 +60,8 @@ class Compared:
         return ["--config", str(self.file), "--output", str(self.out), "--threads", "1", *more]
 
 
-def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Waits for something that must come."""
+def until(condition: Callable[[], object], seconds: float = 300.0) -> None:
+    """Waits for something that must come, on a busy machine later."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come"

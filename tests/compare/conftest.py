@@ -43,7 +43,7 @@ def compared(
         until(lambda: checkpoint.exists(empty.run("block").folder))
     finally:
         os.kill(process.pid, signal.SIGINT)
-        stopped = process.communicate(timeout=60)[1]
+        stopped = process.communicate(timeout=300)[1]
     assert process.returncode == 130, stopped
     process = command("compare", *options)
     killed = empty.run("dense")
@@ -53,7 +53,7 @@ def compared(
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     before = killed.epochs_done()
-    with only_one(killed.folder, wait=60):  # the orphan saves and ends by itself
+    with only_one(killed.folder, wait=300):  # the orphan saves and ends by itself
         pass
     after = killed.epochs_done()
     said = io.StringIO()
