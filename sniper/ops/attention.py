@@ -96,8 +96,17 @@ def _check(
     if q.dim() != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2]:
         shapes = ", ".join(str(list(t.shape)) for t in (q, k, v))
         raise ValueError(f"attention: expected q, k, v [B, T, C] that fit together, got {shapes}")
-    if type(heads) is not int or heads < 1 or q.shape[2] % heads:
-        raise ValueError(f"heads: expected a divisor of {q.shape[2]}, got {heads!r}")
+    check_settings(k, heads, key_mask, dropout_p)
+
+
+def check_settings(k: Tensor, heads: int, key_mask: Tensor | None, dropout_p: float) -> None:
+    """Refuses what does not fit keys `[B, T, C]`.
+
+    Raises:
+        ValueError: names expected and got.
+    """
+    if type(heads) is not int or heads < 1 or k.shape[2] % heads:
+        raise ValueError(f"heads: expected a divisor of {k.shape[2]}, got {heads!r}")
     if key_mask is not None:
         check_tensor("key_mask", key_mask)
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != k.shape[:2]):

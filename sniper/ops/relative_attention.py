@@ -15,13 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sniper.ops.attention import check_settings
 from sniper.ops.autocast import autocast_dtype
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import attention as cpu
 from sniper.ops.dropout import draw_seed
-from sniper.ops.geometry import check_share
 from sniper.ops.operation import operation
 from sniper.ops.transforms import transformed
+
+# q, k, v, queries for positions, and positions.
+Operands = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def fuses_relative_attention(*tensors: Tensor) -> bool:
@@ -62,52 +65,28 @@ def relative_attention(
     Raises:
         ValueError: shapes that do not fit together, or `dropout_p` outside [0, 1).
     """
-    _check(q, k, v, position_q, positions, heads, key_mask)
-    check_share("dropout_p", dropout_p, below_one=True)
-    rest = (k, v, position_q, positions)
-    if fuses_relative_attention(q, *rest):
+    given = (q, k, v, position_q, positions)
+    _check(given)
+    check_settings(k, heads, key_mask, dropout_p)
+    if fuses_relative_attention(*given):
         seed = draw_seed() if dropout_p else None
-        return _relative_attention(q, *rest, key_mask, heads, dropout_p, seed)[0]
-    return _by_torch(q, *rest, key_mask, heads, dropout_p)
+        return _relative_attention(*given, key_mask, heads, dropout_p, seed)[0]
+    return _by_torch(given, key_mask, heads, dropout_p)
 
 
-def _check(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    position_q: Tensor,
-    positions: Tensor,
-    heads: int,
-    key_mask: Tensor | None,
-) -> None:
-    given = {"q": q, "k": k, "v": v, "position_q": position_q, "positions": positions}
-    shapes = ", ".join(f"{name} {list(t.shape)}" for name, t in given.items())
+def _check(given: Operands) -> None:
+    names = ("q", "k", "v", "position_q", "positions")
+    shapes = ", ".join(f"{n} {list(t.shape)}" for n, t in zip(names, given, strict=True))
+    q, k, v, position_q, positions = given
     if q.dim() != 3 or any(t.shape != q.shape for t in (k, v, position_q)):
         raise ValueError(f"relative_attention: expected four times [B, T, C], got {shapes}")
     if positions.shape != (max(2 * q.shape[1] - 1, 0), q.shape[2]):
         raise ValueError(f"relative_attention: expected positions [2 T - 1, C], got {shapes}")
-    if type(heads) is not int or heads < 1 or q.shape[2] % heads:
-        raise ValueError(f"heads: expected a divisor of {q.shape[2]}, got {heads!r}")
-    if key_mask is not None and (key_mask.dtype, key_mask.shape) != (torch.bool, q.shape[:2]):
-        raise ValueError(
-            f"key_mask: expected bool {list(q.shape[:2])}, "
-            f"got {key_mask.dtype} {list(key_mask.shape)}"
-        )
 
 
-def _by_torch(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    position_q: Tensor,
-    positions: Tensor,
-    key_mask: Tensor | None,
-    heads: int,
-    p: float,
-) -> Tensor:
-    q, k, v, position_q = (
-        t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v, position_q)
-    )
+def _by_torch(given: Operands, key_mask: Tensor | None, heads: int, p: float) -> Tensor:
+    positions = given[4]
+    q, k, v, position_q = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in given[:4])
     places = position_q @ positions.unflatten(1, (heads, -1)).permute(1, 2, 0)
     scores = (q @ k.transpose(2, 3) + _shift(places)) / math.sqrt(max(q.shape[3], 1))
     if key_mask is not None:
@@ -193,7 +172,7 @@ def _backward(ctx, dy, _):
             "with dropout"
         )
     wanted = [t for t, need in zip(given, ctx.needs_input_grad, strict=False) if need]
-    y = _by_torch(q, k, v, position_q, positions, key_mask, ctx.heads, 0.0)
+    y = _by_torch(given, key_mask, ctx.heads, 0.0)
     found = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return *[next(found) if need else None for need in ctx.needs_input_grad[:5]], *[None] * 4
 
