@@ -147,6 +147,7 @@ def _say(speaker: Speaker, script: Script, output: Path | None, mel: Path | None
                 if mel is not None:
                     frames = frames or stack.enter_context(_spool(mel))
                     frames.add(piece.mel)
+                del piece  # or it is held while the next is made
         features = speaker.info.features
         if output is not None and sound is not None:
             _write_sound(output, sound, features.sample_rate)

@@ -202,25 +202,30 @@ class Speaker:
             if watch is not None:
                 watch(done, steps)
 
-        empty = np.zeros(0, dtype=np.float32)
         for number, u in enumerate(script.utterances):
-            mel = np.zeros((0, self.info.features.n_mels), dtype=np.float32)
-            audio, durations = empty, np.zeros(0, dtype=np.int64)
+            # Made in a call, so that this frame keeps none of it while the next is made.
+            yield self._piece(script, u, number == 0, vocode, step)
+
+    def _piece(
+        self, script: Script, u: Utterance, first: bool, vocode: bool, step: Callable[[], None]
+    ) -> Piece:
+        mel = np.zeros((0, self.info.features.n_mels), dtype=np.float32)
+        audio, durations = np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)
+        if u.phones:
+            controls = (script.speed * u.rate, script.pitch + u.pitch, script.energy)
+            mel, durations = self._mel(list(u.phones), script.speaker, *controls)
+            step()
+            if not np.isfinite(mel).all():
+                raise SpeechError("the model gives no finite sound: its weights are broken")
+        if vocode:
+            pause = (0.0 if first else PAUSE_SECONDS) if u.pause is None else u.pause
+            silence = round(pause * self.info.features.sample_rate)
+            sound = [np.zeros(silence, dtype=np.float32)]
             if u.phones:
-                controls = (script.speed * u.rate, script.pitch + u.pitch, script.energy)
-                mel, durations = self._mel(list(u.phones), script.speaker, *controls)
+                sound.append(self.vocoder(mel))
                 step()
-                if not np.isfinite(mel).all():
-                    raise SpeechError("the model gives no finite sound: its weights are broken")
-            if vocode:
-                pause = (PAUSE_SECONDS if number else 0.0) if u.pause is None else u.pause
-                silence = round(pause * self.info.features.sample_rate)
-                sound = [np.zeros(silence, dtype=np.float32)]
-                if u.phones:
-                    sound.append(self.vocoder(mel))
-                    step()
-                audio = np.concatenate(sound)
-            yield Piece(audio, mel, list(u.phones), durations)
+            audio = np.concatenate(sound)
+        return Piece(audio, mel, list(u.phones), durations)
 
     def _utterances(self, text: str, ssml: bool) -> tuple[list[Utterance], dict[str, str]]:
         """What a text says, and the phonemes of its words that the lexicon does not hold."""
