@@ -307,6 +307,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_architectures") = SNIPER_CUDA_ARCHITECTURES;
   sniper::bind_masks(m);
   sniper::bind_adam(m);
+  sniper::bind_addresses(m);
   bind_blocked_rows(m);
   bind_cpu(m.def_submodule("cpu"));
 }

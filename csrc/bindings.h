@@ -14,8 +14,9 @@ T* as(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Everything about masks: bits, saliencies, stages, layouts.
 void bind_adam(pybind11::module_& m);
+void bind_addresses(pybind11::module_& m);
+// Everything about masks: bits, saliencies, stages, layouts.
 void bind_masks(pybind11::module_& m);
 
 }  // namespace sniper
