@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,11 @@ def layout_versions(model: nn.Module) -> tuple[tuple[int, int], ...]:
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a module, got {model!r:.80}")
-    layers = (m for m in model.modules() if isinstance(m, BlockMaskedLayer))
+    return versions_of(m for m in model.modules() if isinstance(m, BlockMaskedLayer))
+
+
+def versions_of(layers: Iterable[BlockMaskedLayer]) -> tuple[tuple[int, int], ...]:
+    """`layout_versions`, of layers that are known."""
     layouts = (layer.layout for layer in layers)
     return tuple((0, 0) if each is None else (each.handle, each.version) for each in layouts)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from sniper.layers import layout_versions
+from sniper import _C
+from sniper.layers.masked import BlockMaskedLayer, versions_of
 from sniper.ops import dispatch, timings
 from sniper.ops.aside import weight_gradients_aside
 from sniper.ops.dropout import seeds_together
@@ -118,7 +119,6 @@ class TrainingStep:
         """
         if self.graphs is None or not len(batch):
             return self._gradients(batch, share)
-        gradients_laid(self.model)
         try:
             return self.graphs(batch, share)
         except NotRecorded as error:
@@ -175,13 +175,13 @@ class TrainingStep:
             yield
 
     def _version(self) -> object:
+        parameters, buffers, layers = _held_by(self.model)
+        if any(p.grad is None and p.requires_grad for p in parameters):
+            gradients_laid(self.model)  # a graph adds to them
         # A graph reads and writes memory, whatever has become of the tensors that lay there: a
         # gradient that was set to None, a buffer that has grown, a model that was moved.
-        parameters = list(self.model.parameters())
-        gradients = [p.grad for p in parameters]
-        tensors = [*parameters, *gradients, *self.model.buffers()]
-        places = tuple(0 if t is None else t.data_ptr() for t in tensors)
-        masks = self._stage(), layout_versions(self.model)
+        places = _C.addresses([*parameters, *(p.grad for p in parameters), *buffers])
+        masks = self._stage(), versions_of(layers)
         return masks, dispatch.forced(), timings.generation(), places
 
     def _undone(self, run: Callable[[], None]) -> None:
@@ -199,3 +199,19 @@ class TrainingStep:
 
     def _precision(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
+
+
+def _held_by(model: nn.Module) -> tuple[list[nn.Parameter], list[Tensor], list[BlockMaskedLayer]]:
+    """A model's parameters, buffers and block-sparse layers; one that is shared may come again."""
+    # By the dictionaries of its modules: `parameters()` and its kind make names for everything, and
+    # three of them take longer between two replays than all else.
+    modules = [model]
+    seen = {model}
+    for module in modules:
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                modules.append(child)
+    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    buffers = [b for m in modules for b in m._buffers.values() if b is not None]
+    return parameters, buffers, [m for m in modules if isinstance(m, BlockMaskedLayer)]

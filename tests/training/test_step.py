@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -12,10 +13,11 @@ from torch import nn
 
 from sniper import Sniper
 from sniper.layers import BlockSparseLinear
+from sniper.layers.masked import BlockMaskedLayer
 from sniper.ops import timings, use_backend
 from sniper.training.graphs import CudaRecorder, NotRecorded, Values
 from sniper.training.settings import ConfigError
-from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
+from sniper.training.step import TrainingStep, _held_by, noam, peak_memory, pick_recorder
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.model.config import FastSpeech2Config
 from sniper.tts.model.fastspeech2 import FastSpeech2
@@ -186,6 +188,50 @@ def test_what_has_moved_is_recorded_anew():
     for p in run.model.parameters():
         p.data = p.data.clone(memory_format=torch.preserve_format)
     assert [train(BATCHES[0]), train(BATCHES[0])] == [1, 0] and kept
+
+
+def test_what_was_replaced_is_recorded_anew():
+    """A gradient, a parameter, a buffer or a module by another one of the same values."""
+    run = Run(True)
+    run.sniper.step(0, run.optimizer)
+    before, kept = run.recorder.recordings, []
+
+    def train() -> int:
+        run.step.backward(BATCHES[0], 1.0)
+        return run.recorder.recordings - before
+
+    assert [train(), train()] == [1, 1]
+    layer = run.model.mel_out
+    kept.append(layer.weight.grad)
+    layer.weight.grad = layer.weight.grad.clone()
+    assert [train(), train()] == [2, 2]
+    kept.append(layer.bias)
+    layer.bias = nn.Parameter(layer.bias.detach().clone())
+    assert [train(), train()] == [3, 3] and layer.bias.grad is not None
+    norm = next(m for m in run.model.modules() if isinstance(m, nn.BatchNorm1d))
+    kept.append(norm.running_mean)
+    norm.running_mean = norm.running_mean.clone()
+    assert [train(), train()] == [4, 4]
+    run.model.mel_out = copy.deepcopy(layer)
+    assert [train(), train()] == [5, 5] and kept
+
+
+def test_all_that_a_model_holds_is_looked_at_once():
+    model = make_model()
+    model.twice = model.mel_out  # a module in two places
+    model.none, model.frozen = None, nn.Linear(2, 2).requires_grad_(False)
+    model.register_buffer("nothing", None)
+    model.register_parameter("nobody", None)
+    Sniper(model, SCHEDULE, block_size=16)
+    parameters, buffers, layers = _held_by(model)
+
+    def ids(tensors) -> list[int]:
+        return sorted(map(id, tensors))
+
+    assert ids(parameters) == ids(model.parameters())
+    assert ids(buffers) == ids(model.buffers())
+    assert ids(layers) == ids(m for m in model.modules() if isinstance(m, BlockMaskedLayer))
+    assert layers
 
 
 def test_values_of_a_graph_that_is_gone_are_not_to_be_read():
