@@ -3,6 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
@@ -52,13 +56,13 @@ class AdamTable {
     }
   }
 
-  double sum_squares(const std::vector<uintptr_t>& gradients, int threads) {
+  double sum_squares(std::string_view gradients, int threads) {
     take(gradients);
     return cpu::sum_squares(parameters_, threads);
   }
 
-  void update(const std::vector<uintptr_t>& gradients, const std::vector<double>& learning_rates, float scale,
-              bool clear, int threads) {
+  void update(std::string_view gradients, const std::vector<double>& learning_rates, float scale, bool clear,
+              int threads) {
     take(gradients);
     for (size_t i = 0; i < parameters_.size(); i++) {
       const auto& [steps, beta1, beta2, weight_decay] = others_[i];
@@ -93,8 +97,22 @@ class AdamTable {
     double beta1, beta2, weight_decay;
   };
 
-  void take(const std::vector<uintptr_t>& gradients) {
-    for (size_t i = 0; i < parameters_.size(); i++) parameters_[i].tensors.g = as<float>(gradients[i]);
+  // As `addresses` gives them. A gradient may have gone since the parameters were looked at.
+  void take(std::string_view gradients) {
+    if (gradients.size() != parameters_.size() * sizeof(int64_t)) {
+      throw std::invalid_argument("gradients: expected " + std::to_string(parameters_.size()) + " addresses, got " +
+                                  std::to_string(gradients.size()) + " bytes");
+    }
+    for (size_t i = 0; i < parameters_.size(); i++) {
+      cpu::Parameter& p = parameters_[i];
+      int64_t place;
+      std::memcpy(&place, gradients.data() + i * sizeof place, sizeof place);
+      p.tensors.g = as<float>(place);
+      if (!p.tensors.g && p.size > 0) {
+        throw std::invalid_argument("gradients: expected one of each parameter, got none of number " +
+                                    std::to_string(i) + "; they must stay from clip to step");
+      }
+    }
   }
 
   std::vector<cpu::Parameter> parameters_;

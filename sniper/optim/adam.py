@@ -9,7 +9,7 @@ torch's functions do the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -199,7 +199,8 @@ class Adam(torch.optim.Adam):
             What `closure` returned.
 
         Raises:
-            ValueError: no function, or `capturable` for parameters on a CPU.
+            ValueError: no function, `capturable` for parameters on a CPU, or a gradient there that
+                has gone since `clip`.
         """
         if closure is not None and not callable(closure):
             raise ValueError(f"closure: expected a function or None, got {closure!r:.80}")
@@ -233,12 +234,12 @@ class Adam(torch.optim.Adam):
         kept: list[tuple[Row, bool]] = []
         if on_cpu is not None:
             factor = 1.0 if scale is None else float(scale)
-            kept += zip(on_cpu.rows, on_cpu.has_zeros(self._turn), strict=True)
+            kept += on_cpu.has_zeros(self._turn)
             on_cpu.update(factor, self.clear)
             written = written or (on_cpu.rows if factor != 1 else [])
         for each, table in on_gpus:
             # Looking at a GPU's memory would wait for it.
-            kept += [(row, row.marked()) for row in each]
+            kept += [(row, row.marked()) for row in each if row.layout is not None]
             torch._foreach_add_([row.state["step"] for row in each], 1)  # pyright: ignore[reportPrivateImportUsage]
             there = None if scale is None else scale.to(each[0].weight.device)
             rates = [group["lr"] for group in self.param_groups]
@@ -248,10 +249,9 @@ class Adam(torch.optim.Adam):
         increment_version([r.weight for r in rows])
         increment_version([r.grad for r in written])
         for row, zeros in kept:
-            if row.layout is not None:
-                row.leave_zeros(zeros)
-                if self.clear:
-                    self._mark_cleared(row.weight, row.grad)
+            row.leave_zeros(zeros)
+            if self.clear:
+                self._mark_cleared(row.weight, row.grad)
 
     def _mark_cleared(self, p: Tensor, grad: Tensor) -> None:
         known = self._cleared.get(id(p))
@@ -271,11 +271,17 @@ class Adam(torch.optim.Adam):
         Returns:
             False too where there is none.
         """
-        if p.grad is None:
+        grad = p.grad
+        if grad is None:
             return False
         cleared = self._cleared.get(id(p))
         # Another tensor may have come to the same version.
-        return cleared is None or cleared[0]() is not p.grad or cleared[1] != p.grad._version
+        return cleared is None or cleared[1] != grad._version or cleared[0]() is not grad
+
+    def _still_cleared(self, params: Sequence[Tensor]) -> list[int]:
+        """The ids of those whose gradient was cleared, and is as it was then."""
+        cleared = self._cleared
+        return [id(p) for p in params if id(p) in cleared and not self.has_gradient(p)]
 
     @torch.no_grad()
     def zero_grad(self, set_to_none: bool = True) -> None:

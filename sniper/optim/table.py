@@ -30,7 +30,7 @@ Collected = tuple[list["Row"], list[dict[str, Any]]]
 Parts = tuple["CpuTable | None", list[tuple[list["Row"], adam.AdamTable]]]
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """A parameter that our kernel updates.
 
@@ -128,11 +128,14 @@ class CpuTable:
     """
 
     def __init__(self, rows: list[Row]):
-        self.rows = rows
+        self.rows, self._weights = rows, [row.weight for row in rows]
         self._table = _C.AdamTable([row.entry() for row in rows])
+        self._groups = list({id(row.group): row.group for row in rows}.values())
+        numbers = {id(group): i for i, group in enumerate(self._groups)}
+        self._factors = [(numbers[id(row.group)], row.factor) for row in rows]
 
-    def _gradients(self) -> list[int]:
-        return [row.grad.data_ptr() for row in self.rows]
+    def _gradients(self) -> bytes:
+        return _C.addresses([weight.grad for weight in self._weights])
 
     def sum_squares(self) -> float:
         """Of all gradients, over active blocks."""
@@ -140,19 +143,20 @@ class CpuTable:
 
     def update(self, scale: float, clear: bool) -> None:
         """One step of all rows, with gradients scaled, and zero afterwards if `clear`."""
-        lr = {id(row.group): float(row.group["lr"]) for row in self.rows}
-        rates = [lr[id(row.group)] * row.factor for row in self.rows]
+        lrs = [float(group["lr"]) for group in self._groups]
+        rates = [lrs[number] * factor for number, factor in self._factors]
         self._table.update(self._gradients(), rates, scale, clear, torch.get_num_threads())
 
-    def has_zeros(self, turn: int) -> list[bool]:
-        """Of each row, whether nothing is to be done for the zeros of pruned blocks.
+    def has_zeros(self, turn: int) -> list[tuple[Row, bool]]:
+        """The masked rows, and whether nothing is to be done for the zeros of their pruned blocks.
 
         Args:
             turn: counts on from step to step: which row of every block is looked at, since nobody
                 can afford to look at all of them. A write to whole blocks shows in any row.
         """
         found = self._table.pruned_is_nonzero(turn, torch.get_num_threads())
-        return [row.marked() and not seen for row, seen in zip(self.rows, found, strict=True)]
+        pairs = zip(self.rows, found, strict=True)
+        return [(row, row.marked() and not seen) for row, seen in pairs if row.layout is not None]
 
 
 class Rows:
@@ -219,22 +223,16 @@ class Rows:
 
     def _sign(self) -> tuple:
         """Everything that `collect` and `parts` depend on."""
-        optimizer, states = self._optimizer, self._optimizer.state
+        optimizer = self._optimizer
         parts: list[Any] = [layouts.changes(), *optimizer.rate_factors.values()]
+        params: list[Tensor] = []
         for group in optimizer.param_groups:
             parts += [group[name] for name in _RATES]
-            for p in group["params"]:
-                grad, state = p.grad, states.get(p)
-                if grad is None or not state or not optimizer.has_gradient(p):
-                    parts.append(p.data_ptr())
-                    continue
-                parts += (p.data_ptr(), grad.stride(), state["step"].data_ptr())
-                parts += (state["exp_avg"].data_ptr(), state["exp_avg_sq"].data_ptr())
-                if group["amsgrad"]:
-                    parts.append(state["max_exp_avg_sq"].data_ptr())
-                # On a CPU each step is told where they are.
-                if p.is_cuda:
-                    parts.append(grad.data_ptr())
+            parts.append(len(group["params"]))
+            params += group["params"]
+        # Gradients on a CPU are not in it: there each step is told where they are.
+        parts.append(_C.optimizer_places(params, optimizer.state, ("step", *_MOMENTS)))
+        parts.append(optimizer._still_cleared(params))
         return tuple(parts)
 
     def _collect(self) -> Collected:

@@ -544,3 +544,127 @@ def test_a_gradient_that_is_taken_away_is_not_kept(clear):
     if not clear:
         model.zero_grad()
     assert model.out.weight.grad is None and gone() is None
+
+
+def other_weight(model, optimizer):
+    model.norm.weight.data = model.norm.weight.data.clone()
+
+
+def other_parameter(model, optimizer):
+    # Not in its place: a weight of its own, as a group gets that is edited by hand.
+    new = nn.Parameter(model.norm.weight.detach().clone())
+    new.grad = torch.ones_like(new)
+    optimizer.param_groups[0]["params"][4] = new
+
+
+def other_moment(model, optimizer):
+    state = optimizer.state[model.linear.weight]
+    state["exp_avg_sq"] = state["exp_avg_sq"].clone()
+
+
+def moved_moment(model, optimizer):
+    moment = optimizer.state[model.linear.weight]["exp_avg"]
+    moment.data = moment.data.clone()
+
+
+def other_state(model, optimizer):
+    state = optimizer.state[model.norm.bias]
+    optimizer.state[model.norm.bias] = {name: t.clone() for name, t in state.items()}
+
+
+def other_count(model, optimizer):
+    optimizer.state[model.norm.bias]["step"] = torch.tensor(9.0)
+
+
+def loaded(model, optimizer):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def no_gradient(model, optimizer):
+    model.out.bias.grad = None
+
+
+def turned_gradient(model, optimizer):
+    model.out.weight.grad = model.out.weight.grad.t().contiguous().t()
+
+
+def cleared_gradient(model, optimizer):
+    optimizer._mark_cleared(model.conv.weight, model.conv.weight.grad)
+
+
+def rates(model, optimizer):
+    optimizer.rate_factors = {model.conv.weight: 2.0}
+
+
+def betas(model, optimizer):
+    optimizer.param_groups[0]["betas"] = (0.8, 0.9)
+
+
+def decay(model, optimizer):
+    optimizer.param_groups[0]["weight_decay"] = 0.5
+
+
+def group(model, optimizer):
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))]})
+
+
+def mask(model, optimizer):
+    model.conv.set_block_mask(torch.ones(model.conv.block_mask_shape, dtype=torch.bool))
+
+
+CHANGES = (
+    other_weight,
+    other_parameter,
+    other_moment,
+    moved_moment,
+    other_state,
+    other_count,
+    loaded,
+    no_gradient,
+    turned_gradient,
+    cleared_gradient,
+    rates,
+    betas,
+    decay,
+    group,
+    mask,
+)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_what_a_step_visits_is_collected_anew(change):
+    model = make_model()
+    optimizer = Adam(model.parameters())
+    model(batch(0)).backward()
+    optimizer.step()
+    kept = [*weights(model), *(dict(s) for s in optimizer.state.values())]
+    kept += [t.detach() for s in optimizer.state.values() for t in s.values()]
+    before = optimizer._rows.collect()
+    assert optimizer._rows.collect() is before
+    change(model, optimizer)
+    assert optimizer._rows.collect() is not before and kept
+
+
+def test_a_cleared_gradient_counts_again_once_it_was_written():
+    model = make_model()
+    optimizer = Adam(model.parameters(), clear=True)
+    model(batch(0)).backward()
+    optimizer.step()
+    rows, _ = optimizer._rows.collect()
+    assert rows == []  # all are cleared, or gone
+    model.conv.weight.grad.add_(1.0)
+    assert [r.weight for r in optimizer._rows.collect()[0]] == [model.conv.weight]
+    other = torch.zeros_like(model.linear.weight)  # another tensor, not a version more
+    model.linear.weight.grad = other
+    assert len(optimizer._rows.collect()[0]) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"clear": True}])
+def test_a_gradient_that_goes_between_clip_and_step_is_missed(options):
+    model = make_model()
+    optimizer = Adam(model.parameters(), **options)
+    model(batch(0)).backward()
+    optimizer.clip(1.0)
+    model.norm.bias.grad = None
+    with pytest.raises(ValueError, match="gradients: expected one of each parameter, got none of"):
+        optimizer.step()
