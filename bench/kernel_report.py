@@ -262,8 +262,10 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
             types["dy"] = types["x"] = f"tensordesc<{dtype}[1,{bt},{b}]>"
         # As tf32 the bias's sum is a kernel of its own.
         constants |= {"G": width} | ({"sums": None} if case.dtype == "tf32" else {})
-        if case.path == "tma":
+        if case.path == "tma" and b == 64:
             constants |= {"DIRECT": True, "ADD": True}  # the longer end
+        elif case.path == "tma":
+            constants |= {"DIRECT": False, "ADD": False}
         return getattr(wgrad, f"wgrad_{case.path}"), constants, types
     if case.pass_ in ("wgrad_reduce", "wgrad_add"):
         types["db"] = "*fp32"

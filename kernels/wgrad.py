@@ -108,10 +108,10 @@ def wgrad_tma(
                 if entry + g < end:
                     place = partial + tl.load(col + entry + g) * B
                     place += i[:, None] * width + i[None, :]
-                    block = accs[g]
+                    added = accs[g]
                     if ADD:
-                        block += tl.load(place).to(tl.float32)
-                    tl.store(place, block)
+                        added += tl.load(place).to(tl.float32)
+                    tl.store(place, added)
         else:
             partial += (split.to(tl.int64) * entries + entry) * B * B
             for g in tl.static_range(G):  # pyright: ignore[reportGeneralTypeIssues]

@@ -295,9 +295,9 @@ def _wgrad(
     tiles_of_split = launch.split_tiles(x.device, -(-entries // config.width), tiles)
     splits = -(-tiles // tiles_of_split)
     # A sum for each split, and no atomic additions, whose order changes the bits from run to run.
-    # Of one split programs write to dw themselves; those that read by pointers have no registers
-    # left for it.
-    partial, sums, direct = dw, db, splits == 1 and path == "tma"
+    # Of one split programs write to dw themselves; those that read by pointers, or of blocks of
+    # 128, have no registers left for it.
+    partial, sums, direct = dw, db, splits == 1 and path == "tma" and block == 64
     if not direct:
         partial = x.new_empty(splits, entries, block, block, dtype=torch.float32)
         sums = None if db is None else x.new_empty(splits, rows * block, dtype=torch.float32)
