@@ -7,8 +7,10 @@ one row after the other; `dry` is a tiny run on the CPU.
 from __future__ import annotations
 
 import copy
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import bench_train_step as bench
@@ -28,6 +30,14 @@ from sniper.tts.model.variance import PredictorConfig
 SPARSITIES = (0.8, 0.5, 0.0)
 SCHEDULE = {0: 0.8, 1: 0.4, 2: 0.0}
 TRAINED, WARM_UP = 60, 20
+# Of the trainer in a dry run.
+DRY = ["train.device=cpu", "train.batches_per_epoch=1", "train.max_frames=1300", "train.workers=0"]
+DRY += ["model.d_model=32", "model.ffn_dim=64", "model.encoder_layers=1", "model.decoder_layers=1"]
+DRY += ["model.postnet_layers=2", "model.postnet_channels=32", "sparsity.block_size=16"]
+DRY += [
+    f"model.{name}_predictor={{layers: 1, channels: 32}}"
+    for name in ("duration", "pitch", "energy")
+]
 
 
 def make_model(dry: bool) -> FastSpeech2:
@@ -250,6 +260,44 @@ def recording(dry: bool) -> Iterator[Row]:
 
 def _positions(model: FastSpeech2) -> list[int]:
     return [len(b) for name, b in model.named_buffers() if name.endswith("encoding")]
+
+
+def trainer(corpus: Path, dry: bool) -> Iterator[Row]:
+    """Epochs of the trainer on prepared speech, dense, at 80 % and without masks: two of each, of
+    which the first compiles, chooses and records.
+    """
+    from sniper.training.config import load
+    from sniper.training.device import set_up_torch
+    from sniper.training.trainer import Trainer
+    from sniper.tts.corpus.dataset import FeatureDataset
+
+    settings = ["train.accumulation=1", "train.warmup=200", "sparsity.score_batches=4"]
+    settings += DRY if dry else ["train.batches_per_epoch=240", "train.precision=bf16"]
+    schedule = ["sparsity.schedule_fractions=null", "sparsity.schedule={0: 0.8, 2: 0.0}"]
+    arms = {"dense": ["train.epochs=2"], "sniper": ["train.epochs=4", *schedule]}
+    for name, own in arms.items():
+        with tempfile.TemporaryDirectory() as folder:
+            config = load(f"ljspeech-{name}", [*settings, *own, f"output={folder}"])
+            set_up_torch(config.train)
+            split = [FeatureDataset(corpus / f"{s}.safetensors") for s in ("train", "valid")]
+            run = Trainer(config, *split, split[0].info)
+            run.score()
+            while not run.done:
+                before = 0 if run.step.graphs is None else run.step.graphs.recordings
+                started = time.monotonic()
+                row = run.run_epoch()
+                after = 0 if run.step.graphs is None else run.step.graphs.recordings
+                yield {
+                    "arm": name,
+                    "epoch": row["epoch"],
+                    "sparsity": row["sparsity"],
+                    "loss": row["train"]["total"],
+                    "frames/s": row["frames_per_second"],
+                    "padding": row["padding"],
+                    "recorded": after - before,
+                    "training s": row["seconds"],
+                    "epoch s": time.monotonic() - started,
+                }
 
 
 def train(dry: bool) -> Iterator[Row]:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs a GPU, in one command and under eight minutes: checks, then measurements.
 
-python bench/gpu_suite.py [--out DIR] [--only NAME ...] [--minutes 8] [--skip-build]
+python bench/gpu_suite.py [--out DIR] [--only NAME ...] [--minutes 8] [--skip-build] [--corpus DIR]
 python bench/gpu_suite.py --dry      # tiny shapes on the CPU, through the same code
 
 Every section is a process of its own with a time limit; none that fails stops another. Checks run
 side by side, measurements then one by one, and nothing that a check has timed counts there. DIR
 (default $OUT, else bench/results/gpu) gets one JSON file a section, with device, versions and
 commit, as soon as the section has ended, its rows as they come, and suite.log: a suite that is cut
-off has lost nothing but what ran. Speech libraries are not needed, features are generated. Exits
-with 1 if any section failed.
+off has lost nothing but what ran. Speech libraries are not needed, features are generated; with
+--corpus, a folder of prepared speech, epochs of the trainer are timed too. Exits with 1 if any
+section failed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Section(NamedTuple):
     measures: bool = False
 
 
-def sections(out: Path, dry: bool) -> list[Section]:
+def sections(out: Path, dry: bool, corpus: Path | None = None) -> list[Section]:
     """Checks before measurements, and within each the important before the others."""
     python = sys.executable
     pip = [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", str(ROOT)]
@@ -60,6 +61,7 @@ def sections(out: Path, dry: bool) -> list[Section]:
         rows = ["--rows", str(out / f"{name.replace(' ', '-')}.jsonl")]
         command = [*before, python, str(Path(__file__)), "--section", name, *rows]
         command += ["--dry"] if dry else []
+        command += ["--corpus", str(corpus)] if corpus else []
         return Section(name, command, limit, before[0] if before else None, measures)
 
     measured = functools.partial(own, measures=True)
@@ -79,6 +81,7 @@ def sections(out: Path, dry: bool) -> list[Section]:
         measured("attention", 45),
         measured("compiled step", 90),
         measured("training", 40),
+        *([measured("trainer", 90)] if corpus else []),
         measured("rates", 20),
         measured("tiles", 40),
     ]
@@ -201,7 +204,7 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def run_here(name: str, rows: Path, dry: bool) -> None:
+def run_here(name: str, rows: Path, dry: bool, corpus: Path | None = None) -> None:
     """One section in this process: each row is on disk before the next is measured."""
     import gpu_kernels as kernels
     import gpu_steps as steps
@@ -219,6 +222,7 @@ def run_here(name: str, rows: Path, dry: bool) -> None:
         "compiled step": steps.compiled_step,
         "recording": steps.recording,
         "training": steps.train,
+        "trainer": functools.partial(steps.trainer, corpus),
         "profile": steps.profile,
     }
     with rows.open("w") as file:
@@ -234,15 +238,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=7.7, help="for all of it")
     parser.add_argument("--skip-build", action="store_true")
     parser.add_argument("--dry", action="store_true", help="tiny shapes on the CPU")
+    parser.add_argument("--corpus", type=Path, help="folder of prepared speech, for the trainer")
     parser.add_argument("--section", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.section:
-        return run_here(args.section, args.rows, args.dry)
+        return run_here(args.section, args.rows, args.dry, args.corpus)
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + 60 * args.minutes
-    chosen = sections(out, args.dry)
+    chosen = sections(out, args.dry, args.corpus and args.corpus.resolve())
     unknown = set(args.only or ()) - {s.name for s in chosen}
     if unknown:
         parser.error(f"--only: expected some of {', '.join(s.name for s in chosen)}")

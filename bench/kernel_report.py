@@ -251,7 +251,10 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
         constants |= {"bias": None, "seed": None} if transposed else {"gate": None}
         if case.path == "tma":
             tile = f"{width},{b}" if transposed else f"{b},{width}"
-            types["src"] = f"tensordesc<{dtype}[1,{bt},{width}]>"
+            tokens, rest = configs.powers_of_two(bt)
+            constants |= {"BT": tokens, "BT_REST": rest} | ({} if rest else {"src_rest": None})
+            types["src"] = f"tensordesc<{dtype}[1,{tokens},{width}]>"
+            types["src_rest"] = f"tensordesc<{dtype}[1,{rest},{width}]>"
             types["weight"] = f"tensordesc<{dtype}[{tile}]>"
         return getattr(product, f"product_{case.path}"), constants, types
     if case.pass_ == "wgrad":
@@ -259,6 +262,10 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
             types["dy"] = types["x"] = f"tensordesc<{dtype}[1,{bt},{b}]>"
         # As tf32 the bias's sum is a kernel of its own.
         constants |= {"G": width} | ({"sums": None} if case.dtype == "tf32" else {})
+        if case.path == "tma" and b == 64:
+            constants |= {"DIRECT": True, "ADD": True}  # the longer end
+        elif case.path == "tma":
+            constants |= {"DIRECT": False, "ADD": False}
         return getattr(wgrad, f"wgrad_{case.path}"), constants, types
     if case.pass_ in ("wgrad_reduce", "wgrad_add"):
         types["db"] = "*fp32"
@@ -326,7 +333,7 @@ def _attention_tile(case: Case) -> configs.AttentionTile:
 def _attention_arguments(case: Case) -> tuple[dict[str, Any], dict[str, str]]:
     """Compile-time arguments and types of a kernel of attention, with hidden keys and dropout."""
     dtype, bm, bn = case.dtype, case.tokens, case.width
-    pieces, tma = configs.head_pieces(case.block), case.path == "tma"
+    pieces, tma = configs.powers_of_two(case.block), case.path == "tma"
     types = dict.fromkeys(("q", "k", "v", "y", "dy", "dq", "parts", "x", "out"), f"*{dtype}")
     types |= {"lse": "*fp32", "order": "*i32", "counts": "*i32", "seed": "*i64"}
     types |= dict.fromkeys(("keep_scale", "scale", "scale2", "factor"), "fp32")

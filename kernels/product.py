@@ -15,6 +15,7 @@ from .common import SIZES, outer_sum, pick_tile, write_tile, write_transposed
 @triton.jit(do_not_specialize=[*SIZES, "threshold"])
 def product_tma(
     src,  # descriptor [batch, T_src, inner_blocks * B], tiles [1, BT, BK]
+    src_rest,  # the same with tiles [1, BT_REST, BK], or None
     weight,  # descriptor [N, taps * C], tiles [B, BK], or [BK, B] if TRANSPOSED
     out,  # [batch, T_out, rows * B], contiguous
     bias,  # [rows * B] or None
@@ -39,18 +40,21 @@ def product_tma(
     TRANSPOSED: tl.constexpr,
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
+    BT_REST: tl.constexpr = 0,
 ):
-    """One tile `[BT, B]` of out, BK channels of a block a turn.
+    """One tile `[BT + BT_REST, B]` of out, BK channels of a block a turn.
 
     Weights are the tensor core's M operand, tokens its N: so the instruction is as wide as BT.
     """
     rank, tile = pick_tile(tl.program_id(0), rows, tiles, GROUP)
     row = tl.load(order + rank)
     batch = tile // length_tiles
-    t0 = tile % length_tiles * BT
+    t0 = tile % length_tiles * (BT + BT_REST)  # pyright: ignore[reportOperatorIssue]
     PIECES: tl.constexpr = B // BK
     start, end = tl.load(crow + row) * PIECES, tl.load(crow + row + 1) * PIECES
     acc = tl.zeros((B, BT), tl.float32)
+    if BT_REST:
+        acc_rest = tl.zeros((B, BT_REST), tl.float32)
     # The next index is read one turn ahead: the copies of a turn must not wait for it.
     block = tl.load(col + start // PIECES, mask=start < end, other=0)
     for p in range(start, end):
@@ -63,11 +67,17 @@ def product_tma(
         else:
             w = weight.load([row * B, block * B + piece])
         acc = tl.dot(w, x.T, acc, input_precision=PRECISION)
+        if BT_REST:
+            at = [batch, t0 + BT + shift + tap * step, k * B + piece]
+            x_rest = src_rest.load(at).reshape(BT_REST, BK)
+            acc_rest = tl.dot(w, x_rest.T, acc_rest, input_precision=PRECISION)
         block = following
     first = batch.to(tl.int64) * length
     n0, columns = row * B, rows * B
-    end = (first, t0, length, n0, columns, threshold, scale)
-    write_transposed(acc, out, bias, seed, gate, *end, RELU)
+    end = (length, n0, columns, threshold, scale)
+    write_transposed(acc, out, bias, seed, gate, first, t0, *end, RELU)
+    if BT_REST:
+        write_transposed(acc_rest, out, bias, seed, gate, first, t0 + BT, *end, RELU)
 
 
 @triton.jit(do_not_specialize=[*SIZES, "threshold", "src_length"])

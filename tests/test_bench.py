@@ -129,6 +129,21 @@ def test_every_section_of_the_gpu_suite_runs_dry(gpu_suite, tmp_path):
     assert listed == {*DRY_SECTIONS, *others}
 
 
+def test_epochs_of_the_trainer_are_timed_where_there_is_speech(gpu_suite, demo_corpus, tmp_path):
+    rows = tmp_path / "trainer.jsonl"
+    gpu_suite.run_here("trainer", rows, dry=True, corpus=demo_corpus)
+    found = [json.loads(x) for x in rows.read_text().splitlines()]
+    assert [(r["arm"], r["sparsity"]) for r in found] == [
+        *[("dense", 0.0)] * 2,
+        *[("sniper", 0.8)] * 2,
+        *[("sniper", 0.0)] * 2,
+    ]
+    assert all(r["frames/s"] > 0 and r["epoch s"] >= r["training s"] for r in found)
+    with_corpus = gpu_suite.sections(tmp_path, False, demo_corpus)
+    (section,) = (s for s in with_corpus if s.name == "trainer")
+    assert section.command[-2:] == ["--corpus", str(demo_corpus)]
+
+
 def test_a_section_that_hangs_or_fails_stops_no_other(gpu_suite, monkeypatch, tmp_path, capsys):
     def section(name: str, program: str, limit: float, **more):
         return gpu_suite.Section(name, [sys.executable, "-c", program], limit, **more)
@@ -142,7 +157,7 @@ def test_a_section_that_hangs_or_fails_stops_no_other(gpu_suite, monkeypatch, tm
         section("good", "print('done')", 20),
     ]
     monkeypatch.setattr(gpu_suite, "TOO_SHORT", 1)
-    monkeypatch.setattr(gpu_suite, "sections", lambda out, dry: played)
+    monkeypatch.setattr(gpu_suite, "sections", lambda *_: played)
     monkeypatch.setattr(gpu_suite, "facts", lambda dry: {"device": "Some GPU", "commit": "abc"})
     with pytest.raises(SystemExit) as ended:
         gpu_suite.main(["--out", str(tmp_path)])

@@ -5,12 +5,14 @@
 
 A kernel that crashes, accesses memory that is not its own or never ends costs the child, not the
 run: the parent waits for a limited time, takes note of the family that was at work, and goes on
-behind it. Verdicts lie in the cache folder by GPU, driver, torch, Triton and kernel revision.
+behind it. Several children share the families. Verdicts lie in the cache folder by GPU, driver,
+torch, Triton and kernel revision.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -33,6 +35,8 @@ from sniper.ops.cache_files import cache_folder, locked, replace_file
 FORMAT = 1
 # Seconds without news from the child: a family compiles up to a dozen kernels.
 PATIENCE = 120.0
+# Children at once: compiling takes nearly all of a check. Each holds some memory of the GPU.
+MOST_CHILDREN = 4
 REPORT = "please report it with the output of `python -m sniper.doctor --json`"
 CASES = "sniper.ops.selfcheck_cases"
 ELEMENTWISE, NORM, RECORDED = "elementwise", "norm", "recorded step"
@@ -183,8 +187,9 @@ def run(
     patience: float = PATIENCE,
     hang: float | None = None,
     known: dict[str, Verdict] | None = None,
+    children: int | None = None,
 ) -> dict[str, Verdict]:
-    """Checks every family in child processes, whatever is cached.
+    """Checks every family in child processes, several at once, whatever is cached.
 
     Args:
         device: index of the GPU, or `cpu` for Triton's interpreter.
@@ -192,79 +197,118 @@ def run(
         patience: seconds that a family, or the start, may take.
         hang: seconds that a family may take once it has begun; None: as many.
         known: verdicts that are taken over.
+        children: at once; None: one for two processors, up to `MOST_CHILDREN`.
     """
     verdicts = dict(known or {})
-    with tempfile.TemporaryDirectory(prefix="sniper-check-") as folder:
-        while True:
-            news = Path(folder) / f"{len(verdicts)}.jsonl"
-            waits = (patience, hang or patience)
-            ended = _run_child(news, device, dtype, block_size, cases, list(verdicts), waits)
-            found, at_work = _read_news(news)
-            verdicts.update(found)
-            if ended is None:
-                return verdicts
-            if at_work is not None:
-                verdicts[at_work] = ended
-            elif not found:  # it did not come to begin a family, and nor would the next
-                return {**verdicts, START: ended}
-            # Else the child died between two families, as after an illegal access; the fault of the
-            # first is told already.
+    parts = children or max(1, min(MOST_CHILDREN, (os.cpu_count() or 1) // 2))
+    options = ["--device", str(device), "--dtype", dtype, "--block-size", str(block_size)]
+    options += ["--cases", cases]
+    names = itertools.count()
+    with (
+        tempfile.TemporaryDirectory(prefix="sniper-check-") as folder,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def begin(part: int) -> _Child:
+            of_part = [*options, "--part", f"{part}/{parts}", "--done", json.dumps(list(verdicts))]
+            news = Path(folder) / f"{next(names)}.jsonl"
+            return stack.enter_context(_Child(of_part, news, (patience, hang or patience)))
+
+        at_work = {part: begin(part) for part in range(parts)}
+        while at_work:
+            time.sleep(0.02)
+            for part, child in list(at_work.items()):
+                if child.is_at_work():
+                    continue
+                del at_work[part]
+                found, begun = _read_news(child.news)
+                verdicts.update(found)
+                failure = child.failure()
+                if failure is None:
+                    continue
+                if begun is not None:
+                    verdicts[begun] = failure
+                elif not found:  # it did not come to begin a family, and nor would the next
+                    verdicts[START] = failure
+                    continue
+                # Else the child died between two families, as after an illegal access; the fault of
+                # the first is told already.
+                at_work[part] = begin(part)
+    return verdicts
 
 
-def _run_child(
-    news: Path,
-    device: int | str,
-    dtype: str,
-    block_size: int,
-    cases: str,
-    done: list[str],
-    patience: tuple[float, float],
-) -> Verdict | None:
-    """None where the child came to its end, else why it did not."""
-    command = [sys.executable, "-m", "sniper.ops.selfcheck_child", "--device", str(device)]
-    command += ["--dtype", dtype, "--block-size", str(block_size), "--cases", cases]
-    command += ["--news", str(news), "--done", json.dumps(done)]
-    # Or the child would start a child to check what it is checking.
-    environment = {**os.environ, "SNIPER_SELF_CHECK": "skip"}
-    with open(news.with_suffix(".log"), "w+b") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        try:
-            limit = _wait_for(child, news, patience)
-        finally:
-            if child.poll() is None:
-                child.kill()
-                # A driver that waits for a kernel may not let go of its process at once.
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(10)
-        if limit is not None:
-            return doubtful(f"it did not end within {limit:g} seconds")
-        if child.returncode == 0:
-            return None
-        log.seek(0)
-        said = log.read().decode(errors="replace").strip().splitlines()
-    last = said[-1].strip()[:300] if said else "it said nothing"
-    if child.returncode == -signal.SIGKILL:  # as by a system that has no memory left
-        return doubtful("its process was killed by signal 9")
-    if child.returncode < 0:
-        return Verdict(
-            False, message=f"its process was killed by signal {-child.returncode} ({last})"
+class _Child:
+    """A process that checks some families; as a context, killed at its end.
+
+    Args:
+        options: of its command line.
+        news: the file that it tells what it finds in.
+        patience: seconds without news that it may take to begin, and then.
+    """
+
+    def __init__(self, options: list[str], news: Path, patience: tuple[float, float]):
+        self.news, self._patience = news, patience
+        command = [
+            sys.executable,
+            "-m",
+            "sniper.ops.selfcheck_child",
+            *options,
+            "--news",
+            str(news),
+        ]
+        # Or the child would start a child to check what it is checking.
+        environment = {**os.environ, "SNIPER_SELF_CHECK": "skip"}
+        self._log = open(news.with_suffix(".log"), "w+b")  # noqa: SIM115 - closed with the context
+        self._process = subprocess.Popen(
+            command, stdout=self._log, stderr=self._log, env=environment
         )
-    return Verdict(False, message=f"its process ended with status {child.returncode}: {last}")
+        self._heard, self._size = time.monotonic(), 0
+        self._passed: float | None = None
 
+    def __enter__(self) -> _Child:
+        return self
 
-def _wait_for(child: subprocess.Popen, news: Path, patience: tuple[float, float]) -> float | None:
-    """Waits for the child's end; returns None, or the limit in seconds that it went past."""
-    heard, size = time.monotonic(), 0
-    while child.poll() is None:
-        time.sleep(0.02)
-        now = news.stat().st_size if news.exists() else 0
-        if now != size:
-            heard, size = time.monotonic(), now
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+        self._log.close()
+
+    def _kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            # A driver that waits for a kernel may not let go of its process at once.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
+
+    def is_at_work(self) -> bool:
+        """Whether it has neither ended nor been silent for too long, for which it is killed."""
+        if self._process.poll() is not None:
+            return False
+        size = self.news.stat().st_size if self.news.exists() else 0
+        if size != self._size:
+            self._heard, self._size = time.monotonic(), size
         # Until the first news torch and the driver have to load, which is no kernel's fault.
-        limit = patience[size > 0]
-        if time.monotonic() - heard > limit:
-            return limit
-    return None
+        limit = self._patience[size > 0]
+        if time.monotonic() - self._heard <= limit:
+            return True
+        self._passed = limit
+        self._kill()
+        return False
+
+    def failure(self) -> Verdict | None:
+        """None where it came to its end, else why it did not."""
+        if self._passed is not None:
+            return doubtful(f"it did not end within {self._passed:g} seconds")
+        code = self._process.returncode
+        if code == 0:
+            return None
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace").strip().splitlines()
+        last = said[-1].strip()[:300] if said else "it said nothing"
+        if code == -signal.SIGKILL:  # as by a system that has no memory left
+            return doubtful("its process was killed by signal 9")
+        if code < 0:
+            return Verdict(False, message=f"its process was killed by signal {-code} ({last})")
+        return Verdict(False, message=f"its process ended with status {code}: {last}")
 
 
 def _read_news(news: Path) -> tuple[dict[str, Verdict], str | None]:

@@ -66,7 +66,7 @@ def test_which_chips_copy_tiles():
 
 
 def test_a_head_is_one_power_of_two_or_two():
-    pieces = {channels: configs.head_pieces(channels) for channels in range(16, 257, 16)}
+    pieces = {channels: configs.powers_of_two(channels) for channels in range(16, 257, 16)}
     assert pieces[192] == (128, 64) and pieces[96] == (64, 32) and pieces[256] == (256, 0)
     assert pieces[112] == (64, 64) and pieces[16] == (16, 0)
     for channels, (first, second) in pieces.items():

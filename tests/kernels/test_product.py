@@ -10,6 +10,7 @@ from kernel_cases import CASES, MORE_CASES, Case, close, far_apart, make  # noqa
 from sniper.ops.backends import CPU, REFERENCE, TRITON
 from sniper.ops.backends.triton import tuning
 from sniper.ops.geometry import Epilogue, Geometry
+from sniper.ops.layout import BlockLayout
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
@@ -146,6 +147,22 @@ def test_every_configuration_gives_the_same(path, device):
         tiling = tuning.pick_tiling(which, layout, geometry, *args[:2])
         assert chosen in map(str, tilings)
         assert tiling in tilings
+
+
+@pytest.mark.parametrize("path", ["tma"], indirect=True)
+def test_a_product_takes_more_stages_where_a_row_has_many_blocks(path, device):
+    layout = BlockLayout(torch.ones(2, 3, 4, dtype=torch.bool), 64).to(device)
+    x = torch.empty(1, 560, 256, dtype=torch.float16, device=device)
+    dy, weight = x[:, :, :128], x.new_empty(128, 768)
+    tiles = {
+        which: tuning.pick_tiling(which, layout, Geometry(3, 1, 1, 1), t, weight).config
+        for which, t in (("fwd", x), ("dgrad", dy))
+    }
+    # Twelve blocks in a row of the weight, six in one of its transpose.
+    assert {which: (c.tokens, c.stages) for which, c in tiles.items()} == {
+        "fwd": (192, 3),
+        "dgrad": (192, 2),
+    }
 
 
 @pytest.mark.parametrize("path", ["tma"], indirect=True)

@@ -38,6 +38,21 @@ def test_splits_are_added_in_order(block, path, device, monkeypatch):
         assert torch.equal(dw, TRITON.wgrad(dy, x, layout, geometry)[0])
 
 
+@pytest.mark.parametrize("tiles", [1, 100])
+@pytest.mark.parametrize("block", [32, 64])
+def test_active_blocks_are_added_to_what_is_there(block, tiles, path, device, monkeypatch):
+    """Of several splits by a second pass, of one by the first."""
+    x, dy, _, _, layout, geometry = make(Case(block, 3, 1, 0.5, 2, 150), "float16", device)
+    monkeypatch.setattr(launch, "split_tiles", lambda *_: tiles)
+    active = layout.element_mask().flatten(1)
+    into = torch.randn(active.shape, device=device)
+    before = into.clone()
+    dw, db = TRITON.wgrad(dy, x, layout, geometry, with_bias=True, into=into)
+    assert dw is into and torch.equal(into[~active], before[~active])
+    close((into - before).half(), expected_of(dy, x, layout, geometry), "float16")
+    close(db.half(), dy.cpu().double().sum((0, 1)), "float16")
+
+
 @pytest.mark.parametrize("block", [16, 64])
 def test_layouts_that_the_copy_engine_refuses(block, path, device):
     x, dy, _, _, layout, geometry = make(Case(block, 1, 1, 0.5, 2, 9), "float32", device)

@@ -5,6 +5,7 @@ on purpose.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -66,9 +67,11 @@ def test_the_kernels_pass_in_the_interpreter(monkeypatch, dtype, block):
     assert all(v.ok and v.error < 1e-3 and v.seconds > 0 for v in found.values()), found
 
 
-def test_a_fault_costs_its_family_and_nothing_else(faulty):
+@pytest.mark.parametrize("children", [1, 3])
+def test_a_fault_costs_its_family_and_nothing_else(children, faulty):
     # Two seconds: a child that has begun a family has loaded torch already.
-    found = selfcheck.run("cpu", "bf16", 64, cases="faulty_cases", patience=20.0, hang=2.0)
+    limits = {"patience": 20.0 * children, "hang": 2.0, "children": children}
+    found = selfcheck.run("cpu", "bf16", 64, cases="faulty_cases", **limits)
     assert {name: v.ok for name, v in found.items()} == {
         "good": True,
         "wrong": False,
@@ -142,18 +145,46 @@ def test_families_behind_a_death_between_two_are_checked_too(faulty):
     }
 
 
-def test_a_start_that_fails_later_is_a_verdict_of_its_own(faulty, monkeypatch):
-    inner, calls = selfcheck._run_child, []
+def test_a_start_that_fails_later_is_a_verdict_of_its_own(faulty, monkeypatch, tmp_path):
+    inner, calls = selfcheck._Child, []
+
+    class NotBegun(contextlib.AbstractContextManager):
+        news = tmp_path / "none"
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def is_at_work(self) -> bool:
+            return False
+
+        def failure(self) -> Verdict:
+            return Verdict(False, message="no memory is left on the GPU")
 
     def child(*args):
         calls.append(args)
-        none_left = Verdict(False, message="no memory is left on the GPU")
-        return inner(*args) if len(calls) == 1 else none_left
+        return inner(*args) if len(calls) == 1 else NotBegun()
 
-    monkeypatch.setattr(selfcheck, "_run_child", child)
+    monkeypatch.setattr(selfcheck, "_Child", child)
     found = selfcheck.run("cpu", "fp32", 64, cases="faulty_cases")
     assert list(found) == ["good", "wrong", "start"] and len(calls) == 2
     assert found["start"].message == "no memory is left on the GPU"
+
+
+def test_whoever_ends_the_check_ends_its_children(faulty, monkeypatch):
+    inner, children = selfcheck._Child, []
+
+    def child(*args):
+        children.append(inner(*args))
+        return children[-1]
+
+    def interrupted(news: Path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selfcheck, "_Child", child)
+    monkeypatch.setattr(selfcheck, "_read_news", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        selfcheck.run("cpu", "bf16", 64, cases="faulty_cases", children=3)
+    assert len(children) == 3 and all(not each.is_at_work() for each in children)
 
 
 def test_a_failed_start_is_tried_again_by_the_next_process(a_gpu, monkeypatch, tmp_path):

@@ -252,7 +252,7 @@ def _readable(t: Tensor) -> Tensor:
 def _pieces(q: Tensor, heads: int) -> dict[str, Any]:
     """What the kernels need to know of a head's channels."""
     channels = q.shape[2] // heads
-    first, second = configs.head_pieces(channels)
+    first, second = configs.powers_of_two(channels)
     # The copy engine would read the next head's channels where a piece is wider than what is left.
     tma = configs.has_tma(arch(q.device)) and first + second == channels
     return {"D": channels, "D0": first, "D1": second, "TMA": tma}

@@ -232,15 +232,17 @@ def _product(
     if path == "tma":
         kernel = launch.kernels().product_tma
         tile = [config.width, block] if transposed else [block, config.width]
-        operands = (
-            # With a dimension for the sequences: the copy engine gives zeros outside of each, which
-            # is the padding.
-            launch.descriptor(src, [1, config.tokens, config.width]),
-            launch.descriptor(weight, tile),
-        )
-        strides = ()
+        # With a dimension for the sequences: the copy engine gives zeros outside of each, which is
+        # the padding.
+        tokens, rest = configs.powers_of_two(config.tokens)
+        parts = [
+            launch.descriptor(src, [1, n, config.width]) if n else None for n in (tokens, rest)
+        ]
+        operands = (*parts, launch.descriptor(weight, tile))
+        sizes, strides = {"BT": tokens, "BT_REST": rest}, ()
     else:
         kernel, operands = launch.kernels().product_pointer, (src, weight)
+        sizes = {"BT": config.tokens}
         strides = (src.shape[1], src.stride(0), src.stride(1), weight.stride(0))
     with launch.on(src.device):
         kernel[(rows * tiles,)](
@@ -253,7 +255,7 @@ def _product(
             *(end.threshold, end.scale),
             *strides,
             B=block,
-            BT=config.tokens,
+            **sizes,
             BK=config.width,
             GROUP=configs.GROUP,
             TRANSPOSED=transposed,
@@ -293,14 +295,19 @@ def _wgrad(
     tiles_of_split = launch.split_tiles(x.device, -(-entries // config.width), tiles)
     splits = -(-tiles // tiles_of_split)
     # A sum for each split, and no atomic additions, whose order changes the bits from run to run.
-    partial = x.new_empty(splits, entries, block, block, dtype=torch.float32)
-    sums = None if db is None else x.new_empty(splits, rows * block, dtype=torch.float32)
+    # Of one split programs write to dw themselves; those that read by pointers, or of blocks of
+    # 128, have no registers left for it.
+    partial, sums, direct = dw, db, splits == 1 and path == "tma" and block == 64
+    if not direct:
+        partial = x.new_empty(splits, entries, block, block, dtype=torch.float32)
+        sums = None if db is None else x.new_empty(splits, rows * block, dtype=torch.float32)
     strides = ()
     if path == "tma":
         kernel, tile = launch.kernels().wgrad_tma, [1, config.tokens, block]
         operands = (launch.descriptor(dy, tile), launch.descriptor(x, tile))
+        ends = {"width": dw.shape[1], "DIRECT": direct, "ADD": direct and add}
     else:
-        kernel, operands = launch.kernels().wgrad_pointer, (dy, x)
+        kernel, operands, ends = launch.kernels().wgrad_pointer, (dy, x), {}
         strides = (dy.shape[1], x.shape[1], dy.stride(0), dy.stride(1), x.stride(0), x.stride(1))
     with launch.on(x.device):
         kernel[(programs * splits,)](
@@ -315,9 +322,12 @@ def _wgrad(
             BT=config.tokens,
             G=config.width,
             PRECISION=launch.precision(x),
+            **ends,
             num_warps=config.warps,
             num_stages=config.stages,
         )
+        if direct:
+            return dw
         sums_too = entries if db is None else entries + rows
         launch.kernels().wgrad_reduce[(sums_too, block // 16)](
             *(partial, dw, sums, db, layout.row_indices, layout.col_indices),

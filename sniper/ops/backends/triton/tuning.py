@@ -97,7 +97,11 @@ def pick_tiling(which: str, layout: BlockLayout, geometry: Geometry, *operands: 
     if which == "wgrad":
         grouped = layout.density >= configs.GROUPED_FROM
         fitting = [c for c in fitting if (c.width > 1) == grouped] or fitting
-    return Tiling(path, configs.for_length(fitting, length))
+    config = configs.for_length(fitting, length)
+    rows = layout.shape[2 if which == "dgrad" else 0]
+    if which != "wgrad" and layout.nnz >= configs.DEEP_FROM * rows:
+        config = max((c for c in fitting if c.tokens == config.tokens), key=lambda c: c.stages)
+    return Tiling(path, config)
 
 
 def tuning_key(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -> str:
