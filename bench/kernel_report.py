@@ -143,11 +143,14 @@ def all_cases(archs: tuple[int, ...] = ARCHS) -> Iterator[Case]:
 
 def compile_case(case: Case) -> Row:
     """Compiles for the case's chip and reads the machine code."""
+    return _compiled(case, *_kernel(case))
+
+
+def _compiled(case: Case, function: Any, constants: dict[str, Any], types: dict[str, str]) -> Row:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function, constants, types = _kernel(case)
     constants = {name: c for name, c in constants.items() if name in function.arg_names}
     signature, attributes = {}, {}
     for i, name in enumerate(function.arg_names):
@@ -164,6 +167,7 @@ def compile_case(case: Case) -> Row:
     found = {n: re.search(rf"{n}:(\d+)", usage) for n in _USAGE}
     registers, stack, local = (int(m[1]) if m else 0 for m in found.values())
     mma, mma_count = _most_frequent(code, r"\b(HGMMA|UTC\w*MMA|HMMA|FFMA2?)\b")
+    mixed = mma == "HGMMA" and re.search(r"\bHMMA\b", code)
     shape = re.search(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)", kernel.asm["ptx"])
     copies, copy_count = _most_frequent(code, r"\b(UTMALDG|LDGSTS)\b")
     return Row(
@@ -171,7 +175,7 @@ def compile_case(case: Case) -> Row:
         registers=registers,
         spills=stack + local + len(re.findall(r"\b(?:STL|LDL)\b", code)),
         shared_bytes=kernel.metadata.shared,
-        mma=f"{mma} {shape[1]}" if shape else mma,
+        mma=(f"{mma} {shape[1]}" if shape else mma) + (" and HMMA" if mixed else ""),
         mma_count=mma_count,
         copies=copies,
         copy_count=copy_count,
@@ -260,12 +264,9 @@ def _kernel(case: Case) -> tuple[Any, dict[str, Any], dict[str, str]]:
     if case.pass_ == "wgrad":
         if case.path == "tma":
             types["dy"] = types["x"] = f"tensordesc<{dtype}[1,{bt},{b}]>"
-        # As tf32 the bias's sum is a kernel of its own.
-        constants |= {"G": width} | ({"sums": None} if case.dtype == "tf32" else {})
-        if case.path == "tma" and b == 64:
-            constants |= {"DIRECT": True, "ADD": True}  # the longer end
-        elif case.path == "tma":
-            constants |= {"DIRECT": False, "ADD": False}
+        # Where the bias's sum is a kernel of its own, see `TritonBackend.sums_along`.
+        apart = case.dtype == "tf32" or (case.arch == 90 and b < 64)
+        constants |= {"G": width} | ({"sums": None} if apart else {})
         return getattr(wgrad, f"wgrad_{case.path}"), constants, types
     if case.pass_ in ("wgrad_reduce", "wgrad_add"):
         types["db"] = "*fp32"
@@ -382,6 +383,9 @@ def broken_rules(row: Row) -> list[str]:
         rules.append("registers spill")
     if row.shared_bytes > configs.shared_memory(row.arch):
         rules.append(f"takes {row.shared_bytes} bytes of shared memory")
+    if " and " in row.mma:
+        # Triton counts on one kind: buffers of the other are overwritten while they are read.
+        rules.append(f"multiplies by {row.mma}")
     if row.pass_ not in ("fwd", "dgrad", "wgrad"):
         return rules
     # Only these have tensor cores of their own; the others multiply as an sm_80 does.

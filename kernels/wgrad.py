@@ -3,9 +3,8 @@
 
 `dw[r, tap, k] = sum over b, t of dy[b, t, r] * x[b, t + shift + tap * step, k]`. A program takes up
 to G active blocks of one block row over one split of the tokens; a second pass adds the splits in
-their order, so that equal inputs give equal bits. Of one split there is nothing to add, and
-programs may write to dw themselves. The bias's gradient, the sum of dy, comes along as a product
-with ones: tensor cores have dy's tile already, registers would have to fetch it.
+their order, so that equal inputs give equal bits. The bias's gradient, the sum of dy, comes along
+as a product with ones: tensor cores have dy's tile already, registers would have to fetch it.
 """
 
 import triton
@@ -41,8 +40,8 @@ def pick_blocks(crow, row_indices, order, rows, entries, programs, G: tl.constex
 def wgrad_tma(
     dy,  # descriptor [batch, T_out, rows * B], tiles [1, BT, B]
     x,  # descriptor [batch, T_in, inner_blocks * B], tiles [1, BT, B]
-    partial,  # float32 [splits, entries, B, B]; DIRECT: dw [N, K], contiguous
-    sums,  # float32 [splits, N], DIRECT: [N], also as dy; None where no one asks for dL/db
+    partial,  # float32 [splits, entries, B, B]
+    sums,  # float32 [splits, rows * B], or None where no one asks for dL/db
     crow,
     col,
     row_indices,
@@ -56,13 +55,10 @@ def wgrad_tma(
     split_tiles,
     shift,
     step,
-    width,  # K
     B: tl.constexpr,
     BT: tl.constexpr,
     G: tl.constexpr,
     PRECISION: tl.constexpr,
-    DIRECT: tl.constexpr = False,
-    ADD: tl.constexpr = False,
 ):
     """`partial[split, entry + g] = dy[., row]^T * x[., tap, k]` for G blocks sharing dy's tiles."""
     row, entry, end, split, is_first = pick_blocks(
@@ -102,21 +98,10 @@ def wgrad_tma(
                 new = new + (tl.dot(a, b, accs[g], input_precision=PRECISION),)
             accs = new
         i = tl.arange(0, B)
-        if DIRECT:
-            partial += row.to(tl.int64) * B * width
-            for g in tl.static_range(G):  # pyright: ignore[reportGeneralTypeIssues]
-                if entry + g < end:
-                    place = partial + tl.load(col + entry + g) * B
-                    place += i[:, None] * width + i[None, :]
-                    added = accs[g]
-                    if ADD:
-                        added += tl.load(place).to(tl.float32)
-                    tl.store(place, added)
-        else:
-            partial += (split.to(tl.int64) * entries + entry) * B * B
-            for g in tl.static_range(G):  # pyright: ignore[reportGeneralTypeIssues]
-                if entry + g < end:
-                    tl.store(partial + g * B * B + i[:, None] * B + i[None, :], accs[g])
+        partial += (split.to(tl.int64) * entries + entry) * B * B
+        for g in tl.static_range(G):  # pyright: ignore[reportGeneralTypeIssues]
+            if entry + g < end:
+                tl.store(partial + g * B * B + i[:, None] * B + i[None, :], accs[g])
         if sums is not None:
             if is_first:
                 place = sums + (split.to(tl.int64) * rows + row) * B + i

@@ -319,7 +319,7 @@ def _backward(ctx, dy):
     dx = dw = db = None
     # A GPU's kernel for ReLU's gradient sums its result in the same visit, where the weight's
     # gradient does not, which does it for less.
-    along = need_w and dy.is_cuda and TRITON.sums_along(dy)
+    along = need_w and dy.is_cuda and TRITON.sums_along(dy, ctx.layout.block_size)
     if ctx.relu and need_b and not along and TRITON.serves(dy):
         dy, db = relu_dropout_grad_bias(dy, y, ctx.p)
     elif ctx.relu:

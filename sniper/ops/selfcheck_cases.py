@@ -87,8 +87,9 @@ class _Case:
         mask[0, 0, 0] = True
         # Padding on one side alone shows a kernel that takes one side for the other.
         self.geometry = Geometry(3, 2, 3, 0)
-        # No multiple of any tile, so that the last one reaches over the end.
-        self.length = 37
+        # No multiple of any tile, so that the last one reaches over the end, and more of them than a
+        # pipeline has stages.
+        self.length = 150
         n, c = 3 * block_size, 2 * block_size
         host = BlockLayout(mask, block_size)
         weight = (randn(n, 3, c) * host.element_mask()).flatten(1)

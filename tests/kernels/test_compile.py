@@ -30,6 +30,7 @@ SAMPLE = [
     ("dgrad", "tma", 90, "tf32", 64),
     ("wgrad", "tma", 90, "tf32", 128),
     ("fwd", "pointer", 90, "fp16", 32),
+    ("wgrad", "pointer", 90, "bf16", 32),
     ("fwd", "pointer", 80, "bf16", 64),
     ("dgrad", "pointer", 80, "fp16", 128),
     ("wgrad", "pointer", 80, "bf16", 64),
@@ -124,6 +125,19 @@ def test_a_row_says_what_is_wrong(tmp_path, monkeypatch):
     gpu_compat.write_report([*rows, old])
     assert gpu_compat.read_report()[0] == old
     assert sorted(map(str, gpu_compat.read_report())) == sorted(map(str, [*rows, old]))
+
+
+def test_a_product_beside_one_of_another_kind_is_refused():
+    """An `mma` beside a `wgmma`, of which Triton lets one overwrite what the other reads: the sum
+    of dy in a weight gradient of small blocks, which an sm_90 is not to make so.
+    """
+    case = next(c for c in all_cases() if (c.pass_, c.arch, c.block) == ("wgrad", 90, 32))
+    assert case.dtype == "bf16" and broken_rules(compile_case(case)) == []
+    function, constants, types = kernel_report._kernel(case)
+    assert constants.pop("sums") is None
+    mixed = kernel_report._compiled(case, function, constants, types | {"sums": "*fp32"})
+    (rule,) = broken_rules(mixed)
+    assert rule.startswith("multiplies by HGMMA") and rule.endswith(" and HMMA")
 
 
 def test_an_unknown_chip_is_named():

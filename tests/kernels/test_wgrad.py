@@ -41,7 +41,9 @@ def test_splits_are_added_in_order(block, path, device, monkeypatch):
 @pytest.mark.parametrize("tiles", [1, 100])
 @pytest.mark.parametrize("block", [32, 64])
 def test_active_blocks_are_added_to_what_is_there(block, tiles, path, device, monkeypatch):
-    """Of several splits by a second pass, of one by the first."""
+    """With dL/db beside it and several tiles a program: what one product of a tile reads is not to
+    be overwritten for another.
+    """
     x, dy, _, _, layout, geometry = make(Case(block, 3, 1, 0.5, 2, 150), "float16", device)
     monkeypatch.setattr(launch, "split_tiles", lambda *_: tiles)
     active = layout.element_mask().flatten(1)

@@ -89,6 +89,12 @@ def arch(device: torch.device) -> int:
     return configs.arch_of(torch.cuda.get_device_capability(device))
 
 
+@cache
+def has_wgmma(device: torch.device) -> bool:
+    """Whether tensor cores read shared memory while a program goes on, as an sm_90's do."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
 def shared_memory(device: torch.device) -> int:
     """Bytes that one program may take: what the GPU says of itself, or is known of its kind."""
     if device.type == "cuda":

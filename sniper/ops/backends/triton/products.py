@@ -136,14 +136,18 @@ class TritonBackend:
         else:
             _check_into(dw, (n, geometry.taps * c), x.device)
         tiling = tiling or pick_tiling("wgrad", layout, geometry, dy, x)
-        along = with_bias and self.sums_along(dy) and layout.nnz and x.numel() and dy.numel()
+        along = with_bias and self.sums_along(dy, layout.block_size) and layout.nnz
+        along = along and x.numel() and dy.numel()
         db = dy.new_empty(n, dtype=sum_dtype(dy)) if along else None
         _wgrad(tiling, dy, x, dw, layout, geometry, into is not None, db)
         return dw, column_sums(dy) if with_bias and db is None else db
 
-    def sums_along(self, dy: Tensor) -> bool:
-        """Whether `wgrad` sums dy on its way: as tf32 a product with ones would round it."""
-        return launch.kind(dy) != "tf32"
+    def sums_along(self, dy: Tensor, block: int) -> bool:
+        """Whether `wgrad` sums dy on its way, of blocks of so many: as tf32 a product with ones
+        would round it. Of blocks under 64 it is an `mma` beside a `wgmma`, and what Triton (3.6 to
+        3.9) makes of the two overwrites tiles that an sm_90's `wgmma` still reads.
+        """
+        return launch.kind(dy) != "tf32" and (block >= 64 or not launch.has_wgmma(dy.device))
 
     def add_blocks(self, dw: Tensor, layout: BlockLayout, into: Tensor) -> Tensor:
         """Adds the active blocks of a dense dL/dW `[N, taps * C]` to contiguous float32 of its
@@ -295,19 +299,14 @@ def _wgrad(
     tiles_of_split = launch.split_tiles(x.device, -(-entries // config.width), tiles)
     splits = -(-tiles // tiles_of_split)
     # A sum for each split, and no atomic additions, whose order changes the bits from run to run.
-    # Of one split programs write to dw themselves; those that read by pointers, or of blocks of
-    # 128, have no registers left for it.
-    partial, sums, direct = dw, db, splits == 1 and path == "tma" and block == 64
-    if not direct:
-        partial = x.new_empty(splits, entries, block, block, dtype=torch.float32)
-        sums = None if db is None else x.new_empty(splits, rows * block, dtype=torch.float32)
+    partial = x.new_empty(splits, entries, block, block, dtype=torch.float32)
+    sums = None if db is None else x.new_empty(splits, rows * block, dtype=torch.float32)
     strides = ()
     if path == "tma":
         kernel, tile = launch.kernels().wgrad_tma, [1, config.tokens, block]
         operands = (launch.descriptor(dy, tile), launch.descriptor(x, tile))
-        ends = {"width": dw.shape[1], "DIRECT": direct, "ADD": direct and add}
     else:
-        kernel, operands, ends = launch.kernels().wgrad_pointer, (dy, x), {}
+        kernel, operands = launch.kernels().wgrad_pointer, (dy, x)
         strides = (dy.shape[1], x.shape[1], dy.stride(0), dy.stride(1), x.stride(0), x.stride(1))
     with launch.on(x.device):
         kernel[(programs * splits,)](
@@ -322,12 +321,9 @@ def _wgrad(
             BT=config.tokens,
             G=config.width,
             PRECISION=launch.precision(x),
-            **ends,
             num_warps=config.warps,
             num_stages=config.stages,
         )
-        if direct:
-            return dw
         sums_too = entries if db is None else entries + rows
         launch.kernels().wgrad_reduce[(sums_too, block // 16)](
             *(partial, dw, sums, db, layout.row_indices, layout.col_indices),
