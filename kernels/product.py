@@ -40,7 +40,7 @@ def product_tma(
     TRANSPOSED: tl.constexpr,
     RELU: tl.constexpr,
     PRECISION: tl.constexpr,
-    BT_REST: tl.constexpr = 0,
+    BT_REST: tl.constexpr,
 ):
     """One tile `[BT + BT_REST, B]` of out, BK channels of a block a turn.
 
@@ -49,7 +49,7 @@ def product_tma(
     rank, tile = pick_tile(tl.program_id(0), rows, tiles, GROUP)
     row = tl.load(order + rank)
     batch = tile // length_tiles
-    t0 = tile % length_tiles * (BT + BT_REST)  # pyright: ignore[reportOperatorIssue]
+    t0 = tile % length_tiles * (BT + BT_REST)
     PIECES: tl.constexpr = B // BK
     start, end = tl.load(crow + row) * PIECES, tl.load(crow + row + 1) * PIECES
     acc = tl.zeros((B, BT), tl.float32)

@@ -87,7 +87,7 @@ class _Case:
         mask[0, 0, 0] = True
         # Padding on one side alone shows a kernel that takes one side for the other.
         self.geometry = Geometry(3, 2, 3, 0)
-        # No multiple of any tile, so that the last one reaches over the end, and more of them than a
+        # No multiple of any tile, so that the last one reaches over the end; more tiles than a
         # pipeline has stages.
         self.length = 150
         n, c = 3 * block_size, 2 * block_size
