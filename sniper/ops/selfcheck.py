@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A GPU's kernels are trusted after a check, which runs once a machine, in a process of its own.
+"""A GPU's kernels are trusted after a check, which runs once a machine, in processes of its own.
 
     python -m sniper.ops.selfcheck_child --device 0 --dtype bf16 --block-size 64
 
