@@ -263,11 +263,10 @@ def _positions(model: FastSpeech2) -> list[int]:
     return [len(b) for name, b in model.named_buffers() if name.endswith("encoding")]
 
 
-def trainer(corpus: Path | None, dry: bool) -> Iterator[Row]:
+def trainer(corpus: Path, dry: bool) -> Iterator[Row]:
     """Epochs of the trainer on prepared speech, at 80 %, without masks and dense: two of each, of
     which the first compiles, chooses and records.
     """
-    assert corpus is not None  # or the suite leaves it out
     from sniper.training.config import load
     from sniper.training.device import set_up_torch
     from sniper.training.trainer import Trainer
@@ -284,11 +283,11 @@ def trainer(corpus: Path | None, dry: bool) -> Iterator[Row]:
             data, held_out = (FeatureDataset(corpus / f"{s}.safetensors") for s in SPLITS)
             run = Trainer(config, data, held_out, data.info)
             run.score()
+            recorded = 0
             while not run.done:
-                before = 0 if run.step.graphs is None else run.step.graphs.recordings
-                started = time.monotonic()
+                started, before = time.monotonic(), recorded
                 row = run.run_epoch()
-                after = 0 if run.step.graphs is None else run.step.graphs.recordings
+                recorded = 0 if run.step.graphs is None else run.step.graphs.recordings
                 yield {
                     "arm": name,
                     "epoch": row["epoch"],
@@ -296,7 +295,7 @@ def trainer(corpus: Path | None, dry: bool) -> Iterator[Row]:
                     "loss": row["train"]["total"],
                     "frames/s": row["frames_per_second"],
                     "padding": row["padding"],
-                    "recorded": after - before,
+                    "recorded": recorded - before,
                     "training s": row["seconds"],
                     "epoch s": time.monotonic() - started,
                 }

@@ -6,12 +6,11 @@ python bench/gpu_suite.py --dry      # tiny shapes on the CPU, through the same 
 
 Every section is a process of its own with a time limit; none that fails stops another. What is
 built and compiled comes first, then checks side by side, then measurements one by one, and nothing
-that a check has timed counts there. DIR
-(default $OUT, else bench/results/gpu) gets one JSON file a section, with device, versions and
-commit, as soon as the section has ended, its rows as they come, and suite.log: a suite that is cut
-off has lost nothing but what ran. Speech libraries are not needed, features are generated; with
---corpus, a folder of prepared speech, epochs of the trainer are timed too. Exits with 1 if any
-section failed.
+that a check has timed counts there. DIR (default $OUT, else bench/results/gpu) gets one JSON file a
+section, with device, versions and commit, as soon as the section has ended, its rows as they come,
+and suite.log: a suite that is cut off has lost nothing but what ran. Speech libraries are not
+needed, features are generated; with --corpus, a folder of prepared speech, epochs of the trainer
+are timed too. Exits with 1 if any section failed.
 """
 
 from __future__ import annotations
@@ -225,9 +224,10 @@ def run_here(name: str, rows: Path, dry: bool, corpus: Path | None = None) -> No
         "compiled step": steps.compiled_step,
         "recording": steps.recording,
         "training": steps.train,
-        "trainer": functools.partial(steps.trainer, corpus),
         "profile": steps.profile,
     }
+    if corpus is not None:
+        functions["trainer"] = functools.partial(steps.trainer, corpus)
     with rows.open("w") as file:
         for row in functions[name](dry):
             print(json.dumps(row), file=file, flush=True)

@@ -248,14 +248,8 @@ class _Child:
 
     def __init__(self, options: list[str], news: Path, patience: tuple[float, float]):
         self.news, self._patience = news, patience
-        command = [
-            sys.executable,
-            "-m",
-            "sniper.ops.selfcheck_child",
-            *options,
-            "--news",
-            str(news),
-        ]
+        command = [sys.executable, "-m", "sniper.ops.selfcheck_child", *options]
+        command += ["--news", str(news)]
         # Or the child would start a child to check what it is checking.
         environment = {**os.environ, "SNIPER_SELF_CHECK": "skip"}
         self._log = open(news.with_suffix(".log"), "w+b")  # noqa: SIM115 - closed with the context

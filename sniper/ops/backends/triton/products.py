@@ -143,9 +143,9 @@ class TritonBackend:
         return dw, column_sums(dy) if with_bias and db is None else db
 
     def sums_along(self, dy: Tensor, block: int) -> bool:
-        """Whether `wgrad` sums dy on its way, of blocks of so many: as tf32 a product with ones
-        would round it. Of blocks under 64 it is an `mma` beside a `wgmma`, and what Triton (3.6 to
-        3.9) makes of the two overwrites tiles that an sm_90's `wgmma` still reads.
+        """Whether `wgrad` sums dy on its way, by a product with ones, in blocks of size `block`. As
+        tf32 that would round it. In blocks under 64 it is an `mma` beside a `wgmma`, and what
+        Triton (3.6 to 3.9) makes of the two overwrites tiles that an sm_90's `wgmma` still reads.
         """
         return launch.kind(dy) != "tf32" and (block >= 64 or not launch.has_wgmma(dy.device))
 
