@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -84,11 +85,25 @@ def interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _press_again(unraisable: sys.UnraisableHookArgs) -> None:
+    """A hook of Python's: Ctrl-C in a finalizer or a callback, where no exception can go on, is
+    sent once more, a moment later; other exceptions are told as ever.
+    """
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(unraisable)
+        return
+    # From a thread, since the handler would run in here and its exception end here too.
+    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
+
+
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Runs a command and ends the process with its exit status; neither Ctrl-C, nor letters that
     the terminal does not have, nor a reader that has gone away leave a traceback.
     """
     signal.signal(signal.SIGINT, interrupt)
+    sys.unraisablehook = _press_again
     warnings.formatwarning = _in_a_line
     try:
         for stream in (sys.stdout, sys.stderr):

@@ -96,6 +96,42 @@ exit_with(main)
     assert ("Traceback" in done.stderr) == (not pressed)
 
 
+def test_a_ctrl_c_in_a_finalizer_is_not_lost():
+    """Nor one in a callback of Python's imports, where no exception can go on either."""
+    program = """
+import signal, time
+from sniper.command import exit_with
+
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def main():
+    for _ in range(3):
+        Finalized()
+    time.sleep(60)
+    return 0
+
+exit_with(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+def test_other_faults_of_finalizers_are_told():
+    program = """
+from sniper.command import exit_with
+
+class Finalized:
+    def __del__(self):
+        raise ValueError("in here")
+
+exit_with(lambda: Finalized() and 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0 and "ValueError: in here" in done.stderr
+
+
 def test_letters_that_the_terminal_does_not_have_are_escaped():
     program = "from sniper.command import exit_with; exit_with(lambda: print('ä\\u2192') or 3)"
     env = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
