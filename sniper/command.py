@@ -78,24 +78,43 @@ def typed_text(text: str) -> str:
 _interrupted = False
 
 
+class _AmidImports(KeyboardInterrupt):
+    """Ctrl-C in the middle of an import, which may swallow it, as torch's does in that of numpy:
+    then nobody keeps the exception, and Ctrl-C is sent once more.
+    """
+
+    def __del__(self) -> None:
+        _press_again()
+
+
+def _press_again() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the command has ended
+        return
+    # From a thread and a moment later: here the handler's exception could not go on.
+    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
+    again.daemon = True
+    again.start()
+
+
 def interrupt(*_: object) -> NoReturn:
     """What Ctrl-C does by itself, remembered: a handler of signals."""
     global _interrupted
     _interrupted = True
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            raise _AmidImports
     raise KeyboardInterrupt
 
 
-def _press_again(unraisable: sys.UnraisableHookArgs) -> None:
+def _tell_or_press(unraisable: sys.UnraisableHookArgs) -> None:
     """A hook of Python's: Ctrl-C in a finalizer or a callback, where no exception can go on, is
-    sent once more, a moment later; other exceptions are told as ever.
+    sent once more; other exceptions are told as ever.
     """
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)
-        return
-    # From a thread, since the handler would run in here and its exception end here too.
-    again = threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT))
-    again.daemon = True
-    again.start()
+    elif not issubclass(unraisable.exc_type, _AmidImports):  # that one does so by itself
+        _press_again()
 
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
@@ -103,7 +122,7 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     the terminal does not have, nor a reader that has gone away leave a traceback.
     """
     signal.signal(signal.SIGINT, interrupt)
-    sys.unraisablehook = _press_again
+    sys.unraisablehook = _tell_or_press
     warnings.formatwarning = _in_a_line
     try:
         for stream in (sys.stdout, sys.stderr):
