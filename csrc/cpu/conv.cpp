@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/conv.h"
 
+#include <type_traits>
 #include <vector>
 
 #include "cpu/panels.h"
 #include "cpu/parallel.h"
+#include "cpu/winograd.h"
 
 namespace sniper::cpu {
 namespace {
@@ -23,13 +25,6 @@ bool on_lines(const Sequences<T>& y) {
   const int64_t numbers = 64 / static_cast<int64_t>(sizeof(T));
   return reinterpret_cast<uintptr_t>(y.data) % 64 == 0 && y.row_stride % numbers == 0 && y.batch_stride % numbers == 0;
 }
-
-struct Twin {
-  const Index& index;
-  int64_t rows, inner;  // blocks
-  int64_t first_shift, tap_shift;
-  bool transposed;  // whether its blocks lie [out, in] in memory, i.e. not as `product` wants them
-};
 
 // Marks for each block of columns the entry that reads it first: in the first block row, the row furthest ahead.
 void mark_first_reads(const Twin& twin, int block, Entry* entries) {
@@ -50,6 +45,10 @@ template <typename T>
 void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin, const T* w, int64_t w_stride,
                  Product<T> product, int threads) {
   thread_local Scratch entry_scratch, weight_scratch;
+  const int64_t bytes = shape.batch * product.y.length * twin.rows * shape.block * static_cast<int64_t>(sizeof(T));
+  product.past_caches = bytes >= kPastCaches && on_lines(product.y);
+  if constexpr (std::is_same_v<T, float>)
+    if (winograd_pays(shape, twin)) return run_winograd(kernels, shape, twin, w, w_stride, product, threads);
   const int block = shape.block;
   const Index& index = twin.index;
   const int64_t nnz = index.crow[twin.rows], area = static_cast<int64_t>(block) * block;
@@ -72,8 +71,6 @@ void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin
   product.packed = packed;
   product.columns = twin.rows * block;
   product.block = block;
-  const int64_t bytes = shape.batch * product.y.length * product.columns * static_cast<int64_t>(sizeof(T));
-  product.past_caches = bytes >= kPastCaches && on_lines(product.y);
   const auto panels = cut_panels(shape.batch, product.y.length, kProductTokens, kernels.tile_rows(block));
   const int64_t count = static_cast<int64_t>(panels.size());
   parallel_for(threads, twin.rows * count, [&](int64_t task, int) {

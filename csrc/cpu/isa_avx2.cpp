@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #define SNIPER_VECTOR_BYTES 32
 #define SNIPER_ELEMENT Float32
+#define SNIPER_WINOGRAD
 #define SNIPER_KERNELS kAvx2F32
 #include "cpu/isa.inc"

@@ -147,6 +147,34 @@ struct AttentionGrad {
   int64_t dposition_q_stride;
 };
 
+// Outputs that winograd.inc takes at once, and the points at which they are multiplied; bit p of a tap: whether its
+// weights count at point p.
+constexpr int kQuad = 4, kPoints = 6;
+constexpr unsigned kPointsOfTap[3] = {0b011111, 0b011110, 0b111110};
+
+// One panel's product in the sums at all points, a chunk of the inputs at a time.
+struct Winograd {
+  Product<float> out;      // its crow and entries are not read, nor its x
+  const int32_t* begin;    // [chunks, rows, points] and the end: the entries of a chunk's row at a point
+  const int32_t* sources;  // of an entry: which block of a chunk's inputs it reads; its weights are those of `out`
+  int64_t rows, chunks, quads;
+};
+
+struct WinogradKernels {
+  // Inputs at all points: u [columns / block][points][quads][block], from six rows on `row` for each quad.
+  void (*spread)(const Sequences<const float>& x, int64_t batch, int64_t row, int64_t quads, int64_t column,
+                 int64_t columns, int block, float* u);
+  // n weights of three taps (null: zeros) at the points that are not null.
+  void (*weights)(const float* const (&taps)[3], int64_t n, float* const (&points)[kPoints]);
+  // Adds a chunk of inputs to the sums m [block / strip][points][quads][strip] of a block row, and writes the row of
+  // outputs behind the last; with one chunk m holds one strip.
+  void (*row)(const Winograd&, int64_t chunk, int64_t block_row, const Panel&, const float* u, float* m);
+  // As `wgrad` below; `first_shift` is that of tap 0. Between panels `sums` holds the sums so far, points * block *
+  // block for each input block and three taps; `packed` has room for 2 * points * quads * block.
+  void (*wgrad)(const WeightGrad<float>&, int64_t first_shift, const Panel&, const Panel* next, bool accumulate,
+                float* sums, float* packed);
+};
+
 template <typename T>
 struct Kernels {
   // Tokens of a register tile: panels of `product` should be multiples of it.
@@ -182,6 +210,7 @@ struct Kernels {
   // One channel of one sequence, as depthwise.h has it; rows are padded, with kDepthwiseSlack zeros behind them.
   void (*depthwise)(const float* x, const float* w, int64_t taps, float bias, float* y, int64_t n);
   void (*depthwise_weight)(const float* x, const float* dy, int64_t n, int64_t taps, float* dw);
+  const WinogradKernels* winograd;  // null for bfloat16, whose sums are made of rounded inputs
 };
 
 // All but the first only in builds for x86-64.

@@ -2,17 +2,22 @@
 // The weight gradient: which entries and tokens a task takes, and where its sums go.
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu/conv.h"
 #include "cpu/panels.h"
 #include "cpu/parallel.h"
+#include "cpu/winograd.h"
 
 namespace sniper::cpu {
 namespace {
 
-constexpr int kGroup = 8;        // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
+constexpr int kGroup = 8;  // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
+constexpr int64_t kWinogradTokens = 192;
 constexpr int kTasks = 16;       // at least, where there are tokens enough: more write sums that have to be added
+constexpr int kSources = 3;      // by Winograd: input blocks of a task, six sums each
 constexpr int kLeastPanels = 8;  // of a chunk: with fewer the partial sums cost more than they save
 
 // Some entries of one block row: the work of one task in one chunk of tokens.
@@ -27,7 +32,7 @@ struct Plan {
   std::vector<Group> groups;   // the largest first
 };
 
-Plan make_plan(const Shape& shape, const Index& index, const Index& twin, float* dw, bool with_bias) {
+Plan make_plan(const Shape& shape, const Index& index, const Index& twin, float* dw, bool with_bias, bool winograd) {
   const int64_t rows = shape.out / shape.block, inner = shape.in / shape.block, width = shape.taps * shape.in;
   Plan plan;
   plan.entries.resize(index.crow[rows]);
@@ -41,12 +46,21 @@ Plan make_plan(const Shape& shape, const Index& index, const Index& twin, float*
       plan.entries[at].column = static_cast<int32_t>(c * shape.block);
       plan.dw[at] = dw + r * shape.block * width + tap * shape.in + c * shape.block;
     }
+  const auto source = [&](const Entry& entry) {  // input block and group of three taps
+    return std::pair(entry.column, (entry.shift + shape.pad_left) / 3);
+  };
+  std::vector<int32_t> starts;
   for (int32_t r = 0; r < rows; r++) {
-    const int32_t begin = index.crow[r], count = index.crow[r + 1] - begin;
-    const int32_t pieces = std::max((count + kGroup - 1) / kGroup, with_bias ? 1 : 0);
+    const int32_t begin = index.crow[r], end = index.crow[r + 1];
+    starts.clear();  // of what a task may not be cut within
+    for (int32_t p = begin; p < end; p++)
+      if (!winograd || p == begin || source(plan.entries[p]) != source(plan.entries[p - 1])) starts.push_back(p);
+    const int32_t count = static_cast<int32_t>(starts.size()), most = winograd ? kSources : kGroup;
+    const int32_t pieces = std::max((count + most - 1) / most, with_bias ? 1 : 0);
+    starts.push_back(end);
     for (int32_t k = 0; k < pieces; k++) {
-      const int32_t from = count * k / pieces, to = count * (k + 1) / pieces;
-      plan.groups.push_back({r, begin + from, to - from, with_bias && k == 0});
+      const int32_t from = starts[count * k / pieces], to = starts[count * (k + 1) / pieces];
+      plan.groups.push_back({r, from, to - from, with_bias && k == 0});
     }
   }
   const auto larger = [](const Group& a, const Group& b) { return a.count > b.count; };
@@ -118,14 +132,18 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
                  int threads) {
   thread_local Scratch sum_scratch, panel_scratch;
   const int64_t block = shape.block, width = shape.taps * shape.in, area = block * block;
-  const auto panels = cut_panels(shape.batch, shape.length_out, kernels.wgrad_tokens, 1);
+  bool winograd = false;
+  if constexpr (std::is_same_v<T, float>)
+    winograd = winograd_pays(shape, {index, shape.out / shape.block, shape.in / shape.block, -shape.pad_left, 1, true});
+  const int64_t tokens = winograd ? kWinogradTokens : kernels.wgrad_tokens;
+  const auto panels = cut_panels(shape.batch, shape.length_out, tokens, winograd ? kQuad : 1);
   const int64_t panel_count = panels.size();
   if (panel_count == 0) {
     if (!add) std::fill_n(dw, shape.out * width, 0.0f);
     if (db) std::fill_n(db, shape.out, 0.0f);
     return;
   }
-  const Plan plan = make_plan(shape, index, twin, dw, db != nullptr);
+  const Plan plan = make_plan(shape, index, twin, dw, db != nullptr, winograd);
   const int64_t nnz = plan.entries.size();
 
   // With one chunk the sums go to dw itself, else beside it.
@@ -138,7 +156,9 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
     places.resize(partial.chunks * nnz);
     for (int64_t i = 0; i < partial.chunks * nnz; i++) places[i] = partial.dw + i * area;
   }
-  const int64_t bytes = kernels.wgrad_scratch(kernels.wgrad_tokens, shape.block, kGroup);
+  const int64_t longest = (panels[0].end - panels[0].begin + kQuad - 1) / kQuad;
+  const int64_t bytes = winograd ? kPoints * (2 * longest * block + kSources * area) * 4
+                                 : kernels.wgrad_scratch(kernels.wgrad_tokens, shape.block, kGroup);
   char* scratch = panel_scratch.get<char>(bytes * threads);
 
   parallel_for(threads, plan.groups.size() * partial.chunks, [&](int64_t task, int slot) {
@@ -159,7 +179,15 @@ void weight_grad(const Kernels<T>& kernels, const Shape& shape, const Index& ind
     const int64_t begin = panel_count * chunk / partial.chunks, end = panel_count * (chunk + 1) / partial.chunks;
     for (int64_t i = begin; i < end; i++) {
       const Panel* next = i + 1 < end ? &panels[i + 1] : nullptr;
-      kernels.wgrad(g, panels[i], next, i > begin, scratch + slot * bytes);
+      char* own = scratch + slot * bytes;
+      if constexpr (std::is_same_v<T, float>)
+        if (winograd) {
+          float* points = reinterpret_cast<float*>(own);
+          kernels.winograd->wgrad(g, -shape.pad_left, panels[i], next, i > begin, points,
+                                  points + kSources * kPoints * area);
+          continue;
+        }
+      kernels.wgrad(g, panels[i], next, i > begin, own);
     }
   });
   const bool full = nnz == index_size(shape);

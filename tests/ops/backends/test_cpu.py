@@ -113,6 +113,46 @@ def test_any_length(isa, batch, length, geometry):
     Case(random_mask(2, geometry.taps, 3, 0.5), 32, geometry, batch, length).check()
 
 
+def every_choice_of_taps(rows, taps, cols):
+    """All subsets of the first three taps in turn, the others at random."""
+    mask = random_mask(rows, taps, cols, 0.7)
+    which = torch.arange(rows * cols).view(rows, 1, cols)
+    mask[:, :3] = (which >> torch.arange(3).view(1, 3, 1) & 1).bool()
+    return mask
+
+
+# From 256 rows on, three neighbouring taps go by Winograd's minimal filtering: its points are too
+# few for some choices of taps, too many for others, and four neighbouring outputs one.
+@pytest.mark.parametrize("block", launch.BLOCK_SIZES)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry(3, 1, 1, 1),
+        Geometry(3, 1, 0, 0),
+        Geometry(3, 1, 5, 4),
+        Geometry(4, 1, 1, 2),
+        Geometry(5, 1, 2, 2),
+        Geometry(9, 1, 8, 0),
+    ],
+)
+@pytest.mark.parametrize("batch, length", [(1, 257), (2, 262), (9, 31)])
+def test_three_taps_at_once(isa, batch, length, geometry, block):
+    Case(every_choice_of_taps(3, geometry.taps, 3), block, geometry, batch, length).check()
+
+
+# More channels than are taken at a time, and more weights than a cache holds.
+@pytest.mark.parametrize("rows, cols", [(2, 13), (13, 2), (9, 11)])
+def test_three_taps_at_once_in_chunks(isa, rows, cols):
+    mask = random_mask(rows, 3, cols, 1 if rows == 9 else 0.8)
+    Case(mask, 64, GEOMETRIES[1], 1, 301).check()
+
+
+def test_three_taps_at_once_lose_a_few_bits_at_most(isa):
+    """Against float64, what the products of single taps lose is a third to a half of it."""
+    case = Case(torch.ones(3, 3, 12, dtype=torch.bool), 64, GEOMETRIES[1], 2, 540)
+    case.check(3e-6)
+
+
 # Products of bfloat16 are exact in float32; what is lost is the last rounding, 2**-8 of a number.
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("block", launch.BLOCK_SIZES)
@@ -144,9 +184,10 @@ def test_thread_counts_and_determinism(count):
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
-def test_bits_do_not_depend_on_threads():
+@pytest.mark.parametrize("geometry", GEOMETRIES[1:3])
+def test_bits_do_not_depend_on_threads(geometry):
     # So many tokens that the weight gradient cuts them into chunks.
-    case = Case(random_mask(3, 3, 3, 0.5), 64, GEOMETRIES[1], 4, 500)
+    case = Case(random_mask(3, geometry.taps, 3, 0.5), 64, geometry, 4, 500)
     passes = []
     for count in (1, 2, 3):
         with threads(count):
