@@ -137,7 +137,8 @@ def plain(model: FastSpeech2) -> FastSpeech2:
     model = densify(copy.deepcopy(model))
     for module in model.modules():
         module.__class__ = PLAIN.get(type(module), type(module))
-        module.__dict__.pop("_conv_forward", None)
+        if module.__dict__.pop("_conv_forward", None) and isinstance(module, nn.Conv1d):
+            module.weight.data = module.weight.data.contiguous()
     return model
 
 

@@ -22,6 +22,7 @@ from sniper.layers.selection import (
     left_out_by_type,
     names_of,
 )
+from sniper.ops.convolution import torchs_convolutions
 from sniper.sparsity import distributed
 
 
@@ -131,7 +132,8 @@ def summed_gradients(
         raise ValueError(f"loss_fn: expected (model, batch) -> scalar loss, got {loss_fn!r}")
     device = next(iter(params.values())).device
     over_ranks = over_ranks and distributed.several()
-    with _left_as_it_was(model, device):
+    # Masks must not depend on what is faster.
+    with _left_as_it_was(model, device), torchs_convolutions():
         count = 0
         for batch in batches:
             # Whoever calls from a validation hook is inside no_grad, where no loss would have a

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sniper import saliency
+from sniper.ops import use_backend
+from sniper.tts.model.transformer import same_conv
 
 
 def mean_square(model: nn.Module, batch: Tensor) -> Tensor:
@@ -55,6 +57,17 @@ def test_equals_the_gradient_of_explicit_masks():
     for name, grad in zip(names, expected, strict=True):
         torch.testing.assert_close(got[name], grad.abs(), rtol=1e-5, atol=1e-7)
     assert got["unused"].tolist() == [0, 0]
+
+
+def test_convolutions_are_torchs_to_the_last_bit():
+    """Whatever is faster in training: masks must not depend on it."""
+    torch.manual_seed(0)
+    ours, plain = same_conv(64, 64, 3), nn.Conv1d(64, 64, 3, padding=1)
+    plain.load_state_dict(ours.state_dict())
+    batches = [torch.randn(4, 64, 90)]
+    with use_backend("cpu"):
+        a, b = (saliency(m, batches, lambda m, x: m(x).square().mean()) for m in (ours, plain))
+    assert torch.equal(a["weight"], b["weight"])
 
 
 def test_batches_add_up_with_their_signs():

@@ -21,6 +21,7 @@ from sniper.layers import Dropout, add_norm, batch_norm, layer_norm, relu_dropou
 from sniper.layers.dropout import drop_rate, handed_over_rate
 from sniper.layers.stacked import Stackable
 from sniper.ops import attention, cast_once
+from sniper.ops.convolution import as_torch_has_it, convolution, fuses_convolution
 from sniper.ops.positions import add_positions, fuses_positions
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
@@ -59,6 +60,8 @@ def same_conv(
     # Of this instance, in place of a subclass: whoever looks for Conv1d, `sparsify` for one, finds
     # exactly that.
     conv._conv_forward = _same_conv  # pyright: ignore[reportAttributeAccessIssue]
+    # In memory [N, taps, C], as the products of rows read it.
+    conv.weight.data = conv.weight.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
     return conv
 
 
@@ -68,6 +71,9 @@ def _same_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     it copied to and fro, and leave such rows to the layer behind.
     """
     padding = weight.shape[2] // 2
+    if fuses_convolution(x, weight):
+        return convolution(x.mT, weight, bias, padding).mT
+    weight = as_torch_has_it(weight)
     # An exported program has no strides that one could ask for; it runs on CPUs.
     known = x.is_cuda or (_cpu_takes_images() and not torch.compiler.is_compiling())
     if known and x.dim() == 3 and x.stride(1) == 1:
