@@ -5,6 +5,7 @@ An output folder holds `train.safetensors`, `valid.safetensors`, `test.safetenso
 last, `corpus.json`; while work goes on, `prepare.work`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from sniper.tts.corpus.health import Census
 from sniper.tts.corpus.sources import entry_of, refuse_other_sources, state_of
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
 from sniper.tts.corpus.verify import damaged
-from sniper.tts.corpus.workfile import Records, WorkFile, features_of
+from sniper.tts.corpus.workfile import Records, WorkFile, features_of, remove_work
 from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
 from sniper.tts.files import sealed, write_json
 from sniper.tts.text.lexicon import harvest
@@ -116,8 +117,9 @@ def find_finished(
     path = out / CORPUS
     if force:
         # corpus.json first: without it nothing counts as finished.
-        for name in (CORPUS, *(f"{split}.safetensors" for split in SPLITS), _WORK):
+        for name in (CORPUS, *(f"{split}.safetensors" for split in SPLITS)):
             (out / name).unlink(missing_ok=True)
+        remove_work(out / _WORK)
         return None
     if path.is_dir() or (path.is_symlink() and not path.exists()):
         # Refused now, since corpus.json could not be written after hours of analysis.
@@ -134,6 +136,9 @@ def find_finished(
         raise damaged(path, " ".join(str(error).split())[:200]) from error
     if any(not (out / f"{split}.safetensors").is_file() for split in prepared.counts):
         raise SpeechError(f"{out} lacks a file that {path} names; --force makes everything anew")
+    # Of a process that was killed when all was written.
+    with contextlib.suppress(OSError):
+        remove_work(out / _WORK)
     return prepared
 
 
@@ -229,11 +234,11 @@ def build(
         prepared = finish(corpus, plan, out, work, positions, states, frontend, lexicon, speech)
     except NothingUsable:
         # What was wrong will be mended before the next run, which must look again.
-        work.path.unlink()
+        work.remove()
         raise
     finally:
         work.close()
-    work.path.unlink()
+    work.remove()
     return prepared
 
 

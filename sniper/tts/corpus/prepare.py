@@ -28,6 +28,7 @@ from sniper.tts.corpus.shards import (
     prepare_shard,
     remove_shards,
 )
+from sniper.tts.corpus.workfile import remove_work
 from sniper.tts.errors import FolderInUse, SpeechError
 from sniper.tts.locks import only_one
 from sniper.tts.processes import default_workers
@@ -161,7 +162,7 @@ def prepare_ljspeech_shard(
     require_analysis_packages()
     root, out = Path(root), Path(out)
     if force:
-        (shard.folder(out) / WORK).unlink(missing_ok=True)
+        remove_work(shard.folder(out) / WORK)
         (shard.folder(out) / SETTINGS).unlink(missing_ok=True)
     plan, ids, read = _sharded(root, out, aligned, textgrids, speakers, features)
     count = workers or default_workers()

@@ -79,6 +79,14 @@ class Records(Protocol):
         ...
 
 
+def remove_work(path: Path) -> None:
+    """Deletes a work file, and what SQLite has left beside that of a killed process: whoever only
+    reads the file afterwards leaves it there. The file first: a journal without one does not count.
+    """
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+
+
 class WorkFile:
     """Records in the order in which they were appended.
 
@@ -103,7 +111,7 @@ class WorkFile:
                 f"{path} is damaged or of an earlier version: its utterances are analysed again",
                 stacklevel=2,
             )
-            path.unlink()
+            remove_work(path)
             self.settings = self._open(settings)
 
     def _open(self, settings: dict) -> dict:
@@ -175,6 +183,11 @@ class WorkFile:
     def close(self) -> None:
         """Close the file; it stays on the disk."""
         self._database.close()
+
+    def remove(self) -> None:
+        """Close the file and delete it."""
+        self.close()
+        remove_work(self.path)
 
 
 def _checksum(header: str, body: bytes) -> int:

@@ -50,6 +50,16 @@ def test_force_removes_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_work_that_a_kill_left_behind_is_removed(tmp_path, force):
+    finish(tmp_path, PLAN.settings())
+    for name in ("prepare.work", "prepare.work-journal"):
+        (tmp_path / name).touch()
+    assert (find_finished(tmp_path, PLAN, force) is None) == force
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == (set() if force else {"corpus.json", "train.safetensors"})
+
+
 def test_damage_is_said(tmp_path):
     finish(tmp_path, PLAN.settings())
     (tmp_path / "train.safetensors").unlink()

@@ -73,6 +73,25 @@ def test_a_killed_process_leaves_the_complete_records(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["w"]
 
 
+def test_nothing_is_left_of_what_is_read_after_a_kill_and_removed(tmp_path):
+    """SQLite's journal of the killed process too, which a connection that writes nothing leaves."""
+    path = tmp_path / "w"
+    program = (
+        "import os, sys; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
+        "from test_workfile import WorkFile, record\n"
+        "work = WorkFile(Path(sys.argv[1]), {})\n"
+        "work.append(record(0))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    here = str(Path(__file__).parent)
+    assert subprocess.run([sys.executable, "-c", program, str(path), here]).returncode == -9
+    assert {p.name for p in tmp_path.iterdir()} == {"w", "w-journal"}
+    work = WorkFile(path, {})
+    assert len(work) == 1
+    work.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
 OLD_FORMAT = b"\x10\x00\x00\x00" + bytes(60)
 
 
