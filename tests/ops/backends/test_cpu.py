@@ -148,9 +148,9 @@ def test_three_taps_at_once_in_chunks(isa, rows, cols):
 
 
 def test_three_taps_at_once_lose_a_few_bits_at_most(isa):
-    """Against float64, what the products of single taps lose is a third to a half of it."""
+    """Against float64; torch loses as much in weights, and less in inputs."""
     case = Case(torch.ones(3, 3, 12, dtype=torch.bool), 64, GEOMETRIES[1], 2, 540)
-    case.check(3e-6)
+    case.check(1.5e-6)
 
 
 # Products of bfloat16 are exact in float32; what is lost is the last rounding, 2**-8 of a number.
