@@ -14,11 +14,13 @@
 namespace sniper::cpu {
 namespace {
 
-constexpr int kGroup = 8;  // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
-constexpr int64_t kWinogradTokens = 192;
+constexpr int kGroup = 8;        // entries of a task: their sums (128 KiB at block 64) stay in the second-level cache
 constexpr int kTasks = 16;       // at least, where there are tokens enough: more write sums that have to be added
-constexpr int kSources = 3;      // by Winograd: input blocks of a task, six sums each
 constexpr int kLeastPanels = 8;  // of a chunk: with fewer the partial sums cost more than they save
+
+// By Winograd: input blocks of a task, with the sums of six points each, and tokens of a panel.
+constexpr int kSources = 3;
+constexpr int64_t kWinogradTokens = 192;
 
 // Some entries of one block row: the work of one task in one chunk of tokens.
 struct Group {

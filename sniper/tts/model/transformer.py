@@ -60,8 +60,10 @@ def same_conv(
     # Of this instance, in place of a subclass: whoever looks for Conv1d, `sparsify` for one, finds
     # exactly that.
     conv._conv_forward = _same_conv  # pyright: ignore[reportAttributeAccessIssue]
-    # In memory [N, taps, C], as the products of rows read it.
-    conv.weight.data = conv.weight.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
+    # In memory [N, taps, C], as the products of rows read it. One channel lies so anyway, and keeps
+    # the strides that torch's gradients have.
+    if in_channels > 1 and kernel_size > 1:
+        conv.weight.data = conv.weight.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
     return conv
 
 
