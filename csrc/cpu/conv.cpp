@@ -45,11 +45,13 @@ template <typename T>
 void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin, const T* w, int64_t w_stride,
                  Product<T> product, int threads) {
   thread_local Scratch entry_scratch, weight_scratch;
-  const int64_t bytes = shape.batch * product.y.length * twin.rows * shape.block * static_cast<int64_t>(sizeof(T));
+  const int block = shape.block;
+  product.block = block;
+  product.columns = twin.rows * block;
+  const int64_t bytes = shape.batch * product.y.length * product.columns * static_cast<int64_t>(sizeof(T));
   product.past_caches = bytes >= kPastCaches && on_lines(product.y);
   if constexpr (std::is_same_v<T, float>)
     if (winograd_pays(shape, twin)) return run_winograd(kernels, shape, twin, w, w_stride, product, threads);
-  const int block = shape.block;
   const Index& index = twin.index;
   const int64_t nnz = index.crow[twin.rows], area = static_cast<int64_t>(block) * block;
   Entry* entries = entry_scratch.get<Entry>(nnz);
@@ -69,8 +71,6 @@ void run_product(const Kernels<T>& kernels, const Shape& shape, const Twin& twin
   product.crow = index.crow;
   product.entries = entries;
   product.packed = packed;
-  product.columns = twin.rows * block;
-  product.block = block;
   const auto panels = cut_panels(shape.batch, product.y.length, kProductTokens, kernels.tile_rows(block));
   const int64_t count = static_cast<int64_t>(panels.size());
   parallel_for(threads, twin.rows * count, [&](int64_t task, int) {

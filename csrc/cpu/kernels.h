@@ -147,10 +147,10 @@ struct AttentionGrad {
   int64_t dposition_q_stride;
 };
 
-// Outputs that winograd.inc takes at once, and the points at which they are multiplied; bit p of a tap: whether its
-// weights count at point p.
-constexpr int kQuad = 4, kPoints = 6;
-constexpr unsigned kPointsOfTap[3] = {0b011111, 0b011110, 0b111110};
+// Outputs and taps that winograd.inc takes at once, and the points at which they are multiplied; bit p of a tap:
+// whether its weights count at point p.
+constexpr int kQuad = 4, kTapsAtOnce = 3, kPoints = 6;
+constexpr unsigned kPointsOfTap[kTapsAtOnce] = {0b011111, 0b011110, 0b111110};
 
 // One panel's product in the sums at all points, a chunk of the inputs at a time.
 struct Winograd {
@@ -165,7 +165,7 @@ struct WinogradKernels {
   void (*spread)(const Sequences<const float>& x, int64_t batch, int64_t row, int64_t quads, int64_t column,
                  int64_t columns, int block, float* u);
   // n weights of three taps (null: zeros) at the points that are not null.
-  void (*weights)(const float* const (&taps)[3], int64_t n, float* const (&points)[kPoints]);
+  void (*weights)(const float* const (&taps)[kTapsAtOnce], int64_t n, float* const (&points)[kPoints]);
   // Adds a chunk of inputs to the sums m [block / strip][points][quads][strip] of a block row, and writes the row of
   // outputs behind the last; with one chunk m holds one strip.
   void (*row)(const Winograd&, int64_t chunk, int64_t block_row, const Panel&, const float* u, float* m);

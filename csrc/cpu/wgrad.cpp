@@ -48,8 +48,8 @@ Plan make_plan(const Shape& shape, const Index& index, const Index& twin, float*
       plan.entries[at].column = static_cast<int32_t>(c * shape.block);
       plan.dw[at] = dw + r * shape.block * width + tap * shape.in + c * shape.block;
     }
-  const auto source = [&](const Entry& entry) {  // input block and group of three taps
-    return std::pair(entry.column, (entry.shift + shape.pad_left) / 3);
+  const auto source = [&](const Entry& entry) {  // input block and taps at once, as three_taps_from has it
+    return std::pair(entry.column, (entry.shift + shape.pad_left) / kTapsAtOnce);
   };
   std::vector<int32_t> starts;
   for (int32_t r = 0; r < rows; r++) {

@@ -10,7 +10,6 @@
 namespace sniper::cpu {
 namespace {
 
-constexpr int kTapsOfGroup = 3;
 constexpr int64_t kLeastRows = 256;  // of all sequences: with fewer, packing the weights costs more than is saved
 
 // Tokens of a task and channels that it takes at a time, whose values at all points stay in the second-level cache.
@@ -27,7 +26,7 @@ struct Taps {
   std::vector<int64_t> place;  // of a tap in that order
 
   explicit Taps(const Shape& shape, const Twin& twin)
-      : groups((shape.taps + kTapsOfGroup - 1) / kTapsOfGroup), first_shift(twin.first_shift), place(shape.taps) {
+      : groups((shape.taps + kTapsAtOnce - 1) / kTapsAtOnce), first_shift(twin.first_shift), place(shape.taps) {
     if (twin.tap_shift < 0) first_shift += (shape.taps - 1) * twin.tap_shift;
     for (int64_t tap = 0; tap < shape.taps; tap++) place[tap] = twin.tap_shift < 0 ? shape.taps - 1 - tap : tap;
   }
@@ -36,18 +35,21 @@ struct Taps {
 // Bit p: whether a product at point p is needed for active taps, one bit each.
 unsigned points_of(unsigned taps) {
   unsigned points = 0;
-  for (int i = 0; i < kTapsOfGroup; i++)
+  for (int i = 0; i < kTapsAtOnce; i++)
     if (taps >> i & 1) points |= kPointsOfTap[i];
   return points;
 }
 
-// Active taps of each group of a block row: [groups * inner].
-void active_taps(const Twin& twin, const Taps& taps, int64_t row, uint8_t* active) {
-  std::fill_n(active, taps.groups * twin.inner, uint8_t{0});
-  for (int32_t e = twin.index.crow[row]; e < twin.index.crow[row + 1]; e++) {
-    const int64_t place = taps.place[twin.index.col[e] / twin.inner];
-    active[place / kTapsOfGroup * twin.inner + twin.index.col[e] % twin.inner] |= 1 << place % kTapsOfGroup;
-  }
+// Active taps of each source, a group of taps of an input block: [rows, groups * inner].
+std::vector<uint8_t> active_taps(const Twin& twin, const Taps& taps) {
+  const int64_t sources = taps.groups * twin.inner;
+  std::vector<uint8_t> active(twin.rows * sources);
+  for (int64_t r = 0; r < twin.rows; r++)
+    for (int32_t e = twin.index.crow[r]; e < twin.index.crow[r + 1]; e++) {
+      const int64_t place = taps.place[twin.index.col[e] / twin.inner], inner = twin.index.col[e] % twin.inner;
+      active[r * sources + place / kTapsAtOnce * twin.inner + inner] |= 1 << place % kTapsAtOnce;
+    }
+  return active;
 }
 
 // Products of blocks at all points that active taps take.
@@ -69,9 +71,8 @@ struct Plan {
 Plan make_plan(const Shape& shape, const Twin& twin, const Taps& taps) {
   const int64_t sources = taps.groups * twin.inner;
   Plan plan;
-  plan.active.resize(twin.rows * sources);
-  plan.places.resize(twin.rows * sources * kPoints);
-  for (int64_t r = 0; r < twin.rows; r++) active_taps(twin, taps, r, &plan.active[r * sources]);
+  plan.active = active_taps(twin, taps);
+  plan.places.resize(plan.active.size() * kPoints);
   const int64_t bytes = count_products(plan.active) * shape.block * shape.block * static_cast<int64_t>(sizeof(float));
   const Cut& cut = bytes < kLarge ? kCut : kCutOfLarge;
   plan.tokens = cut.tokens;
@@ -98,11 +99,8 @@ Plan make_plan(const Shape& shape, const Twin& twin, const Taps& taps) {
 }  // namespace
 
 bool winograd_pays(const Shape& shape, const Twin& twin) {
-  if (shape.taps < kTapsOfGroup || shape.dilation != 1 || shape.batch * shape.length_out < kLeastRows) return false;
-  const Taps taps(shape, twin);
-  const int64_t sources = taps.groups * twin.inner;
-  std::vector<uint8_t> active(twin.rows * sources);
-  for (int64_t r = 0; r < twin.rows; r++) active_taps(twin, taps, r, &active[r * sources]);
+  if (shape.taps < kTapsAtOnce || shape.dilation != 1 || shape.batch * shape.length_out < kLeastRows) return false;
+  const std::vector<uint8_t> active = active_taps(twin, Taps(shape, twin));
   // A tenth less at the least, since inputs and sums take time of their own.
   return 10 * count_products(active) < 9 * kQuad * twin.index.crow[twin.rows];
 }
@@ -117,16 +115,16 @@ void run_winograd(const Kernels<float>& kernels, const Shape& shape, const Twin&
   const WinogradKernels& winograd = *kernels.winograd;
 
   float* packed = weight_scratch.get<float>(static_cast<int64_t>(plan.sources.size()) * area);
-  float* scratch = task_scratch.get<float>(kTapsOfGroup * area * threads);
+  float* scratch = task_scratch.get<float>(kTapsAtOnce * area * threads);
   parallel_for(threads, twin.rows, [&](int64_t r, int slot) {
-    float* const own = scratch + kTapsOfGroup * area * slot;
+    float* const own = scratch + kTapsAtOnce * area * slot;
     for (int64_t s = 0; s < sources; s++) {
       const int64_t source = r * sources + s;
       if (!plan.active[source]) continue;
-      const float* three[kTapsOfGroup] = {};
+      const float* three[kTapsAtOnce] = {};
       for (int64_t tap = 0; tap < shape.taps; tap++) {
-        const int64_t i = taps.place[tap] - s / twin.inner * kTapsOfGroup;
-        if (i < 0 || i >= kTapsOfGroup || !(plan.active[source] >> i & 1)) continue;
+        const int64_t i = taps.place[tap] - s / twin.inner * kTapsAtOnce;
+        if (i < 0 || i >= kTapsAtOnce || !(plan.active[source] >> i & 1)) continue;
         const int64_t inner = s % twin.inner, out = twin.transposed ? r : inner, in = twin.transposed ? inner : r;
         kernels.pack(w + out * block * w_stride + tap * shape.in + in * block, w_stride, block, twin.transposed,
                      own + i * area);
@@ -145,16 +143,16 @@ void run_winograd(const Kernels<float>& kernels, const Shape& shape, const Twin&
   if (count == 0) return;
   // Rows in parts only where there are too few panels for the threads: each part spreads its inputs anew.
   const int64_t parts = std::min(twin.rows, (2 * threads + count - 1) / count), most = (twin.rows + parts - 1) / parts;
-  const int64_t longest = panels[0].end - panels[0].begin;
-  const int64_t quads = ((longest + kQuad - 1) / kQuad + tile - 1) / tile * tile, unit = kPoints * quads * block;
+  const auto quads_of = [&](const Panel& panel) {  // in whole tiles
+    return (panel.end - panel.begin + tile * kQuad - 1) / (tile * kQuad) * tile;
+  };
+  const int64_t unit = kPoints * quads_of(panels[0]) * block;
   const int64_t inputs = taps.groups * std::min(plan.chunk, twin.inner) * unit,
                 sums = plan.chunks > 1 ? most * unit : unit;
   scratch = task_scratch.get<float>((inputs + sums) * threads);
   Winograd g{};
   g.out = product;
   g.out.packed = packed;
-  g.out.block = block;
-  g.out.columns = twin.rows * block;
   g.begin = plan.begin.data();
   g.sources = plan.sources.data();
   g.rows = twin.rows;
@@ -163,12 +161,12 @@ void run_winograd(const Kernels<float>& kernels, const Shape& shape, const Twin&
     const Panel& panel = panels[task / parts];
     const int64_t part = task % parts, first = twin.rows * part / parts, end = twin.rows * (part + 1) / parts;
     Winograd own = g;
-    own.quads = ((panel.end - panel.begin + kQuad - 1) / kQuad + tile - 1) / tile * tile;
+    own.quads = quads_of(panel);
     float *u = scratch + (inputs + sums) * slot, *m = u + inputs;
     for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
       const int64_t from = chunk * plan.chunk, width = std::min(twin.inner, from + plan.chunk) - from;
       for (int64_t group = 0; group < taps.groups; group++)
-        winograd.spread(product.x, panel.batch, panel.begin + taps.first_shift + group * kTapsOfGroup, own.quads,
+        winograd.spread(product.x, panel.batch, panel.begin + taps.first_shift + group * kTapsAtOnce, own.quads,
                         from * block, width * block, block, u + group * width * kPoints * own.quads * block);
       for (int64_t r = first; r < end; r++)
         winograd.row(own, chunk, r, panel, u, plan.chunks > 1 ? m + (r - first) * unit : m);

@@ -22,6 +22,7 @@ from sniper.layers.dropout import drop_rate, handed_over_rate
 from sniper.layers.stacked import Stackable
 from sniper.ops import attention, cast_once
 from sniper.ops.convolution import as_torch_has_it, convolution, fuses_convolution
+from sniper.ops.geometry import as_matrix, as_weight
 from sniper.ops.positions import add_positions, fuses_positions
 
 # ESPnet's epsilon; torch's default of 1e-5 would change a loaded model's outputs.
@@ -63,7 +64,7 @@ def same_conv(
     # In memory [N, taps, C], as the products of rows read it. One channel lies so anyway, and keeps
     # the strides that torch's gradients have.
     if in_channels > 1 and kernel_size > 1:
-        conv.weight.data = conv.weight.data.permute(0, 2, 1).contiguous().permute(0, 2, 1)
+        conv.weight.data = as_weight(as_matrix(conv.weight.data), conv.weight)
     return conv
 
 
