@@ -24,8 +24,9 @@ using TensorsArg = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintpt
 using ExtentArg = std::tuple<int64_t, uintptr_t, int64_t, int64_t, int64_t>;
 // Both betas, eps, weight decay.
 using RatesArg = std::tuple<double, double, double, double>;
-// Whether the decay is decoupled, and whether to maximise.
-using KindArg = std::tuple<bool, bool>;
+// Whether the decay is decoupled, whether to maximise, and whether a gradient that is cleared stays allocated: whoever
+// drops it afterwards needs no zeros there.
+using KindArg = std::tuple<bool, bool, bool>;
 using RowArg = std::tuple<TensorsArg, ExtentArg, RatesArg, KindArg>;
 
 // Parameters as they stay from step to step; gradients and learning rates are told at each.
@@ -43,8 +44,8 @@ class AdamTable {
       how.eps = static_cast<float>(eps);
       how.amsgrad = largest != 0;
       how.decays = weight_decay != 0;
-      how.decoupled = std::get<0>(kind);
-      how.maximize = std::get<1>(kind);
+      bool stays;
+      std::tie(how.decoupled, how.maximize, stays) = kind;
       parameters_.push_back({{as<float>(w), nullptr, as<float>(m), as<float>(v), as<float>(largest)},
                              how,
                              size,
@@ -52,7 +53,7 @@ class AdamTable {
                              block_rows,
                              block_cols,
                              block});
-      others_.push_back({as<float>(steps), beta1, beta2, weight_decay});
+      others_.push_back({as<float>(steps), beta1, beta2, weight_decay, stays});
     }
   }
 
@@ -65,14 +66,16 @@ class AdamTable {
               int threads) {
     take(gradients);
     for (size_t i = 0; i < parameters_.size(); i++) {
-      const auto& [steps, beta1, beta2, weight_decay] = others_[i];
+      const auto& [steps, beta1, beta2, weight_decay, stays] = others_[i];
       const double lr = learning_rates[i], step = *steps += 1;
       cpu::AdamStep& how = parameters_[i].step;
       how.decay = static_cast<float>(how.decoupled ? 1 - lr * weight_decay : weight_decay);
       how.root = static_cast<float>(std::sqrt(1 - std::pow(beta2, step)));
       how.size = static_cast<float>(-(lr / (1 - std::pow(beta1, step))));
       how.scale = scale;
-      how.clear = clear;
+      how.gradient = clear && stays           ? cpu::Gradient::kCleared
+                     : clear || scale == 1.0f ? cpu::Gradient::kLeft
+                                              : cpu::Gradient::kScaled;
     }
     cpu::adam(parameters_, threads);
   }
@@ -95,6 +98,7 @@ class AdamTable {
   struct Others {
     float* steps;
     double beta1, beta2, weight_decay;
+    bool stays;
   };
 
   // As `addresses` gives them. A gradient may have gone since the parameters were looked at.

@@ -60,6 +60,9 @@ struct Product {
   bool past_caches;  // y is written to memory itself; its rows begin at cache lines
 };
 
+// What becomes of a gradient in an update.
+enum class Gradient { kLeft, kScaled, kCleared };
+
 // One update of Adam or AdamW, as `torch.optim.Adam` has it: its rates at this step, rounded once as torch rounds them.
 struct AdamStep {
   float mean, decay;    // 1 - beta1; of the weight: added to the gradient, or decoupled what is left of the weight
@@ -67,7 +70,7 @@ struct AdamStep {
   float root, eps;      // sqrt(1 - beta2^step)
   float size;           // -lr / (1 - beta1^step)
   float scale;          // of the gradients
-  bool clear;           // gradients are zero afterwards; otherwise scaled
+  Gradient gradient;
   bool amsgrad, decays, decoupled, maximize;
 };
 

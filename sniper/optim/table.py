@@ -74,7 +74,8 @@ class Row:
             mask = self.layout.block_mask.data_ptr()
             extent = (self.weight.numel(), mask, rows, taps * cols, self.layout.block_size)
         rates = (*group["betas"], group["eps"], group["weight_decay"])
-        return tensors, extent, rates, (group["decoupled_weight_decay"], group["maximize"])
+        kind = (group["decoupled_weight_decay"], group["maximize"], self.layout is not None)
+        return tensors, extent, rates, kind
 
     @property
     def has_pruned(self) -> bool:

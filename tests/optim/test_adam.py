@@ -546,6 +546,19 @@ def test_a_gradient_that_is_taken_away_is_not_kept(clear):
     assert model.out.weight.grad is None and gone() is None
 
 
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}], ids=str)
+def test_a_gradient_that_is_dropped_is_not_written(options):
+    """A visit of its memory less; whoever took it out before finds it as it was."""
+    model = make_model()
+    optimizer = Adam(model.parameters(), max_norm=1e-3, clear=True, **options)
+    model(batch(0)).backward()
+    taken = model.out.weight.grad, model.conv.weight.grad
+    dropped, before = taken[0], taken[0].clone()
+    optimizer.step()
+    assert torch.equal(dropped, before) and before.any()
+    assert model.conv.weight.grad is taken[1] and not taken[1].any()
+
+
 def other_weight(model, optimizer):
     model.norm.weight.data = model.norm.weight.data.clone()
 
