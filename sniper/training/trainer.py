@@ -29,6 +29,7 @@ from sniper.training.average import WeightAverage
 from sniper.training.batch_norm import share_batch_norms
 from sniper.training.config import Config
 from sniper.training.data import (
+    end_workers,
     grouped,
     loading_error,
     make_loader,
@@ -299,6 +300,8 @@ class Trainer:
             if found is None:
                 raise
             raise found from None
+        finally:
+            end_workers(self._loader)
 
     @property
     def done(self) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import multiprocessing
 import shutil
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_resumed_is_bit_for_bit_what_is_not_stopped(
     assert differences(everything(tmp_path / "parts"), expected) == []
     assert len(expected["history"]) == 3
     assert expected["update"] == 3 * per_epoch
+
+
+def test_no_worker_outlives_a_fit(demo_corpus: Path, tmp_path: Path):
+    """Nor does one that is left to the garbage collector stall whatever runs then."""
+    before = set(multiprocessing.active_children())
+    config = tiny(demo_corpus, tmp_path, train={"workers": 2, "epochs": 2})
+    stop_at(config, 1)
+    assert set(multiprocessing.active_children()) == before
+    trainer = fit(config)
+    assert set(multiprocessing.active_children()) == before
+    assert trainer.progress.epoch == 2
+    longer = fit(tiny(demo_corpus, tmp_path, train={"workers": 2, "epochs": 3}))
+    assert longer.progress.epoch == 3 and set(multiprocessing.active_children()) == before
 
 
 @pytest.fixture
