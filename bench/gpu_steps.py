@@ -299,6 +299,7 @@ def trainer(corpus: Path, dry: bool) -> Iterator[Row]:
                     "training s": row["seconds"],
                     "epoch s": time.monotonic() - started,
                 }
+            run.close()
 
 
 def train(dry: bool) -> Iterator[Row]:

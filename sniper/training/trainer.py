@@ -301,7 +301,11 @@ class Trainer:
                 raise
             raise found from None
         finally:
-            end_workers(self._loader)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the processes that load batches, as `fit` does; another epoch starts others."""
+        end_workers(self._loader)
 
     @property
     def done(self) -> bool:
