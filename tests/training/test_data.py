@@ -17,6 +17,7 @@ import torch
 from sniper.training.config import ConfigError
 from sniper.training.data import (
     EpochBatches,
+    end_workers,
     loading_error,
     make_loader,
     static_shapes,
@@ -230,10 +231,9 @@ def test_a_workers_end_is_one_line(demo_corpus: Path, harm, kind, said):
     dataset = Failing(demo_corpus / "train.safetensors")
     dataset.harm = harm
     loader = make_loader(dataset, [[0, 1], [2, 3]], 1, pin_memory=False)
-    batches = iter(loader)
     with pytest.raises(Exception) as raised:
-        list(batches)
-    batches._shutdown_workers()  # by itself, as garbage, it would take ten seconds
+        list(loader)
+    end_workers(loader)
     found = loading_error(raised.value, dataset.path)
     assert type(found) is kind and said in str(found) and "\n" not in str(found)
     assert kind is SpeechError or "train.workers=0" in str(found)
