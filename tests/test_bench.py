@@ -102,7 +102,8 @@ DRY_SECTIONS += ("profile", "memory check", "torch compile", "compiled step")
 def test_every_section_of_the_gpu_suite_runs_dry(gpu_suite, tmp_path):
     """All in one process, with kernels in Triton's interpreter; `compile` is another's work."""
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import gpu_suite, pathlib\n"
+        "import sys; sys.path[:0] = [sys.argv[1], 'tests']\n"
+        "import quick_interpreter, gpu_suite, pathlib\n"
         "for name in sys.argv[3:]:\n"
         "    gpu_suite.run_here(name, pathlib.Path(sys.argv[2]) / f'{name}.jsonl', dry=True)\n"
     )

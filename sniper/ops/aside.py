@@ -80,12 +80,20 @@ def weight_gradients_aside(aside: Aside | None) -> Iterator[None]:
     before, _aside = _aside, aside
     try:
         yield
+    except BaseException:
+        # Also of a pass that failed: a recording cannot end before every stream has come back to
+        # its own, and would tell of that in place of the failure.
+        if aside is not None:
+            with contextlib.suppress(RuntimeError):
+                aside.join()
+        raise
+    else:
         if aside is not None:
             aside.join()
     finally:
         _aside = before
         if aside is not None:
-            aside.forget()  # of a pass that failed; the next must not wait for its events
+            aside.forget()  # the next pass must not wait for events of this one
 
 
 def unread(t: Tensor) -> None:

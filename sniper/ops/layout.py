@@ -181,7 +181,7 @@ class BlockLayout:
         Returns:
             True only where its pruned blocks hold zeros for certain.
         """
-        if matrix.device.type == "cpu":
+        if matrix.device.type == "cpu" or matrix.is_inference():
             return False
         for marked in (self._zeros, self._zeros_of_copy):
             if marked is None:
@@ -297,6 +297,8 @@ def mark_copy(layout: BlockLayout, copy: Tensor) -> None:
     """Whoever has cast a weight that is `marked` says so of the result, the weight in another
     dtype.
     """
+    if copy.is_inference():
+        return  # it has no version: nobody would notice a write
     layout._zeros_of_copy = (weakref.ref(copy), copy.data_ptr(), copy._version)
 
 

@@ -51,6 +51,8 @@ START = "start"
 # Seconds for which a family is left out that may have failed by what else the machine did.
 DOUBT = 24 * 3600.0
 AGAIN = "it is checked again after a day, or by `sniper-tts doctor --recheck`"
+# Deaths that somebody else brings about: a system that has no memory left, a scheduler, a user.
+FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGXCPU}
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,13 @@ def what_of(dtype: str, block_size: int) -> str:
 def doubtful(message: str) -> Verdict:
     """A failure that another process, or a full memory, may have brought about."""
     return Verdict(False, message=f"{message}; {AGAIN}", until=time.time() + DOUBT)
+
+
+def lacking(message: str) -> Verdict:
+    """A failure by something that the machine lacks: every process looks again, since the user may
+    have installed it.
+    """
+    return Verdict(False, message=f"{message}; the next start checks again", until=0.0)
 
 
 def _warn(verdicts: dict[str, Verdict], where: str) -> None:
@@ -298,11 +307,11 @@ class _Child:
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip().splitlines()
         last = said[-1].strip()[:300] if said else "it said nothing"
-        if code == -signal.SIGKILL:  # as by a system that has no memory left
-            return doubtful("its process was killed by signal 9")
+        if -code in FROM_OUTSIDE:
+            return doubtful(f"its process was killed by signal {-code}")
         if code < 0:
             return Verdict(False, message=f"its process was killed by signal {-code} ({last})")
-        return Verdict(False, message=f"its process ended with status {code}: {last}")
+        return doubtful(f"its process ended with status {code}: {last}")
 
 
 def _read_news(news: Path) -> tuple[dict[str, Verdict], str | None]:

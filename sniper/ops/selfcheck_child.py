@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from sniper.ops.selfcheck import CASES, Verdict, doubtful
+from sniper.ops.selfcheck import CASES, Verdict, doubtful, lacking
 
 
 def _child(options: argparse.Namespace) -> None:
@@ -60,18 +60,23 @@ def _child(options: argparse.Namespace) -> None:
 
 
 def _failed(problem: Exception) -> Verdict:
+    from triton.errors import TritonError
+
     text = " ".join(str(problem).split())[:300]
-    if isinstance(problem, ValueError):
+    if isinstance(problem, ValueError):  # wrong values
         return Verdict(False, message=text)
     named = f"{type(problem).__name__}: {text}" if text else type(problem).__name__
-    if isinstance(problem, MemoryError | torch.cuda.OutOfMemoryError):
-        return doubtful(named)
+    # What launches a kernel is compiled too. The compiler's own words are not in its error.
     if isinstance(problem, subprocess.CalledProcessError):
-        # Triton compiles what launches a kernel, and the compiler's own words are not in the error.
         header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-        lacking = "" if header.exists() else f"; {header} is not there (python3-dev or -devel)"
-        named = f"the C compiler failed{lacking}: {named}"
-    return Verdict(False, message=named)
+        without = "" if header.exists() else f"; {header} is not there (python3-dev or -devel)"
+        return lacking(f"the C compiler failed{without}: {named}")
+    if "C compiler" in text:
+        return lacking(named)
+    if isinstance(problem, TritonError):  # it cannot be compiled for this GPU
+        return Verdict(False, message=named)
+    # A full memory or disk is told in many ways, by torch, Triton and the system.
+    return doubtful(named)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -164,9 +164,12 @@ class GradientExchange:
         work = dist.all_reduce(flat, async_op=True)
         assert work is not None
 
-        def unpack(done: Any) -> None:
+        def unpack(done: Any) -> Tensor:
             done.value()  # raises what the exchange has raised
             self._unpack(chosen, flat)
+            # On a GPU a future is done when the devices of its value are: with None whoever waits
+            # for it would wait for nothing, and read what is not unpacked yet.
+            return flat
 
         return work.get_future().then(unpack)
 

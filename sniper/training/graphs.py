@@ -99,8 +99,15 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # Other threads pin memory for the next batches meanwhile.
         mode = "thread_local"
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode=mode):
-            values = step()
+        current = torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode=mode
+            ):
+                values = step()
+        finally:
+            # A recording that cannot be ended leaves its stream the current one.
+            torch.cuda.set_stream(current)
         return graph.replay, values
 
 

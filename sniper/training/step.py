@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from sniper import _C
 from sniper.layers.masked import BlockMaskedLayer, versions_of
-from sniper.ops import dispatch, timings
+from sniper.ops import dispatch, selfcheck, timings
 from sniper.ops.aside import weight_gradients_aside
+from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK
 from sniper.ops.dropout import seeds_together
 from sniper.optim import Adam
 from sniper.training.batch_norm import absent_loss, statistics_apart
@@ -94,7 +95,7 @@ class TrainingStep:
         self._limit = grad_clip or float("inf")
         self.device = next(model.parameters()).device
         self._stage = stage
-        self._must_record = must_record
+        self._must_record, self._may_record = must_record, False
         self.graphs: StepGraphs | None = None
         if recorder is not None:
             self.graphs = StepGraphs(self._gradients, self._undone, self._version, recorder)
@@ -120,6 +121,7 @@ class TrainingStep:
         if self.graphs is None or not len(batch):
             return self._gradients(batch, share)
         try:
+            self._check_recording()
             return self.graphs(batch, share)
         except NotRecorded as error:
             if self._must_record:
@@ -127,6 +129,20 @@ class TrainingStep:
             warnings.warn(f"training goes on without CUDA graphs: {error}", stacklevel=2)
             self.graphs = None
         return self._gradients(batch, share)
+
+    def _check_recording(self) -> None:
+        """Raises NotRecorded where this machine's check has found that replays go wrong."""
+        if self._may_record or self.device.type != "cuda":
+            return
+        dtype = torch.bfloat16 if self._bf16 else torch.float32
+        like = next(self.model.parameters()).new_empty(0, dtype=dtype)
+        sizes = {layer.block_size for layer in _held_by(self.model)[2]} or {ELEMENTWISE_BLOCK}
+        if not all(selfcheck.trusted(like, size, selfcheck.RECORDED) for size in sizes):
+            raise NotRecorded(
+                f"this GPU's check leaves out what is recorded; {selfcheck.AGAIN}; "
+                "train.cuda_graphs=off trains without"
+            )
+        self._may_record = True
 
     def clip(self) -> Tensor:
         """Clips the gradients, an optimizer of `sniper.optim` within `update`.

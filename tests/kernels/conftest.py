@@ -22,6 +22,11 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 RUN_BY_HAND = {"test_compile.py", "test_configs.py", "test_interpreter.py"}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if INTERPRETED and not config.getoption("--all-kernels"):
+        import quick_interpreter  # noqa: F401
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:

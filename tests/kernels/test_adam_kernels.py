@@ -123,6 +123,9 @@ def test_what_the_kernels_do_not_take(device):
     assert takes(torch.zeros(8, device=device), None)
     assert not takes(torch.zeros(8, device=device).double(), None)
     assert not takes(torch.zeros(9, device=device)[1:], None)  # half of a vector's alignment
+    weight = torch.zeros(8, device=device)
+    weight.grad = torch.zeros(9, device=device)[1:]  # as DDP's buckets have them
+    assert not takes(weight, None)
     assert not takes(torch.zeros(8, 8, device=device), BlockLayout(torch.ones(1, 1) > 0, 8))
     (weight, layout), *_ = parameters(16, device)
     grad = torch.zeros(weight.shape, device=device)

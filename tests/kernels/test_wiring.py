@@ -244,6 +244,28 @@ def test_adam_visits_everything_in_one_launch(device, monkeypatch):
     assert len(made) == 2
 
 
+@pytest.mark.parametrize("last", ["no gradient", "bfloat16"])
+def test_adam_has_a_last_group_without_an_entry(last, device, monkeypatch):
+    """A frozen backbone, or parameters that torch's functions update."""
+    monkeypatch.setattr(table, "_by_device", lambda rows: ([], [rows] if rows else []))
+    head, other = nn.Linear(16, 16, device=device), nn.Linear(16, 16, device=device)
+    if last == "bfloat16":
+        other.to(torch.bfloat16)
+    plain = copy.deepcopy(nn.ModuleList([head, other]))
+    optimizers = [
+        kind([{"params": m[0].parameters()}, {"params": m[1].parameters(), "lr": 1e-4}], lr=1e-2)
+        for kind, m in ((Adam, nn.ModuleList([head, other])), (torch.optim.Adam, plain))
+    ]
+    for model in ([head, other], plain):
+        for layer in list(model)[: 1 if last == "no gradient" else 2]:
+            for p in layer.parameters():
+                p.grad = torch.full_like(p, 0.5)
+    for optimizer in optimizers:
+        optimizer.step()
+    for layer, wanted in zip([head, other], plain, strict=True):
+        torch.testing.assert_close(layer.weight, wanted.weight)
+
+
 @pytest.mark.parametrize("conv", [False, True])
 def test_a_weights_gradient_is_added_in_place_through_a_cast(conv, device):
     """Under autocast the product reads a copy of the weight; its gradient goes to the weight's."""

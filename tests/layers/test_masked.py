@@ -317,6 +317,9 @@ def test_inference_mode_and_no_grad(net, x):
     expected = net(x)
     with torch.inference_mode():
         assert torch.equal(net(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(x)
+    torch.testing.assert_close(half.float(), expected, rtol=0.05, atol=0.05)
     with torch.no_grad():
         y = net(x)
     assert torch.equal(y, expected) and not y.requires_grad

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+import quick_interpreter  # noqa: F401
 import triton
 import triton.language as tl
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sniper.layers import BlockLayout
-from sniper.ops.layout import find_layout
+from sniper.ops.layout import find_layout, mark_copy
 
 T, F = True, False
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
@@ -177,3 +177,14 @@ def test_handles_are_distinct_and_weak():
     del first
     with pytest.raises(ValueError, match=f"living layout, got {a}"):
         find_layout(a)
+
+
+def test_nothing_is_known_of_tensors_without_versions():
+    """Those that inference mode makes, as a cast under autocast; elsewhere than on a CPU."""
+    layout = BlockLayout(MASK, 2)
+    weight = torch.zeros(4, 6)
+    layout.mark_zeros(weight)
+    with torch.inference_mode():
+        copy = torch.zeros(4, 6, device="meta")
+        mark_copy(layout, copy)
+        assert not layout.zeros_known(copy)

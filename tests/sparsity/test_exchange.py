@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +211,18 @@ def test_blocks_of_any_memory_order():
         assert written._version > version  # or an optimizer takes it for a gradient it has cleared
         kept = mask.permute(0, 2, 1).repeat_interleave(2, 0).repeat_interleave(2, 1)
         assert torch.equal(written, g * kept)
+
+
+def test_a_future_of_means_holds_them(monkeypatch):
+    """On a GPU whoever waits for a future waits for the devices of its value."""
+    done: torch.futures.Future[Any] = torch.futures.Future()
+    done.set_result(None)
+    work = SimpleNamespace(get_future=lambda: done)
+    monkeypatch.setattr(dist, "all_reduce", lambda flat, async_op: work)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    p, grad = nn.Parameter(torch.zeros(4)), torch.ones(4)
+    value = GradientExchange(None).average([(p, grad)]).wait()
+    assert isinstance(value, Tensor) and value.tolist() == grad.tolist() == [0.5] * 4
 
 
 def test_what_it_does_not_take():

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sniper.ops import timings
+from sniper.ops import aside, timings
+from sniper.ops.aside import weight_gradients_aside
 from sniper.training.graphs import WARM_UP, CudaRecorder, NotRecorded, StepGraphs
 from sniper.tts.corpus.batch import Batch
 
@@ -180,6 +181,26 @@ def test_a_failed_recording_says_how_to_train_without():
         case.graphs(make_batch(2, 4), 1.0)
     del case.recorder.record
     assert float(case.graphs(make_batch(2, 4), 1.0)["total"]) == 16
+
+
+@pytest.mark.gpu
+def test_a_recording_that_fails_beside_work_aside_leaves_nothing_behind():
+    """As out of memory in a backward pass: its own words come out, and the next recording works."""
+    recorder = CudaRecorder(torch.device("cuda"))
+    x, current = torch.ones(1 << 20, device="cuda"), torch.cuda.current_stream()
+
+    def fails() -> dict[str, Tensor]:
+        with weight_gradients_aside(recorder.aside):
+            aside.run(lambda: x.mul_(2), (x,))
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        recorder.record(fails)
+    assert torch.cuda.current_stream() == current
+    replay, values = recorder.record(lambda: {"total": x + 1})
+    x.fill_(3)
+    replay()
+    assert values["total"].eq(4).all()
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from torch import nn
 from sniper import Sniper
 from sniper.layers import BlockSparseLinear
 from sniper.layers.masked import BlockMaskedLayer
-from sniper.ops import timings, use_backend
+from sniper.ops import selfcheck, timings, use_backend
 from sniper.training.graphs import CudaRecorder, NotRecorded, Values
 from sniper.training.settings import ConfigError
 from sniper.training.step import TrainingStep, _held_by, noam, peak_memory, pick_recorder
@@ -282,6 +282,21 @@ def test_frozen_parameters_get_no_gradients():
     run.step.backward(BATCHES[0], 1.0)
     run.step.update()
     assert run.model.token_embed.weight.grad is None
+
+
+def test_a_gpu_whose_replays_go_wrong_records_nothing(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def trusted(x, block_size, family):
+        asked.append((x.dtype, block_size, family))
+        return False
+
+    monkeypatch.setattr(selfcheck, "trusted", trusted)
+    run = Run(True)
+    run.step._must_record, run.step.device = True, torch.device("cuda", 0)
+    with pytest.raises(NotRecorded, match="this GPU's check leaves out what is recorded"):
+        run.step.backward(BATCHES[0], 1.0)
+    assert asked == [(torch.float32, 16, selfcheck.RECORDED)]
 
 
 def test_graphs_are_for_gpus_and_can_be_turned_off(monkeypatch: pytest.MonkeyPatch):

@@ -59,8 +59,11 @@ class Entry(NamedTuple):
 
 
 def takes(weight: Tensor, layout: BlockLayout | None) -> bool:
-    """Whether the kernels take a parameter: aligned, in blocks that they know."""
-    if weight.dtype != torch.float32 or weight.data_ptr() % _ALIGNMENT:
+    """Whether the kernels take a parameter: aligned, as its gradient is if it has one, in blocks
+    that they know. Gradients in DDP's buckets lie one behind the other, aligned or not.
+    """
+    tensors = [weight] if weight.grad is None else [weight, weight.grad]
+    if weight.dtype != torch.float32 or any(t.data_ptr() % _ALIGNMENT for t in tensors):
         return False
     return layout is None or layout.block_size in configs.BLOCK_SIZES
 
@@ -113,11 +116,11 @@ class AdamTable:
         """One step of all parameters; their step numbers are those of this step already.
 
         Args:
-            learning_rates: by group; a tensor stays on the device.
+            learning_rates: by group, also of groups without an entry; a tensor stays on the device.
             scale: of the gradients, float32 scalar on the device; None: 1.
             clear: whether the gradients are zero afterwards, else they are scaled.
         """
-        for group, lr in enumerate(learning_rates):
+        for group, lr in enumerate(learning_rates[: len(self._written)]):
             if isinstance(lr, Tensor):
                 self._learning_rates[group].copy_(lr.detach())
             elif lr != self._written[group]:
