@@ -174,7 +174,9 @@ class BlockMaskedLayer(nn.Module):
         if self._layout is None:
             n, *taps, c = self.block_mask_shape
             shape = (n, taps[0] if taps else 1, c)
-            self._layout = BlockLayout.unwritten(shape, self.block_size, self.weight.device)
+            # On the meta device a mask would have no values.
+            device = torch.device("cpu") if self.weight.is_meta else self.weight.device
+            self._layout = BlockLayout.unwritten(shape, self.block_size, device)
         keep_zeros(self)
         return self.weight.stride() != before
 
@@ -241,6 +243,8 @@ class BlockMaskedLayer(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         if self._layout is not None:
+            # With assign=True the weight may come from another device.
+            self._layout = self._layout.to(self.weight.device)
             # A state dict may bring values into pruned blocks; what kernels skip must stay zero.
             self._use_kernel_memory_order()
             if not self._layout.outgrown:

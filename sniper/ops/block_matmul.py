@@ -29,8 +29,9 @@ from sniper.ops.geometry import (
 )
 from sniper.ops.layout import BlockLayout, find_layout, mark_copy
 from sniper.ops.operation import operation
+from sniper.ops.pruned import look_at_copy
 from sniper.ops.sharded import check_whole
-from sniper.ops.transforms import transformed
+from sniper.ops.transforms import is_batched, leaves_the_process, transformed
 
 
 def block_matmul(
@@ -68,6 +69,9 @@ def block_matmul(
         ValueError: ranks, shapes, dtypes or devices that do not fit together, p outside [0, 1].
     """
     _check_kinds(x, weight, bias, layout, geometry, relu_dropout)
+    plain = transformed() or leaves_the_process()
+    if layout.is_copy and not plain and not torch.compiler.is_compiling():
+        look_at_copy(weight, layout)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, weight = x.to(dtype), _cast_weight(weight, dtype, layout)
@@ -76,7 +80,7 @@ def block_matmul(
             bias = bias.to(dtype)
     _check(x, weight, bias, layout, geometry, dtype)
     p = relu_dropout
-    if transformed():
+    if plain:
         y = _by_torch(x, weight, bias, layout, geometry)
         return y if p is None else relu_then_dropout(y, p)
     padding = (geometry.dilation, geometry.pad_left, geometry.pad_right)
@@ -135,8 +139,11 @@ def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
 def _by_torch(
     x: Tensor, weight: Tensor, bias: Tensor | None, layout: BlockLayout, geometry: Geometry
 ) -> Tensor:
-    """The product by functions that every transform of torch knows."""
-    if not layout.outgrown:
+    """The product by functions that every transform of torch, and every file of a graph, knows."""
+    if is_batched(weight):
+        # One layer stands for several, each with a mask of its own: where it holds zeros.
+        weight = torch.where(weight.detach() != 0, weight, 0)
+    elif not layout.outgrown:
         mask = layout.element_mask()  # [N, taps, C]
         mask = mask[:, 0] if weight.dim() == 2 else mask.permute(0, 2, 1)
         # Not a product with the mask, which makes NaN of an infinite value in a pruned block.

@@ -120,6 +120,9 @@ class BlockLayout:
         self.version = 0
         self._changes = [0]  # shared with deep copies, which so learn of them wherever they are
         self._copied: tuple[list[int], int] | None = None
+        # Of a deep copy, or one that was saved and loaded, which has had no mask of its own since;
+        # and whether its pruned blocks were found to hold values that count.
+        self.is_copy = self._strayed = False
         self._zeros: tuple[weakref.ref[Tensor], int, int] | None = None
         self._zeros_of_copy: tuple[weakref.ref[Tensor], int, int] | None = None
         self.handle = _register(self)
@@ -132,7 +135,9 @@ class BlockLayout:
 
     @property
     def outgrown(self) -> bool:
-        """Whether this is a deep copy whose original has changed since."""
+        """Whether this is a copy whose original has changed since."""
+        if self._strayed:
+            return True
         return self._copied is not None and self._copied[0][0] != self._copied[1]
 
     @property
@@ -233,6 +238,14 @@ class BlockLayout:
         # A copy with a mask of its own no longer follows its original, and nothing is known yet of
         # zeros in its pruned blocks.
         self._copied = self._zeros = self._zeros_of_copy = None
+        self.is_copy = self._strayed = False
+
+    def stray(self) -> None:
+        """Whoever has found values in the pruned blocks of a copy's weight says so: they count, as
+        in an average over several masks.
+        """
+        self._strayed = True
+        count_change()
 
     def retire(self) -> None:
         """Its weight is dense from now on: deep copies must not skip what counts there."""
@@ -246,10 +259,11 @@ class BlockLayout:
             device: where to.
 
         Returns:
-            Itself when it is there already, else a copy.
+            Itself when it is there already or that is `meta`, where the mask would be lost; else a
+            copy.
         """
         device = torch.device(device)
-        if self.block_mask.device == device:
+        if device.type == "meta" or self.block_mask.device == device:
             return self
         # Without the constructor, which would write everything anew from the mask.
         moved = object.__new__(BlockLayout)
@@ -265,6 +279,8 @@ class BlockLayout:
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layouts are layouts of their own.
         self.__dict__.update(state)
+        self.is_copy = True
+        self.__dict__.setdefault("_strayed", False)  # of an earlier version
         self.handle = _register(self)
 
     def __deepcopy__(self, memo: dict) -> BlockLayout:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sniper import _C
+from sniper.ops.geometry import as_matrix
 from sniper.ops.layout import BlockLayout
 from sniper.ops.memory import untouched_zeros_like
 
@@ -39,6 +40,34 @@ def masked(matrix: Tensor, layout: BlockLayout) -> Tensor:
     return mask_blocks_(matrix.clone(memory_format=torch.contiguous_format), layout)
 
 
+def look_at_copy(weight: Tensor, layout: BlockLayout) -> None:
+    """Sees whether pruned blocks of a copy's weight were given values, as by an average over
+    several masks: then all of it counts. A copy learns of its original's masks by itself only
+    where both are in one process and the values are that original's.
+
+    Args:
+        weight: `[N, K]` or `[N, C, taps]`; what was looked at is looked at again once it was
+            written to.
+        layout: of a copy, `layout.is_copy`.
+    """
+    if layout.is_full or layout.outgrown or layout.marked(weight):
+        return
+    if weight.is_meta or (weight.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    rows = as_matrix(weight.detach())
+    if weight.is_cpu and rows.is_contiguous():
+        mask = layout.block_mask.data_ptr()
+        found = _C.pruned_is_nonzero(
+            rows.data_ptr(), _blocks(rows, layout), mask, torch.get_num_threads()
+        )
+    else:
+        found = bool(rows.masked_select(~layout.element_mask().flatten(1)).any())
+    if found:
+        layout.stray()
+    elif not weight.is_inference():
+        layout.mark_zeros(weight)
+
+
 def mask_blocks_(matrix: Tensor, layout: BlockLayout) -> Tensor:
     """Zeroes the pruned blocks of a contiguous `[N, taps * C]`, in place, and returns it; on a CPU
     what is zero already is only read.
@@ -59,9 +88,13 @@ def mask_blocks_(matrix: Tensor, layout: BlockLayout) -> Tensor:
 def zero_pruned_(weight: Tensor, layout: BlockLayout) -> None:
     """Zeroes the pruned blocks of a weight `[N, K]` or `[N, C, taps]`, in place, in any memory
     order; on a CPU what is zero already is only read.
+
+    Raises:
+        ValueError: a weight of another shape or on another device than its mask.
     """
-    if layout.is_full:
+    if layout.is_full or weight.is_meta:
         return
+    _check_fits(weight, layout)
     rows = weight.detach().unsqueeze(2) if weight.dim() == 2 else weight.detach()
     rows = rows.permute(0, 2, 1)  # [N, taps, C]
     if not rows.is_contiguous():
@@ -127,6 +160,22 @@ def _copy_active(
     mask = layout.block_mask.data_ptr()
     copy(weight.data_ptr(), blocks, mask, packed.data_ptr(), torch.get_num_threads())
     return True
+
+
+def _check_fits(weight: Tensor, layout: BlockLayout) -> None:
+    """Refuses a weight that was exchanged for another one: kernels walk the memory that they
+    expect.
+    """
+    rows, taps, cols = layout.shape
+    b = layout.block_size
+    wanted = (rows * b, cols * b) if weight.dim() == 2 else (rows * b, cols * b, taps)
+    there = layout.block_mask.device
+    if tuple(weight.shape) != wanted or weight.device != there:
+        raise ValueError(
+            f"weight: expected {list(wanted)} on {there}, as its block mask is, got "
+            f"{list(weight.shape)} on {weight.device}: put another mask on, or none, before the "
+            "weight is exchanged"
+        )
 
 
 def _blocks(matrix: Tensor, layout: BlockLayout) -> tuple[int, int, int, int, int]:

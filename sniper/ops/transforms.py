@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -17,3 +18,18 @@ def transformed() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def leaves_the_process() -> bool:
+    """Whether this call is recorded for a file, by `torch.export` or `torch.jit.trace`: what the
+    graph of a block-sparse product refers to is in this process alone.
+    """
+    return torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+
+
+def is_batched(t: Tensor) -> bool:
+    """Whether `vmap` goes over several tensors that this one stands for."""
+    functorch = torch._C._functorch
+    while functorch.is_gradtrackingtensor(t):
+        t = functorch.get_unwrapped(t)
+    return functorch.is_batchedtensor(t)

@@ -6,10 +6,10 @@ of weights that are pruned or come back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -85,59 +85,111 @@ class NewWeights:
 class RateFactors:
     """Multiplies learning rates by a factor a parameter, during `optimizer.step()` only.
 
-    An optimizer of `sniper.optim` reads the factors itself. For any other, just before a step each
-    param group is split by factor, and put back just after. So any grouping
-    and any scheduler (multiplicative, absolute, on plateau) works, and what they read and write is
-    the rate without the factor. Optimizer state is kept by parameter and does not notice.
+    One model's factors; several may act on one optimizer, each on its own parameters.
     """
 
     def __init__(self) -> None:
-        self._factors: dict[nn.Parameter, float] = {}  # one object: optimizers may read it
-        self._hooks: WeakKeyDictionary[Optimizer, tuple[Any, ...]] = WeakKeyDictionary()
-        self._unsplit: WeakKeyDictionary[Optimizer, list[dict]] = WeakKeyDictionary()
+        self._factors: dict[nn.Parameter, float] = {}
+        self._optimizers: WeakSet[Optimizer] = WeakSet()
 
     @property
     def attached(self) -> bool:
         """Whether any optimizer that still exists is scaled."""
-        return len(self._hooks) > 0
+        return len(self._optimizers) > 0
 
     def set(self, factors: dict[nn.Parameter, float]) -> None:
         """Replaces all factors; parameters not named have 1."""
-        # Factors of 1 are left out, so that a dense stage splits nothing and costs nothing.
-        self._factors.clear()
-        self._factors.update({p: f for p, f in factors.items() if f != 1.0})
+        before, self._factors = self._factors, dict(factors)
+        for optimizer in self._optimizers:
+            _split_of(optimizer).replace(before, self._factors)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Hooks into `optimizer`, once."""
-        if optimizer in self._hooks:
-            return
-        if isinstance(optimizer, Adam):
-            optimizer.rate_factors = self._factors
-            self._hooks[optimizer] = ()
-        else:
-            self._hooks[optimizer] = (
-                optimizer.register_step_pre_hook(self._split),
-                optimizer.register_step_post_hook(self._join),
-            )
+        """Acts on `optimizer` from now on."""
+        if optimizer not in self._optimizers:
+            self._optimizers.add(optimizer)
+            _split_of(optimizer).users.add(self)
+            _split_of(optimizer).replace({}, self._factors)
 
     def detach(self) -> None:
         """Leaves every optimizer as it was found."""
-        for optimizer, hooks in self._hooks.items():
-            if isinstance(optimizer, Adam):
-                optimizer.rate_factors = {}
-            for hook in hooks:
-                hook.remove()
-        self._hooks.clear()
+        for optimizer in self._optimizers:
+            split = _split_of(optimizer)
+            split.replace(self._factors, {})
+            split.users.discard(self)
+            if not split.users:
+                _splits.pop(optimizer).remove(optimizer)
+        self._optimizers.clear()
 
-    def _split(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+
+class _Split:
+    """The factors of one optimizer, whoever set them.
+
+    An optimizer of `sniper.optim` reads them itself. For any other, just before a step each param
+    group is split by factor, and put back just after. So any grouping and any scheduler
+    (multiplicative, absolute, on plateau) works, and what they read and write is the rate without
+    the factor. Optimizer state is kept by parameter and does not notice.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.users: WeakSet[RateFactors] = WeakSet()
+        # Factors of 1 are left out, so that a dense stage splits nothing and costs nothing.
+        self._factors: dict[nn.Parameter, float] = {}  # one object: an optimizer may read it
+        self._unsplit: list[dict] | None = None
+        self.hooks: tuple[Any, ...] = ()
+        if isinstance(optimizer, Adam):
+            optimizer.rate_factors = self._factors
+        else:
+            self.hooks = (
+                optimizer.register_step_pre_hook(self._before_step),
+                optimizer.register_step_post_hook(self._after_step),
+                # What is saved after a step that raised has whole groups.
+                optimizer.register_state_dict_pre_hook(self._join),
+            )
+
+    def replace(
+        self, before: Mapping[nn.Parameter, float], factors: Mapping[nn.Parameter, float]
+    ) -> None:
+        """Factors in place of others, which may be of other parameters."""
+        for p in {**before, **factors}:
+            self._factors.pop(p, None)
+        self._factors.update({p: f for p, f in factors.items() if f != 1.0})
+
+    def remove(self, optimizer: Optimizer) -> None:
+        """Leaves the optimizer as it was found."""
+        self._join(optimizer)
+        if isinstance(optimizer, Adam):
+            optimizer.rate_factors = {}
+        for hook in self.hooks:
+            hook.remove()
+
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> Any:
         # Groups must be whole before they are split, or factors would multiply.
-        self._join(optimizer, args, kwargs)  # a step that raised has left its groups split
+        self._join(optimizer)  # a step that raised has left its groups split
         if not self._factors:
-            return
-        self._unsplit[optimizer] = optimizer.param_groups
+            return None
+        self._unsplit = optimizer.param_groups
         optimizer.param_groups = [
             piece for group in optimizer.param_groups for piece in self._by_factor(group)
         ]
+        # The optimizer itself is the first argument.
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._joined_if_it_fails(optimizer, args[1]), *args[2:]), kwargs
+        if callable(kwargs.get("closure")):
+            closure = self._joined_if_it_fails(optimizer, kwargs["closure"])
+            return args, {**kwargs, "closure": closure}
+        return None
+
+    def _joined_if_it_fails(
+        self, optimizer: Optimizer, closure: Callable[[], Any]
+    ) -> Callable[[], Any]:
+        def run() -> Any:
+            try:
+                return closure()
+            except BaseException:  # nothing runs behind a step that raises
+                self._join(optimizer)
+                raise
+
+        return run
 
     def _by_factor(self, group: dict) -> list[dict]:
         # Fused and foreach optimizers want few large groups: as many as there are factors, not as
@@ -152,9 +204,11 @@ class RateFactors:
             for factor, params in by_factor.items()
         ]
 
-    def _join(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        unsplit = self._unsplit.pop(optimizer, None)
-        if unsplit is None:
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self._join(optimizer)
+
+    def _join(self, optimizer: Optimizer) -> None:
+        if self._unsplit is None:
             return
         for piece in optimizer.param_groups:
             group = piece.get("_unsplit")
@@ -162,7 +216,18 @@ class RateFactors:
                 # All pieces of a group count alike, so whichever comes last is right.
                 changed = {k: v for k, v in piece.items() if k not in ("params", "lr", "_unsplit")}
                 group.update(changed)
-        optimizer.param_groups = unsplit
+        optimizer.param_groups, self._unsplit = self._unsplit, None
+
+
+# One for each optimizer: groups that two had split would not be put back by both.
+_splits: WeakKeyDictionary[Optimizer, _Split] = WeakKeyDictionary()
+
+
+def _split_of(optimizer: Optimizer) -> _Split:
+    split = _splits.get(optimizer)
+    if split is None:
+        split = _splits[optimizer] = _Split(optimizer)
+    return split
 
 
 def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
