@@ -236,15 +236,20 @@ class BlockMaskedLayer(nn.Module):
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)
         if self._layout is not None:
-            self._layout = self._layout.to(self.weight.device)
+            self._bring_layout()
             self._use_kernel_memory_order()
         return self
+
+    def _bring_layout(self) -> None:
+        # On the meta device a mask would lose its values.
+        if self._layout is not None and not self.weight.is_meta:
+            self._layout = self._layout.to(self.weight.device)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)
         if self._layout is not None:
             # With assign=True the weight may come from another device.
-            self._layout = self._layout.to(self.weight.device)
+            self._bring_layout()
             # A state dict may bring values into pruned blocks; what kernels skip must stay zero.
             self._use_kernel_memory_order()
             if not self._layout.outgrown:

@@ -13,9 +13,13 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from sniper.ops.layout import BlockLayout, count_change
 from sniper.ops.sharded import sharding_of
@@ -56,8 +60,33 @@ def release(owner: object) -> None:
 
 @functools.cache
 def _install() -> None:
-    # Behind all optimizers at once: the layers do not know which one the user will make, or when.
+    # Around all optimizers at once: the layers do not know which one the user will make, or when.
+    register_optimizer_step_pre_hook(_before_step)
     register_optimizer_step_post_hook(_after_step)
+
+
+def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    """Lays gradients and moments of convolutions out as the weight is: fused optimizers walk them
+    as flat memory. A mask lays the weight out anew, a state dict or `.data` may do so, too.
+    """
+    if not _owners:
+        return
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.dim() != 3:
+                continue
+            # Only there, since others may have a reason to keep the gradient where it is.
+            if group.get("fused") and p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = _laid(p.grad, p)
+            state = optimizer.state.get(p, {})
+            for key, value in state.items():
+                moment = isinstance(value, Tensor) and value.shape == p.shape
+                if moment and value.stride() != p.stride():
+                    state[key] = _laid(value, p)
+
+
+def _laid(t: Tensor, p: Tensor) -> Tensor:
+    return torch.empty_like(p, dtype=t.dtype, requires_grad=False).copy_(t.detach())
 
 
 def _after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:

@@ -81,6 +81,11 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight if weight.dim() == 2 else weight.permute(0, 2, 1).reshape(weight.shape[0], -1)
 
 
+def is_matrix(weight: Tensor) -> bool:
+    """Whether `as_matrix` is a contiguous view, which may be written to."""
+    return (weight if weight.dim() == 2 else weight.permute(0, 2, 1)).is_contiguous()
+
+
 def as_weight(matrix: Tensor, weight: Tensor) -> Tensor:
     """`[N, taps * C]` in the shape of `weight`, a view."""
     if weight.dim() == 2:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sniper.ops.geometry import as_matrix
+from sniper.ops.geometry import as_matrix, is_matrix
 from sniper.ops.memory import untouched_zeros_like
 
 # By identity, since tensors compare by value; weak, so that a deleted model's weights do not stay.
@@ -139,7 +139,7 @@ def _is_added(weight: Tensor) -> bool:
         return False
     if grad is not None and (grad.dtype, grad.stride()) != (weight.dtype, weight.stride()):
         return False
-    return as_matrix(weight).is_contiguous() and _is_accumulated(weight)
+    return is_matrix(weight) and _is_accumulated(weight)
 
 
 def _place_of(weight: Tensor, pruned: bool) -> Tensor:

@@ -259,11 +259,10 @@ class BlockLayout:
             device: where to.
 
         Returns:
-            Itself when it is there already or that is `meta`, where the mask would be lost; else a
-            copy.
+            Itself when it is there already, else a copy; on `meta` one without values.
         """
         device = torch.device(device)
-        if device.type == "meta" or self.block_mask.device == device:
+        if self.block_mask.device == device:
             return self
         # Without the constructor, which would write everything anew from the mask.
         moved = object.__new__(BlockLayout)

@@ -19,6 +19,7 @@ import math
 import os
 import platform
 import statistics
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,8 @@ def no_noise() -> list[float]:
 
 
 _choices: dict[str, Choice] | None = None
+# Held while choices change: threads may call one model.
+_one_thread = threading.RLock()
 _look_again = False
 _looked_again: set[str] = set()
 _generation = 0
@@ -123,8 +126,7 @@ def fastest(
     Raises:
         Exception: whatever the last candidate raises.
     """
-    choices = _load()
-    before = choices.get(key)
+    before = _load().get(key)
     if before is None or not before.covers(candidates):
         # Timing waits for the device, which would break the recording with an error about something
         # else.
@@ -132,20 +134,28 @@ def fastest(
             raise RuntimeError(f"nothing was measured before this step was recorded: {key}")
         if before is not None:
             outdate()
-        choices[key] = _measure(candidates, quiet, noise, compared or candidates)
-        _looked_again.add(key)
-        _store(measured=key, unless_covers=candidates)
+        # Not under the lock: what is timed may choose, too, and on another thread.
+        measured = _measure(candidates, quiet, noise, compared or candidates)
+        with _one_thread:
+            found = _load().get(key)
+            if found is None or not found.covers(candidates):  # or another thread was first
+                _load()[key] = measured
+            _looked_again.add(key)
+            _store(measured=key, unless_covers=candidates)
+            return _pick(_load()[key], candidates)
     elif _look_again and not before.sure and key not in _looked_again and not _capturing():
         again = _measure(candidates, quiet, noise, compared or candidates)
-        _looked_again.add(key)
-        # An unsure second look overturns nothing: the bits of later runs must not change without a
-        # reason.
-        if again.sure:
-            if _pick(again, candidates) != _pick(before, candidates):
-                outdate()
-            choices[key] = again
-            _store(measured=key)
-    return _pick(_load()[key], candidates)
+        with _one_thread:
+            _looked_again.add(key)
+            # An unsure second look overturns nothing: the bits of later runs must not change
+            # without a reason.
+            if again.sure:
+                if _pick(again, candidates) != _pick(before, candidates):
+                    outdate()
+                _load()[key] = again
+                _store(measured=key)
+                before = _load()[key]
+    return _pick(before, candidates)
 
 
 def look_again() -> None:
@@ -180,9 +190,10 @@ def outdate() -> None:
 
 def drop(key: str) -> None:
     """Forgets one choice, here and on disk, so that it is made anew."""
-    if _load().pop(key, None) is not None:
-        outdate()
-        _store(dropped=key)
+    with _one_thread:
+        if _load().pop(key, None) is not None:
+            outdate()
+            _store(dropped=key)
 
 
 def forget() -> None:
@@ -411,7 +422,9 @@ def _path() -> Path:
 def _load() -> dict[str, Choice]:
     global _choices
     if _choices is None:
-        _choices = _read()
+        with _one_thread:
+            if _choices is None:
+                _choices = _read()
     return _choices
 
 

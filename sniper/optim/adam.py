@@ -47,6 +47,11 @@ class Adam(torch.optim.Adam):
             was written there through `.data`, which nobody notices, is gone after the next step if
             it fills whole blocks, else after as many steps as a block has rows.
 
+    A cleared gradient of a masked weight counts as none until its version goes up. So it does not
+    count what is written to it through `.data`, and it counts what `clip_grad_norm_` writes, also
+    of a layer that took no part in the pass: such a layer goes on by its moments, where torch's
+    leaves it. `max_norm` and `clip` leave it, too.
+
     Raises:
         ValueError: settings that torch's refuses, a `max_norm` that is no number above 0, or a flag
             that asks for another implementation.
@@ -89,8 +94,7 @@ class Adam(torch.optim.Adam):
             fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        # A GradScaler unscales gradients itself: then what is clipped is what is meant.
-        self._step_supports_amp_scaling = False
+        self._step_supports_amp_scaling = True
 
     def _begin(self, max_norm: float | None, clear: bool) -> None:
         self.max_norm, self.clear = max_norm, clear
@@ -144,7 +148,7 @@ class Adam(torch.optim.Adam):
         if "_rows" not in self.__dict__:  # a copy
             self._begin(state.get("max_norm"), state.get("clear", False))
         super().__setstate__(state)
-        self._step_supports_amp_scaling = False
+        self._step_supports_amp_scaling = True
         for group in self.param_groups:  # what torch's may have been saved with
             group["foreach"] = None
             group["fused"] = group["fused"] or None
@@ -209,8 +213,32 @@ class Adam(torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            self._step()
+            if self._unscaled():
+                self._step()
         return loss
+
+    def _unscaled(self) -> bool:
+        """Does what a GradScaler leaves to an optimizer that it calls in any case: divides the
+        gradients by its scale. False where they overflowed, so that there is no update; they are
+        cleared all the same if the optimizer does that, or the next ones would be added to them.
+        """
+        found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        if found_inf is not None and bool(found_inf):
+            self._clipped = None
+            if self.clear:
+                self.zero_grad()
+            return False
+        if scale is None:
+            return True
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and self.has_gradient(p):
+                    by_device.setdefault(p.grad.device, []).append(p.grad)
+        for device, grads in by_device.items():
+            factor = scale.to(device).double().reciprocal().float()  # as the scaler's own
+            torch._foreach_mul_(grads, factor)  # pyright: ignore[reportPrivateImportUsage]
+        return True
 
     def _step(self) -> None:
         if self.max_norm is not None and self._clipped is None:

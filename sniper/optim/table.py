@@ -16,6 +16,7 @@ from sniper.layers.zeros import layouts_of_weights
 from sniper.ops import layout as layouts
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import adam, launch
+from sniper.ops.geometry import is_matrix
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import mask_blocks_, only_active, zero_pruned_
 
@@ -364,7 +365,9 @@ def _served(p: Tensor, layout: BlockLayout | None) -> bool:
     """
     if p.dtype != torch.float32 or p.layout != torch.strided:
         return False
-    if not (p.is_contiguous() or (p.dim() == 3 and p.permute(0, 2, 1).is_contiguous())):
+    # Blocks are rows of that matrix; values may be put into a masked convolution in any order.
+    laid = p.dim() in (2, 3) and is_matrix(p)
+    if not (laid or (layout is None and p.is_contiguous())):
         return False
     if p.device.type == "cpu":
         return True

@@ -325,16 +325,3 @@ def prime(
                 mean = times * (value * active).sum() / active.sum().clamp(min=1)
                 # Nothing is written elsewhere: what was never written takes no memory.
                 value.masked_fill_(newly, mean.to(value.dtype))
-
-
-def match_memory_order(optimizer: Optimizer, params: Iterable[nn.Parameter]) -> None:
-    """Lays state out as its parameter is: fused optimizers walk both as flat memory."""
-    for p in params:
-        state = optimizer.state.get(p, {})
-        for key, value in state.items():
-            if not isinstance(value, Tensor) or value.shape != p.shape:
-                continue
-            # Moments that were made before the first mask, or loaded from a checkpoint of a dense
-            # run.
-            if value.stride() != p.stride():
-                state[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -31,7 +31,6 @@ from sniper.sparsity.optimizer import (
     as_list,
     check_optimizers,
     gradient_and_moments,
-    match_memory_order,
     prime,
 )
 from sniper.sparsity.schedule import SparsitySchedule, check_sparsity, is_number
@@ -141,15 +140,13 @@ class Sniper:
         else:
             sparsify(model, self.block_size, exclude=exclude)
             self._targets = BlockTargets(model, params)
-        for p in self._targets.parameters.values():
-            # Weak: a Sniper that nobody holds any more must not block the model for ever.
-            _masked_by[p] = weakref.ref(self._targets)
         self._scheduled: MaskStages | None = None  # the masks of every stage
         self._init: dict[str, Tensor] = {}
         self._rates = RateFactors()
         self._warned: set[str] = set()
         self.detached = False
         self.sparsity: float | None = None
+        self._follow()
 
     @classmethod
     def paper(
@@ -308,9 +305,8 @@ class Sniper:
                 decide.
         """
         self._check_attached("step")
+        self._follow()
         optimizers = as_list(optimizer)
-        params = self._targets.parameters
-        # Masked convolutions lie in memory as [N, taps, C], whatever their shape says.
         check_optimizers(optimizers, self.model, self.lr_scale is not None)
         sparsity = self.schedule.sparsity_at(epoch)
         if sparsity != self.sparsity:
@@ -321,7 +317,6 @@ class Sniper:
             self._change(sparsity, optimizers)
         for each in optimizers:
             self._rates.attach(each)
-            match_memory_order(each, params.values())
         self._warn_of_what_differs()
         return self.reached
 
@@ -459,6 +454,17 @@ class Sniper:
             _masked_by.pop(p, None)
         self.detached = True
 
+    def _follow(self) -> None:
+        """Masks what has taken the place of parameters that it knew, as with
+        `load_state_dict(assign=True)`.
+        """
+        self._targets.follow()
+        for p in self._targets.parameters.values():
+            # Weak: a Sniper that nobody holds any more must not block the model for ever.
+            _masked_by[p] = weakref.ref(self._targets)
+        if self.sparsity is not None:
+            self._set_lr_scales()
+
     def _check_attached(self, what: str) -> None:
         if self.detached:
             raise ValueError(f"{what}: expected a Sniper in use, got one after detach()")
@@ -590,6 +596,7 @@ class Sniper:
                 masks for a sparsity of the schedule, or a mask that is missing.
         """
         self._check_attached("load_state_dict")
+        self._follow()
         if not isinstance(state, Mapping):
             got = type(state).__name__
             raise ValueError(f"sniper state: expected a mapping from state_dict(), got {got}")

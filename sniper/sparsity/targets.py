@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify
 from sniper.layers.ddp_buckets import make_buckets_anew
-from sniper.layers.masked import no_replicas
+from sniper.layers.masked import BlockMaskedLayer, no_replicas
 from sniper.layers.selection import check_whole_parameters
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
@@ -42,6 +43,19 @@ class BlockTargets:
             raise ValueError(
                 "model: expected at least one block-sparse layer with a weight to prune, got none"
             )
+
+    def follow(self) -> None:
+        """Sees that the layers are there still; their weights are whatever they are now.
+
+        Raises:
+            ValueError: one is no block-sparse layer any more.
+        """
+        for name, layer in self.layers.items():
+            if not isinstance(layer, BlockMaskedLayer):
+                raise ValueError(
+                    f"model: expected its block-sparse layers, got {name} as {type(layer).__name__}"
+                    ": densify a copy of the model, or detach() the Sniper before"
+                )
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -158,12 +172,13 @@ class BlockTargets:
 
     def density(self, name: str) -> float:
         """Share of active weights, in [0, 1]."""
-        return self.layers[name].density
+        return getattr(self.layers[name], "density", 1.0)  # 1 too once it was made dense
 
     def detach(self) -> None:
         """Lifts the masks."""
         for layer in self.layers.values():
-            layer.set_block_mask(None)
+            if isinstance(layer, BlockMaskedLayer):  # else it is dense already
+                layer.set_block_mask(None)
 
 
 class ElementTargets:
@@ -184,11 +199,29 @@ class ElementTargets:
         self._mask_gradients = mask_gradients
         self._model = model
         self._lifted = False
+        # By the name of a parameter, or "" for the model's.
+        self._hooks: dict[str, RemovableHandle] = {}
         if mask_gradients:
-            self._hooks = [p.register_hook(self._gradient_hook(n)) for n, p in params.items()]
+            for name, p in params.items():
+                self._hooks[name] = p.register_hook(self._gradient_hook(name))
             keep_zeros(self)
         else:
-            self._hooks = [model.register_forward_pre_hook(self._before_forward)]
+            self._hooks[""] = model.register_forward_pre_hook(self._before_forward)
+
+    def follow(self) -> None:
+        """Masks parameters that have taken the place of those it knew, as `load_state_dict` puts
+        them there with `assign=True`.
+        """
+        for name, known in list(self.parameters.items()):
+            p = self._model.get_parameter(name)
+            if p is known:
+                continue
+            self.parameters[name] = p
+            if name in self._hooks:
+                self._hooks[name].remove()
+                self._hooks[name] = p.register_hook(self._gradient_hook(name))
+            if self._prunes(name):
+                self._zero(name)
 
     def _before_forward(self, module: nn.Module, args: tuple) -> None:
         # A method, not a lambda: a copied or pickled model takes its masks along.
@@ -210,7 +243,7 @@ class ElementTargets:
 
     def detach(self) -> None:
         """Lifts the masks and takes the hooks away."""
-        for hook in self._hooks:
+        for hook in self._hooks.values():
             hook.remove()
         self._masks, self._active = {}, {}
 
@@ -326,10 +359,12 @@ class ElementTargets:
 
     def masked_parameters(self) -> list[nn.Parameter]:
         """The parameters of which something is pruned now."""
+        self.follow()
         return [p for name, p in self.parameters.items() if self._prunes(name)]
 
     def zero_pruned(self, parameter: nn.Parameter | None = None) -> None:
         """Zeroes what the masks prune, of one parameter or of all; an update may have moved it."""
+        self.follow()
         for name, p in self.parameters.items():
             if self._prunes(name) and (parameter is None or p is parameter):
                 self._zero(name)

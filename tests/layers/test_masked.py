@@ -8,17 +8,20 @@ import io
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
-from sniper import BlockSparseLinear, densify, sparsify
+from sniper import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
 from sniper.layers import layout_versions
 from sniper.ops import use_backend
 
@@ -192,10 +195,136 @@ def test_other_dtypes(net, x, dtype):
         assert not layer.weight.grad[~element_mask(layer)].any()
 
 
-def test_to_another_device_takes_the_layout_along(net):
-    net.to("meta")
-    assert net.conv.layout.block_mask.device.type == "meta"
-    assert net(torch.randn(2, 9, 16, device="meta")).shape == (2, 9, 16)
+def test_on_the_meta_device_masks_keep_their_values(net, x):
+    """torch's way to load big models: a skeleton without memory, whose weights come later."""
+    skeleton = copy.deepcopy(net).to("meta")
+    assert skeleton(torch.randn(2, 9, 16, device="meta")).shape == (2, 9, 16)
+    skeleton.load_state_dict(net.state_dict(), assign=True)
+    assert torch.equal(skeleton(x), net(x))
+    empty = copy.deepcopy(net).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(net.state_dict())
+    assert torch.equal(empty(x), net(x))
+
+
+def test_a_mask_that_is_put_on_without_memory():
+    layer = BlockSparseLinear(16, 16, block_size=B, device="meta")
+    layer.set_block_mask(torch.eye(2).bool())
+    layer.to_empty(device="cpu")
+    layer.load_state_dict(BlockSparseLinear(16, 16, block_size=B).state_dict())
+    x = torch.randn(3, 16)
+    mask = torch.eye(2).bool().repeat_interleave(B, 0).repeat_interleave(B, 1)
+    assert torch.allclose(layer(x), F.linear(x, layer.weight * mask, layer.bias), atol=1e-6)
+    assert torch.equal(layer.weight != 0, mask)
+
+
+def test_a_weight_that_was_exchanged_is_refused():
+    """Kernels would write where the mask says, outside its memory."""
+    layer = BlockSparseLinear(16, 32, block_size=B)
+    layer.set_block_mask(torch.eye(4, 2).bool())
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer.weight.data, layer.bias.data = torch.ones(32, 16)[:16], torch.ones(16)
+    with pytest.raises(ValueError, match=r"weight: expected \[32, 16\] on cpu, .*got \[16, 16\]"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("saved", ["no", "alone", "with the model"])
+def test_an_average_that_was_saved_takes_all_weights(net, x, saved):
+    average = AveragedModel(net)
+    average.update_parameters(net)
+    if saved == "alone":
+        average = pickle.loads(pickle.dumps(average))
+    elif saved == "with the model":
+        net, average = pickle.loads(pickle.dumps((net, average)))
+    for layer in (net.conv, net.first):
+        layer.set_block_mask(torch.ones(layer.block_mask_shape).bool())
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1)
+    average.update_parameters(net)
+    plain = densify(copy.deepcopy(average.module))
+    torch.testing.assert_close(average(x), plain(x))
+
+
+def test_an_average_over_models_with_other_masks():
+    models = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        layer = BlockSparseLinear(16, 16, block_size=B)
+        mask = torch.zeros(2, 2).bool()
+        mask[:, seed] = True
+        layer.set_block_mask(mask)
+        models.append(layer)
+    average = AveragedModel(models[0])
+    for model in models:
+        average.update_parameters(model)
+    rows = torch.randn(5, 16)
+    wanted = (models[0](rows) + models[1](rows)) / 2
+    torch.testing.assert_close(average(rows), wanted)
+
+
+def test_an_ensemble_has_each_members_mask():
+    models = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        layer = BlockSparseLinear(16, 16, block_size=B)
+        layer.set_block_mask(torch.tensor([[seed != 0, seed != 1], [seed != 2, True]]))
+        models.append(layer)
+    params, buffers = torch.func.stack_module_state(models)
+    skeleton = copy.deepcopy(models[0]).to("meta")
+    rows = torch.randn(5, 16)
+
+    def one(params, buffers):
+        return torch.func.functional_call(skeleton, (params, buffers), (rows,))
+
+    got = torch.vmap(one)(params, buffers)
+    torch.testing.assert_close(got, torch.stack([m(rows) for m in models]))
+
+    def loss(params, buffers):
+        return one(params, buffers).square().sum()
+
+    grads = torch.vmap(torch.func.grad(loss))(params, buffers)["weight"]
+    for grad, model in zip(grads, models, strict=True):
+        model(rows).square().sum().backward()
+        torch.testing.assert_close(grad, model.weight.grad)
+
+
+@pytest.mark.parametrize("kind", ["export", "trace"])
+def test_graphs_for_files_are_of_torchs_functions(kind, tmp_path):
+    """Else the file would mean the mask of whatever model the loading process has."""
+    layer = BlockSparseLinear(16, 16, block_size=B).eval()
+    layer.set_block_mask(torch.eye(2).bool())
+    rows, path = torch.randn(5, 16), str(tmp_path / "graph")
+    if kind == "export":
+        torch.export.save(torch.export.export(layer, (rows,)), path)
+    else:
+        torch.jit.save(torch.jit.trace(layer, rows), path)
+    program = (
+        "import sys, torch; kind, path, x = sys.argv[1], sys.argv[2], torch.load(sys.argv[3])\n"
+        "m = torch.export.load(path).module() if kind == 'export' else torch.jit.load(path)\n"
+        "torch.save(m(x), sys.argv[3])"
+    )
+    torch.save(rows, tmp_path / "rows")
+    subprocess.run([sys.executable, "-c", program, kind, path, tmp_path / "rows"], check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "rows"), layer(rows))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_moments_follow_a_convolution_into_its_masks_memory_order(fused):
+    """Fused optimizers walk weight, gradient and moments as flat memory."""
+    ends = []
+    for masked in (False, True):
+        torch.manual_seed(0)
+        layer = BlockSparseConv1d(16, 16, 3, padding=1, block_size=B)
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.01, fused=fused)
+        for step in range(4):
+            if step == 2 and masked:
+                layer.set_block_mask(torch.ones(layer.block_mask_shape).bool())
+            generator = torch.Generator().manual_seed(step)
+            layer(torch.randn(2, 16, 9, generator=generator)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        ends.append(layer.weight.detach())
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -320,3 +321,26 @@ def test_a_read_only_folder_is_read(own_cache, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("SNIPER_CACHE_DIR", str(own_cache))
     assert set(saved(own_cache)) == {"key"}
+
+
+def test_threads_that_measure_at_once(tmp_path, monkeypatch):
+    """A served model: each meets sizes that nothing was measured for, and all find a choice."""
+    monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(timings, "_choices", None)
+    found, together = [], threading.Barrier(4)
+
+    def work() -> None:
+        together.wait()
+        for i in range(6):
+            calls = {"a": lambda: torch.ones(2), "b": lambda: torch.ones(2)}
+            found.append(timings.fastest(f"key {i}", calls))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 24 and set(found) <= {"a", "b"}
+    for i in range(6):
+        known = timings.known(f"key {i}")
+        assert known is not None and set(known) == {"a", "b"}

@@ -275,6 +275,50 @@ def test_grad_scaler():
     assert_close(*results)
 
 
+@pytest.mark.parametrize("unscale", [False, True])
+@pytest.mark.parametrize("max_norm", [None, 0.05])
+def test_an_overflow_is_skipped_and_cleared(max_norm, unscale):
+    """A scaler skips the step that clears: the next gradient must not be added to an infinite one,
+    or the scale falls for ever.
+    """
+    results = []
+    for cls in (Adam, torch.optim.Adam):
+        model = make_model()
+        options = {"max_norm": max_norm, "clear": True} if cls is Adam else {}
+        optimizer = cls(model.parameters(), lr=3e-3, **options)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
+        for step in range(6):
+            loss = model(batch(step)) * (float("inf") if step == 2 else 1.0)
+            scaler.scale(loss).backward()
+            if unscale or (cls is torch.optim.Adam and max_norm):
+                scaler.unscale_(optimizer)
+            if cls is torch.optim.Adam and max_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            if cls is torch.optim.Adam:
+                optimizer.zero_grad()
+        assert scaler.get_scale() == 512
+        results.append(weights(model))
+    assert_close(*results, relative=1e-6)
+
+
+def test_contiguous_values_in_a_masked_convolution():
+    """As `vector_to_parameters` puts them there: another memory order than the mask's."""
+    results = []
+    for cls in (Adam, torch.optim.Adam):
+        model = make_model()
+        optimizer = cls(model.parameters(), lr=3e-3)
+        for step in range(4):
+            if step == 2:
+                model.conv.weight.data = model.conv.weight.data.contiguous()
+            model(batch(step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(weights(model))
+    assert_close(*results, relative=1e-6)
+
+
 def test_other_dtypes_go_torchs_way():
     results = []
     for cls in (Adam, torch.optim.Adam):

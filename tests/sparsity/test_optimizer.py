@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler as lrs
 
 from sniper import LearningRateScale, NewWeights, Sniper
+from sniper.optim import Adam
 from sniper.sparsity.optimizer import RateFactors, as_list, check_optimizers, prime
 
 A, B = 4.0, 2.5  # factors
@@ -127,6 +128,57 @@ def test_two_optimizers():
     scale.attach(second)
     assert step(first, ps) == pytest.approx([0.1 * A, 0, 0])
     assert step(second, ps) == pytest.approx([0, 0.01 * B, 0.01])
+
+
+def test_two_on_one_optimizer():
+    """Encoder and decoder with a Sniper each: neither puts back what the other has split."""
+    for kind in (torch.optim.SGD, Adam):
+        ps = params()
+        ps = [nn.Parameter(p.detach().float()) for p in ps]
+        optimizer = kind(ps, lr=0.1)
+        first, second = RateFactors(), RateFactors()
+        first.set({ps[0]: A})
+        second.set({ps[1]: B})
+        first.attach(optimizer)
+        second.attach(optimizer)
+        for _ in range(3):
+            assert step(optimizer, ps) == pytest.approx([0.1 * A, 0.1 * B, 0.1], rel=1e-4)
+        assert len(optimizer.param_groups) == 1 and optimizer.param_groups[0]["lr"] == 0.1
+        second.set({ps[1]: 1.0})
+        assert step(optimizer, ps) == pytest.approx([0.1 * A, 0.1, 0.1], rel=1e-4)
+        first.detach()
+        assert step(optimizer, ps) == pytest.approx([0.1] * 3, rel=1e-4)
+
+
+def test_what_another_left_on_an_optimizer_does_not_multiply():
+    ps = params()
+    optimizer = torch.optim.SGD(ps, lr=0.1)
+    gone = scaled(ps)
+    gone.attach(optimizer)
+    del gone  # without detach()
+    again = RateFactors()
+    again.set({ps[0]: B, ps[1]: 1.0})
+    again.attach(optimizer)
+    for _ in range(2):
+        assert step(optimizer, ps) == pytest.approx([0.1 * B, 0.1, 0.1])
+
+
+def test_a_closure_that_raises_leaves_whole_groups():
+    ps = params()
+    optimizer = torch.optim.SGD(ps, lr=0.1)
+    scale = scaled(ps)
+    scale.attach(optimizer)
+    scheduler = lrs.ExponentialLR(optimizer, 0.5)
+
+    def closure():
+        raise RuntimeError("out of memory")
+
+    for how in ((closure,), {"closure": closure}):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step(*how) if isinstance(how, tuple) else optimizer.step(**how)
+        assert len(optimizer.state_dict()["param_groups"]) == 1
+    scheduler.step()
+    assert step(optimizer, ps) == pytest.approx([0.05 * A, 0.05 * B, 0.05])
 
 
 class Failing(torch.optim.SGD):

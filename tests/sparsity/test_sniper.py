@@ -814,3 +814,42 @@ def test_without_pruning_training_is_dense_training_at_those_rates():
         plain.zero_grad()
     for name, p in by_hand.named_parameters():
         torch.testing.assert_close(rates.model.state_dict()[name], p.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [None, 16], ids=["single weights", "blocks"])
+def test_weights_that_were_assigned_are_masked(size: int | None):
+    """`load_state_dict(assign=True)` puts other parameters there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=size)
+    x = torch.randn(8, 32)
+    sniper.score([x], lambda m, b: m(b).square().mean())
+    sniper.step(0, torch.optim.SGD(model.parameters(), lr=0.1))
+    state = {k: torch.ones_like(v) for k, v in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sniper.step(0.5, optimizer)
+    masks = {n: p.detach() != 0 for n, p in model.named_parameters()}
+    pruned = sum(int((~m).sum()) for n, m in masks.items() if n in sniper.densities())
+    total = sum(p.numel() for p in sniper.masked_parameters().values())
+    assert pruned / total == pytest.approx(sniper.reached) and sniper.reached > 0.4
+    model(x).square().mean().backward()
+    before = model[0].weight.detach().clone()
+    optimizer.step()
+    moved = model[0].weight.detach() - before
+    assert torch.equal(model[0].weight != 0, masks["0.weight"])
+    factor = sniper.lr_scales()["0.weight"]
+    active = masks["0.weight"]
+    torch.testing.assert_close(moved[active], -0.1 * factor * model[0].weight.grad[active])
+
+
+def test_a_model_that_was_densified_under_its_sniper_is_told():
+    model = nn.Sequential(nn.Linear(32, 32))
+    sniper = Sniper(model, {0: 0.5}, block_size=16)
+    densify(model)
+    with pytest.raises(
+        ValueError, match="expected its block-sparse layers, got 0.weight as Linear"
+    ):
+        sniper.step(0)
+    assert "Linear" in sniper.summary()
+    sniper.detach()
