@@ -4,7 +4,7 @@
     python examples/huggingface_trainer.py
     python examples/huggingface_trainer.py --epochs 9 --hidden 384 --output runs/huggingface
 
-`pip install 'sniper-tts[huggingface]'`. The callback scores before training and puts the masks on
+`pip install -e '.[huggingface]'`. The callback scores before training and puts the masks on
 epoch by epoch; `--resume` goes on from the last checkpoint in `--output`. The speech is random
 numbers, so that the example needs no download: its loss says that training works, nothing more.
 """

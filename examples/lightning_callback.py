@@ -4,7 +4,7 @@
     python examples/lightning_callback.py
     python examples/lightning_callback.py --epochs 30 --width 1024
 
-`pip install 'sniper-tts[lightning]'`. Weights are scored with the loss of `training_step`; masks
+`pip install -e '.[lightning]'`. Weights are scored with the loss of `training_step`; masks
 and schedule lie in Lightning's checkpoints, so `fit(ckpt_path=...)` goes on where it was. The
 model learns to give back vectors that lie near a plane of 16 dimensions.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained voice behind a web address; `pip install fastapi uvicorn` beside sniper-tts[tts].
+"""A trained voice behind a web address; needs `pip install -e '.[tts]' fastapi uvicorn`.
 
 python examples/serve.py
 

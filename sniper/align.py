@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return prepared(lambda: _main(argv))
+    return prepared(lambda: _main(argv), argv)
 
 
 def _main(argv: list[str] | None) -> int:

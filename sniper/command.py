@@ -48,8 +48,12 @@ def why_missing(error: ImportError, extra: str) -> str:
     return f"{error}: pip install 'sniper-tts[{extra}]'"
 
 
-def prepared(work: Callable[[], int]) -> int:
-    """The exit status of `work`, which prepares speech; what goes wrong is told in a line."""
+def prepared(work: Callable[[], int], argv: list[str] | None = None) -> int:
+    """The exit status of `work`, which prepares speech; what goes wrong is told in a line.
+
+    Args:
+        argv: its arguments; None: the process's.
+    """
     from sniper.tts.errors import NothingUsable, SpeechError
 
     try:
@@ -63,7 +67,11 @@ def prepared(work: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         # On a line of its own, since the cursor stands behind the progress bar.
-        print("\nstopped; the same command continues from here", file=sys.stderr)
+        given = sys.argv[1:] if argv is None else argv
+        # argparse takes beginnings of a name, too.
+        anew = any(len(word) > 2 and "--force".startswith(word) for word in given)
+        same = "the same command" + (" without --force" if anew else "")
+        print(f"\nstopped; {same} continues from here", file=sys.stderr)
         return 130
 
 

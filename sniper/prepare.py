@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     shared.add_argument("--seed", type=int, default=0, help="of split and sentences (default: 0)")
     shared.add_argument("--workers", type=positive, help="processes (default: one per CPU)")
-    shared.add_argument("--force", action="store_true", help="make everything in --out anew")
+    shared.add_argument(
+        "--force",
+        action="store_true",
+        help="make everything in --out anew, but alignments of the same settings, which may have "
+        "been corrected by hand (python -m sniper.align --force, or remove OUT/alignment)",
+    )
     shared.add_argument(
         "--strict", action="store_true", help="exit status 2 where anything is left out or unusual"
     )
@@ -99,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument(
         "--textgrids",
         type=path_argument,
-        help="folder of ID.TextGrid files, also one folder deeper (default: TextGrid/, textgrids/, "
+        help="folder of ID.TextGrid files, also in folders below (default: TextGrid/, textgrids/, "
         "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl, else they are made)",
     )
     add_speakers(corpus)
@@ -175,6 +181,7 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> dict[str, str] |
     from sniper.tts.aligners.run import align_corpus
     from sniper.tts.corpus.corpus import has_alignments, list_utterances
     from sniper.tts.corpus.shards import find_shards
+    from sniper.tts.errors import OtherSettings
 
     how = take_options(options)
     asked, given = how["way"] is not None, options["textgrids"] is not None
@@ -183,9 +190,7 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> dict[str, str] |
     # An explicit --align goes before alignments that lie in the corpus.
     if given or (has_alignments(options["root"]) and not asked):
         return None
-    shared = {
-        name: options[name] for name in ("root", "lexicon", "speakers", "seed", "workers", "force")
-    }
+    shared = {name: options[name] for name in ("root", "lexicon", "speakers", "seed", "workers")}
     shard, base = options["shard"], options["out"]
     if shard is not None:
         base = shard.folder(base)
@@ -194,7 +199,15 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> dict[str, str] |
         parts = [each.folder(base) / "alignment" for each in find_shards(base)]
         lines = list_utterances(options["root"], options["speakers"]).lines
         gather(parts, out, [line.id for line in lines])
-    aligned = align_corpus(out=out, **shared, **how, progress=progress, share=shard)
+    align = partial(align_corpus, out=out, **shared, **how, progress=progress, share=shard)
+    try:
+        # Without --force, which would undo what was corrected by hand: an alignment of the same
+        # texts and recordings comes out as it is.
+        aligned = align()
+    except OtherSettings:
+        if not options["force"]:
+            raise
+        aligned = align(force=True)
     # What was aligned before was reported then; of a share, the whole says it.
     if shard is None and (aligned.fresh or options["merge"]):
         # The list of what is left out comes once, at the end.
@@ -258,7 +271,7 @@ def _report_health(made: Prepared, strict: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    return prepared(lambda: _main(argv))
+    return prepared(lambda: _main(argv), argv)
 
 
 def _main(argv: list[str] | None) -> int:

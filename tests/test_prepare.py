@@ -17,6 +17,7 @@ from speech import with_lexicon
 
 from sniper.prepare import main, prepare_demo, prepare_ljspeech
 from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
+from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import NothingUsable, SpeechError
 from sniper.tts.text.new_words import Guess
 from sniper.tts.text.text import EspeakFrontend, text_to_phones
@@ -528,3 +529,58 @@ def test_a_preparation_from_before_sources_were_kept_is_taken_on_trust(corpus, t
         (out / "corpus.json").write_text(json.dumps({**about, "sources": wrong}))
         with pytest.raises(SpeechError, match=r"corpus.json is damaged .* --force"):
             prepare_ljspeech(corpus, out, workers=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--textgrids", "typo"], "no such folder of TextGrids: typo"),
+        (["--valid", "2000"], "2000 held-out utterances of 3"),
+        (["--lexicon", "bad.dict"], "bad.dict:1: 'hello' has no phonemes"),
+    ],
+)
+def test_force_removes_nothing_before_it_knows_that_it_can(
+    corpus, tmp_path, capsys, monkeypatch, wrong, said
+):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.dict").write_text("hello\n")
+    command = ["ljspeech", "--root", str(corpus), "--out", "out", "--workers", "1", "--quiet"]
+    assert main(command) == 0
+    before = contents(tmp_path / "out")
+    assert main([*command, "--force", *wrong]) == 2
+    assert said in capsys.readouterr().err
+    assert contents(tmp_path / "out") == before
+
+
+def test_force_keeps_alignments_that_were_corrected(tmp_path, capsys, monkeypatch):
+    root, out = tmp_path / "corpus", tmp_path / "out"
+    write_demo_corpus(root, 4, seed=3, voice="en-us", progress=False)
+    (root / "alignments.jsonl").unlink()
+    command = ["ljspeech", "--root", str(root), "--out", str(out), "--workers", "1", "--quiet"]
+    command += ["--valid", "1"]
+    assert main(command) == 0
+    grids = sorted((out / "alignment/TextGrid").glob("*.TextGrid"))
+    corrected = grids[0].read_text().replace('"sil"', '""')
+    grids[0].write_text(corrected + "\n")
+    others = {path: path.stat().st_mtime_ns for path in grids}
+    assert main(command) == 2
+    assert "make it anew with --force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in grids} == others
+    assert grids[0].read_text() == corrected + "\n"
+    # Another alignment is asked for: that is made.
+    words = tmp_path / "words.dict"
+    words.write_text("zebra Z IY1 B R AH0\n")
+    assert main([*command, "--lexicon", str(words), "--force"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in grids} != others
+
+
+def test_ctrl_c_says_how_to_go_on(corpus, tmp_path, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sniper.tts.corpus.prepare.build", stopped)
+    command = ["ljspeech", "--root", str(corpus), "--out", str(tmp_path / "out"), "--quiet"]
+    for more, said in (([], "the same command continues"), (["--force"], "without --force")):
+        assert main([*command, *more]) == 130
+        assert said in capsys.readouterr().err

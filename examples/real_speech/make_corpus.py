@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A corpus of a real voice that every Debian mirror has: half an hour of telephone prompts by one
-speaker, with transcripts, in LJSpeech's layout.
+"""A corpus of a real voice that every Debian mirror has: a third of an hour of telephone prompts by
+one speaker, with transcripts, in LJSpeech's layout.
 
     pip install -e '.[tts,align,real-speech]'
     python examples/real_speech/make_corpus.py --out data/prompts

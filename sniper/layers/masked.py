@@ -13,8 +13,8 @@ from sniper.layers.ddp_buckets import make_buckets_anew
 from sniper.layers.flat_gradients import serve_lbfgs
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
-from sniper.ops.pruned import zero_pruned_
-from sniper.ops.sharded import check_whole
+from sniper.ops.pruned import look_at_copy, zero_pruned_
+from sniper.ops.sharded import check_whole, sharding_of
 
 
 def check_block_size(block_size: object) -> int:
@@ -230,8 +230,17 @@ class BlockMaskedLayer(nn.Module):
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layers have not been through `set_block_mask`.
         super().__setstate__(state)
-        if self._layout is not None:
-            keep_zeros(self)
+        if self._layout is None:
+            return
+        keep_zeros(self)
+        if self._layout.outgrown or sharding_of(self.weight):
+            return
+        # What comes into a copy's pruned blocks from now on counts, as in an average of the
+        # weights; what somebody had left there before does not.
+        if self._layout.was_copy:
+            look_at_copy(self.weight, self._layout)
+        else:
+            self.zero_pruned()
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)

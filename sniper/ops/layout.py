@@ -121,8 +121,9 @@ class BlockLayout:
         self._changes = [0]  # shared with deep copies, which so learn of them wherever they are
         self._copied: tuple[list[int], int] | None = None
         # Of a deep copy, or one that was saved and loaded, which has had no mask of its own since;
-        # and whether its pruned blocks were found to hold values that count.
-        self.is_copy = self._strayed = False
+        # whether what it was copied from was a copy, too; and whether its pruned blocks were found
+        # to hold values that count.
+        self.is_copy = self.was_copy = self._strayed = False
         self._zeros: tuple[weakref.ref[Tensor], int, int] | None = None
         self._zeros_of_copy: tuple[weakref.ref[Tensor], int, int] | None = None
         self.handle = _register(self)
@@ -238,7 +239,7 @@ class BlockLayout:
         # A copy with a mask of its own no longer follows its original, and nothing is known yet of
         # zeros in its pruned blocks.
         self._copied = self._zeros = self._zeros_of_copy = None
-        self.is_copy = self._strayed = False
+        self.is_copy = self.was_copy = self._strayed = False
 
     def stray(self) -> None:
         """Whoever has found values in the pruned blocks of a copy's weight says so: they count, as
@@ -278,7 +279,7 @@ class BlockLayout:
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layouts are layouts of their own.
         self.__dict__.update(state)
-        self.is_copy = True
+        self.was_copy, self.is_copy = state.get("is_copy", False), True
         self.__dict__.setdefault("_strayed", False)  # of an earlier version
         self.handle = _register(self)
 

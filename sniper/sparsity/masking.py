@@ -25,7 +25,8 @@ from sniper.sparsity.scoring import check_present, check_saliency
 
 @dataclass(frozen=True)
 class Fixed:
-    """The paper's cap: no parameter is made sparser than `max_param_sparsity`, at any stage.
+    """The cap of the authors' code: no parameter is made sparser than `max_param_sparsity`, at any
+    stage; the paper's runs have 1.0, which is none.
 
     A mask is `saliency > threshold`, the threshold being the `int(sparsity * n)`-th smallest of all
     n saliencies. A parameter that would end sparser than the cap takes its own threshold, the `1 +
@@ -82,7 +83,7 @@ class Following:
     Raises:
         ValueError: a number outside [0, 1].
 
-    Source: this project's; bench/LOG.md has the comparison with the paper's cap.
+    Source: this project's; bench/LOG.md has the comparison with a fixed cap.
     """
 
     spread: float
@@ -133,7 +134,7 @@ def masks(
     max_param_sparsity: float = 1.0,
     block_size: int | None = None,
 ) -> dict[str, Tensor]:
-    """The masks of one sparsity, under the paper's cap: see `Fixed`.
+    """The masks of one sparsity, under a fixed cap: see `Fixed`.
 
     Args:
         saliency: values >= 0 by parameter name, any shapes.

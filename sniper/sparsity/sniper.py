@@ -56,9 +56,11 @@ class Sniper:
             ...  # an ordinary epoch
         print(snip.summary())
 
-    The defaults are the settings that ended best in our own comparison (`bench/LOG.md`);
-    `Sniper.paper` has those of the paper. Biases are masked only where single weights are.
-    Normalisation layers and embeddings are never masked, by their type, whatever they are named.
+    Most defaults did best where they were tried on the demo corpus (`docs/evidence.md`): the cap
+    that follows the sparsity, new weights at 0, their small first steps. The factor on the learning
+    rate did not: without it a run was no worse. `Sniper.paper` has the paper's settings. Biases are
+    masked only where single weights are. Normalisation layers and embeddings are never masked, by
+    their type, whatever they are named.
 
     Args:
         model: any module on one device, without another Sniper. In block mode its eligible layers

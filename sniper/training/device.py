@@ -23,6 +23,8 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
         ConfigError: a GPU that is not there, and why.
     """
     kind, _, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not number.isdecimal()):
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
     if number and local_rank is not None:
         raise ConfigError(
             f"device: expected auto, cuda or cpu for several ranks, got {name}: LOCAL_RANK says "

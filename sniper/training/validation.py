@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Iterable
 from types import UnionType
@@ -57,7 +58,9 @@ def _encodable(value: str) -> str:
 def _path(value: str) -> str:
     if not value.strip() or "\0" in value:
         raise ValueError(f"expected a path, got {value!r}")
-    return _encodable(value)
+    # As a shell has it, which reads no settings: a folder called ~ invites "rm -r ~".
+    home = value == "~" or value.startswith("~/")
+    return _encodable(os.path.expanduser(value) if home else value)
 
 
 Switch = Annotated[bool, BeforeValidator(_switch)]

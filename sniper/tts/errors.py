@@ -15,6 +15,12 @@ class UtteranceError(SpeechError):
     """One utterance cannot be used; the rest of the corpus can."""
 
 
+class OtherSettings(SpeechError):
+    """A folder was begun with other settings than are asked for, or what says with which is
+    damaged.
+    """
+
+
 class NothingUsable(SpeechError):
     """Not one utterance of a corpus can be used."""
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sniper.tts.corpus.alignment import ALIGN_SETTINGS
 from sniper.tts.corpus.build import refuse_other_settings
-from sniper.tts.errors import SpeechError
+from sniper.tts.errors import OtherSettings, SpeechError
 from sniper.tts.files import write_json
 
 SETTINGS, JOURNAL, TEXTGRIDS = ALIGN_SETTINGS, "align.jsonl", "TextGrid"
@@ -40,6 +40,8 @@ class Outcome:
         phones: phone -> (how often, frames in all), the frames being `frame_seconds` long.
         guessed: word -> how it was read, for its words that no dictionary holds.
         frame_seconds: of the aligner.
+        passing: whether the problem may be the machine's and not the utterance's, as a full disk:
+            then the next run tries again.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Outcome:
     phones: dict[str, tuple[int, float]] = field(default_factory=dict)
     guessed: dict[str, str] = field(default_factory=dict)
     frame_seconds: float = 0.01
+    passing: bool = False
 
 
 def fingerprint(text: str, wav: Path) -> str:
@@ -90,7 +93,8 @@ class Folder:
         if outcome is None or outcome.fingerprint != mark:
             return False
         # What had a problem has no TextGrid, and would have the same problem again.
-        return bool(outcome.problem) or self.textgrid(name).is_file()
+        done_with = outcome.problem and not outcome.passing
+        return bool(done_with) or self.textgrid(name).is_file()
 
     def add(self, outcome: Outcome) -> None:
         """Append an outcome to the journal; it is in the kernel's hands when this returns."""
@@ -111,7 +115,7 @@ def begun_with(path: Path) -> dict:
     """The settings of the alignment in a folder; {} where there is none.
 
     Raises:
-        SpeechError: they cannot be read.
+        OtherSettings: they cannot be read.
     """
     where = path / SETTINGS
     if not where.is_file():
@@ -121,7 +125,7 @@ def begun_with(path: Path) -> dict:
         if not isinstance(there, dict) or not there:
             raise ValueError
     except ValueError as error:
-        raise SpeechError(f"{where} is damaged; --force aligns everything anew") from error
+        raise OtherSettings(f"{where} is damaged; --force aligns everything anew") from error
     return there
 
 
@@ -134,7 +138,8 @@ def open_folder(path: Path, settings: dict, force: bool) -> Iterator[Folder]:
         force: align everything anew.
 
     Raises:
-        SpeechError: it was begun with other settings, or another process works in it.
+        OtherSettings: it was begun with others, or what says with which is damaged.
+        SpeechError: another process works in it.
     """
     path.mkdir(parents=True, exist_ok=True)
     with (path / "align.lock").open("w") as lock:

@@ -87,16 +87,20 @@ def _warnings_of(name: str) -> Iterator[None]:
 
 def outcome_of(job: Job, align, audio, frame_seconds: float) -> Outcome:
     """Read, align and write one utterance; what is wrong with it becomes `Outcome.problem`."""
+    problem = ""
     try:
         samples, rate, remarks = read_speech(job.wav, audio)
         text, more = align(samples)
         write_textgrid(job.textgrid, text)
-    except (UtteranceError, OSError) as error:
-        return Outcome(job.id, job.mark, problem=" ".join(str(error).split()))
+    except UtteranceError as error:
+        problem, passing = str(error), isinstance(error.__cause__, OSError)
+    except OSError as error:
+        problem, passing = str(error), True
     # Whatever else one file causes must name that file, and not end the work on all others.
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Outcome(job.id, job.mark, problem=f"unexpected error in {job.wav}: {reason}")
+        problem, passing = f"unexpected error in {job.wav}: {type(error).__name__}: {error}", True
+    if problem:
+        return Outcome(job.id, job.mark, problem=" ".join(problem.split()), passing=passing)
     phones: dict[str, tuple[int, float]] = {}
     for interval in text.phones:
         if interval.label:

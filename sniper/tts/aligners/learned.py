@@ -107,8 +107,8 @@ class LearnedAligner:
         unknown = sorted(set(tokens) - set(self.symbols))
         if unknown:
             raise UtteranceError(
-                f"phones that the aligner was not trained with: {' '.join(unknown)}; --force "
-                "trains it anew"
+                f"phones that the aligner was not trained with: {' '.join(unknown)}; "
+                "python -m sniper.align --force trains it anew"
             )
         if len(mel) < len(tokens):
             raise UtteranceError(

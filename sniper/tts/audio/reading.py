@@ -37,6 +37,10 @@ class Sound:
     clipped: float
 
 
+# By so much an encoder's own padding may make a file shorter than its header says.
+_MISSING_SECONDS, _MISSING_SHARE = 0.1, 0.01
+
+
 def read_audio(path: Path, config: FeatureConfig) -> np.ndarray:
     """Read a sound file as mono at `config.sample_rate`.
 
@@ -87,7 +91,7 @@ def read_sound(path: Path, config: FeatureConfig) -> Sound:
     Raises:
         UtteranceError: as `sound_seconds` says, with NaN, or with samples far outside [-1, 1].
     """
-    sound_seconds(path, config)
+    promised = sound_seconds(path, config)
     soundfile = require("soundfile")
     try:
         audio, rate = soundfile.read(path, dtype="float64", always_2d=True)
@@ -95,6 +99,12 @@ def read_sound(path: Path, config: FeatureConfig) -> Sound:
         raise _unreadable(path, error) from error
     if len(audio) == 0:
         raise UtteranceError(f"{path} holds no audio")
+    # Of compressed sound that is cut off, the header still tells the whole length.
+    if promised - len(audio) / rate > _MISSING_SECONDS + _MISSING_SHARE * promised:
+        raise UtteranceError(
+            f"{path} is truncated: its header promises {promised:.2f} s, "
+            f"{len(audio) / rate:.2f} s are there"
+        )
     if not np.isfinite(audio).all():
         raise UtteranceError(f"{path} holds NaN or infinite samples")
     size = np.abs(audio)

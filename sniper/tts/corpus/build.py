@@ -21,7 +21,13 @@ from sniper.tts.corpus.sources import entry_of, refuse_other_sources, state_of
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
 from sniper.tts.corpus.verify import damaged
 from sniper.tts.corpus.workfile import Records, WorkFile, features_of, remove_work
-from sniper.tts.errors import NothingUsable, SpeechError, progress_bar, require
+from sniper.tts.errors import (
+    NothingUsable,
+    OtherSettings,
+    SpeechError,
+    progress_bar,
+    require,
+)
 from sniper.tts.files import sealed, write_json
 from sniper.tts.text.lexicon import harvest
 from sniper.tts.text.new_words import left_out, speakable
@@ -155,7 +161,7 @@ def _prepared(out: Path, found: dict) -> Prepared:
 
 
 def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
-    """Raise SpeechError with the differences, one after the other, where there are any."""
+    """Raise OtherSettings with the differences, one after the other, where there are any."""
     flat_there, flat_now = _flatten(there), _flatten(now)
     names = sorted(
         name
@@ -169,7 +175,7 @@ def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
         )
         only_words = names == ["lexicon_sha256"] and flat_now["lexicon_sha256"] is not None
         cheaper = ", or add its words with python -m sniper.prepare lexicon" if only_words else ""
-        raise SpeechError(
+        raise OtherSettings(
             f"{out} was prepared with other settings: {differences}. Choose another --out, or make "
             f"it anew with --force{cheaper}"
         )
@@ -320,8 +326,13 @@ def finish(
         heard = {**harvest(pronunciations), **known}
         frontend = LexiconFrontend(heard, *pauses, corpus.language, corpus.characters)
     sizes = split_sizes(len(usable), plan.valid, plan.test)
+    who = [entry.speaker for entry in usable]
     members_of = split(
-        [entry.id for entry in usable], sizes, plan.seed, [entry.n_frames for entry in usable]
+        [entry.id for entry in usable],
+        sizes,
+        plan.seed,
+        [entry.n_frames for entry in usable],
+        who if any(who) else None,
     )
     parts = {name: [usable[i] for i in members] for name, members in members_of.items()}
     # Of the training set alone: what is held out must not have been seen.
@@ -329,12 +340,6 @@ def finish(
         features_of(record) for record in read_entries(work, parts["train"])
     )
     speakers = _speakers(parts["train"], work)
-    unheard = sorted({e.speaker for e in usable} - set(speakers)) if speakers else []
-    if unheard:
-        raise SpeechError(
-            f"no utterance to train on is by {', '.join(unheard[:10])}: hold out fewer (--valid, "
-            "--test), or leave these speakers out"
-        )
     info = CorpusInfo(vocabulary, plan.features, statistics, frontend, speech, speakers)
     for name, entries in parts.items():
         path, names = out / f"{name}.safetensors", list(speakers)

@@ -4,14 +4,17 @@
 VCTK      ROOT/txt/SPEAKER/ID.txt, ROOT/wav48_silence_trimmed/SPEAKER/ID_mic1.flac
           or ROOT/wav48/SPEAKER/ID.wav
 LibriTTS  ROOT/SPEAKER/CHAPTER/ID.normalized.txt and ID.wav, also one folder deeper
+
+Where several files have one name, the id is the path: SPEAKER/ID or SPEAKER/CHAPTER/ID.
 """
 
 from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -20,7 +23,7 @@ class Line:
     """An utterance as the corpus lists it.
 
     Args:
-        id: a path below wavs/ without its ending, or a name that no other utterance has.
+        id: a path without its ending, or a name that no other utterance has.
         speaker: name; "" in a corpus of one.
     """
 
@@ -46,7 +49,7 @@ class Listing:
 def list_others(root: Path) -> Listing | None:
     """The utterances of a corpus in VCTK's or LibriTTS' layout; None where `root` holds neither."""
     for read in (_vctk, _libritts):
-        lines, problems = _usable(read(root))
+        lines, problems = _usable(root, list(read(root)))
         if lines:
             return Listing(lines, problems)
     return None
@@ -62,6 +65,8 @@ def find_recording(root: Path, name: str) -> Path | None:
         return there
     safe = glob.escape(name)
     folders = (f"wav48_silence_trimmed/*/{safe}_mic1.flac", f"wav48/*/{safe}.wav")
+    if "/" in name:
+        folders = (f"wav48_silence_trimmed/{safe}_mic1.flac", f"wav48/{safe}.wav", f"{safe}.wav")
     for pattern in (*folders, f"*/*/{safe}.wav", f"*/*/*/{safe}.wav"):
         for path in sorted(root.glob(pattern)):
             return path
@@ -79,6 +84,10 @@ def _vctk(root: Path) -> Iterator[tuple[Path, Line]]:
         yield path, Line(name, "", old if old.is_file() and not new.is_file() else new, speaker)
 
 
+def _is_vctk(path: Path, root: Path) -> bool:
+    return path.is_relative_to(root / "txt")
+
+
 def _libritts(root: Path) -> Iterator[tuple[Path, Line]]:
     ending = ".normalized.txt"
     for path in sorted([*root.glob(f"*/*/*{ending}"), *root.glob(f"*/*/*/*{ending}")]):
@@ -86,17 +95,23 @@ def _libritts(root: Path) -> Iterator[tuple[Path, Line]]:
         yield path, Line(name, "", path.with_name(f"{name}.wav"), path.parent.parent.name)
 
 
-def _usable(found: Iterator[tuple[Path, Line]]) -> tuple[list[Line], list[tuple[str, str]]]:
-    """The lines with their texts, which lie in a file each."""
+def _usable(
+    root: Path, found: Sequence[tuple[Path, Line]]
+) -> tuple[list[Line], list[tuple[str, str]]]:
+    """The lines with their texts, which lie in a file each; ids that are no other's."""
     lines, problems = [], []
+    times = Counter(line.id for _, line in found)
     for path, line in found:
+        if times[line.id] > 1:
+            where = path.parent.relative_to(root / "txt" if _is_vctk(path, root) else root)
+            line = replace(line, id=f"{where.as_posix()}/{line.id}")
         try:
             text = " ".join(path.read_text(encoding="utf-8-sig").split())
         except (OSError, UnicodeDecodeError):
             problems.append((line.id, f"its text {path} cannot be read as UTF-8"))
             continue
         if text:
-            lines.append(Line(line.id, text, line.wav, line.speaker))
+            lines.append(replace(line, text=text))
         else:
             problems.append((line.id, f"its text {path} is empty"))
     return lines, problems

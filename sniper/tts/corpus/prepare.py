@@ -28,6 +28,7 @@ from sniper.tts.corpus.shards import (
     prepare_shard,
     remove_shards,
 )
+from sniper.tts.corpus.splits import split_sizes
 from sniper.tts.corpus.workfile import remove_work
 from sniper.tts.errors import FolderInUse, SpeechError
 from sniper.tts.locks import only_one
@@ -127,6 +128,13 @@ def prepare_ljspeech(
     def make() -> Prepared:
         return _build(root, read(), plan, out, lexicon, workers, progress)
 
+    if force:  # what would be refused, before what is finished is removed
+        require_analysis_packages()
+        count = len(read().utterances)
+        if count:
+            split_sizes(count, valid, test)
+        if lexicon is not None:
+            read_dictionary(Path(lexicon))
     return _once(out, plan, force, make, read)
 
 

@@ -47,13 +47,21 @@ def split_sizes(usable: int, valid: int | None, test: int | None) -> dict[str, i
 
 
 def split(
-    ids: Sequence[str], sizes: dict[str, int], seed: int, frames: Sequence[int] | None = None
+    ids: Sequence[str],
+    sizes: dict[str, int],
+    seed: int,
+    frames: Sequence[int] | None = None,
+    speakers: Sequence[str] | None = None,
 ) -> dict[str, list[int]]:
     """Positions per split. Ranked by a hash, so that one utterance more or less moves hardly any
     other, and where lengths are given each split has its share of short and of long ones.
 
     Args:
         frames: length of each utterance; None ranks them all as one.
+        speakers: of each utterance; the last of everyone's is not held out. None: anything may be.
+
+    Raises:
+        SpeechError: there are not as many that may be held out.
     """
 
     def rank(index: int) -> bytes:
@@ -62,6 +70,15 @@ def split(
         return hashlib.sha256(f"{seed}:{ids[index]}".encode()).digest()
 
     left = sorted(range(len(ids)), key=rank)
+    # The last one of each speaker in that order, who could not be trained without it.
+    kept = {} if speakers is None else {speakers[index]: index for index in left}
+    reserved = set(kept.values())
+    left = [index for index in left if index not in reserved]
+    if sum(sizes.values()) > len(left):
+        raise SpeechError(
+            f"{sum(sizes.values())} utterances are to be held out, and {len(left)} may be: "
+            f"{len(kept)} speakers need one each to train on; lower --valid or --test"
+        )
     # Classes of length with fixed borders, two to an octave, so that an utterance's class does not
     # depend on the others.
     classes = [int(2 * math.log2(n)) for n in frames] if frames is not None else [0] * len(ids)
@@ -70,7 +87,7 @@ def split(
         parts[name] = _share(left, classes, sizes[name])
         taken = set(parts[name])
         left = [index for index in left if index not in taken]
-    parts["train"] = left
+    parts["train"] = [*left, *reserved]
     return {name: sorted(parts[name]) for name in SPLITS if parts[name] or name != "test"}
 
 

@@ -24,6 +24,9 @@ _CLOSING = "\"'”’»›)]}*_"
 # A Latin mark ends a sentence before a space only ("3.5" has none); Chinese and Hindi ones need no
 # space.
 _ENDINGS = re.compile(rf"(?<=[.!?…])[{re.escape(_CLOSING)}]*\s+(?=\S)|(?<=[。！？।॥])|\n\s*\n")
+# Phonemes that are given.
+IN_BRACES = re.compile(r"\{([^{}]*)\}")
+_PUT_AWAY = re.compile("\ue002(\\d+)\ue003")
 _LAST_WORD = re.compile(r"((?:\w\.)+\w?|[\w'’]+)\.$")
 _NEXT_WORD = re.compile(r"\s+[\"'“‘«‹(\[*_¿¡]*([\w'’]+)")
 
@@ -76,8 +79,19 @@ def split_sentences(text: str, max_chars: int = 300) -> list[str]:
     A sentence over `max_chars` is split again, at the last punctuation that fits, else at a space.
     Text in braces (phonemes) stays whole.
     """
-    if text.strip().startswith("{"):
-        return [text.strip()]
+    given: list[str] = []
+
+    def put_away(match: re.Match) -> str:
+        given.append(match[0])
+        return f"\ue002{len(given) - 1}\ue003"
+
+    # Sentences are cut at marks and spaces: a number between two private characters stays whole.
+    text = IN_BRACES.sub(put_away, text)
+    parts = _split(text, max_chars)
+    return [_PUT_AWAY.sub(lambda match: given[int(match[1])], part) for part in parts]
+
+
+def _split(text: str, max_chars: int) -> list[str]:
     sentences, begin = [], 0
     for match in _ENDINGS.finditer(text):
         # A window, since looking at all of a long text at each mark takes time with the square of

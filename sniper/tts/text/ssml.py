@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.numerals import WHOLE, digit_words, number_words, ordinal_words
 from sniper.tts.text.sentences import split_sentences
-from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, UnknownWords, text_to_phones
+from sniper.tts.text.text import Frontend, UnknownWords, mixed_phones, text_to_phones
 
 _BREAKS = {
     "none": 0.0,
@@ -41,8 +41,6 @@ _ATTRIBUTES = {
 _ALPHABETS = ("ipa", "x-arpabet", "arpabet", "cmu-arpabet")
 # Elements are read recursively, and a document must not reach Python's limit.
 _MAX_DEPTH = 50
-_FIRST_MARK = re.compile(r"^[\s\"'”’]*([,;:.!?…—()])")
-_LAST_MARK = re.compile(r"([,;:.!?…—()])[\s\"'“‘]*$")
 # Given phonemes stand in their sentence as a number between two private characters, so that
 # sentences can be cut before they are read.
 _PHONEMES = re.compile("\ue000(\\d+)\ue001")
@@ -183,39 +181,8 @@ class _Reader:
         parts = _PHONEMES.split(sentence)
         if len(parts) == 1:
             return text_to_phones(sentence, self.frontend)
-        found: list[str] = []
-        for index, part in enumerate(parts):
-            found += self._phonemes[int(part)] if index % 2 else self._inside(part)
-        if isinstance(self.frontend, LexiconFrontend):
-            # The pauses at both ends are those that the lexicon gives a whole sentence.
-            while found and found[-1] == PAUSE:
-                found.pop()
-            found = [PAUSE] * self.frontend.leading_pause + found
-            found += [PAUSE] * self.frontend.trailing_pause
-        return found
-
-    def _inside(self, part: str) -> list[str]:
-        """Tokens of a part of a sentence, with no pause at its ends but that of its own marks."""
-        before, after = self._mark(_FIRST_MARK, part), self._mark(_LAST_MARK, part)
-        if not any(map(str.isalnum, part)):
-            return before or after
-        phones = text_to_phones(part, self.frontend)
-        pauses = {PAUSE} if isinstance(self.frontend, LexiconFrontend) else set(",;:.!?")
-        # Read by itself, a part has the pauses at its ends that a whole sentence has.
-        while phones[0] in pauses:
-            phones = phones[1:]
-        while phones[-1] in pauses:
-            phones = phones[:-1]
-        return before + phones + after
-
-    def _mark(self, where: re.Pattern, part: str) -> list[str]:
-        """The pause token of the mark at one end of a part, if there is one."""
-        mark = where.search(part)
-        if mark is None:
-            return []
-        if isinstance(self.frontend, LexiconFrontend):
-            return [PAUSE]
-        return [mark[1] if mark[1] in ",;:.!?" else "." if mark[1] == "…" else ","]
+        given = [self._phonemes[int(p)] if i % 2 else p for i, p in enumerate(parts)]
+        return mixed_phones(given, self.frontend)
 
 
 def _name(node: ElementTree.Element) -> str:
@@ -292,6 +259,17 @@ def _say_as(kind: str, form: str | None, text: str) -> str:
             for word in plain.split()
         )
     if kind in ("digits", "telephone"):
+        # What is no digit would not be heard.
+        if not re.fullmatch(
+            r"\+?[\d(][\d\s()./-]*" if kind == "telephone" else r"\d[\d\s-]*", plain
+        ):
+            marks = (
+                "digits, spaces and ( ) - . /" if kind == "telephone" else "digits, spaces and -"
+            )
+            raise SpeechError(
+                f"SSML: say-as {kind}: expected {marks}, got {plain!r}: say-as characters reads "
+                "letters, say-as cardinal numbers"
+            )
         return ("plus " if plain.startswith("+") else "") + digit_words(plain)
     if kind in ("cardinal", "number", "ordinal"):
         if not re.fullmatch(rf"[-+]?{WHOLE}", plain) or (kind == "ordinal" and plain[0] in "-+"):

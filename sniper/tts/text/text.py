@@ -5,6 +5,7 @@ A corpus spoken by espeak-ng is read by espeak-ng again; a corpus aligned by MFA
 pronunciations heard in it, so no grapheme-to-phoneme model has to be downloaded.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from sniper.tts.text.frontends import (
     UnknownWords,
     read_all,
 )
-from sniper.tts.text.sentences import split_sentences
+from sniper.tts.text.sentences import IN_BRACES, split_sentences
 
 __all__ = [
     "EOS",
@@ -32,6 +33,7 @@ __all__ = [
     "Vocabulary",
     "frontend_from_json",
     "is_phoneme",
+    "mixed_phones",
     "read_all",
     "split_sentences",
     "text_to_phones",
@@ -39,6 +41,8 @@ __all__ = [
 
 PAD, EOS = "<pad>", "<eos>"
 _STRESS = "ˈˌ"
+_FIRST_MARK = re.compile(r"^[\s\"'”’]*([,;:.!?…—()])")
+_LAST_MARK = re.compile(r"([,;:.!?…—()])[\s\"'“‘]*$")
 
 
 class Vocabulary:
@@ -131,8 +135,58 @@ def is_phoneme(token: str) -> bool:
 
 
 def text_to_phones(text: str, frontend: Frontend) -> list[str]:
-    """Phonemes of a text; a text in braces, "{HH AH0 L OW1}", is taken as phonemes itself."""
-    stripped = text.strip()
-    if stripped.startswith("{") and stripped.endswith("}"):
-        return stripped[1:-1].split()
-    return frontend.phones(text)
+    """Phonemes of a text; what stands in braces, `{HH AH0 L OW1}`, is taken as phonemes itself."""
+    parts = IN_BRACES.split(text)
+    if len(parts) == 1:
+        return frontend.phones(text)
+    if len(parts) == 3 and not (parts[0] + parts[2]).strip():
+        return parts[1].split()  # with the pauses that it says, and no others
+    return mixed_phones([text], frontend)
+
+
+def mixed_phones(parts: Sequence[str | list[str]], frontend: Frontend) -> list[str]:
+    """Phonemes of a sentence of which some are given.
+
+    Args:
+        parts: text, which may have some in braces, and lists of phonemes.
+        frontend: reads the text.
+    """
+    found: list[str] = []
+    for part in parts:
+        if not isinstance(part, str):
+            found += part
+            continue
+        for index, piece in enumerate(IN_BRACES.split(part)):
+            found += piece.split() if index % 2 else _inside(piece, frontend)
+    if isinstance(frontend, LexiconFrontend):
+        # The pauses at both ends are those that the lexicon gives a whole sentence.
+        while found and found[-1] == PAUSE:
+            found.pop()
+        found = [PAUSE] * frontend.leading_pause + found
+        found += [PAUSE] * frontend.trailing_pause
+    return found
+
+
+def _inside(part: str, frontend: Frontend) -> list[str]:
+    """Tokens of a part of a sentence, with no pause at its ends but that of its own marks."""
+    before, after = (_mark(where, part, frontend) for where in (_FIRST_MARK, _LAST_MARK))
+    if not any(map(str.isalnum, part)):
+        return before or after
+    phones = frontend.phones(part)
+    pauses = {PAUSE} if isinstance(frontend, LexiconFrontend) else set(",;:.!?")
+    # Read by itself, a part has the pauses at its ends that a whole sentence has.
+    while phones and phones[0] in pauses:
+        phones = phones[1:]
+    while phones and phones[-1] in pauses:
+        phones = phones[:-1]
+    return before + phones + after
+
+
+def _mark(where: re.Pattern, part: str, frontend: Frontend) -> list[str]:
+    """The pause token of the mark at one end of a part, if there is one."""
+    mark = where.search(part)
+    if mark is None:
+        return []
+    if isinstance(frontend, LexiconFrontend):
+        return [PAUSE]
+    return [mark[1] if mark[1] in ",;:.!?" else "." if mark[1] == "…" else ","]

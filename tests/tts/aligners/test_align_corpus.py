@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from sniper.tts.aligners import run
+from sniper.tts.aligners import jobs, run
 from sniper.tts.aligners.run import align_corpus
 from sniper.tts.corpus.alignment import read_textgrid
 from sniper.tts.corpus.corpus import read_corpus
@@ -218,3 +218,30 @@ def test_refusals(corpus, tmp_path):
         NothingUsable, match="no utterance could be aligned:\n  demo-00001: no such"
     ):
         align(corpus)
+
+
+def test_what_the_machine_kept_from_being_done_is_tried_again(corpus, monkeypatch):
+    """A full disk, or a right that is lacking, is no fault of the utterance."""
+    monkeypatch.setattr(run, "map_in_processes", _in_this_process)
+    monkeypatch.setattr(jobs, "map_in_processes", _in_this_process)
+    real, full = jobs.write_textgrid, {"demo-00002"}
+
+    def write(path, text):
+        if path.stem in full:
+            raise OSError(28, "No space left on device", str(path))
+        real(path, text)
+
+    monkeypatch.setattr(jobs, "write_textgrid", write)
+    first = align(corpus)
+    assert [name for name, _ in first.report.problems] == ["demo-00002"]
+    assert "No space left" in dict(first.report.problems)["demo-00002"]
+    full.clear()
+    again = align(corpus)
+    assert again.fresh == 1 and not again.report.problems
+    assert align(corpus).fresh == 0
+
+
+def _in_this_process(function, items, workers, start=None, *args):
+    if start is not None:
+        start(*args)
+    return map(function, items)

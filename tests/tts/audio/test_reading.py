@@ -58,3 +58,16 @@ def test_what_is_known_of_a_file(tmp_path):
     sound = read_sound(tmp_path / "a.wav", FeatureConfig())
     assert (sound.rate, sound.peak) == (16000, 1.5) and len(sound.samples) == 22050
     assert sound.clipped == 161 / 16000
+
+
+def test_compressed_sound_that_is_cut_off(tmp_path):
+    """Of an MP3 the header still tells the whole length."""
+    clock = np.arange(3 * 22050) / 22050
+    path, cut = tmp_path / "whole.mp3", tmp_path / "cut.wav"
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 200 * clock), 22050, format="MP3")
+    config = FeatureConfig()
+    assert len(read_audio(path, config)) == pytest.approx(3 * 22050, rel=0.05)
+    data = path.read_bytes()
+    cut.write_bytes(data[: int(0.6 * len(data))])
+    with pytest.raises(UtteranceError, match="cut.wav is truncated: its header promises 3"):
+        read_audio(cut, config)

@@ -37,6 +37,30 @@ def test_vctk(tmp_path: Path):
     assert (utterance.id, utterance.speaker, utterance.wav) == ("p225_001", "p225", flac)
 
 
+def test_files_of_one_name_are_utterances_of_their_own(tmp_path: Path):
+    vctk, libri = tmp_path / "vctk", tmp_path / "libri"
+    for speaker in ("anna", "bob"):
+        _write(vctk / f"txt/{speaker}/000.txt", f"I am {speaker}.")
+        _write(vctk / f"wav48/{speaker}/000.wav")
+        _write(vctk / f"TextGrid/{speaker}/000.TextGrid")
+    _write(vctk / "txt/bob/001.txt", "Again.")
+    found = list_utterances(vctk).lines
+    assert [line.id for line in found] == ["anna/000", "bob/000", "001"]
+    for line in found[:2]:
+        assert line.text == f"I am {line.speaker}." and line.wav.is_file()
+        assert find_recording(vctk, line.id) == line.wav
+    aligned = {u.id: u.alignment for u in read_corpus(vctk).utterances}
+    assert aligned == {f"{n}/000": vctk / f"TextGrid/{n}/000.TextGrid" for n in ("anna", "bob")}
+    for chapter in ("c1", "c2"):
+        _write(libri / f"train/anna/{chapter}/1.normalized.txt", chapter)
+        _write(libri / f"train/anna/{chapter}/1.wav")
+        _write(libri / f"alignments/train/anna/{chapter}/1.TextGrid")
+    found = list_utterances(libri).lines
+    assert [line.id for line in found] == ["train/anna/c1/1", "train/anna/c2/1"]
+    assert all(find_recording(libri, line.id) == line.wav for line in found)
+    assert [u.id for u in read_corpus(libri).utterances] == [line.id for line in found]
+
+
 @pytest.mark.parametrize("above", ["", "train-clean-100"])
 def test_libritts(tmp_path: Path, above: str):
     folder = tmp_path / above / "19/198"

@@ -40,6 +40,19 @@ def test_one_utterance_less_moves_no_other():
     assert {fewer[index] for index in split(fewer, sizes, seed=1)["valid"]} == held
 
 
+def test_nobody_is_held_out_whole():
+    """As of a corpus where many have spoken one clip."""
+    ids = [f"u{number}" for number in range(30)]
+    speakers = [f"s{number}" for number in range(20)] + ["many"] * 10
+    for seed in range(5):
+        parts = split(ids, {"valid": 6, "test": 3}, seed, speakers=speakers)
+        assert [len(parts[name]) for name in ("valid", "test")] == [6, 3]
+        assert {speakers[i] for i in parts["train"]} == set(speakers)
+        assert sorted(sum(parts.values(), [])) == list(range(30))
+    with pytest.raises(SpeechError, match="10 utterances are to be held out, and 9 may be: 21"):
+        split(ids, {"valid": 10, "test": 0}, 0, speakers=speakers)
+
+
 def test_short_and_long_ones_are_held_out_alike():
     """Half of the utterances are of one word, and one is as long as a third of them."""
     ids = [f"u{number}" for number in range(200)]

@@ -129,6 +129,16 @@ def test_words_instead(body, expected):
         ("hello", "no well-formed XML"),
         ("<speak>hello", "no well-formed XML"),
         ("<p>hello</p>", "root element <speak>, got <p>"),
+        (
+            '<speak><say-as interpret-as="telephone">1-800-FLOWERS</say-as></speak>',
+            "'1-800-FLOWERS'",
+        ),
+        ('<speak><say-as interpret-as="telephone">12 ext. 4</say-as></speak>', "'12 ext. 4'"),
+        (
+            '<speak><say-as interpret-as="digits">-5</say-as></speak>',
+            "digits, spaces and -, got '-5'",
+        ),
+        ('<speak><say-as interpret-as="digits">3.5</say-as></speak>', "'3.5'"),
         ("<!DOCTYPE x []><speak/>", "document type declaration is refused"),
         ('<speak><audio src="x"/></speak>', "<audio> is not supported; what is: <speak>, <p>"),
         ('<speak><voice name="x">a</voice></speak>', "<voice> is not supported"),

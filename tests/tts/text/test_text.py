@@ -94,6 +94,21 @@ def test_phonemes_in_braces():
     assert split_sentences("{HH AH0 . AH0}") == ["{HH AH0 . AH0}"]
 
 
+def test_phonemes_in_braces_inside_a_sentence():
+    """As the message about an unknown word advises."""
+    frontend = LexiconFrontend(LEXICON, leading_pause=True, trailing_pause=True)
+    wanted = "sil HH AH0 L OW1 F IY1 . L W ER1 L D sil".split()
+    assert text_to_phones("Hello {F IY1 . L} world.", frontend) == wanted
+    text = "Hello, {F IY1. L} world. {T UW1}, two! {D} {D}"
+    assert split_sentences(text) == ["Hello, {F IY1. L} world.", "{T UW1}, two!", "{D} {D}"]
+    found = [text_to_phones(each, frontend) for each in split_sentences(text)]
+    assert found[1:] == ["sil T UW1 sil T UW1 sil".split(), "sil D D sil".split()]
+    with pytest.raises(SpeechError, match="lexicon: zebra"):
+        text_to_phones("zebra {F IY1}", frontend)
+    espeak = EspeakFrontend()
+    assert text_to_phones("Yes, {n ˈoʊ}.", espeak) == ["j", "ˈɛ", "s", ",", "n", "ˈoʊ", "."]
+
+
 def test_split_sentences():
     text = (
         'Mr. Smith met J. R. R. Tolkien at 3.5 pm. "Really?" she said.\nYes!\n\nNo end\n\n… Last…'
