@@ -29,7 +29,7 @@ def leaves_the_process() -> bool:
 
 def is_batched(t: Tensor) -> bool:
     """Whether `vmap` goes over several tensors that this one stands for."""
-    functorch = torch._C._functorch
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     while functorch.is_gradtrackingtensor(t):
         t = functorch.get_unwrapped(t)
     return functorch.is_batchedtensor(t)

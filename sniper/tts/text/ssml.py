@@ -41,6 +41,11 @@ _ATTRIBUTES = {
 _ALPHABETS = ("ipa", "x-arpabet", "arpabet", "cmu-arpabet")
 # Elements are read recursively, and a document must not reach Python's limit.
 _MAX_DEPTH = 50
+# What stands between digits, and is not read.
+_DIGITS = {
+    "digits": (r"\d[\d\s-]*", "-"),
+    "telephone": (r"\+?[\d(][\d\s()./-]*", "( ) - . /"),
+}
 # Given phonemes stand in their sentence as a number between two private characters, so that
 # sentences can be cut before they are read.
 _PHONEMES = re.compile("\ue000(\\d+)\ue001")
@@ -259,16 +264,11 @@ def _say_as(kind: str, form: str | None, text: str) -> str:
             for word in plain.split()
         )
     if kind in ("digits", "telephone"):
-        # What is no digit would not be heard.
-        if not re.fullmatch(
-            r"\+?[\d(][\d\s()./-]*" if kind == "telephone" else r"\d[\d\s-]*", plain
-        ):
-            marks = (
-                "digits, spaces and ( ) - . /" if kind == "telephone" else "digits, spaces and -"
-            )
+        pattern, marks = _DIGITS[kind]
+        if not re.fullmatch(pattern, plain):  # what is no digit would not be heard
             raise SpeechError(
-                f"SSML: say-as {kind}: expected {marks}, got {plain!r}: say-as characters reads "
-                "letters, say-as cardinal numbers"
+                f"SSML: say-as {kind}: expected digits, spaces and {marks}, got {plain!r}: say-as "
+                "characters reads letters, say-as cardinal numbers"
             )
         return ("plus " if plain.startswith("+") else "") + digit_words(plain)
     if kind in ("cardinal", "number", "ordinal"):
