@@ -11,27 +11,29 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = (
-    "test_adam_kernels.py",
-    "test_attention_kernels.py",
-    "test_batch_norm_kernels.py",
-    "test_loss_kernels.py",
-    "test_positions_kernels.py",
-    "test_regulator_kernels.py",
-    "test_product.py",
-    "test_wgrad.py",
-    "test_elementwise.py",
-    "test_norm.py",
-    "test_wiring.py",
-)
+# A process for each would load torch and Triton eleven times.
+FILES = {
+    "products": ("test_product.py", "test_wgrad.py", "test_wiring.py"),
+    "elementwise": (
+        "test_adam_kernels.py",
+        "test_attention_kernels.py",
+        "test_batch_norm_kernels.py",
+        "test_elementwise.py",
+        "test_loss_kernels.py",
+        "test_norm.py",
+        "test_positions_kernels.py",
+        "test_regulator_kernels.py",
+    ),
+}
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this is that process")
-@pytest.mark.parametrize("file", FILES)
-def test_kernels_in_the_interpreter(file, request):
+@pytest.mark.parametrize("group", FILES)
+def test_kernels_in_the_interpreter(group, request):
     pytest.importorskip("triton")
     flags = ["--all-kernels"] if request.config.getoption("--all-kernels") else []
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / file)]
+    files = [str(HERE / file) for file in FILES[group]]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(
         [*command, *flags],
         env={**os.environ, "TRITON_INTERPRET": "1"},
