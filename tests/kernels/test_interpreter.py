@@ -42,3 +42,9 @@ def test_kernels_in_the_interpreter(group, request):
         cwd=HERE.parents[1],
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+def test_no_file_is_forgotten():
+    apart = {"test_compile.py", "test_configs.py", Path(__file__).name}
+    there = {path.name for path in HERE.glob("test_*.py")} - apart
+    assert there == {name for files in FILES.values() for name in files}
