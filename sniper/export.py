@@ -71,7 +71,7 @@ def _export(options: argparse.Namespace) -> int:
     from sniper.training.speaker import load_speaker
     from sniper.tts.audio.vocoder import HifiGanVocoder
     from sniper.tts.errors import SpeechError
-    from sniper.tts.files import atomic_write, make_folder_of, write_json
+    from sniper.tts.files import atomic_write, check_beside, make_folder_of, write_json
     from sniper.tts.model.graph import AUDIO, SPEAKER, export_onnx, export_program
 
     path = options.output
@@ -80,6 +80,7 @@ def _export(options: argparse.Namespace) -> int:
         vocoder, info = speaker.vocoder, speaker.info
         sound = vocoder.module() if isinstance(vocoder, HifiGanVocoder) else None
         make_folder_of(path)
+        check_beside(path, ABOUT)
         # It says why it cannot be written, before the work.
         with atomic_write(path) as file, warnings.catch_warnings():
             # Of torch's own code to its authors, and nothing a user could mend.

@@ -105,6 +105,19 @@ def test_mel_with_its_settings(trained_run: Path, tmp_path: Path):
     assert len(audio) == len(mel) * 256 + round(0.2 * rate)  # one pause
 
 
+def test_a_json_of_something_else_is_kept(trained_run: Path, tmp_path: Path, capsys):
+    """As that of an exported voice of the same name, which has its tokens."""
+    beside = tmp_path / "voice.json"
+    beside.write_text('{"inputs": {}, "outputs": {}}')
+    command = ["--checkpoint", str(trained_run), TEXT, "--mel", str(tmp_path / "voice.npy")]
+    assert main(command) == 1
+    assert "voice.json is there and describes something else than voice.npy" in (
+        capsys.readouterr().err
+    )
+    assert beside.read_text() == '{"inputs": {}, "outputs": {}}'
+    assert not (tmp_path / "voice.npy").exists()
+
+
 def test_ssml(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     document = f'<speak>{TEXT}<break time="1s"/><prosody rate="200%">{TEXT}</prosody></speak>'
     options = ["--mel", tmp_path / "a.npy", "-o", tmp_path / "a.wav"]

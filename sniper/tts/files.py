@@ -8,9 +8,11 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from sniper.tts.errors import SpeechError
 
 CHECKSUMS = "checksums"
 
@@ -81,6 +83,27 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def check_beside(path: Path, keys: Iterable[str]) -> Path:
+    """The JSON file that describes `path`: of its name, with the suffix .json.
+
+    Args:
+        keys: of such a description; one with none of them is another's.
+
+    Raises:
+        SpeechError: there is a JSON file already that describes something else.
+    """
+    beside = path.with_suffix(".json")
+    try:
+        there = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return beside  # none, or of no use to anybody
+    if not isinstance(there, dict) or not set(keys) & set(there):
+        raise SpeechError(
+            f"{beside} is there and describes something else than {path.name}: choose another name"
+        )
+    return beside
 
 
 def write_json(path: Path, data: dict) -> None:
