@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument(
         "--textgrids",
         type=path_argument,
-        help="folder of ID.TextGrid files, also in folders below (default: TextGrid/, textgrids/, "
+        help="folder of ID.TextGrid files, also one folder deeper (default: TextGrid/, textgrids/, "
         "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl, else they are made)",
     )
     add_speakers(corpus)

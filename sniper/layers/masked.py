@@ -13,7 +13,7 @@ from sniper.layers.ddp_buckets import make_buckets_anew
 from sniper.layers.flat_gradients import serve_lbfgs
 from sniper.layers.zeros import keep_zeros
 from sniper.ops.layout import BlockLayout
-from sniper.ops.pruned import look_at_copy, zero_pruned_
+from sniper.ops.pruned import zero_pruned_
 from sniper.ops.sharded import check_whole, sharding_of
 
 
@@ -237,9 +237,7 @@ class BlockMaskedLayer(nn.Module):
             return
         # What comes into a copy's pruned blocks from now on counts, as in an average of the
         # weights; what somebody had left there before does not.
-        if self._layout.was_copy:
-            look_at_copy(self.weight, self._layout)
-        else:
+        if not self._layout.was_copy:
             self.zero_pruned()
 
     def _apply(self, fn, recurse=True):

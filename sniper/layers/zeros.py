@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -69,20 +69,26 @@ def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     """Lays gradients and moments of convolutions out as the weight is: fused optimizers walk them
     as flat memory. A mask lays the weight out anew, a state dict or `.data` may do so, too.
     """
-    if not _owners:
-        return
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.dim() != 3:
-                continue
-            # Only there, since others may have a reason to keep the gradient where it is.
-            if group.get("fused") and p.grad is not None and p.grad.stride() != p.stride():
-                p.grad = _laid(p.grad, p)
-            state = optimizer.state.get(p, {})
-            for key, value in state.items():
-                moment = isinstance(value, Tensor) and value.shape == p.shape
-                if moment and value.stride() != p.stride():
-                    state[key] = _laid(value, p)
+    # One that visits active blocks alone lays out what it visits itself.
+    if _owners and not hasattr(optimizer, "kept_zeros"):
+        for group in optimizer.param_groups:
+            lay_alike(group["params"], optimizer.state, group.get("fused", False))
+
+
+def lay_alike(params: Sequence[Tensor], states: Mapping[Any, dict[str, Any]], fused: bool) -> None:
+    """Lays moments of convolutions out as the weight is, and gradients for a fused optimizer; for
+    others there may be a reason to keep the gradient where it is.
+    """
+    for p in params:
+        if p.dim() != 3:
+            continue
+        if fused and p.grad is not None and p.grad.stride() != p.stride():
+            p.grad = _laid(p.grad, p)
+        state = states.get(p, {})
+        for key, value in state.items():
+            moment = isinstance(value, Tensor) and value.shape == p.shape
+            if moment and value.stride() != p.stride():
+                state[key] = _laid(value, p)
 
 
 def _laid(t: Tensor, p: Tensor) -> Tensor:

@@ -69,8 +69,9 @@ def block_matmul(
         ValueError: ranks, shapes, dtypes or devices that do not fit together, p outside [0, 1].
     """
     _check_kinds(x, weight, bias, layout, geometry, relu_dropout)
-    plain = transformed() or leaves_the_process()
-    if layout.is_copy and not plain and not torch.compiler.is_compiling():
+    recorded = leaves_the_process()
+    plain = recorded or transformed()
+    if plain and layout.is_copy and not recorded:
         look_at_copy(weight, layout)
     dtype = autocast_dtype(x)
     if dtype is not None:
@@ -81,7 +82,7 @@ def block_matmul(
     _check(x, weight, bias, layout, geometry, dtype)
     p = relu_dropout
     if plain:
-        y = _by_torch(x, weight, bias, layout, geometry)
+        y = _by_torch(x, weight, bias, layout, geometry, recorded)
         return y if p is None else relu_then_dropout(y, p)
     padding = (geometry.dilation, geometry.pad_left, geometry.pad_right)
     # At p = 1 the scale is infinite; torch's own dropout defines that result.
@@ -137,15 +138,22 @@ def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
 
 
 def _by_torch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, layout: BlockLayout, geometry: Geometry
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    layout: BlockLayout,
+    geometry: Geometry,
+    recorded: bool,
 ) -> Tensor:
     """The product by functions that every transform of torch, and every file of a graph, knows."""
-    if is_batched(weight):
-        # One layer stands for several, each with a mask of its own: where it holds zeros.
-        weight = torch.where(weight.detach() != 0, weight, 0)
-    elif not layout.outgrown:
+    # What a copy has in its pruned blocks counts, and a recording may have nothing to look at.
+    whole = layout.outgrown or (recorded and layout.is_copy)
+    if not whole:
         mask = layout.element_mask()  # [N, taps, C]
         mask = mask[:, 0] if weight.dim() == 2 else mask.permute(0, 2, 1)
+        if not torch.compiler.is_compiling() and is_batched(weight):
+            # One layer stands for several, each with zeros where its own mask prunes.
+            mask = mask | (weight.detach() != 0)
         # Not a product with the mask, which makes NaN of an infinite value in a pruned block.
         weight = torch.where(mask, weight, 0)
     if weight.dim() == 2:
@@ -210,7 +218,10 @@ def _fwd(
     epilogue = Epilogue(relu, p, number)
     args = (x, as_matrix(weight), bias, epilogue)
     # The layout comes as a number, since the schema of a custom op knows no objects of ours.
-    return dispatch.choose("fwd", find_layout(layout), geometry, *args)()
+    found = find_layout(layout)
+    if found.is_copy:
+        look_at_copy(weight, found)
+    return dispatch.choose("fwd", found, geometry, *args)()
 
 
 @_fwd.register_fake

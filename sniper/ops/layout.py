@@ -157,6 +157,8 @@ class BlockLayout:
         Args:
             weight: the parameter, which the layout does not keep alive.
         """
+        if weight.is_inference():
+            return  # it has no version: nobody would notice a write
         # Address and version both: a new tensor may lie where a freed one lay, and an old one may
         # have been written to.
         self._zeros = (weakref.ref(weight), weight.data_ptr(), weight._version)

@@ -19,6 +19,7 @@ from sniper import _C
 from sniper.ops.geometry import as_matrix
 from sniper.ops.layout import BlockLayout
 from sniper.ops.memory import untouched_zeros_like
+from sniper.ops.transforms import has_memory
 
 
 def masked(matrix: Tensor, layout: BlockLayout) -> Tensor:
@@ -50,10 +51,10 @@ def look_at_copy(weight: Tensor, layout: BlockLayout) -> None:
             written to.
         layout: of a copy, `layout.is_copy`.
     """
-    if layout.is_full or layout.outgrown or layout.marked(weight):
+    if layout.is_full or layout.outgrown or layout.marked(weight) or not has_memory(weight):
         return
-    if weight.is_meta or (weight.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # looking would wait
     rows = as_matrix(weight.detach())
     if weight.is_cpu and rows.is_contiguous():
         mask = layout.block_mask.data_ptr()
@@ -64,7 +65,7 @@ def look_at_copy(weight: Tensor, layout: BlockLayout) -> None:
         found = bool(rows.masked_select(~layout.element_mask().flatten(1)).any())
     if found:
         layout.stray()
-    elif not weight.is_inference():
+    elif weight.is_leaf:  # not a cast of it, which is another one at each call
         layout.mark_zeros(weight)
 
 
@@ -92,7 +93,7 @@ def zero_pruned_(weight: Tensor, layout: BlockLayout) -> None:
     Raises:
         ValueError: a weight of another shape or on another device than its mask.
     """
-    if layout.is_full or weight.is_meta:
+    if layout.is_full or not has_memory(weight):
         return
     _check_fits(weight, layout)
     rows = weight.detach().unsqueeze(2) if weight.dim() == 2 else weight.detach()

@@ -171,7 +171,9 @@ def lacking(message: str) -> Verdict:
     """A failure by something that the machine lacks: every process looks again, since the user may
     have installed it.
     """
-    return Verdict(False, message=f"{message}; the next start checks again", until=0.0)
+    # A minute, for processes that start together and wait for each other's check.
+    until = time.time() + 60
+    return Verdict(False, message=f"{message}; the next start checks again", until=until)
 
 
 def _warn(verdicts: dict[str, Verdict], where: str) -> None:

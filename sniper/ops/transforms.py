@@ -33,3 +33,14 @@ def is_batched(t: Tensor) -> bool:
     while functorch.is_gradtrackingtensor(t):
         t = functorch.get_unwrapped(t)
     return functorch.is_batchedtensor(t)
+
+
+def has_memory(t: Tensor) -> bool:
+    """Whether a tensor has numbers at an address: it is no meta or fake one, and none that stands
+    for others in a transform.
+    """
+    plain = type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta
+    functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return plain and not (
+        torch._is_functional_tensor(t) or functorch.is_functorch_wrapped_tensor(t)
+    )

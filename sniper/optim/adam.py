@@ -94,7 +94,8 @@ class Adam(torch.optim.Adam):
             fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        self._step_supports_amp_scaling = True
+        # Else a scaler does not call a step that it skips, and nothing would clear.
+        self._step_supports_amp_scaling = self.clear
 
     def _begin(self, max_norm: float | None, clear: bool) -> None:
         self.max_norm, self.clear = max_norm, clear
@@ -148,7 +149,7 @@ class Adam(torch.optim.Adam):
         if "_rows" not in self.__dict__:  # a copy
             self._begin(state.get("max_norm"), state.get("clear", False))
         super().__setstate__(state)
-        self._step_supports_amp_scaling = True
+        self._step_supports_amp_scaling = self.clear
         for group in self.param_groups:  # what torch's may have been saved with
             group["foreach"] = None
             group["fused"] = group["fused"] or None

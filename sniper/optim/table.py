@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sniper import _C
-from sniper.layers.zeros import layouts_of_weights
+from sniper.layers.zeros import lay_alike, layouts_of_weights
 from sniper.ops import layout as layouts
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import adam, launch
@@ -259,6 +259,7 @@ class Rows:
                 else:
                     others.setdefault(factor, []).append(p)
             for factor, ps in others.items():
+                lay_alike(ps, optimizer.state, bool(group["fused"]))
                 states = [optimizer.state[p] for p in ps]
                 lists = {"params": ps, "grads": [p.grad for p in ps], "states": states}
                 groups.append({**group, **lists, "lr": group["lr"] * factor})

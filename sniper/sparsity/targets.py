@@ -213,8 +213,11 @@ class ElementTargets:
         them there with `assign=True`.
         """
         for name, known in list(self.parameters.items()):
-            p = self._model.get_parameter(name)
-            if p is known:
+            try:
+                p = self._model.get_parameter(name)
+            except AttributeError:  # the module is another one now
+                continue
+            if p is known or p.shape != known.shape:
                 continue
             self.parameters[name] = p
             if name in self._hooks:
@@ -228,6 +231,7 @@ class ElementTargets:
         if getattr(module, "_is_replica", False):
             raise no_replicas()
         check_whole_parameters(module)
+        self.follow()
         self.zero_pruned()
 
     def check_whole(self, sharded: Sequence[Tensor]) -> None:
@@ -364,9 +368,8 @@ class ElementTargets:
 
     def zero_pruned(self, parameter: nn.Parameter | None = None) -> None:
         """Zeroes what the masks prune, of one parameter or of all; an update may have moved it."""
-        self.follow()
         for name, p in self.parameters.items():
-            if self._prunes(name) and (parameter is None or p is parameter):
+            if (parameter is None or p is parameter) and self._prunes(name):
                 self._zero(name)
 
     def _prunes(self, name: str) -> bool:

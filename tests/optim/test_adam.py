@@ -275,6 +275,14 @@ def test_grad_scaler():
     assert_close(*results)
 
 
+def test_only_who_clears_is_called_at_an_overflow():
+    """Lightning and Accelerate take an optimizer that unscales itself for one they may not clip."""
+    for clear in (False, True):
+        optimizer = Adam(make_model().parameters(), clear=clear)
+        assert optimizer._step_supports_amp_scaling == clear
+        assert copy.deepcopy(optimizer)._step_supports_amp_scaling == clear
+
+
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("max_norm", [None, 0.05])
 def test_an_overflow_is_skipped_and_cleared(max_norm, unscale):

@@ -853,3 +853,21 @@ def test_a_model_that_was_densified_under_its_sniper_is_told():
         sniper.step(0)
     assert "32x32  1.000" in sniper.summary()
     sniper.detach()
+
+
+@pytest.mark.parametrize("change", ["other shape", "other kind", "weight norm"])
+def test_a_module_that_was_exchanged_does_not_stop_the_step(change: str):
+    """A head for another task, say; what it knew of it is masked as before."""
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+    sniper = Sniper(model, {0: 0.5}, block_size=None)
+    x = torch.randn(8, 32)
+    sniper.score([x], lambda m, b: m(b).square().mean())
+    sniper.step(0, torch.optim.SGD(model.parameters(), lr=0.1))
+    if change == "weight norm":
+        nn.utils.parametrizations.weight_norm(model[2])
+    else:
+        model[2] = nn.Linear(32, 7) if change == "other shape" else nn.Identity()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x).square().mean().backward()
+    optimizer.step()
+    assert (model[0].weight == 0).float().mean() > 0.3

@@ -3,7 +3,7 @@
 
 ROOT/metadata.csv        id|text or id|text|normalized text, without quoting
 ROOT/wavs/ID.wav
-ROOT/TextGrid/ID.TextGrid (also in folders below), or ROOT/alignments.jsonl
+ROOT/TextGrid/ID.TextGrid (also in one folder deeper), or ROOT/alignments.jsonl
 """
 
 import hashlib
@@ -199,12 +199,17 @@ def read_corpus(root: Path, textgrids: Path | None = None, speakers: str = "none
         problems += unusable
         missing = f"it has no usable line in {ALIGNMENTS}"
     else:
-        # One speaker folder deep is how MFA writes a corpus with speakers; ids may be deeper paths.
-        paths = sorted(folder.rglob("*.TextGrid"))
+        # One speaker folder deep is how MFA writes a corpus with speakers.
+        paths = sorted([*folder.glob("*/*.TextGrid"), *folder.glob("*.TextGrid")])
         aligned = {path.name.removesuffix(".TextGrid"): path for path in paths}
         # Speakers may have the same names for their files: then an id is the path.
         for path in paths:
             aligned[path.relative_to(folder).as_posix().removesuffix(".TextGrid")] = path
+        # An id may be a longer path.
+        for line in listing.lines:
+            path = folder / f"{line.id}.TextGrid"
+            if line.id.count("/") > 1 and path.is_file():
+                aligned[line.id] = path
         for path in paths:
             same_name.setdefault(path.name.removesuffix(".TextGrid"), []).append(path)
         missing = f"no TextGrid for it in {folder}"

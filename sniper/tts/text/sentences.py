@@ -26,7 +26,7 @@ _CLOSING = "\"'”’»›)]}*_"
 _ENDINGS = re.compile(rf"(?<=[.!?…])[{re.escape(_CLOSING)}]*\s+(?=\S)|(?<=[。！？।॥])|\n\s*\n")
 # Phonemes that are given.
 IN_BRACES = re.compile(r"\{([^{}]*)\}")
-_PUT_AWAY = re.compile("\ue002(\\d+)\ue003")
+_PUT_AWAY = 0xF0000  # the first character of a plane that is nobody's
 _LAST_WORD = re.compile(r"((?:\w\.)+\w?|[\w'’]+)\.$")
 _NEXT_WORD = re.compile(r"\s+[\"'“‘«‹(\[*_¿¡]*([\w'’]+)")
 
@@ -83,12 +83,12 @@ def split_sentences(text: str, max_chars: int = 300) -> list[str]:
 
     def put_away(match: re.Match) -> str:
         given.append(match[0])
-        return f"\ue002{len(given) - 1}\ue003"
+        return chr(_PUT_AWAY + len(given) - 1)
 
-    # Sentences are cut at marks and spaces: a number between two private characters stays whole.
-    text = IN_BRACES.sub(put_away, text)
-    parts = _split(text, max_chars)
-    return [_PUT_AWAY.sub(lambda match: given[int(match[1])], part) for part in parts]
+    # One private character in the place of each, since sentences are cut at marks and spaces.
+    parts = _split(IN_BRACES.sub(put_away, text), max_chars)
+    back = {_PUT_AWAY + number: braces for number, braces in enumerate(given)}
+    return [part.translate(back) for part in parts]
 
 
 def _split(text: str, max_chars: int) -> list[str]:
@@ -104,7 +104,7 @@ def _split(text: str, max_chars: int) -> list[str]:
         begin = match.end()
     sentences.append(text[begin:])
     parts = [part for sentence in sentences for part in _shorten(sentence, max_chars)]
-    return [part for part in parts if has_letter(part)]
+    return [part for part in parts if has_letter(part) or any(ord(c) >= _PUT_AWAY for c in part)]
 
 
 def _shorten(sentence: str, max_chars: int) -> list[str]:

@@ -43,8 +43,8 @@ _ALPHABETS = ("ipa", "x-arpabet", "arpabet", "cmu-arpabet")
 _MAX_DEPTH = 50
 # What stands between digits, and is not read.
 _DIGITS = {
-    "digits": (r"\d[\d\s-]*", "-"),
-    "telephone": (r"\+?[\d(][\d\s()./-]*", "( ) - . /"),
+    "digits": (r"\d[\d\s‐‑‒–-]*", "-"),
+    "telephone": (r"\+?\s*[\d(][\d\s()./‐‑‒–-]*", "( ) - . /"),
 }
 # Given phonemes stand in their sentence as a number between two private characters, so that
 # sentences can be cut before they are read.

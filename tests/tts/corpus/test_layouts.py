@@ -61,6 +61,17 @@ def test_files_of_one_name_are_utterances_of_their_own(tmp_path: Path):
     assert [u.id for u in read_corpus(libri).utterances] == [line.id for line in found]
 
 
+def test_textgrids_behind_links_and_beside_older_ones(tmp_path: Path):
+    _write(tmp_path / "metadata.csv", "a|One.\nanna/b|Two.\n")
+    (tmp_path / "wavs").mkdir()
+    _write(tmp_path / "elsewhere/b.TextGrid")
+    _write(tmp_path / "TextGrid/a.TextGrid")
+    (tmp_path / "TextGrid/anna").symlink_to(tmp_path / "elsewhere")
+    _write(tmp_path / "TextGrid/old/2023/a.TextGrid")
+    corpus = read_corpus(tmp_path)
+    assert [u.id for u in corpus.utterances] == ["a", "anna/b"] and not corpus.problems
+
+
 @pytest.mark.parametrize("above", ["", "train-clean-100"])
 def test_libritts(tmp_path: Path, above: str):
     folder = tmp_path / above / "19/198"

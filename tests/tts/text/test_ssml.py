@@ -107,6 +107,7 @@ def test_phonemes_stand_in_their_sentence():
         ('<say-as interpret-as="characters">ab1</say-as>', "a b one sil"),
         ('<say-as interpret-as="digits">1 2-3</say-as>', "one two three sil"),
         ('<say-as interpret-as="telephone">+123</say-as>', "plus one two three sil"),
+        ('<say-as interpret-as="telephone">+ 1 2–3</say-as>', "plus one two three sil"),
         ('<say-as interpret-as="cardinal">2,000</say-as>', "two thousand sil"),
         ('<say-as interpret-as="ordinal">3</say-as>', "third sil"),
         ('<say-as interpret-as="date" format="dmy">1/2/2001</say-as>',

@@ -103,6 +103,9 @@ def test_phonemes_in_braces_inside_a_sentence():
     assert split_sentences(text) == ["Hello, {F IY1. L} world.", "{T UW1}, two!", "{D} {D}"]
     found = [text_to_phones(each, frontend) for each in split_sentences(text)]
     assert found[1:] == ["sil T UW1 sil T UW1 sil".split(), "sil D D sil".split()]
+    long = "你" * 299 + "{a b c d}" + "你" * 200
+    with pytest.warns(UserWarning, match="is cut"):
+        assert "".join(split_sentences(long)) == long
     with pytest.raises(SpeechError, match="lexicon: zebra"):
         text_to_phones("zebra {F IY1}", frontend)
     espeak = EspeakFrontend()
