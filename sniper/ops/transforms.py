@@ -42,5 +42,6 @@ def has_memory(t: Tensor) -> bool:
     plain = type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta
     functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     return plain and not (
-        torch._is_functional_tensor(t) or functorch.is_functorch_wrapped_tensor(t)
+        torch._is_functional_tensor(t)  # pyright: ignore[reportPrivateImportUsage]
+        or functorch.is_functorch_wrapped_tensor(t)
     )
