@@ -30,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's, which is there for `make test`
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file's tests are one process', and those of the comparison too: making what they look at,
-    six runs that are trained and measured, takes longer than all of them.
+    six runs that are trained and measured, takes longer than all of them. The interpreter's tests
+    come last, being few, and each is long: they are not one process'.
     """
     if config.getvalue("dist") != "loadfile":
         return None
@@ -38,6 +39,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class ByFile(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
+            if "test_interpreter.py::" in nodeid:
+                return nodeid
             folder = "tests/compare/"
             return folder if nodeid.startswith(folder) else super()._split_scope(nodeid)
 
