@@ -124,7 +124,8 @@ def test_what_the_machine_lacks_is_said_in_its_own_words(cases_here, monkeypatch
     assert "/nowhere/Python.h is not there (python3-dev or -devel)" in said["no header"]
     assert "Tried to allocate" in said["full"] and "doctor --recheck" in said["full"]
     assert all("the next start checks again" in said[name] for name in ("no compiler", "no header"))
-    assert [v.holds for v in found.values()] == [False, False, True]
+    left = {name: v.until - selfcheck.time.time() for name, v in found.items() if v.until}
+    assert 0 < left["no compiler"] <= 60 and 0 < left["no header"] <= 60 < left["full"]
 
 
 @pytest.mark.parametrize(
@@ -153,6 +154,9 @@ def test_a_compiler_that_was_installed_is_found_by_the_next_process(a_gpu, monke
         assert not selfcheck.trusted(X, 64, selfcheck.ELEMENTWISE)
     a_gpu(elementwise=True)
     monkeypatch.setattr(selfcheck, "_verdicts", {})
+    # Those that start together with the first take its word for it.
+    now = selfcheck.time.time()
+    monkeypatch.setattr(selfcheck.time, "time", lambda: now + 61)
     assert selfcheck.trusted(X, 64, selfcheck.ELEMENTWISE) and len(runs) == 2
 
 
