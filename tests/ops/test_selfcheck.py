@@ -147,6 +147,18 @@ def test_what_may_be_the_machines_doing_is_checked_again(problem, kept):
     assert verdict.holds and (verdict.until is None) == kept
 
 
+@pytest.mark.parametrize(("number", "kept"), [(11, True), (15, False), (9, False), (2, False)])
+def test_a_death_from_outside_is_no_kernels_fault(tmp_path, number, kept):
+    child = selfcheck._Child(["--cases", "no_such_cases"], tmp_path / "news", (1.0, 1.0))
+    with child:
+        child._process.kill()
+        child._process.wait()
+        child._process.returncode = -number
+        verdict = child.failure()
+    assert verdict is not None and (verdict.until is None) == kept
+    assert f"killed by signal {number}" in verdict.message
+
+
 def test_a_compiler_that_was_installed_is_found_by_the_next_process(a_gpu, monkeypatch):
     without = RuntimeError("Failed to find C compiler. Please specify via CC")
     runs = a_gpu(elementwise=selfcheck_child._failed(without), pointer_product=True)

@@ -293,3 +293,11 @@ def test_differences_name_both_sides():
         "model.ffn_dim: 768 there, 64 now",
         "train.lr: 1.0 there, 0.5 now",
     ]
+
+
+def test_a_path_may_begin_at_home(monkeypatch: pytest.MonkeyPatch):
+    """As in a shell; a folder called ~ would invite "rm -r ~"."""
+    monkeypatch.setenv("HOME", "/home/anna")
+    config = load("small-corpus", ["output=~/runs/x", "data.prepared=~/data", "init=runs/~x"])
+    assert (config.output, config.data.prepared) == ("/home/anna/runs/x", "/home/anna/data")
+    assert config.init == "runs/~x"

@@ -61,3 +61,9 @@ def test_threads_and_matmul_precision():
     finally:
         torch.set_float32_matmul_precision(before)
         dispatch.autotune(False)
+
+
+@pytest.mark.parametrize("name", ["mps", "", "cuda:x", "gpu"])
+def test_what_is_no_device(name: str):
+    with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N, got"):
+        pick_device(name)
