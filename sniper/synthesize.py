@@ -225,7 +225,7 @@ def _write_sound(output: Path, sound: Spool, sample_rate: int) -> None:
 def _write_mel(path: Path, frames: Spool, features: FeatureConfig, said: TextIO) -> None:
     import numpy as np
 
-    from sniper.tts.files import atomic_write, check_beside, write_json
+    from sniper.tts.files import atomic_write, write_json
 
     header = {"descr": "<f4", "fortran_order": False, "shape": frames.shape}
     with atomic_write(path) as file:
@@ -233,7 +233,7 @@ def _write_mel(path: Path, frames: Spool, features: FeatureConfig, said: TextIO)
         for block in frames.blocks():
             file.write(block.data)
     # Another vocoder has to know rate, hop and logarithm, and .npy cannot hold them.
-    write_json(check_beside(path, features.to_json()), features.to_json())
+    write_json(path.with_suffix(".json"), features.to_json())
     print(f"{path}: {frames.rows} frames; its settings are in {path.stem}.json", file=said)
 
 

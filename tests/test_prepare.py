@@ -552,6 +552,20 @@ def test_force_removes_nothing_before_it_knows_that_it_can(
     assert contents(tmp_path / "out") == before
 
 
+def test_force_of_the_demo_and_of_a_share_removes_nothing_either(corpus, tmp_path, capsys):
+    demo = ["demo", "--out", str(tmp_path / "demo"), "--utterances", "4", "--quiet"]
+    assert main(demo) == 0
+    before = contents(tmp_path / "demo")
+    assert main([*demo, "--force", "--valid", "9"]) == 2
+    assert contents(tmp_path / "demo") == before
+    share = ["ljspeech", "--root", str(corpus), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main([*share, "--shard", "1/2"]) == 0
+    kept = {p: p.read_bytes() for p in (tmp_path / "out/shards").rglob("*") if p.is_file()}
+    assert main([*share, "--shard", "1/2", "--force", "--textgrids", "typo"]) == 2
+    assert "no such folder of TextGrids: typo" in capsys.readouterr().err
+    assert kept == {p: p.read_bytes() for p in kept}
+
+
 def test_force_keeps_alignments_that_were_corrected(tmp_path, capsys, monkeypatch):
     root, out = tmp_path / "corpus", tmp_path / "out"
     write_demo_corpus(root, 4, seed=3, voice="en-us", progress=False)

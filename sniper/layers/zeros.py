@@ -83,15 +83,17 @@ def lay_alike(params: Sequence[Tensor], states: Mapping[Any, dict[str, Any]], fu
         if p.dim() != 3:
             continue
         if fused and p.grad is not None and p.grad.stride() != p.stride():
-            p.grad = _laid(p.grad, p)
+            p.grad = laid_as(p, p.grad)
         state = states.get(p, {})
         for key, value in state.items():
-            moment = isinstance(value, Tensor) and value.shape == p.shape
-            if moment and value.stride() != p.stride():
-                state[key] = _laid(value, p)
+            if isinstance(value, Tensor) and value.shape == p.shape:
+                state[key] = laid_as(p, value)
 
 
-def _laid(t: Tensor, p: Tensor) -> Tensor:
+def laid_as(p: Tensor, t: Tensor) -> Tensor:
+    """A gradient or moment `t` of `p` in its memory order: itself if it is, else a copy."""
+    if t.stride() == p.stride():
+        return t
     return torch.empty_like(p, dtype=t.dtype, requires_grad=False).copy_(t.detach())
 
 

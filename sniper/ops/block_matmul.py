@@ -125,9 +125,7 @@ def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
         check_share("relu_dropout", relu_dropout)
     if not x.is_floating_point():
         raise ValueError(f"x: expected floating-point values, got {x.dtype}")
-    out_blocks, taps, in_blocks = layout.shape
-    size = layout.block_size
-    wanted = (out_blocks * size, in_blocks * size, *[taps] * (weight.dim() == 3))
+    taps, wanted = layout.shape[1], layout.weight_shape(weight.dim())
     if tuple(weight.shape) != wanted or geometry.taps != taps:
         raise ValueError(
             f"weight: expected {list(wanted)} for {layout!r} and {taps} taps, "

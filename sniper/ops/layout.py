@@ -134,6 +134,12 @@ class BlockLayout:
         out_blocks, taps, in_blocks = self.block_mask.shape
         return out_blocks, taps, in_blocks
 
+    def weight_shape(self, dims: int) -> tuple[int, ...]:
+        """Of a weight that has these blocks: `[N, K]`, or `[N, C, taps]` of three dimensions."""
+        out_blocks, taps, in_blocks = self.shape
+        b = self.block_size
+        return (out_blocks * b, in_blocks * b, *[taps] * (dims == 3))
+
     @property
     def outgrown(self) -> bool:
         """Whether this is a copy whose original has changed since."""

@@ -167,9 +167,7 @@ def _check_fits(weight: Tensor, layout: BlockLayout) -> None:
     """Refuses a weight that was exchanged for another one: kernels walk the memory that they
     expect.
     """
-    rows, taps, cols = layout.shape
-    b = layout.block_size
-    wanted = (rows * b, cols * b) if weight.dim() == 2 else (rows * b, cols * b, taps)
+    wanted = layout.weight_shape(weight.dim())
     there = layout.block_mask.device
     if tuple(weight.shape) != wanted or weight.device != there:
         raise ValueError(

@@ -234,7 +234,7 @@ class Adam(torch.optim.Adam):
         by_device: dict[torch.device, list[Tensor]] = {}
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None and self.has_gradient(p):
+                if self.has_gradient(p):
                     by_device.setdefault(p.grad.device, []).append(p.grad)
         for device, grads in by_device.items():
             factor = scale.to(device).double().reciprocal().float()  # as the scaler's own

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from sniper import _C
-from sniper.layers.zeros import lay_alike, layouts_of_weights
+from sniper.layers.zeros import laid_as, lay_alike, layouts_of_weights
 from sniper.ops import layout as layouts
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import adam, launch
@@ -294,7 +294,7 @@ class Rows:
         if layout is None:
             p.grad.zero_()
             return
-        grad = self._relaid(p, p.grad)
+        grad = laid_as(p, p.grad)
         if grad is not p.grad:
             p.grad = grad
         matrix = _matrix(grad, layout)
@@ -309,7 +309,7 @@ class Rows:
         is not visited any more.
         """
         p, layout = row.weight, row.layout
-        grad = self._relaid(p, row.grad)
+        grad = laid_as(p, row.grad)
         if grad is not p.grad:
             p.grad = grad
         version = (0, 0) if layout is None else (layout.handle, layout.version)
@@ -320,19 +320,13 @@ class Rows:
         row.state["step"] = row.state["step"].to(p.device, torch.float32)
         moments = [name for name in _MOMENTS if name in row.state]
         for name in moments:
-            row.state[name] = self._relaid(p, row.state[name])
+            row.state[name] = laid_as(p, row.state[name])
             if layout is not None and id(p) not in self._prepared:
                 row.state[name] = only_active(row.state[name], layout)
         if layout is not None:
             for tensor in (row.grad, *(row.state[name] for name in moments)):
                 mask_blocks_(_matrix(tensor, layout), layout)
         self._prepared[id(p)] = key
-
-    @staticmethod
-    def _relaid(p: Tensor, tensor: Tensor) -> Tensor:
-        if tensor.stride() == p.stride():
-            return tensor
-        return torch.empty_like(p, memory_format=torch.preserve_format).copy_(tensor)
 
 
 def torch_lists(group: dict[str, Any]) -> dict[str, Any]:

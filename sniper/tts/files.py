@@ -85,8 +85,9 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def check_beside(path: Path, keys: Iterable[str]) -> Path:
-    """The JSON file that describes `path`: of its name, with the suffix .json.
+def check_beside(path: Path, keys: Iterable[str]) -> None:
+    """Refuses a file whose description, of its name with the suffix .json, would replace that of
+    another file.
 
     Args:
         keys: of such a description; one with none of them is another's.
@@ -98,12 +99,11 @@ def check_beside(path: Path, keys: Iterable[str]) -> Path:
     try:
         there = json.loads(beside.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return beside  # none, or of no use to anybody
+        return  # none, or of no use to anybody
     if not isinstance(there, dict) or not set(keys) & set(there):
         raise SpeechError(
             f"{beside} is there and describes something else than {path.name}: choose another name"
         )
-    return beside
 
 
 def write_json(path: Path, data: dict) -> None:

@@ -80,6 +80,8 @@ def prepare_demo(
         corpus = read_corpus(out / "corpus")
         return _build(out / "corpus", corpus, plan, out, None, workers, progress)
 
+    if force:  # what would be refused, before what is finished is removed
+        split_sizes(utterances, valid, test)
     return _once(out, plan, force, make)
 
 
@@ -169,10 +171,11 @@ def prepare_ljspeech_shard(
     _refuse_workers(workers)
     require_analysis_packages()
     root, out = Path(root), Path(out)
+    plan, ids, read = _sharded(root, out, aligned, textgrids, speakers, features)
     if force:
+        read(shard)  # what would be refused, before what is there is removed
         remove_work(shard.folder(out) / WORK)
         (shard.folder(out) / SETTINGS).unlink(missing_ok=True)
-    plan, ids, read = _sharded(root, out, aligned, textgrids, speakers, features)
     count = workers or default_workers()
     return prepare_shard(out, plan, shard, ids, read, count, progress)
 
