@@ -99,6 +99,7 @@ RECORDS = ("ModuleReport", "SparsifyReport")
 TRUSTING = (
     *("BlockLayout.unwritten", "BlockLayout.rewritten", "BlockLayout.to"),
     *("BlockLayout.mark_zeros", "BlockLayout.zeros_known", "BlockLayout.marked"),
+    "BlockLayout.weight_shape",
     "Adam.has_gradient",
     *("ops.Geometry", "Geometry.out_length"),
 )

@@ -135,7 +135,14 @@ class BlockLayout:
         return out_blocks, taps, in_blocks
 
     def weight_shape(self, dims: int) -> tuple[int, ...]:
-        """Of a weight that has these blocks: `[N, K]`, or `[N, C, taps]` of three dimensions."""
+        """Of a weight that has these blocks.
+
+        Args:
+            dims: the weight's dimensions, 2 or 3.
+
+        Returns:
+            `[N, K]`, or `[N, C, taps]` of three dimensions.
+        """
         out_blocks, taps, in_blocks = self.shape
         b = self.block_size
         return (out_blocks * b, in_blocks * b, *[taps] * (dims == 3))
