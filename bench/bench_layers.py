@@ -212,7 +212,7 @@ def rows_of(
         }
         dense = min(c[1] for name, c in cuts.items() if name != "sparse")
         what = common.describe_layer(layer, (BATCH, LENGTH), density, args)
-        if not args.independent_taps:
+        if layer[2] > 1 and not args.independent_taps:
             what["shape"] += " shared taps"
         rows += common.rows(cuts, dense, torch.device("cpu"), pass_=which, **what)
     return rows

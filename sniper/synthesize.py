@@ -126,7 +126,7 @@ def _speak(options: argparse.Namespace) -> int:
         raise
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     return 0
 
 

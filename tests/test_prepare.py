@@ -556,8 +556,9 @@ def test_force_of_the_demo_and_of_a_share_removes_nothing_either(corpus, tmp_pat
     demo = ["demo", "--out", str(tmp_path / "demo"), "--utterances", "4", "--quiet"]
     assert main(demo) == 0
     before = contents(tmp_path / "demo")
-    assert main([*demo, "--force", "--valid", "9"]) == 2
-    assert contents(tmp_path / "demo") == before
+    for wrong in (["--valid", "9"], ["--voice", "typo"]):
+        assert main([*demo, "--force", *wrong]) == 2
+        assert contents(tmp_path / "demo") == before
     share = ["ljspeech", "--root", str(corpus), "--out", str(tmp_path / "out"), "--quiet"]
     assert main([*share, "--shard", "1/2"]) == 0
     kept = {p: p.read_bytes() for p in (tmp_path / "out/shards").rglob("*") if p.is_file()}

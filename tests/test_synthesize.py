@@ -193,8 +193,8 @@ def test_checkpoints_that_cannot_be_used(
 ):
     output = ["-o", str(tmp_path / "a.wav")]
 
-    def said(folder: Path, *more: str) -> str:
-        assert _main(folder, TEXT, *output, *more) == 1
+    def said(folder: Path, *more: str, status: int = 1) -> str:
+        assert _main(folder, TEXT, *output, *more) == status
         text = capsys.readouterr().err
         assert text.startswith("error: ") and text.count("\n") == 1
         return text
@@ -211,7 +211,7 @@ def test_checkpoints_that_cannot_be_used(
     (broken / "meta.json").write_text(json.dumps(meta))
     assert "damaged or incomplete" in said(broken)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "expected a CUDA device, found none" in said(trained_run, "--device=cuda")
+    assert "expected a CUDA device, found none" in said(trained_run, "--device=cuda", status=2)
 
 
 def test_nothing_to_write(capsys: pytest.CaptureFixture):

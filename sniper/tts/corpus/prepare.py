@@ -33,6 +33,7 @@ from sniper.tts.corpus.workfile import remove_work
 from sniper.tts.errors import FolderInUse, SpeechError
 from sniper.tts.locks import only_one
 from sniper.tts.processes import default_workers
+from sniper.tts.text.espeak import espeak
 from sniper.tts.text.lexicon import read_dictionary
 from sniper.tts.text.text import EspeakFrontend
 
@@ -82,6 +83,7 @@ def prepare_demo(
 
     if force:  # what would be refused, before what is finished is removed
         split_sizes(utterances, valid, test)
+        espeak().clauses("one", voice)
     return _once(out, plan, force, make)
 
 
