@@ -53,15 +53,18 @@ py::bytes addresses(const py::list& tensors) {
 py::bytes optimizer_places(const py::list& params, const py::dict& states, const py::tuple& names) {
   static PyObject* const grad_name = PyUnicode_InternFromString("grad");
   static PyObject* const is_cuda_name = PyUnicode_InternFromString("is_cuda");
+  static PyObject* const element_size = method("element_size");
   std::vector<int64_t> numbers;
-  numbers.reserve(8 * params.size());
+  numbers.reserve(12 * params.size());
   for (const py::handle p : params) {
     numbers.push_back(address(p));
+    add_strides(numbers, p);
     const py::object grad = checked(PyObject_GetAttr(p.ptr(), grad_name));
     if (grad.is_none()) {
       numbers.push_back(-1);
       continue;
     }
+    numbers.push_back(call(element_size, grad).cast<int64_t>());
     add_strides(numbers, grad);
     const bool on_gpu = checked(PyObject_GetAttr(p.ptr(), is_cuda_name)).ptr() == Py_True;
     numbers.push_back(on_gpu ? address(grad) : 0);
@@ -83,7 +86,8 @@ py::bytes optimizer_places(const py::list& params, const py::dict& states, const
 void bind_addresses(py::module_& m) {
   m.def("addresses", &addresses, "int64 of each tensor of a list: its address; 0 for None.");
   m.def("optimizer_places", &optimizer_places,
-        "int64: of each parameter its address, its gradient's strides and, on a GPU, the gradient's address; "
+        "int64: of each parameter its address and strides, its gradient's bytes of a number and strides and, on a GPU, "
+        "the gradient's address; "
         "of each state of an optimizer its parameter and the addresses of the tensors that are named.");
 }
 

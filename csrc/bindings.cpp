@@ -107,7 +107,7 @@ void bind_blocked_rows(py::module_& m) {
   m.def(
       "zero_pruned",
       [rows_of](uintptr_t data, const Blocks& blocks, uintptr_t mask, int threads) {
-        sniper::zero_pruned(rows_of(data, blocks), as<const uint8_t>(mask), threads);
+        return sniper::zero_pruned(rows_of(data, blocks), as<const uint8_t>(mask), threads);
       },
       no_gil);
   m.def(

@@ -66,12 +66,16 @@ bool pruned_is_nonzero(const BlockedRows& weight, const uint8_t* mask, int threa
   return found.load();
 }
 
-void zero_pruned(const BlockedRows& weight, const uint8_t* mask, int threads) {
+bool zero_pruned(const BlockedRows& weight, const uint8_t* mask, int threads) {
+  std::atomic<bool> found{false};
   // Reading first leaves clean memory clean: most steps leave zeros where zeros were.
   each_pruned(weight, mask, threads, [&](uint8_t* piece) {
-    if (!is_zero(piece, weight.block_bytes)) std::memset(piece, 0, weight.block_bytes);
+    if (is_zero(piece, weight.block_bytes)) return true;
+    std::memset(piece, 0, weight.block_bytes);
+    found.store(true, std::memory_order_relaxed);
     return true;
   });
+  return found.load();
 }
 
 void pack_active(const BlockedRows& weight, const uint8_t* mask, uint8_t* packed, int threads) {

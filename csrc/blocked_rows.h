@@ -19,8 +19,8 @@ struct BlockedRows {
 // Whether any byte of a block whose mask is 0 differs from 0 (so -0.0 counts). Stops early.
 bool pruned_is_nonzero(const BlockedRows& weight, const uint8_t* mask, int threads);
 
-// Zeroes what pruned_is_nonzero looks for, and writes nowhere else.
-void zero_pruned(const BlockedRows& weight, const uint8_t* mask, int threads);
+// Zeroes what pruned_is_nonzero looks for, and writes nowhere else; says whether there was anything.
+bool zero_pruned(const BlockedRows& weight, const uint8_t* mask, int threads);
 
 // Copies the active blocks to `packed`, in the mask's order and each block's rows behind one another, or back from it.
 void pack_active(const BlockedRows& weight, const uint8_t* mask, uint8_t* packed, int threads);

@@ -102,23 +102,31 @@ class SniperSettings:
         if self.exchange is not None and several():
             self.gradient_exchange = compress_gradients(ddp, self.attached, self.exchange)
 
-    def check_start(self, epoch: int) -> None:
+    def check_start(self, epoch: int, resumed: bool = False) -> None:
         """Refuses a training that begins where the schedule is sparser than the model.
 
         Args:
             epoch: that the trainer begins with.
+            resumed: whether it goes on from a checkpoint.
 
         Raises:
             ValueError: an earlier training went further in the schedule.
         """
         sparsity, asked = self.attached.sparsity, self.schedule.sparsity_at(epoch)
-        if sparsity is not None and asked > sparsity:
+        if sparsity is None or asked <= sparsity:
+            return
+        if resumed:
             raise ValueError(
-                f"SniperCallback: expected a model at the start of its schedule (sparsity "
-                f"{asked:g} in epoch {epoch}), got one that an earlier training left at "
-                f"{sparsity:g}: to train on like this remove the callback; to go through the "
-                "schedule again call callback.sniper.detach() first; to resume name a checkpoint"
+                f"SniperCallback: expected a checkpoint of epoch {epoch}, where the schedule has "
+                f"sparsity {asked:g}, got one with masks of sparsity {sparsity:g}: resume with the "
+                "batch size and schedule that it was saved with"
             )
+        raise ValueError(
+            f"SniperCallback: expected a model at the start of its schedule (sparsity {asked:g} in "
+            f"epoch {epoch}), got one that an earlier training left at {sparsity:g}: to train on "
+            "like this remove the callback; to go through the schedule again call "
+            "callback.sniper.detach() first; to resume name a checkpoint"
+        )
 
     def warn_at_end(self) -> None:
         """Says that training ended before the schedule did."""

@@ -85,7 +85,7 @@ class SniperCallback(SniperSettings, TrainerCallback):
             model.train()  # as the Trainer does before each step
             batches = _batches(train_dataloader, args.device)
             self.attached.score(islice(batches, self.score_batches), self.loss_fn or _models_loss)
-        self.check_start(self._epoch)
+        self.check_start(self._epoch, resumed=state.global_step > 0)
         if self.exchange is not None and args.parallel_mode == ParallelMode.DISTRIBUTED:
             self.compress(_ddp_around(model))
 

@@ -69,14 +69,16 @@ class SniperCallback(SniperSettings, Callback):  # pyright: ignore[reportGeneral
         if self._restored is not None:
             self.attached.load_state_dict(self._restored)
             self._restored = None
-        elif trainer.ckpt_path is not None and not self.attached.scored:
-            raise ValueError(
-                f"SniperCallback: expected a checkpoint that was written with it, got "
-                f"{trainer.ckpt_path}, which has no masks"
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.attached.scored:
+            # A checkpoint of before the first step is a model to score: Lightning's finders of a
+            # learning rate or batch size go back to one.
+            if trainer.ckpt_path is not None and trainer.global_step > 0:
+                raise ValueError(
+                    f"SniperCallback: expected a checkpoint that was written with it, got "
+                    f"{trainer.ckpt_path}, which has no masks"
+                )
             loss_fn = self.loss_fn or cast(Any, _Scoring(trainer))
             with _silent(pl_module):
                 batches = islice(_batches(trainer), self.score_batches)

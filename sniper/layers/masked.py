@@ -155,11 +155,13 @@ class BlockMaskedLayer(nn.Module):
             raise ValueError(
                 f"block mask: expected shape {self.block_mask_shape}, got {tuple(mask.shape)}"
             )
-        if self._ensure_layout():
-            make_buckets_anew([self.weight])
-        assert self._layout is not None
-        self._layout.update(mask)
-        self.zero_pruned()
+        # A weight that is trained is trained with what is allocated here, wherever that is.
+        with torch.inference_mode(self.weight.is_inference()), torch.no_grad():
+            if self._ensure_layout():
+                make_buckets_anew([self.weight])
+            assert self._layout is not None
+            self._layout.update(mask)
+            self.zero_pruned()
 
     @torch.no_grad()
     def _ensure_layout(self) -> bool:

@@ -7,6 +7,8 @@ import fnmatch
 from collections.abc import Collection, Iterable, Sequence
 
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.weight_norm import WeightNorm
 
 from sniper.ops.sharded import check_whole
 
@@ -113,6 +115,21 @@ def kind_left_out(module: nn.Module) -> str:
         return "embedding"
     named = any(c.__name__.endswith("Norm") for c in type(module).__mro__)
     return "normalisation layer" if named or isinstance(module, _NORMS) else ""
+
+
+def weight_norm_parts(model: nn.Module) -> set[int]:
+    """Ids of the parameters of which weight norm, in either form of torch's, makes a weight: with a
+    whole row pruned it would divide by 0.
+    """
+    found: list[nn.Parameter | None] = []
+    for module in model.modules():
+        if isinstance(module, parametrize.ParametrizationList):
+            if any(type(each).__name__ == "_WeightNorm" for each in module):
+                found += module._parameters.values()
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                found += (module._parameters.get(f"{hook.name}_{part}") for part in "gv")
+    return {id(p) for p in found if p is not None}
 
 
 def left_out_by_type(model: nn.Module) -> set[int]:

@@ -61,8 +61,9 @@ def release(owner: object) -> None:
 @functools.cache
 def _install() -> None:
     # Around all optimizers at once: the layers do not know which one the user will make, or when.
-    register_optimizer_step_pre_hook(_before_step)
-    register_optimizer_step_post_hook(_after_step)
+    # Outside of a step that is compiled, which would take what they see now for what is so always.
+    register_optimizer_step_pre_hook(torch.compiler.disable(_before_step))
+    register_optimizer_step_post_hook(torch.compiler.disable(_after_step))
 
 
 def _before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:

@@ -176,15 +176,17 @@ def _differentiable(
     tanh: bool,
     p: float,
     seed: Tensor | None,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """`_gradients` by torch's functions, which have derivatives of their own."""
-    leaves = x, weight, bias
     rows = x.reshape(-1, x.shape[-1]).float()
     y = F.batch_norm(rows, None, None, weight, bias, training=True, eps=eps).view(x.shape)
     y = y.tanh() if tanh else y
     if seed is not None:
         y = y * elementwise.dropout(torch.ones_like(y), p, seed)
-    return torch.autograd.grad(y, leaves, dy.float(), create_graph=True)
+    given = x, weight, bias
+    wanted = [t for t in given if t.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, dy.float(), create_graph=True))
+    return tuple(next(found) if t.requires_grad else None for t in given)
 
 
 _normalised.register_autograd(_backward, setup_context=_save)

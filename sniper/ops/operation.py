@@ -75,6 +75,9 @@ class Operation:
                 # A meta tensor has the fake alone.
                 if not (value.is_cpu or value.is_cuda):
                     return self.op(*args)
+                # One that stands for others, of `torch.autograd.grad(is_grads_batched=True)`.
+                if torch._C._functorch.is_legacy_batchedtensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+                    return self.op(*args)
                 differentiable = differentiable or value.requires_grad
             elif isinstance(value, Tensor):  # a subclass may want to see the operation
                 return self.op(*args)

@@ -103,7 +103,10 @@ def zero_pruned_(weight: Tensor, layout: BlockLayout) -> None:
     elif weight.device.type == "cpu":
         blocks = _blocks(rows.view(rows.shape[0], -1), layout)
         mask = layout.block_mask.data_ptr()
-        _C.zero_pruned(weight.data_ptr(), blocks, mask, torch.get_num_threads())
+        wrote = _C.zero_pruned(weight.data_ptr(), blocks, mask, torch.get_num_threads())
+        # A graph that saved the weight before must not take it for what it was.
+        if wrote and not weight.is_inference():
+            increment_version(weight)
     else:
         mask_blocks_(rows.view(rows.shape[0], -1), layout)
     layout.mark_zeros(weight)

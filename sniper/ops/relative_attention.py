@@ -101,6 +101,8 @@ def _by_torch(given: Operands, key_mask: Tensor | None, heads: int, p: float) ->
 def _shift(places: Tensor) -> Tensor:
     """`[..., T, 2 T - 1]` to `[..., T, T]`: row t from column T - 1 - t on."""
     length = places.shape[-2]
+    if length == 0:
+        return places[..., :0]
     # One column in front, and rows of one number less than that begin one number later each.
     flat = F.pad(places, (1, 0)).flatten(-2)[..., length:]
     return flat.unflatten(-1, (length, 2 * length - 1))[..., :length]

@@ -347,6 +347,8 @@ class Adam(torch.optim.Adam):
                     continue
                 if self.has_gradient(p):
                     self._rows.clear_gradient(p, layout)
+                elif not set_to_none:
+                    continue  # there is none, which stays so
                 if set_to_none:
                     self._mark_cleared(p, p.grad)
                 else:  # as torch has it, a step takes this for a gradient

@@ -226,9 +226,11 @@ class Rows:
     def _sign(self) -> tuple:
         """Everything that `collect` and `parts` depend on."""
         optimizer = self._optimizer
-        parts: list[Any] = [layouts.changes(), *optimizer.rate_factors.values()]
+        parts: list[Any] = [layouts.changes()]
+        parts += [(id(p), factor) for p, factor in optimizer.rate_factors.items()]
         params: list[Tensor] = []
         for group in optimizer.param_groups:
+            parts.append(id(group))  # rows read rates from the dictionary itself
             parts += [group[name] for name in _RATES]
             parts.append(len(group["params"]))
             params += group["params"]
@@ -298,6 +300,8 @@ class Rows:
         if grad is not p.grad:
             p.grad = grad
         matrix = _matrix(grad, layout)
+        if self._prepared.get(id(p)) != _prepared_for(p, layout):
+            mask_blocks_(matrix, layout)  # what is there from before a mask
         # The inverse of what masks a gradient: it zeroes the active blocks.
         rows, taps, cols = layout.shape
         b = layout.block_size
@@ -312,8 +316,7 @@ class Rows:
         grad = laid_as(p, row.grad)
         if grad is not p.grad:
             p.grad = grad
-        version = (0, 0) if layout is None else (layout.handle, layout.version)
-        key = (p.data_ptr(), *version)
+        key = _prepared_for(p, layout)
         if self._prepared.get(id(p)) == key:
             return
         # Elsewhere, as torch has it without `fused`; of another dtype, if that is the default.
@@ -327,6 +330,12 @@ class Rows:
             for tensor in (row.grad, *(row.state[name] for name in moments)):
                 mask_blocks_(_matrix(tensor, layout), layout)
         self._prepared[id(p)] = key
+
+
+def _prepared_for(p: Tensor, layout: BlockLayout | None) -> tuple[int, ...]:
+    """What gradient and moments are made ready for: other memory, or another mask, anew."""
+    version = (0, 0) if layout is None else (layout.handle, layout.version)
+    return (p.data_ptr(), *version)
 
 
 def torch_lists(group: dict[str, Any]) -> dict[str, Any]:
@@ -358,7 +367,8 @@ def _served(p: Tensor, layout: BlockLayout | None) -> bool:
     """Whether our kernels take a parameter, with a gradient of its shape and dtype if it has one:
     float32 numbers that lie together, on a CPU or a GPU whose kernels have passed their check.
     """
-    if p.dtype != torch.float32 or p.layout != torch.strided:
+    dtypes = {t.dtype for t in (p, p.grad) if t is not None}  # a gradient may have its own
+    if dtypes != {torch.float32} or p.layout != torch.strided:
         return False
     # Blocks are rows of that matrix; values may be put into a masked convolution in any order.
     laid = p.dim() in (2, 3) and is_matrix(p)

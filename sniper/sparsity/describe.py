@@ -19,6 +19,7 @@ class Described(Protocol):
     block_size: int | None
     cap: Cap
     sparsity: float | None
+    mask_block_size: int | None
     detached: bool
 
     @property
@@ -26,6 +27,7 @@ class Described(Protocol):
     @property
     def reached(self) -> float: ...
     def densities(self) -> dict[str, float]: ...
+    def masked_parameters(self) -> dict[str, nn.Parameter]: ...
     def lr_scales(self) -> dict[str, float]: ...
     def masks(self) -> dict[str, Tensor]: ...
 
@@ -41,7 +43,7 @@ def one_line(snip: Described) -> str:
 def summary(snip: Described) -> str:
     """A headline, the schedule, and a row for each masked parameter."""
     densities, factors = snip.densities(), snip.lr_scales()
-    sizes = {name: p.shape for name, p in snip.model.named_parameters() if name in densities}
+    sizes = {name: p.shape for name, p in snip.masked_parameters().items()}
     masked = sum(shape.numel() for shape in sizes.values())
     total = sum(p.numel() for p in snip.model.parameters())
     rows = [("parameter", "shape", "density", "learning rate")]
@@ -51,7 +53,7 @@ def summary(snip: Described) -> str:
         rows.append((name, shape, f"{density:.3f}", f"x {factors[name]:.2f}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        f"SNIPER on {type(snip.model).__name__}, {_unit(snip)}: {stage(snip)}",
+        f"SNIPER on {type(snip.model).__name__}, {_unit(snip.block_size)}: {stage(snip)}",
         f"schedule: {snip.schedule}",
         f"masked: {masked:,} of {total:,} parameters, in {len(sizes)} tensors",
         *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
@@ -80,6 +82,11 @@ def why_not_reached(snip: Described) -> str:
             "many saliencies are equal (0 where no scoring batch uses a weight) and fall together: "
             "score on more batches, or use cap=Following(0.1)"
         )
+    if snip.mask_block_size != snip.block_size:
+        return (
+            f"the masks were chosen for {_unit(snip.mask_block_size)}, and one of "
+            f"{snip.block_size} is active where any of those is: use that block_size"
+        )
     if isinstance(snip.cap, Fixed) and snip.cap.max_param_sparsity < 1:
         return (
             f"no parameter may be sparser than the cap, {snip.cap}, and what that keeps is not "
@@ -87,10 +94,10 @@ def why_not_reached(snip: Described) -> str:
         )
     count = sum(mask.numel() for mask in snip.masks().values())
     return (
-        f"there are only {count} {_unit(snip)} to prune, and numbers are rounded down in each "
+        f"there are only {count} {_unit(snip.block_size)} to prune, and numbers are rounded down in each "
         "parameter: use a smaller block_size"
     )
 
 
-def _unit(snip: Described) -> str:
-    return "single weights" if snip.block_size is None else f"blocks of {snip.block_size}"
+def _unit(block_size: int | None) -> str:
+    return "single weights" if block_size is None else f"blocks of {block_size}"

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sniper.optim import Adam
 from sniper.sparsity.schedule import check_sparsity, is_number
 
+# Where wrappers keep an optimizer: Accelerate's and Lightning's, ZeroRedundancyOptimizer, SAM.
+_WRAPPED = ("optimizer", "optim", "base_optimizer")
 # Adam's running means of squared gradients, by the names that torch gives them.
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
@@ -138,9 +141,11 @@ class _Split:
         if isinstance(optimizer, Adam):
             optimizer.rate_factors = self._factors
         else:
+            # A step that is compiled would keep the groups that it saw first.
+            apart = torch.compiler.disable
             self.hooks = (
-                optimizer.register_step_pre_hook(self._before_step),
-                optimizer.register_step_post_hook(self._after_step),
+                optimizer.register_step_pre_hook(apart(self._before_step)),
+                optimizer.register_step_post_hook(apart(self._after_step)),
                 # What is saved after a step that raised has whole groups.
                 optimizer.register_state_dict_pre_hook(self._join),
             )
@@ -254,10 +259,13 @@ def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer
 
 
 def _innermost(optimizer: Any) -> Any:
-    """The optimizer whose `step` runs hooks; wrappers keep it as `optimizer`."""
-    while hasattr(inner := getattr(optimizer, "optimizer", None), "param_groups"):
-        optimizer = inner
-    return optimizer
+    """The optimizer that updates; wrappers keep it by one of a few names."""
+    while True:
+        inner = (getattr(optimizer, name, None) for name in _WRAPPED)
+        found = next((each for each in inner if hasattr(each, "param_groups")), None)
+        if found is None:
+            return optimizer
+        optimizer = found
 
 
 def check_optimizers(optimizers: list[Optimizer], model: nn.Module, scaled: bool) -> None:
@@ -267,7 +275,8 @@ def check_optimizers(optimizers: list[Optimizer], model: nn.Module, scaled: bool
         scaled: whether learning rates are scaled, which splits param groups.
 
     Raises:
-        ValueError: an optimizer of another model, or one that takes a single group.
+        ValueError: an optimizer of another model, one that takes a single group, or one that sets
+            its learning rate itself.
     """
     ids = {id(p) for p in model.parameters()}
     for optimizer in optimizers:
@@ -282,6 +291,13 @@ def check_optimizers(optimizers: list[Optimizer], model: nn.Module, scaled: bool
             raise ValueError(
                 "optimizer: expected one with a learning rate for each parameter, got "
                 f"{name}, which has one for all: make the Sniper with lr_scale=None"
+            )
+        # Hugging Face's Adafactor says so by `relative_step`, whatever its learning rate.
+        groups = optimizer.param_groups
+        if scaled and any(g.get("lr") is None or g.get("relative_step") for g in groups):
+            raise ValueError(
+                "optimizer: expected one with a learning rate to scale, got "
+                f"{name}, which sets its own: make the Sniper with lr_scale=None"
             )
 
 

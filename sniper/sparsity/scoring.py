@@ -21,6 +21,7 @@ from sniper.layers.selection import (
     excluded_by,
     left_out_by_type,
     names_of,
+    weight_norm_parts,
 )
 from sniper.ops.convolution import torchs_convolutions
 from sniper.sparsity import distributed
@@ -30,7 +31,7 @@ def prunable_parameters(
     model: nn.Module, exclude: Sequence[str] = EXCLUDE
 ) -> dict[str, nn.Parameter]:
     """The parameters that scoring covers, by name: those that are trainable, match no pattern of
-    `exclude`, and belong to no normalisation layer or embedding.
+    `exclude`, and belong to no normalisation layer, embedding or weight norm.
 
     Args:
         model: any module.
@@ -44,7 +45,7 @@ def prunable_parameters(
     patterns = check_patterns("exclude", exclude)
     check_matched("exclude", model, patterns)
     # By identity: a tied embedding is left out under each of its names.
-    by_type = left_out_by_type(model)
+    by_type = left_out_by_type(model) | weight_norm_parts(model)
     params = {
         name: p
         for name, p in model.named_parameters()
@@ -55,7 +56,8 @@ def prunable_parameters(
     if not params:
         raise ValueError(
             "model: expected parameters to prune, got none: no trainable parameter is left to "
-            f"prune with exclude={patterns} and without normalisation layers and embeddings"
+            f"prune with exclude={patterns} and without normalisation layers, embeddings and "
+            "weight norm"
         )
     # One threshold compares all saliencies, so they have to lie in one place.
     devices = sorted({str(p.device) for p in params.values()})
@@ -86,7 +88,8 @@ def saliency(
         batches: what `loss_fn` takes; iterated once.
         loss_fn: `(model, batch) -> scalar loss` with a graph.
         exclude: shell patterns of names that are left out (without wildcards: any name that
-            contains it); normalisation layers and embeddings are left out by their type.
+            contains it); normalisation layers, embeddings and what weight norm makes weights of are
+            left out by their type.
 
     Returns:
         A tensor of each prunable parameter's shape, >= 0, by the parameter's name.

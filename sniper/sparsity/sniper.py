@@ -146,6 +146,7 @@ class Sniper:
         self._init: dict[str, Tensor] = {}
         self._rates = RateFactors()
         self._warned: set[str] = set()
+        self.mask_block_size = block_size  # that the masks were chosen with
         self.detached = False
         self.sparsity: float | None = None
         self._follow()
@@ -303,7 +304,8 @@ class Sniper:
 
         Raises:
             ValueError: not scored yet, an epoch that is no number >= 0 or has a higher sparsity
-                than the present one, an optimizer of another model, no batches where gradients
+                than the present one, an optimizer of another model or without learning rates to
+                scale, a masked parameter that is no longer in the model, no batches where gradients
                 decide.
         """
         self._check_attached("step")
@@ -459,8 +461,18 @@ class Sniper:
     def _follow(self) -> None:
         """Masks what has taken the place of parameters that it knew, as with
         `load_state_dict(assign=True)`.
+
+        Raises:
+            ValueError: a parameter that it masks is no longer in the model.
         """
         self._targets.follow()
+        there = {id(p) for p in self.model.parameters()}
+        gone = [n for n, p in self._targets.parameters.items() if id(p) not in there]
+        if gone:
+            raise ValueError(
+                f"model: expected the parameters that are masked, got one without {gone[0]}, which "
+                "was replaced or removed: call detach() and make a new Sniper"
+            )
         for p in self._targets.parameters.values():
             # Weak: a Sniper that nobody holds any more must not block the model for ever.
             _masked_by[p] = weakref.ref(self._targets)
@@ -596,6 +608,8 @@ class Sniper:
         Raises:
             ValueError: masks are in force already, another format version, other parameters, no
                 masks for a sparsity of the schedule, or a mask that is missing.
+
+        Warns where `restore_init` finds no initial values in it.
         """
         self._check_attached("load_state_dict")
         self._follow()
@@ -610,6 +624,8 @@ class Sniper:
         params = self._targets.parameters
         check_state(state, {n: tuple(p.shape) for n, p in params.items()}, self.schedule)
         _check_complete(state, params, self.block_size)
+        if self.new_weights.restore_init:
+            self._warn_of_initial_values(state)
         device = next(iter(params.values())).device
         self._init = (
             {n: t.to(device) for n, t in state["init"].items()}
@@ -620,6 +636,7 @@ class Sniper:
         if state["masks"] is None:
             return
         shapes = {n: p.shape for n, p in params.items()}
+        self.mask_block_size = state["block_size"]
         masks, added = unpack(state, self.block_size, shapes, device)
         self._scheduled = MaskStages.count(masks)
         if state["sparsity"] is None:
@@ -630,6 +647,20 @@ class Sniper:
             if name in self._init:
                 params[name].data.copy_(torch.where(newly, self._init[name], params[name].data))
         self.sparsity = state["sparsity"]
+
+    def _warn_of_initial_values(self, state: Mapping[str, Any]) -> None:
+        """Says so where a state lacks the values that weights are to come back at."""
+        last, now = self.schedule.sparsities[-1], state["sparsity"]
+        if state["masks"] is None or (now is not None and now <= last):
+            return
+        lost = [n for n in self._targets.parameters if n in state["shapes"].keys() - state["init"]]
+        if lost:
+            warnings.warn(
+                f"sniper state: expected an initial value of {lost[0]} to restore, got none: it "
+                "was saved without restore_init, or at the end of its schedule; weights come back "
+                "at 0",
+                stacklevel=3,
+            )
 
 
 def _check_kind(what: str, value: object, kinds: tuple[type, ...]) -> None:

@@ -187,9 +187,8 @@ class ElementTargets:
     Args:
         model: the module whose forward re-zeroes pruned weights where gradients are not masked.
         params: the parameters, by name.
-        mask_gradients: pruned weights get zero gradients, so that they stay zero. False leaves
-            gradients alone and zeroes the weights before each forward instead, as the authors' code
-            does.
+        mask_gradients: pruned weights get zero gradients. False leaves gradients alone, as the
+            authors' code does, and zeroes the weights before each forward, too.
     """
 
     def __init__(self, model: nn.Module, params: dict[str, nn.Parameter], mask_gradients: bool):
@@ -204,9 +203,11 @@ class ElementTargets:
         if mask_gradients:
             for name, p in params.items():
                 self._hooks[name] = p.register_hook(self._gradient_hook(name))
-            keep_zeros(self)
         else:
             self._hooks[""] = model.register_forward_pre_hook(self._before_forward)
+        # Behind every step, since a loss need not call the model itself: Lightning's training_step
+        # calls what is in it.
+        keep_zeros(self)
 
     def follow(self) -> None:
         """Masks parameters that have taken the place of those it knew, as `load_state_dict` puts

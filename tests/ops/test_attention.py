@@ -52,6 +52,27 @@ def test_value_and_gradients(heads, lengths, p, masked):
         assert relative(got.grad, want.grad) < 1e-5 or want.grad.norm() < 1e-5
 
 
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("keys", [624, 700, 1100])
+def test_few_keys_fewer_than_there_are(keys):
+    """Tiles have as many queries as the scratch memory has room for, also where few keys count and
+    their scores are short: two threads would write into each other's.
+    """
+    torch.set_num_threads(2)
+    given = [torch.randn(4, keys + 1, 192) for _ in range(3)]
+    mask = (torch.arange(keys + 1) < keys).expand(4, -1)
+    ours = [t.clone().requires_grad_() for t in given]
+    exact = [t.double().requires_grad_() for t in given]
+    y, _ = _attention(*ours, mask, 1, 0.1, torch.tensor(7))
+    wanted = written_out(*exact, 1, mask, 0.1, 7)
+    assert relative(y, wanted) < 1e-5
+    dy = torch.randn(4, keys + 1, 192)
+    y.backward(dy)
+    wanted.backward(dy.double())
+    for got, want in zip(ours, exact, strict=True):
+        assert relative(got.grad, want.grad) < 1e-5
+
+
 def test_strided_inputs_are_read_where_they_lie():
     packed = torch.randn(2, 9, 48)
     q, k, v = packed.split(16, dim=2)

@@ -164,3 +164,28 @@ def test_what_does_not_fit_is_refused(change, message):
     given = dict(zip(names, operands(2, 5, 8), strict=True)) | {"heads": 2}
     with pytest.raises(ValueError, match=message):
         relative_attention(**{**given, **change})
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("length", [640, 900])
+def test_long_sequences_of_which_some_keys_count(length):
+    torch.set_num_threads(2)
+    given = operands(2, length, 96)
+    mask = (torch.arange(length) < length - 16).expand(2, -1)
+    ours = [t.clone().requires_grad_() for t in given]
+    exact = [t.double().requires_grad_() for t in given]
+    y = relative_attention(*ours, 1, mask)
+    wanted = written_out(*exact, 1, mask, 0.0, 0)
+    assert relative(y, wanted) < 1e-5
+    dy = torch.randn(2, length, 96)
+    y.backward(dy)
+    wanted.backward(dy.double())
+    for got, want in zip(ours, exact, strict=True):
+        assert relative(got.grad, want.grad) < 1e-5
+
+
+def test_no_position_at_all():
+    q, k, v, position_q = (torch.randn(2, 0, 8, requires_grad=True) for _ in range(4))
+    y = relative_attention(q, k, v, position_q, torch.randn(0, 8), 2)
+    y.sum().backward()
+    assert y.shape == (2, 0, 8) and q.grad.shape == q.shape
