@@ -283,6 +283,10 @@ def test_a_resumed_run_with_another_batch_size_has_the_trainers_epochs(tmp_path)
     again.add_callback(watch)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert [s for s, _, _ in watch.seen] == [0.4, 0.4, 0.0, 0.0, 0.0, 0.0]  # epochs 3, 4, 5
+    # And the twelfth of four, when the schedule had come to 40 %, is the first epoch of sixteen.
+    again = make_trainer(tmp_path, make_callback(**longer), per_device_train_batch_size=1, **saving)
+    with pytest.raises(ValueError, match="resume with the batch size and schedule"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
 
 
 class Stream(IterableDataset):

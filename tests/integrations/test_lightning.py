@@ -272,3 +272,12 @@ def test_two_ranks_learn_what_one_does(two_ranks, tmp_path):
     # On equal utterances the mean over ranks has the bits of one rank's.
     one = lightning_ranks.fit(tmp_path, "one", devices=1, data=lightning_ranks.data(True)[:8])
     assert_same(two_ranks[0]["alike"]["weights"], one["weights"])
+
+
+def test_the_finder_of_a_learning_rate_goes_before_training(tmp_path):
+    """It goes back to a checkpoint of before the first step, which has no masks."""
+    finder = lightning.pytorch.callbacks.LearningRateFinder(num_training_steps=4)
+    callback, module = make_callback(), Module()
+    module.lr = 0.1  # what it looks for
+    trainer, _ = fit(tmp_path, callback, finder, module=module)
+    assert callback.sniper.sparsity == 0.0 and trainer.current_epoch == 4

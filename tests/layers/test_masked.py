@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from sniper import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
 from sniper.layers import layout_versions
 from sniper.ops import use_backend
+from sniper.optim import Adam
 
 B = 8
 DATA_PARALLEL_DONE = 17  # neither success nor a way in which Python ends by itself
@@ -488,3 +489,42 @@ def test_versions_change_with_every_mask():
     assert seen[0] == seen[3] == ((0, 0),)  # without a mask nothing of it is launched
     assert len(set(seen)) == 4
     assert layout_versions(model) == seen[-1] != layout_versions(copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(16, 16), nn.Conv1d(16, 16, 3)], ids=["linear", "conv"])
+def test_a_mask_between_forward_and_backward_is_told(layer):
+    model = nn.Sequential(layer)
+    sparsify(model, B)
+    masks = [torch.ones(model[0].block_mask_shape, dtype=torch.bool) for _ in range(2)]
+    masks[1][0] = False
+    model[0].set_block_mask(masks[0])
+    x = torch.randn(2, 16, 16, requires_grad=True)
+    y = model(x)
+    model[0].set_block_mask(masks[0])  # changes nothing
+    y.sum().backward(retain_graph=True)
+    model[0].set_block_mask(masks[1])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_a_mask_that_is_put_on_in_inference_mode_can_be_trained_with():
+    for module in (nn.Linear(16, 16), nn.Conv1d(16, 16, 3)):
+        model = nn.Sequential(module)
+        sparsify(model, B)
+        with torch.inference_mode():
+            model[0].set_block_mask(torch.rand(model[0].block_mask_shape) < 0.5)
+        optimizer = Adam(model.parameters())
+        for _ in range(2):
+            model(torch.randn(2, 16, 16)).square().sum().backward()
+            optimizer.step()
+            model[0].set_block_mask(torch.rand(model[0].block_mask_shape) < 0.5)
+
+
+def test_gradients_of_several_results_at_once():
+    net = set_masks(Net())
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    y = net(x)
+    directions = torch.randn(3, *y.shape)
+    (together,) = torch.autograd.grad(y, x, directions, retain_graph=True, is_grads_batched=True)
+    apart = [torch.autograd.grad(y, x, each, retain_graph=True)[0] for each in directions]
+    torch.testing.assert_close(together, torch.stack(apart), rtol=1e-4, atol=1e-5)

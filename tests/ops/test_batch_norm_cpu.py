@@ -91,13 +91,14 @@ def test_the_layer_learns_as_torchs_modules_do(p):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_of_gradients():
+@pytest.mark.parametrize("trained", [True, False], ids=["trained", "frozen"])
+def test_gradients_of_gradients(trained):
     x = torch.randn(5, 3, requires_grad=True)
-    weight, bias = torch.rand(3, requires_grad=True), torch.randn(3, requires_grad=True)
+    weight, bias = (torch.rand(3, requires_grad=trained) for _ in range(2))
 
     def second(y: Tensor) -> Tensor:
         (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        return torch.autograd.grad(dx.square().sum(), [x, weight])[0]
+        return torch.autograd.grad(dx.square().sum(), [x, weight] if trained else x)[0]
 
     got = second(ops.batch_norm(x, weight, bias, None, 0.1, EPS, tanh=True))
     rows = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)

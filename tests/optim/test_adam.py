@@ -735,3 +735,82 @@ def test_a_gradient_that_goes_between_clip_and_step_is_missed(options):
     model.norm.bias.grad = None
     with pytest.raises(ValueError, match="gradients: expected one of each parameter, got none of"):
         optimizer.step()
+
+
+def test_a_gradient_of_another_dtype_is_refused_as_by_torch():
+    said = []
+    for cls in (torch.optim.Adam, Adam):
+        p = nn.Parameter(torch.zeros(64))
+        optimizer = cls([p])
+        for dtype in (torch.float32, torch.bfloat16):  # the second time with a table that is kept
+            p.grad = None
+            p.grad_dtype = dtype
+            p.grad = torch.ones(64, dtype=dtype)
+            if dtype == torch.float32:
+                optimizer.step()
+        with pytest.raises(RuntimeError, match="dtype") as error:
+            optimizer.step()
+        said.append(str(error.value))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_a_smaller_mask_leaves_nothing_of_the_gradient_before(grown):
+    found = []
+    for cls in (torch.optim.Adam, Adam):
+        model = make_model(1.0)
+        optimizer = cls(model.parameters(), lr=0.1)
+        train(model, optimizer, 1)
+        model(batch(7)).backward()
+        model.linear.set_block_mask(torch.eye(3, 4, dtype=torch.bool))
+        optimizer.zero_grad()
+        if grown:
+            model.linear.set_block_mask(torch.ones(3, 4, dtype=torch.bool))
+        model(batch(8)).backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
+        found.append([norm, *(p.grad.clone() for p in model.parameters())])
+        if grown:
+            optimizer.step()
+            found[-1] += weights(model)
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_both_kinds_of_zero_grad_after_one_another():
+    found = []
+    for cls in (torch.optim.Adam, Adam):
+        model = make_model()
+        optimizer = cls(model.parameters(), lr=0.1)
+        train(model, optimizer, 2)
+        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)  # of what is not there
+        optimizer.step()
+        found.append(weights(model))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_groups_that_somebody_puts_in_place_of_others_count():
+    model = make_model()
+    optimizer = Adam(model.parameters(), lr=0.1)
+    train(model, optimizer, 2)
+    before = weights(model)
+    optimizer.param_groups = [{**group, "lr": 0.0} for group in optimizer.param_groups]
+    train(model, optimizer, 1, first=2)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+
+
+def test_factors_that_are_exchanged_count():
+    found = []
+    for kept in (True, False):
+        model = make_model()
+        optimizer = Adam(model.parameters(), lr=0.01)
+        pair = [model.conv.weight, model.linear.weight]
+        optimizer.rate_factors = dict(zip(pair, (2.0, 3.0), strict=True))
+        train(model, optimizer, 2)
+        optimizer.rate_factors = dict(zip(reversed(pair), (2.0, 3.0), strict=True))
+        if not kept:
+            optimizer._rows.forget()
+        train(model, optimizer, 2, first=2)
+        found.append(weights(model))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import lr_scheduler as lrs
 
 from sniper import LearningRateScale, NewWeights, Sniper
@@ -334,3 +335,61 @@ def test_settings_that_cannot_be(make, said):
 def test_factors():
     scale = LearningRateScale(4.0)
     assert [scale.factor(d) for d in (1.0, 0.5, 0.25, 0.1, 0.0)] == [1.0, 2.0, 4.0, 4.0, 1.0]
+
+
+class Sam(torch.optim.Optimizer):
+    """Sharpness-aware minimisation as people have it: groups shared with the one that updates."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, options)
+        self.base_optimizer = torch.optim.SGD(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure=None):
+        self.base_optimizer.step()
+
+
+def test_wrappers_are_looked_into(tmp_path):
+    ps = params()
+    sam = Sam(ps, lr=0.1)
+    (inner,) = as_list(sam)
+    assert inner is sam.base_optimizer
+    scale = scaled(ps)
+    scale.attach(inner)
+    assert step(sam, ps) == pytest.approx([0.1 * A, 0.1 * B, 0.1])
+    assert sam.param_groups is inner.param_groups and len(sam.param_groups) == 1
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    try:
+        ps = params()
+        zero = ZeroRedundancyOptimizer(ps, optimizer_class=torch.optim.SGD, lr=0.1)
+        scale = scaled(ps)
+        scale.attach(*as_list(zero))
+        assert step(zero, ps) == pytest.approx([0.1 * A, 0.1 * B, 0.1])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("group", [{"lr": None}, {"lr": 0.0, "relative_step": True}])
+def test_an_optimizer_that_sets_its_own_rate_is_refused(group):
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.param_groups[0].update(group)
+    with pytest.raises(ValueError, match="got SGD, which sets its own: make .* lr_scale=None"):
+        check_optimizers([optimizer], model, scaled=True)
+    check_optimizers([optimizer], model, scaled=False)
+
+
+def test_a_step_that_is_compiled_keeps_the_factors():
+    torch._dynamo.reset()
+    ps = params()
+    optimizer = torch.optim.SGD(ps, lr=0.1)
+    scale = scaled(ps)
+    scale.attach(optimizer)
+    optimizer.step, eager = torch.compile(optimizer.step, backend="eager"), optimizer.step
+    assert step(optimizer, ps) == pytest.approx([0.1 * A, 0.1 * B, 0.1])
+    scale.set({ps[0]: 1.0, ps[1]: A, ps[2]: B})  # another stage
+    assert step(optimizer, ps) == pytest.approx([0.1, 0.1 * A, 0.1 * B])
+    optimizer.step = eager
+    assert len(optimizer.param_groups) == 1

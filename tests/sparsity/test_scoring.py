@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sniper import saliency
+from sniper import Sniper, saliency
 from sniper.ops import use_backend
 from sniper.tts.model.transformer import same_conv
 
@@ -258,3 +258,17 @@ def test_nothing_left_to_prune(exclude):
 def test_exclude_must_not_be_one_string():
     with pytest.raises(ValueError, match="sequence of patterns, got the string 'norm'"):
         saliency(nn.Linear(2, 2), [torch.ones(1, 2)], mean_square, "norm")
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm], ids=["new", "old"]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_what_weight_norm_makes_weights_of_is_left_alone(norm):
+    """A row that is pruned whole has no length to divide by."""
+    model = nn.Sequential(norm(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 16))
+    sniper = Sniper(model, {0: 0.99, 1: 0.0}, block_size=None)
+    sniper.score([torch.randn(8, 16)], mean_square)
+    sniper.step(0)
+    assert list(sniper.densities()) == ["0.bias", "2.weight", "2.bias"]
+    assert torch.isfinite(model(torch.randn(2, 16))).all()

@@ -871,3 +871,64 @@ def test_a_module_that_was_exchanged_does_not_stop_the_step(change: str):
     model(x).square().mean().backward()
     optimizer.step()
     assert (model[0].weight == 0).float().mean() > 0.3
+
+
+class Holder(nn.Module):
+    """Its loss does not call it, as a LightningModule's does not."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+
+    def loss(self, x: Tensor) -> Tensor:
+        return (self.net(x) - x).square().mean()
+
+
+def test_the_papers_masks_hold_where_the_loss_does_not_call_the_model():
+    torch.manual_seed(0)
+    model = Holder()
+    sniper = Sniper.paper(model, {0: 0.8, 1: 0.0})
+    x = torch.randn(8, 16)
+    sniper.score([x], Holder.loss)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    sniper.step(0, optimizer)
+    for _ in range(3):
+        model.loss(x).backward()
+        optimizer.step()
+        zeros = sum(int((p == 0).sum()) for p in model.parameters())
+        assert zeros >= 0.75 * sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("size", [8, None], ids=["blocks", "single weights"])
+def test_a_layer_that_is_gone_is_told(size):
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=size)
+    sniper.score([torch.randn(4, 16)], lambda m, x: m(x).square().mean())
+    sniper.step(0)
+    model[2] = nn.Linear(16, 8)
+    with pytest.raises(
+        ValueError, match=r"got one without 2\.weight, which was replaced or removed"
+    ):
+        sniper.step(1)
+    del model[2]
+    assert "2.weight" in sniper.summary()
+
+
+def test_initial_values_that_a_state_lacks_are_told():
+    model = make_net()
+    sniper = scored(model, {0: 0.75}, block_size=16)
+    sniper.step(0)  # the end of its schedule: nothing is to come back
+    other = make_net()
+    longer = make_sniper(other, {0: 0.75, 1: 0.0}, block_size=16)
+    with pytest.warns(UserWarning, match="expected an initial value of .* weights come back at 0"):
+        longer.load_state_dict(sniper.state_dict())
+
+
+def test_larger_blocks_than_the_masks_were_chosen_for_say_why_less_is_reached():
+    model = make_net()
+    sniper = scored(model, {0: 0.6}, block_size=8, cap=Following(0.1))
+    sniper.step(0)
+    other = make_sniper(make_net(), {0: 0.6}, block_size=32, cap=Following(0.1))
+    other.load_state_dict(sniper.state_dict())
+    with pytest.warns(UserWarning, match="chosen for blocks of 8, and one of 32 is active where"):
+        other.step(0)
