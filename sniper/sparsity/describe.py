@@ -92,10 +92,10 @@ def why_not_reached(snip: Described) -> str:
             f"no parameter may be sparser than the cap, {snip.cap}, and what that keeps is not "
             "pruned elsewhere: use cap=Following(0.1), which reaches what is asked for"
         )
-    count = sum(mask.numel() for mask in snip.masks().values())
+    count, unit = sum(mask.numel() for mask in snip.masks().values()), _unit(snip.block_size)
     return (
-        f"there are only {count} {_unit(snip.block_size)} to prune, and numbers are rounded down in each "
-        "parameter: use a smaller block_size"
+        f"there are only {count} {unit} to prune, and numbers are rounded down in each parameter: "
+        "use a smaller block_size"
     )
 
 

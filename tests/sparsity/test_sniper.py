@@ -906,9 +906,7 @@ def test_a_layer_that_is_gone_is_told(size):
     sniper.score([torch.randn(4, 16)], lambda m, x: m(x).square().mean())
     sniper.step(0)
     model[2] = nn.Linear(16, 8)
-    with pytest.raises(
-        ValueError, match=r"got one without 2\.weight, which was replaced or removed"
-    ):
+    with pytest.raises(ValueError, match=r"got one without 2\.weight, which was"):
         sniper.step(1)
     del model[2]
     assert "2.weight" in sniper.summary()
