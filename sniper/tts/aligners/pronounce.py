@@ -18,34 +18,23 @@ from sniper.tts.text.arpabet import (
     with_stress,
     without_stress,
 )
+from sniper.tts.text.lexicon import dictionary_lines
 from sniper.tts.text.normalize import normalize_english
-from sniper.tts.text.words import has_letter, pieces, word_key
+from sniper.tts.text.words import has_letter, pieces
 
 _VOICELESS = {"P", "T", "K", "F", "TH"}
 _SIBILANTS = {"S", "Z", "SH", "ZH", "CH", "JH"}
 
 
 def read_variants(path: Path) -> dict[str, list[str]]:
-    """Read a dictionary in CMU's or MFA's format with all pronunciations of each word.
+    """word -> all of its pronunciations in a dictionary of CMU's or MFA's format.
 
     Raises:
-        SpeechError: it cannot be read, or a line has no phones.
+        SpeechError: it cannot be read, or a line has no phonemes.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpeechError(f"the lexicon {path} cannot be read: {error}") from error
     found: dict[str, list[str]] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith(";;;"):
-            continue
-        word, *rest = line.split()
-        while rest and re.fullmatch(r"[\d.eE+-]+", rest[0]):
-            rest.pop(0)  # MFA's probabilities
-        if not rest:
-            raise SpeechError(f"{path}:{number}: {word!r} has no phonemes")
-        phones = " ".join(rest)
-        variants = found.setdefault(word_key(re.sub(r"(?<=.)\(\d+\)$", "", word)), [])
+    for word, phones in dictionary_lines(path):
+        variants = found.setdefault(word, [])
         if phones not in variants:
             variants.append(phones)
     return found

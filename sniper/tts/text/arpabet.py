@@ -146,4 +146,5 @@ def with_stress(phones: Sequence[str], model: Sequence[str] | None) -> list[str]
 
 def without_stress(phones: Sequence[str]) -> list[str]:
     """The same phones as an acoustic model without stress knows them."""
-    return [phone[:-1] if phone[-1:].isdigit() else phone for phone in phones]
+    # A digit by itself is no stress: SAMPA's 2 and 9 are vowels.
+    return [phone[:-1] if phone[1:] and phone[-1].isdigit() else phone for phone in phones]

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pronunciation lexicons: counted from alignments, or read from a dictionary in MFA's format."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sniper.tts.errors import SpeechError
@@ -24,10 +25,18 @@ def harvest(pronunciations: Iterable[tuple[str, str]]) -> dict[str, str]:
     }
 
 
-def read_dictionary(path: Path) -> dict[str, str]:
-    """Read an MFA (or CMU) dictionary: a word, optional probabilities, its phonemes.
+# MFA writes up to four probabilities, CMU none. Whole numbers are phonemes of SAMPA (2, 6, 9), but
+# for the 0 and 1 that have a field of their own between MFA's tabs.
+_PROBABILITY = r"(?:\d+\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]\d+)(?:\s+|$)|[01]\t"
+_PROBABILITIES = re.compile(rf"(?:{_PROBABILITY}){{0,4}}")
+# CMU's remarks; a "#" within a word or phoneme is none.
+_REMARK = re.compile(r"(?:^|\s)#(?:\s.*)?$")
 
-    Of several pronunciations the first is taken. Lines starting with ";;;" are comments.
+
+def dictionary_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """(word, phonemes separated by spaces) for each line of a dictionary in MFA's or CMU's format.
+
+    Lines that start with ";;;" are comments, and so is what stands behind a "#" by itself.
 
     Raises:
         SpeechError: the file is missing, not UTF-8, or a line has no phonemes.
@@ -37,25 +46,25 @@ def read_dictionary(path: Path) -> dict[str, str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SpeechError(f"the lexicon {path} cannot be read: {error}") from error
-    found: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
+        line = _REMARK.sub("", line)
         if not line.strip() or line.startswith(";;;"):
             continue
-        word, *rest = line.split()
-        # MFA writes up to four probabilities there, CMU none.
-        while rest and _is_number(rest[0]):
-            rest.pop(0)
-        if not rest:
+        word, *rest = line.split(maxsplit=1)
+        phones = " ".join(_PROBABILITIES.sub("", "".join(rest), count=1).split())
+        if not phones:
             raise SpeechError(f"{path}:{number}: {word!r} has no phonemes")
         # CMU marks further pronunciations as WORD(2).
-        base = word.split("(")[0] if word.endswith(")") and not word.startswith("(") else word
-        found.setdefault(word_key(base), " ".join(rest))
+        yield word_key(re.sub(r"(?<=.)\(\d+\)$", "", word)), phones
+
+
+def read_dictionary(path: Path) -> dict[str, str]:
+    """word -> phonemes of a dictionary, the first of several pronunciations.
+
+    Raises:
+        SpeechError: as `dictionary_lines`.
+    """
+    found: dict[str, str] = {}
+    for word, phones in dictionary_lines(path):
+        found.setdefault(word, phones)
     return found
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -109,7 +109,8 @@ class Vocabulary:
         # A small corpus may lack a vowel in one of its stresses; another stress is closer than a
         # refusal.
         candidates = [phone, bare, *(mark + bare for mark in _STRESS)]
-        if phone[-1:].isdigit():  # ARPAbet writes stress behind the vowel
+        # ARPAbet writes stress behind the vowel; a digit by itself is a vowel of SAMPA.
+        if phone[1:] and phone[-1].isdigit():
             # Secondary stress is nearest to both others.
             near = {"0": "21", "1": "20", "2": "10"}.get(phone[-1], "")
             candidates += [phone[:-1], *(phone[:-1] + digit for digit in near)]

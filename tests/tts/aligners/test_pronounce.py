@@ -72,6 +72,8 @@ def test_stress_by_the_lexicon_or_by_espeak():
 def test_a_lexicon_of_other_phones_is_refused():
     with pytest.raises(SpeechError, match="says tʃ for 'cat'.*--align learned"):
         EnglishWords(DICTIONARY, {"cat": ["K AE tʃ"]})
+    with pytest.raises(SpeechError, match="says 2 for 'euh'"):
+        EnglishWords(DICTIONARY, {"euh": ["2"]})
 
 
 def test_dictionaries_of_both_kinds(tmp_path):

@@ -55,6 +55,11 @@ def test_the_nearest_stress_is_taken():
     assert {phone: vocabulary.variant(phone) for phone in wanted} == wanted
 
 
+def test_a_digit_by_itself_is_no_stress():
+    """SAMPA's 2 is a vowel, and 1 another one."""
+    assert Vocabulary.from_phones(["1", "0", "a"]).variant("2") is None
+
+
 def test_lexicon_frontend():
     frontend = LexiconFrontend(LEXICON)
     assert frontend.phones("Hello, 'World'!") == "HH AH0 L OW1 sil W ER1 L D sil".split()
