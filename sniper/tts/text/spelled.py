@@ -148,7 +148,8 @@ def mixed(match: re.Match) -> str:
 
 def span(match: re.Match) -> str:
     """A dash between numbers: "to", but nothing in a code ("i7-9700")."""
-    code = re.search(r"[A-Za-z]\d+$", match.string[: match.start()])
+    # A window, since looking at all that stands before takes time with the square of the length.
+    code = re.search(r"[A-Za-z]\d+$", match.string[max(0, match.start() - 40) : match.start()])
     return " " if code and match[0] == "-" else " to "
 
 

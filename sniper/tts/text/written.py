@@ -62,7 +62,9 @@ _PHONES = (
 )
 PHONE = rf"(?<![\w.,$£€-])(?<!\d\s)(?:{'|'.join(_PHONES)})(?![\w-]|[.,\s]\d)"
 
-EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
+# No address begins inside of what could be one: trying each place again takes time with the square
+# of the length.
+EMAIL = r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
 # Listed, or "end.Next", where a space was forgotten, would be an address.
 _TLD = (
     "com|org|net|edu|gov|mil|int|info|biz|io|ai|app|dev|tv|me|co|uk|us|ca|au|de|fr|nl|es|it|eu|ch|"
@@ -70,7 +72,7 @@ _TLD = (
 )
 URL = (
     r"(?:(?:https?|ftp)://|www\.)[^\s<>\"”’]*[\w/]"
-    rf"|\b(?:[\w-]+\.)+(?:{_TLD})\b(?::\d{{2,5}}\b)?(?:[/?#][^\s<>\"”’]*[\w/])?(?![\w@])"
+    rf"|\b(?=\w)(?<!\w-)(?:[\w-]+\.)+(?:{_TLD})\b(?::\d{{2,5}}\b)?(?:[/?#][^\s<>\"”’]*[\w/])?(?![\w@])"
 )
 # A port or a path makes an address of these; alone they are a word and an address of four bytes.
 HOST = (
@@ -83,7 +85,7 @@ _FILE_TYPES = (
     "mkv|mov|md|log|ini|cfg|toml|sql|db|net|onnx"
 )
 FILE = (
-    rf"(?<![\w./\\%])(?:[A-Za-z]:\\[^\s,;]*\w|(?:~?/|\.{{1,2}}/)?(?:[\w.-]+[/\\])*[\w-]+(?:\.[\w-]+)*\.(?i:{_FILE_TYPES})\b"
+    rf"(?<![\w./\\%])(?<!\w-)(?:[A-Za-z]:\\[^\s,;]*\w|(?:~?/|\.{{1,2}}/)?(?:[\w.-]+[/\\])*[\w-]+(?:\.[\w-]+)*\.(?i:{_FILE_TYPES})\b"
     r"|(?:~|\.{1,2})?/(?:[\w.-]+/)*[\w.-]*\w/?|(?:[\w-]+/){2,}[\w-]+(?<!\d))"
 )
 _SPELLED_TYPES = set("txt csv html htm css js py cpp hpp rs rb sh dll pdf svg png jpg".split())
