@@ -91,6 +91,7 @@ BEFORE_NUMBERS = {
     "vols": "volumes",
     "ch": "chapter",
     "chap": "chapter",
+    "bk": "book",
     "sec": "section",
     "art": "article",
     "eq": "equation",
@@ -153,7 +154,6 @@ ANYWHERE = {
     "eds": "editors",
     "vol": "volume",
     "fig": "figure",
-    "chap": "chapter",
     "ph.d": "P H D",
     "hr": "hour",
     "hrs": "hours",
@@ -223,13 +223,25 @@ SLASHED = {
     "a/c": "A C",
 }
 
+# Behind the time of a clock, beside days and months. In capitals, or "et" and "pt" would be words.
+ZONES = frozenset(
+    """
+    EST EDT ET CST CDT CT MST MDT MT PST PDT PT AKST AKDT HST GMT UTC BST WET WEST CET CEST EET EEST
+    MSK IST PKT SGT HKT JST KST AWST ACST ACDT AEST AEDT NZST NZDT SAST BRT Eastern Central Mountain
+    Pacific Greenwich
+    """.split()
+)
+
 # "U.S. Army" and "etc. and" go on, "U.S. It is" and "etc. The" do not: see `sentences`.
-OFTEN_LAST = frozenset(("etc", "a.m", "p.m", "am", "pm", "ph.d", "b.c", "a.d", "esq"))
+CLOCK = frozenset(("a.m", "p.m", "am", "pm"))
+OFTEN_LAST = CLOCK | {"etc", "ph.d", "b.c", "a.d", "esq"}
+# With a capital titles ("Gov. Smith"), without one words that may end a sentence ("one more rep.").
+WORDS_OR_TITLES = frozenset(("gov", "ft", "rep", "gen"))
 SOMETIMES_LAST = (
     frozenset(("al", *STREETS, *STATES, *ANYWHERE, *MONTHS, *WEEKDAYS)) - OFTEN_LAST - {"may"}
 )
-# A street may end a sentence and a saint may not; "No." before a number is seen by `expand`.
-NEVER_LAST = (frozenset(TITLES) - frozenset(STREETS) - {"gov", "ft", "rep", "gen"}) | {
+# A street may end a sentence and a saint may not; "No." before a number is seen by `has_number`.
+NEVER_LAST = (frozenset(TITLES) - frozenset(STREETS) - WORDS_OR_TITLES) | {
     "e.g",
     "i.e",
     "vs",
@@ -239,6 +251,9 @@ NEVER_LAST = (frozenset(TITLES) - frozenset(STREETS) - {"gov", "ft", "rep", "gen
     "figs",
     "nos",
     "vol",
+    "vols",
+    "ch",
+    "bk",
     "pp",
     "approx",
     "ca",
@@ -253,6 +268,14 @@ DOTTED = rf"\b(?:{_OTHERS}|{_NAMES})\."
 UNDOTTED = r"\b(?:Mr|Mrs|Ms|Dr|Prof|St)(?=\s[A-Z])"
 
 
+def has_number(key: str, after: str) -> bool:
+    """Whether the abbreviation `key`, in small letters, stands in front of its number."""
+    # "b. 1920" is a birth and "b. 1" an item of a list, so behind "b." and "d." only a year counts.
+    # A numeral of one letter may be a word: "No. I said no."
+    number = r"\s*\d{4}\b" if key in ("b", "d") else r"\s*:?\s*[#(+]?\d|\s*[IVXLC]{2,}\b"
+    return key in BEFORE_NUMBERS and re.match(number, after) is not None
+
+
 def expand(word: str, before: str, after: str) -> str | None:
     """What an abbreviation stands for where it stands, or None where it is none.
 
@@ -261,9 +284,7 @@ def expand(word: str, before: str, after: str) -> str | None:
         before, after: the text around it and its dot.
     """
     key = " ".join(word.lower().split())
-    # "b. 1920" is a birth and "b. 1" an item of a list, so behind "b." and "d." only a year counts.
-    numbered = r"\s*\d{4}\b" if key in ("b", "d") else r"\s*:?\s*[#(+]?\d|\s*[IVXLC]{2,}\b"
-    if key in BEFORE_NUMBERS and re.match(numbered, after):
+    if has_number(key, after):
         return BEFORE_NUMBERS[key]
     following = re.match(r"\s+([A-Z][\w']*)", after)
     # "St. John" and "Main St. is", "Main St. The": a name that follows makes it a title.
@@ -272,7 +293,8 @@ def expand(word: str, before: str, after: str) -> str | None:
     # Streets before titles: "Main St. James" is rarer than "Main St.".
     if key in STREETS and word[0].isupper() and named and not (key in TITLES and titled):
         return STREETS[key]
-    if key in TITLES and (titled or key not in _WORDS_TOO):
+    small = key in WORDS_OR_TITLES and word[0].islower()
+    if key in TITLES and (key not in _WORDS_TOO or (titled and not small)):
         return TITLES[key]
     # Only behind a comma: Ill., Miss. and Wash. are words as well.
     if key in STATES and before.endswith(", "):

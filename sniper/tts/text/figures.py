@@ -8,6 +8,7 @@ import unicodedata
 
 from sniper.tts.text import quantities
 from sniper.tts.text.numerals import (
+    VULGAR,
     decimal_words,
     digit_words,
     fraction_words,
@@ -16,8 +17,6 @@ from sniper.tts.text.numerals import (
     plural_words,
     year_words,
 )
-
-VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 
 
 def fraction(match: re.Match) -> str | None:
@@ -172,8 +171,10 @@ def many(match: re.Match) -> str:
 
 
 def unit_of_fraction(match: re.Match) -> str | None:
-    # These are words as well: "1/2 in the".
-    if match[1] in ("in", "s", "A") or not re.match(r"[\s-]", match[0]):
+    # These are words as well: "1/2 in the"; the dot of "1/2 in." makes inches.
+    dotted = match[2] or match.string.startswith(".", match.end())
+    word = match[1] in ("s", "A") or (match[1] == "in" and not dotted)
+    if word or not re.match(r"[\s-]", match[0]):
         return None
     before = match.string[: match.start()]
     # "1/3 lb" and "½ lb" are parts of one, "1 1/2 lb" and "120/80 mmHg" are more.

@@ -12,6 +12,8 @@ WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!,?\d)|\d{1,2}(?:,\d\d)+,\d{3}(?!,?\d)|\d+)"
 NUMBER = rf"(?:{WHOLE}(?:\.\d+)?|\.\d+)"
 SUPERSCRIPTS = {ord(high): low for high, low in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
 
+VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+
 _DIGITS = "zero one two three four five six seven eight nine".split()
 # Well-formed numerals alone: most other runs of these letters are initials.
 _ROMAN = re.compile(r"M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from sniper.tts.text.numerals import NUMBER, WHOLE, decimal_words, number_words
+from sniper.tts.text.numerals import NUMBER, decimal_words, number_words
 
 _PREFIXES = {
     "k": "kilo",
@@ -143,6 +143,8 @@ UNITS = _NAMED | {
 }
 _SAME_PLURAL = {"hertz", "horsepower", "percent", "per mille"}
 _PLURALS = {"foot": "feet", "inch": "inches"}
+# "6 ft 2 in tall": behind feet, the "in" of the next number is no word.
+_FEET = re.compile(r"\d\s?(?:ft\.?|feet|foot),?\s$")
 # With a space and without their dot these are words ("5 in a row", "10 min" is not).
 _TOO_SHORT = {"in", "A", "mo", "bar"}
 # Longest first: of alternatives a pattern takes the first that fits, and "m" fits "mm".
@@ -150,8 +152,10 @@ _SYMBOLS = "|".join(re.escape(symbol) for symbol in sorted(UNITS, key=len, rever
 _POWER = r"(?:\^?[23]|[²³])"
 UNIT_END = r"(?![\w²³°]|/[A-Za-z]|')"
 UNIT = rf"(?:{_SYMBOLS}){_POWER}?(?:\s?/\s?(?:{_SYMBOLS}){_POWER}?)?"
+# The dot of a unit itself, where its sentence goes on.
+UNIT_DOT = r"\.(?=\s+[a-z\d(]|,|\s?[$£€](?!\s?\d))"
 # Groups: amount, what stands between, unit, dot.
-QUANTITY = rf"({NUMBER})([\s\u00a0\u202f]?|-)({UNIT}){UNIT_END}(\.(?=\s+[a-z\d(])|\.(?=,))?"
+QUANTITY = rf"({NUMBER})([\s\u00a0\u202f]?|-)({UNIT}){UNIT_END}({UNIT_DOT})?"
 # A unit without a number is certain only where it has a slash, a power or a degree.
 _RATE = rf"(?:{_SYMBOLS}){_POWER}?/(?:{_SYMBOLS}){_POWER}?"
 ALONE = rf"(?<![\w/.])({_RATE}|k?m[²³]|[cm]m[²³]|°[CF]|℃|℉){UNIT_END}"
@@ -197,21 +201,30 @@ CURRENCIES = {
 }
 _MAGNITUDES = {"k": "thousand", "m": "million", "mn": "million", "mm": "million"}
 _MAGNITUDES |= {"b": "billion", "bn": "billion", "t": "trillion", "tn": "trillion"}
+_MAGNITUDES |= {"mio": "million", "mln": "million", "mrd": "billion", "bln": "billion"}
+MILLIONS = "[Mm]io|[Mm]ln|[Mm]rd|[Bb]ln|[MmBbTt]n"
 _CODES = "|".join(re.escape(code) for code in sorted(CURRENCIES, key=len, reverse=True))
 CURRENCY_SIGNS = "".join(sign for sign in CURRENCIES if len(sign) == 1)
 _MAGNITUDE = (
-    r"(?:[\s\u00a0-]?(hundred|thousand|(?:m|b|tr|quadr)illion|[kKmMbBtT]n?|mm)(?:s\b)?(?![\w']))?"
+    r"(?:[\s\u00a0-]?(hundred|thousand|(?:m|b|tr|quadr)illion|[kKmMbBtT]|mm"
+    rf"|(?:{MILLIONS})(?:{UNIT_DOT})?)(?:s\b)?(?![\w']))?"
 )
-# "5,50" as the continent of Europe writes it.
-_COMMA = r"\d{1,3}(?:\.\d{3})+,\d\d(?!\d)|\d+,\d\d(?![\d,])"
+# As the continent of Europe writes it: "5,50", "2,5", "1.234,56", "1.234.567", "12'345". One dot
+# before three digits is America's: $1.234.
+_EUROPEAN = (
+    r"(?:(?:\d{1,3}(?:\.\d{3})+|\d+),\d{1,2}(?![\d,]|\.\d)|\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)"
+    r"|\d{1,3}(?:'\d{3})+(?:[.,]\d{1,2})?(?![.,]?\d))"
+)
+_SPACED = r"(?<!\d\s)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:[.,]\d{1,2})?(?![.,]?\d)"
+_AMOUNT = rf"{_EUROPEAN}|{NUMBER}"
 # Groups: currency, sign, amount, amount that a range goes to, magnitude.
 MONEY = (
-    rf"(?<![\w$£€])({_CODES})\s?([-−]?)({_COMMA}|{WHOLE}(?:\.\d+)?|\.\d+)"
-    rf"(?:\s?[-–]\s?(?:{_CODES})?({NUMBER}))?(?!\d|/\d){_MAGNITUDE}"
+    rf"(?<![\w$£€])({_CODES})\s?([-−]?)({_AMOUNT})"
+    rf"(?:\s?[-–]\s?(?:{_CODES})?({_AMOUNT}))?(?!\d|/\d){_MAGNITUDE}"
 )
 # Groups: amount, magnitude, currency; "5$" alone, "$5 $6" not.
 MONEY_BEHIND = (
-    rf"({_COMMA}|{NUMBER}){_MAGNITUDE}[\s\u00a0]?([{re.escape(CURRENCY_SIGNS)}]|[A-Z]{{3}})"
+    rf"({_SPACED}|{_AMOUNT}){_MAGNITUDE}[\s\u00a0]?([{re.escape(CURRENCY_SIGNS)}]|[A-Z]{{3}})"
     r"(?![\w]|\s?\d)"
 )
 CENTS = rf"({NUMBER})\s?¢"
@@ -262,15 +275,16 @@ def quantity(match: re.Match) -> str | None:
     dot = match[4] or ""
     bare = not dot and not re.match(r"\.(?:\s|$|\))", match.string[match.end() :])
     words_follow = re.match(r"\s+\w|-", match.string[match.end() :])
-    if between and unit in _TOO_SHORT and bare and (words_follow or unit != "in"):
+    like_word = words_follow and not _FEET.search(match.string[: match.start()][-9:])
+    if between and unit in _TOO_SHORT and bare and (like_word or unit != "in"):
         return None
-    if unit == "s" and not between:  # "the 5s" are no seconds
+    if unit == "s" and not between and "." not in amount:  # "the 5s" are no seconds
         return None
     if unit == "in" and not between and bare and match.string[match.end() :].startswith("-"):
         return None
     # "A 5-mile walk": with a hyphen it describes, and has no plural.
     whole = amount == "1" or between == "-"
-    return f"{decimal_words(amount)} {unit_words(unit, whole)}" + ("," if dot == ".," else "")
+    return f"{decimal_words(amount)} {unit_words(unit, whole)}"
 
 
 # What an amount describes: "a five dollar bill". Behind an article any noun is described by it.
@@ -286,7 +300,7 @@ def money(match: re.Match) -> str:
     minus = "minus " if match[2] else ""
     if match[4]:
         upto = amount_words(match[1], match[4], match[5])
-        return f"{minus}{decimal_words(match[3])} to {upto}"
+        return f"{minus}{decimal_words(_american(match[3]))} to {upto}"
     words = amount_words(match[1], match[3], match[5])
     unit = CURRENCIES[match[1]][0]
     plural = _PLURAL.get(unit) or unit + "s"
@@ -311,18 +325,26 @@ def money_behind(match: re.Match) -> str | None:
     return amount_words(match[3], match[1], match[2])
 
 
+def _american(amount: str) -> str:
+    """An amount with commas between its thousands, or nothing, and a dot before its decimals."""
+    amount = re.sub(r"['\s]", "", amount)
+    if re.fullmatch(_EUROPEAN, amount):
+        amount = amount.replace(".", "").replace(",", ".")
+    return amount
+
+
 def amount_words(currency: str, amount: str, magnitude: str | None) -> str:
     """ "1.50" of "$" as one dollar and fifty cents, "1.5" with "m" as one point five million."""
     unit, cent = CURRENCIES[currency]
-    if re.fullmatch(_COMMA, amount):
-        amount = amount.replace(".", "").replace(",", ".")
+    amount = _american(amount)
     whole, _, fraction = amount.replace(",", "").partition(".")
     plural = _PLURAL.get(unit) or unit + "s"
     # Cents have two digits; $1.5 and $1.505 are decimals.
     if magnitude or len(fraction) not in (0, 2) or (whole.startswith("0") and len(whole) > 1):
         words = decimal_words(amount)
         if magnitude:
-            words += " " + _MAGNITUDES.get(magnitude.lower(), magnitude.lower())
+            key = magnitude.lower().rstrip(".")
+            words += " " + _MAGNITUDES.get(key, key)
         return f"{words} {plural}"
     units, cents = int(whole or 0), int(fraction or 0)
     parts = []

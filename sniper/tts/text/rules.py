@@ -18,13 +18,9 @@ from sniper.tts.text.numerals import (
     power_words,
     year_words,
 )
+from sniper.tts.text.words import EMOJI
 
 _UP = "⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹"
-# Emoji as Unicode presents them by default, or asked for by a variation selector; joined by ZWJ.
-_EMOJI = (
-    "(?:[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff⌚⌛⏩-⏬⏰⏳◽◾☔☕♈-♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓-❕❗➕-➗➰➿"
-    "⬛⬜⭐⭕]|[\u203c-\u3299]\ufe0f)"
-)
 _TIMES = {"×": "times", "*": "times", "·": "times", "⋅": "times", "÷": "divided by"}
 _SIGNS = {
     "+": "plus",
@@ -92,7 +88,7 @@ def _dropped(match: re.Match) -> str:
 # The first that fits wins, so what is longer or more particular goes first.
 RULES = (
     # What has no reading, or is read as it stands.
-    Rule(rf"(?:{_EMOJI}[\ufe0e\ufe0f]?\u200d?)+", _dropped, "an emoji has no agreed reading"),
+    Rule(EMOJI, _dropped, "an emoji has no agreed reading"),
     Rule(r"(?<=[\w.,;:!?\"')])\[(?:\d{1,3}|[a-z*])\]", _dropped, "a footnote mark interrupts"),
     Rule(rf"(?<=[A-Za-z]{{3}})[{_UP}]+(?!\w)|[†‡]|[®™]", _dropped, "marks are not read"),
     Rule(r"(?m)^[ \t]*(?:[•‣▪◦*–-][ \t]+)(?=\S)", _words(", "), "a bullet starts a new item"),
@@ -139,6 +135,8 @@ RULES = (
         lambda m: " dot ".join(map(digit_words, m[0].split("."))),
         "an Internet address has four bytes",
     ),
+    Rule(quantities.MONEY, quantities.money, "$3.50, £3bn, US$5-10 million, €2,5 Mio."),
+    Rule(quantities.MONEY_BEHIND, quantities.money_behind, "5€, 5 USD, 1.234,56 €"),
     Rule(
         r"(?<![\d.,])\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?(?![\d.,]*\d)", figures.thousands, "1.234.567"
     ),
@@ -150,8 +148,6 @@ RULES = (
     Rule(
         rf"([{re.escape(quantities.CURRENCY_SIGNS)}])(\d+)/(\d+)(?!\d)", figures.part_money, "$1/2"
     ),
-    Rule(quantities.MONEY, quantities.money, "$3.50, £3bn, US$5-10 million"),
-    Rule(quantities.MONEY_BEHIND, quantities.money_behind, "5€, 5 USD"),
     Rule(
         quantities.CENTS,
         lambda m: (
@@ -191,7 +187,7 @@ RULES = (
     ),
     Rule(rf"(?:({WHOLE})\s?)?([{figures.VULGAR}])([\"″])?", figures.vulgar, "½, 1½"),
     Rule(
-        rf"(?<=[\d{figures.VULGAR}])[\s-]?({quantities.UNIT}){quantities.UNIT_END}",
+        rf"(?<=[\d{figures.VULGAR}])[\s-]?({quantities.UNIT}){quantities.UNIT_END}({quantities.UNIT_DOT})?",
         figures.unit_of_fraction,
         "1/3 lb",
     ),
@@ -220,11 +216,13 @@ RULES = (
         lambda m: f"{decimal_words(m[1])} point {digit_words(m[2])}",
         "1,5 is a decimal where no group of three follows",
     ),
-    Rule(r"(\d+)\s?x\s?(?=\d)", lambda m: f"{decimal_words(m[1])} by ", "4x4, 1920 x 1080"),
     Rule(
-        r"(?<![\w.])(\d+)x(?!\w|\s?[-+=^²³*/<>≤≥)])",
+        rf"({NUMBER})\s?x\s?(?=\.?\d)", lambda m: f"{decimal_words(m[1])} by ", "4x4, 1920 x 1080"
+    ),
+    Rule(
+        rf"(?<![\w.])({NUMBER})x(?!\w|\s?[-+=^²³*/<>≤≥)])",
         lambda m: f"{decimal_words(m[1])} times",
-        "10x",
+        "10x, 1.5x",
     ),
     # Letters.
     Rule(spelled.HEADING, spelled.roman_heading, "IV by itself, and in front of a title"),

@@ -5,17 +5,23 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 
 from sniper.tts.text.abbreviations import (
-    BEFORE_NUMBERS,
+    CLOCK,
     MONTHS,
     NEVER_LAST,
     OFTEN_LAST,
     SOMETIMES_LAST,
     STARTERS,
     WEEKDAYS,
+    WORDS_OR_TITLES,
+    ZONES,
+    has_number,
 )
-from sniper.tts.text.words import has_letter
+from sniper.tts.text.numerals import VULGAR
+from sniper.tts.text.quantities import MILLIONS, UNIT, UNIT_DOT
+from sniper.tts.text.words import EMOJI, has_letter, is_silent
 
 _DATES = frozenset(
     [*(name.lower() for name in (*MONTHS.values(), *WEEKDAYS.values())), *MONTHS, *WEEKDAYS]
@@ -28,6 +34,11 @@ _ENDINGS = re.compile(rf"(?<=[.!?…])[{re.escape(_CLOSING)}]*\s+(?=\S)|(?<=[。
 IN_BRACES = re.compile(r"\{([^{}]*)\}")
 _PUT_AWAY = 0xF0000  # the first character of a plane that is nobody's
 _LAST_WORD = re.compile(r"((?:\w\.)+\w?|[\w'’]+)\.$")
+# The last character is the dot, which `_UNIT_DOT` looks at with what follows it.
+_UNIT_LAST = re.compile(rf"[\d{VULGAR}][\s-]?(?:(?:sq|cu|fl)\.\s)?(?:{UNIT}|{MILLIONS}|fl)\.$")
+_UNIT_DOT = re.compile(UNIT_DOT)
+# Emoji, marks, and the ornaments between two scenes of a book.
+_NO_READING = re.compile(rf"{EMOJI}|[*•·⁂~†‡®™]+|(?:[#=+]\s*){{3,}}")
 _NEXT_WORD = re.compile(r"\s+[\"'“‘«‹(\[*_¿¡]*([\w'’]+)")
 
 
@@ -52,8 +63,8 @@ def ends_sentence(word: str, after: str) -> bool:
     if not first[0].isupper():
         return False
     if key in OFTEN_LAST:
-        # "5 p.m. Monday": the day goes with the time.
-        return first.lower() not in _DATES
+        # "5 p.m. Monday", "5 p.m. EST": the day and the zone go with the time.
+        return key not in CLOCK or not (first.lower() in _DATES or first in ZONES)
     # In "J. I. Smith" the "I" behind an initial is another one.
     return first.lower() in STARTERS and not (first == "I" and len(word) == 1)
 
@@ -66,10 +77,11 @@ def _goes_on(before: str, after: str) -> bool:
     if last is None:
         return False
     word, key = last[1], last[1].lower()
-    if key in BEFORE_NUMBERS and re.match(r"\W*\d", after):
+    if has_number(key, after) or (_UNIT_LAST.search(before) and _UNIT_DOT.match("." + after)):
         return True
     initial = len(word) == 1 and word.isalpha()
     known = initial or "." in word or key in NEVER_LAST | OFTEN_LAST | SOMETIMES_LAST
+    known = known or (key in WORDS_OR_TITLES and word[0].isupper())
     return known and not ends_sentence(word, after)
 
 
@@ -103,8 +115,34 @@ def _split(text: str, max_chars: int) -> list[str]:
         sentences.append(text[begin : match.end()])
         begin = match.end()
     sentences.append(text[begin:])
-    parts = [part for sentence in sentences for part in _shorten(sentence, max_chars)]
-    return [part for part in parts if has_letter(part) or any(ord(c) >= _PUT_AWAY for c in part)]
+    return _with_words(part for sentence in sentences for part in _shorten(sentence, max_chars))
+
+
+def _with_words(parts: Iterable[str]) -> list[str]:
+    """Joins signs without a word to the sentence before them, where they are read or refused."""
+    found: list[str] = []
+    before = ""  # what stands in front of the first word
+    for part in parts:
+        if has_letter(part) or any(ord(char) >= _PUT_AWAY for char in part):
+            found.append(before + part)
+            before = ""
+        elif is_left_out(part):
+            continue
+        elif found:
+            found[-1] += " " + part
+        else:
+            before += part + " "
+    return [*found, before.strip()] if before else found
+
+
+def is_left_out(part: str) -> bool:
+    """Whether nothing in a part of a text is read; where it holds more than pauses, it is told."""
+    rest = _NO_READING.sub("", part)
+    if not is_silent(rest):
+        return False
+    if rest != part:
+        warnings.warn(f"left out, it has no reading: {part.strip()!r}", stacklevel=2)
+    return True
 
 
 def _shorten(sentence: str, max_chars: int) -> list[str]:

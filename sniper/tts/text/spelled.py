@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from sniper.tts.text.abbreviations import BEFORE_NUMBERS, TITLES, expand
+from sniper.tts.text.abbreviations import BEFORE_NUMBERS, TITLES, expand, has_number
 from sniper.tts.text.numerals import (
     decimal_words,
     digit_words,
@@ -23,12 +23,14 @@ INITIALS = r"\b(?:[A-Za-z]\.){2,}(?:[A-Za-z]\b(?!['’]))?|\b(?:[A-Za-z]\.)+[A-Z
 INITIAL = r"(?<![\w'.])([A-Z])\.(?!\w)"
 
 _HEADS = (
-    "Chapter|Part|Volume|Vol\\.|Book|Act|Scene|Section|Article|Appendix|Title|Type|Class|Phase|"
-    "Stage|Level|Grade|Group|Mark|Table|Figure|Fig\\.|Page|Rule|Law|War|Bowl|Vatican|Apollo|Rocky|"
-    "Rambo|Fantasy|Star Wars|Episode|Season|Factor|Psalm|Canto|Lesson|Unit|Plate|No\\.|Chapters|"
+    "Chapter|Part|Volume|Book|Act|Scene|Section|Article|Appendix|Title|Type|Class|Phase|"
+    "Stage|Level|Grade|Group|Mark|Table|Figure|Page|Rule|Law|War|Bowl|Vatican|Apollo|Rocky|"
+    "Rambo|Fantasy|Star Wars|Episode|Season|Factor|Psalm|Canto|Lesson|Unit|Plate|Chapters|"
     "Parts|Volumes|Olympiad|Articles|Sections|Books|Acts|Figures|Tables"
 )
-_HEADS += r"|(?:Art|Ch|Chap|Sec|Pt|Bk|Figs|Nos|Vols)\."
+_HEADS += r"|(?:Vols?|Figs?|Nos|Ch|Bk)\."
+# These may end a sentence, so that one letter behind them begins another: "No. I said no."
+_HEADS += r"|(?:No|Art|Chap|Sec|Pt)\.(?=\s[IVXLC]{2})"
 NUMBERED = rf"\b({_HEADS})\s([IVXLC]+)(?:(\s?[-–]\s?|\s(?:and|to)\s)([IVXLC]+))?\b(?!')"
 # Kings and popes of one letter; others need two ("Malcolm X" is no tenth).
 _REGNAL_NAMES = (
@@ -59,8 +61,7 @@ def abbreviation(match: re.Match) -> str | None:
         return None
     if words == TITLES.get(word.lower()) and text[match.end() :].strip():
         return words  # "Dr. No", whatever word follows
-    before_number = word.lower() in BEFORE_NUMBERS and re.match(r"\s*\d", text[match.end() :])
-    ends = match[0].endswith(".") and not before_number
+    ends = match[0].endswith(".") and not has_number(word.lower(), text[match.end() :])
     return words + ("." if ends and ends_sentence(word, text[match.end() :]) else "")
 
 

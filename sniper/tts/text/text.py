@@ -19,7 +19,7 @@ from sniper.tts.text.frontends import (
     UnknownWords,
     read_all,
 )
-from sniper.tts.text.sentences import IN_BRACES, split_sentences
+from sniper.tts.text.sentences import IN_BRACES, is_left_out, split_sentences
 
 __all__ = [
     "EOS",
@@ -171,7 +171,7 @@ def mixed_phones(parts: Sequence[str | list[str]], frontend: Frontend) -> list[s
 def _inside(part: str, frontend: Frontend) -> list[str]:
     """Tokens of a part of a sentence, with no pause at its ends but that of its own marks."""
     before, after = (_mark(where, part, frontend) for where in (_FIRST_MARK, _LAST_MARK))
-    if not any(map(str.isalnum, part)):
+    if is_left_out(part):
         return before or after
     phones = frontend.phones(part)
     pauses = {PAUSE} if isinstance(frontend, LexiconFrontend) else set(",;:.!?")

@@ -14,6 +14,11 @@ _INSIDE_WORDS = "'-_\u200c\u200d"
 PAUSES = frozenset(",;:.!?…—―()[]{}，。、；：！？।॥،؛؟")
 # Quotation marks of all kinds, hyphens, and an underscore by itself.
 SILENT = frozenset("\"'`´“”„‟‚‘’‛«»‹›「」『』〝〞〟＂–‐‑‒_¿¡")
+# Emoji as Unicode presents them by default, or asked for by a variation selector; joined by ZWJ.
+EMOJI = (
+    "(?:(?:[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff⌚⌛⏩-⏬⏰⏳◽◾☔☕♈-♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓-❕❗➕-➗➰➿"
+    "⬛⬜⭐⭕]|[\u203c-\u3299]\ufe0f)[\ufe0e\ufe0f]?\u200d?)+"
+)
 # They are not seen, nor spoken; some stand inside words (a soft hyphen), so they go before the cut.
 _UNSEEN = str.maketrans({char: None for char in "\u00ad\u2060\ufeff\u200e\u200f\ufe0e\ufe0f"})
 
@@ -32,6 +37,19 @@ def in_word(char: str) -> bool:
 def has_letter(piece: str) -> bool:
     """Whether there is a letter or digit in `piece`, not marks and signs alone."""
     return any(unicodedata.category(char)[0] in "LN" for char in piece)
+
+
+def is_silent(text: str) -> bool:
+    """Whether nothing in `text` is spoken: there are spaces, pauses and silent signs alone."""
+    return all(
+        char.isspace()
+        or char in PAUSES
+        or char in SILENT
+        or char in _INSIDE_WORDS
+        or unicodedata.category(char)[0] == "M"
+        or unicodedata.category(char) == "Cf"
+        for char in text
+    )
 
 
 def characters(word: str) -> tuple[str, ...]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from sniper.tts.text.normalize import normalize_english
 from sniper.tts.text.sentences import ends_sentence, split_sentences
+from sniper.tts.text.words import pieces
 
 # The bar stands where one sentence ends and the next begins.
 TEXTS = [
@@ -31,6 +33,18 @@ TEXTS = [
     "Dr. Adams et al. found it. | Approx. five.",
     "你好。 | 再见！ | नमस्ते। | अच्छा।",
     "A Ph.D. | Then a job.",
+    "He met Gov. Newsom and Lt. Gov. Smith in Ft. Worth. | Then Gen. Grant. | Rep. Smith left.",
+    "She met the Gov. | It was late. | He did one more rep. | Bob stopped.",
+    "It is 10 ft. tall, 5 ft. 3 in. in all. | It is 10 ft. | Tall it is.",
+    "Add 2 oz. of milk, 3 lb. of salt, 2 tbsp. of oil and ½ lb. of butter. | Stir.",
+    "It is 3 yd. of cloth, 5 mi. away, 4 km. from here, 10 sq. ft. of it, 2 fl. oz. of that.",
+    "Sales of €2,5 Mio. a year, 3 Mrd. € in all. | It weighs 5 kg. | €5 each.",
+    "At 5 p.m. EST on Friday, 3 a.m. GMT, 2 p.m. Eastern time. | At 5 p.m. | Et tu.",
+    "Apples, etc. | Monday we go.",
+    "No. | I said no. | No. | V is here. | No. II is here and no. 5 too.",
+    "Read Art. IV, Ch. XII, Ch. I, Sec. II and Vols. I and II. | He loves Art. | I too.",
+    "“No.” | 5 men left.",
+    "He is a good chap. | I like him.",
 ]
 
 
@@ -38,6 +52,37 @@ TEXTS = [
 def test_ends(text):
     sentences = text.split(" | ")
     assert split_sentences(" ".join(sentences)) == sentences
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_transcript_is_read_as_its_sentences(text):
+    """Aligners read it as a whole, a voice speaks sentence by sentence."""
+    text = text.replace(" | ", " ")
+    parts = [pieces(normalize_english(sentence)) for sentence in split_sentences(text)]
+    assert pieces(normalize_english(text)) == sum(parts, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("What is this? ☃! Nothing.", ["What is this? ☃!", "Nothing."]),
+        ("☃! It is. £!", ["☃! It is. £!"]),
+        ("One.\n\n§\n\nTwo.", ["One. §", "Two."]),
+        ("£!", ["£!"]),
+        ("Really... ... -- ?! “”\n\n—\n\nYes.", ["Really...", "Yes."]),
+        ("...", []),
+    ],
+)
+def test_signs_without_a_word_stay_and_pauses_go(text, sentences, recwarn):
+    assert split_sentences(text) == sentences
+    assert not recwarn
+
+
+@pytest.mark.parametrize("left", ["😀", "👍🏽!", "* * *", "***", "•", "~~~", "======"])
+def test_what_has_no_reading_goes_with_a_warning(left):
+    with pytest.warns(UserWarning, match="left out, it has no reading: ") as caught:
+        assert split_sentences(f"I love it!\n\n{left}\n\nYes.") == ["I love it!", "Yes."]
+    assert left in str(caught[0].message)
 
 
 def test_paragraphs_end_sentences_whatever_stands_there():
@@ -52,6 +97,9 @@ def test_paragraphs_end_sentences_whatever_stands_there():
         ("U.S", "", True),
         ("etc", " Pears", True),
         ("p.m", " Monday", False),
+        ("p.m", " (PST) today", False),
+        ("p.m", " Pacific time", False),
+        ("etc", " Monday", True),
         ("Mr", " The", False),
         ("J", " Smith", False),
         ("J", "” The", True),

@@ -87,6 +87,15 @@ def test_prosody_multiplies_rates_and_adds_pitches():
     assert math.isclose(spoken('<prosody pitch="-10%">two</prosody>')[0][2], -1.824, abs_tol=1e-3)
 
 
+def test_signs_without_a_word_do_not_vanish():
+    with pytest.raises(SpeechError, match="cannot be read: ☃"):
+        words("Hello? ☃! World.")
+    with pytest.raises(SpeechError, match="cannot be read: §"):
+        words("<p>Hello</p><p>§</p>")
+    with pytest.warns(UserWarning, match="left out, it has no reading: '😀'"):
+        assert words("Hello! <break/>😀<break/> World.") == "hello sil / world sil"
+
+
 def test_phonemes_stand_in_their_sentence():
     assert words('Hello <phoneme alphabet="x-arpabet" ph="W ER1">x</phoneme> two.') == (
         "hello W ER1 two sil"

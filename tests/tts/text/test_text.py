@@ -117,6 +117,16 @@ def test_phonemes_in_braces_inside_a_sentence():
     assert text_to_phones("Yes, {n ˈoʊ}.", espeak) == ["j", "ˈɛ", "s", ",", "n", "ˈoʊ", "."]
 
 
+def test_signs_beside_given_phonemes_are_read_or_refused():
+    frontend = LexiconFrontend(LEXICON | {"percent": "P ER0"})
+    assert text_to_phones("{T UW1} % {D}", frontend) == "T UW1 P ER0 D sil".split()
+    assert text_to_phones("{T UW1} - “ {D}", frontend) == "T UW1 D sil".split()
+    with pytest.raises(SpeechError, match="cannot be read: ☃"):
+        text_to_phones("{T UW1} ☃ {D}", frontend)
+    with pytest.warns(UserWarning, match="left out, it has no reading: '😀'"):
+        assert text_to_phones("{T UW1} 😀 {D}", frontend) == "T UW1 D sil".split()
+
+
 def test_split_sentences():
     text = (
         'Mr. Smith met J. R. R. Tolkien at 3.5 pm. "Really?" she said.\nYes!\n\nNo end\n\n… Last…'
