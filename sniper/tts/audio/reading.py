@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -36,6 +39,22 @@ class Sound:
     peak: float
     clipped: float
 
+
+# A writer into a pipe cannot know the length: it leaves all ones, as ffmpeg does, or about the most
+# that a signed number holds, as sox (from 0x7F000000) and espeak-ng do.
+_ALL_ONES, _UNKNOWN = 0xFFFFFFFF, 0x7F000000
+
+# By the first four bytes of a file that consists of chunks: where they begin, and what each has at
+# its front, name and length.
+_CHUNKS = {
+    b"RIFF": (12, "<4sI"),
+    b"RIFX": (12, ">4sI"),
+    b"RF64": (12, "<4sI"),
+    b"BW64": (12, "<4sI"),
+    b"FORM": (12, ">4sI"),  # AIFF and its kin
+    b"riff": (40, "<4s12xQ"),  # Wave64, whose names go on for twelve bytes
+}
+_SOUND = (b"data", b"SSND", b"BODY")  # the chunks that hold it
 
 # By so much an encoder's own padding may make a file shorter than its header says.
 _MISSING_SECONDS, _MISSING_SHARE = 0.1, 0.01
@@ -137,25 +156,52 @@ def _refuse_short(path: Path, samples: int, config: FeatureConfig) -> None:
 
 
 def _check_complete(path: Path) -> None:
-    """Refuse a RIFF file whose data chunk is cut off: libsndfile reads it without a word."""
+    """Refuse a file whose sound is cut off, of the formats that libsndfile then reads without a
+    word.
+    """
     size = path.stat().st_size
     if size == 0:
         raise UtteranceError(f"{path} is empty (0 bytes)")
     with path.open("rb") as file:
-        if file.read(4) != b"RIFF":
+        kind = file.read(4)
+        if kind in _CHUNKS:
+            length = _find_sound(file, size, *_CHUNKS[kind])
+        elif kind in (b".snd", b"dns."):
+            order = "big" if kind == b".snd" else "little"
+            begin, length = (int.from_bytes(file.read(4), order) for _ in range(2))
+            file.seek(begin)
+        elif kind == b"NIST":
+            head = file.read(1020)
+            fields = {name: int(value) for name, value in re.findall(rb"(\w+) -i (\d+)", head)}
+            names = (b"sample_count", b"channel_count", b"sample_n_bytes")
+            # What is compressed is shorter, and refused by libsndfile.
+            packed = b"embedded" in head
+            length = 0 if packed else math.prod(fields.get(name, 1) for name in names)
+        else:
             return
-        file.seek(12)
-        while len(header := file.read(8)) == 8:
-            name, length = struct.unpack("<4sI", header)
-            if name == b"data":
-                held = size - file.tell()
-                # A writer into a pipe cannot know the length and leaves all ones.
-                if length != 0xFFFFFFFF and held < length:
-                    raise UtteranceError(
-                        f"{path} is truncated: its header promises {length} bytes of audio, "
-                        f"{held} are there"
-                    )
-                return
-            # RIFF pads every chunk to an even length.
-            file.seek(length + length % 2, 1)
-    raise UtteranceError(f"{path} is truncated: it holds no audio")
+        held = max(0, size - file.tell())
+    if length is None:
+        raise UtteranceError(f"{path} is truncated: it holds no audio")
+    if held < length < _UNKNOWN:
+        raise UtteranceError(
+            f"{path} is truncated: its header promises {length} bytes of audio, {held} are there"
+        )
+
+
+def _find_sound(file: BinaryIO, size: int, first: int, form: str) -> int | None:
+    """The length of the chunk with the sound, at whose content the file then stands."""
+    wave64 = first == 40
+    # Wave64 counts a chunk's own header, and begins each at a multiple of 8; the others of 2.
+    head, counted, multiple = struct.calcsize(form), 24 if wave64 else 0, 8 if wave64 else 2
+    whole = _ALL_ONES
+    file.seek(first)
+    while len(header := file.read(head)) == head:
+        name, length = struct.unpack(form, header)
+        length = max(0, length - counted)
+        if name in _SOUND:
+            return whole if length == _ALL_ONES else length
+        after = file.tell() + length + -length % multiple
+        if name == b"ds64":  # of RF64: the lengths that 32 bits cannot hold
+            whole = int.from_bytes(file.read(16)[8:], "little")
+        file.seek(min(after, size))
+    return None

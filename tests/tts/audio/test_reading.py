@@ -71,3 +71,63 @@ def test_compressed_sound_that_is_cut_off(tmp_path):
     cut.write_bytes(data[: int(0.6 * len(data))])
     with pytest.raises(UtteranceError, match="cut.wav is truncated: its header promises 3"):
         read_audio(cut, config)
+
+
+KINDS = [
+    ("WAV", "LITTLE"),
+    ("WAV", "BIG"),  # RIFX
+    ("RF64", "FILE"),
+    ("AIFF", "FILE"),
+    ("AIFF", "LITTLE"),  # AIFC
+    ("SVX", "FILE"),
+    ("AU", "BIG"),
+    ("AU", "LITTLE"),
+    ("W64", "FILE"),
+    ("NIST", "FILE"),
+]
+
+
+@pytest.mark.parametrize(("kind", "endian"), KINDS)
+def test_sound_that_is_cut_off(tmp_path, kind, endian):
+    """libsndfile reads what is left of these without a word."""
+    path, config = tmp_path / "a.wav", FeatureConfig()
+    soundfile.write(path, np.full(22050, 0.1), 22050, "PCM_16", endian, kind)
+    assert len(read_audio(path, config)) == 22050
+    data = path.read_bytes()
+    # AIFF counts eight bytes before the samples.
+    more = 8 if kind == "AIFF" else 0
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UtteranceError, match=f"promises {44100 + more} bytes of audio, 2"):
+        read_audio(path, config)
+    path.write_bytes(data[:13])
+    with pytest.raises(UtteranceError, match="truncated"):
+        read_audio(path, config)
+
+
+@pytest.mark.parametrize("length", [0x7F000008, 0x7FFFF000, 0xFFFFFFFF])
+@pytest.mark.parametrize(("kind", "name"), [("WAV", b"data"), ("AIFF", b"SSND"), ("AU", b".snd")])
+def test_a_length_that_its_writer_could_not_know(tmp_path, kind, name, length):
+    """Into a pipe, as sox, espeak-ng and ffmpeg write."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.full(22050, 0.1), 22050, "PCM_16", "FILE", kind)
+    data = bytearray(path.read_bytes())
+    at = data.index(name) + (8 if kind == "AU" else 4)
+    data[at : at + 4] = struct.pack("<I" if kind == "WAV" else ">I", length)
+    path.write_bytes(data)
+    assert len(read_audio(path, FeatureConfig())) == 22050
+    data[at : at + 4] = struct.pack("<I" if kind == "WAV" else ">I", 0x7EFFFFFF)
+    path.write_bytes(data)
+    with pytest.raises(UtteranceError, match="promises 2130706431 bytes of audio, 441"):
+        read_audio(path, FeatureConfig())
+
+
+def test_lengths_that_lead_nowhere(tmp_path):
+    """Damaged headers end the search."""
+    path = tmp_path / "a.wav"
+    for kind, at, length in (("W64", 56, 0), ("W64", 56, 2**64 - 1), ("RF64", 16, 2**32 - 1)):
+        soundfile.write(path, np.full(22050, 0.1), 22050, format=kind)
+        data, width = bytearray(path.read_bytes()), 8 if kind == "W64" else 4
+        data[at : at + width] = length.to_bytes(width, "little")
+        path.write_bytes(data)
+        with pytest.raises(UtteranceError, match="it holds no audio"):
+            read_audio(path, FeatureConfig())
