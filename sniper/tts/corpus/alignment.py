@@ -14,6 +14,7 @@ from sniper.tts.text.words import word_key
 
 ALIGN_SETTINGS = "align.json"  # of our own aligners, beside their folder of TextGrids
 _PAUSE_LABELS = {"", "sil", "sp", "<eps>", "silence"}
+_ROUNDING = 0.0005  # seconds: what lies between the end of one interval and the start of the next
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def phonemes_of(textgrids: Path) -> tuple[str | None, bool]:
 def read_textgrid(path: Path) -> Alignment:
     """Read MFA's TextGrid: long, short, UTF-8 or UTF-16.
 
-    Neighbouring pauses ("", sil, sp) become one PAUSE token; `spn` is kept as a token. A tier may
-    carry its speaker's name ("LJSpeech - phones").
+    Neighbouring pauses ("", sil, sp, and what no interval covers) become one PAUSE token; `spn` is
+    kept as a token. A tier may carry its speaker's name ("LJSpeech - phones").
 
     Raises:
         UtteranceError: missing, unreadable, without a `phones` tier or without any phoneme.
@@ -83,7 +84,8 @@ def read_textgrid(path: Path) -> Alignment:
         names = ", ".join(grid.tierNames) or "none"
         raise UtteranceError(f"{path} has no interval tier named phones (its tiers: {names})")
     phones, starts = [], []
-    for start, _, label in intervals:
+    covering = _without_gaps(intervals, float(grid.maxTimestamp))
+    for start, _, label in covering:
         phone = _token(label)
         if not (phone == PAUSE and phones and phones[-1] == PAUSE):
             phones.append(phone)
@@ -91,7 +93,7 @@ def read_textgrid(path: Path) -> Alignment:
     if set(phones) <= {PAUSE, SPOKEN_NOISE}:
         raise UtteranceError(f"{path} holds no known phoneme, only pauses or {SPOKEN_NOISE}")
     # From 0, wherever the first interval begins: the frames before it have to belong to some token.
-    boundaries = np.array([0.0, *starts[1:], intervals[-1][1]])
+    boundaries = np.array([0.0, *starts[1:], covering[-1][1]])
     if not np.isfinite(boundaries).all() or (np.diff(boundaries) < 0).any():
         raise UtteranceError(f"{path}: the times of its phones tier do not increase")
     words = _tier(grid, "words") or []
@@ -191,6 +193,23 @@ def _tier(grid, name: str) -> list[tuple[float, float, str]] | None:
             if entries and len(entries[0]) == 3:
                 return [(float(e[0]), float(e[1]), e[2].strip()) for e in entries]
     return None
+
+
+def _without_gaps(
+    intervals: list[tuple[float, float, str]], end: float
+) -> list[tuple[float, float, str]]:
+    """The intervals with a pause wherever there is none from 0 to `end`: some programs leave
+    silences out, which would lengthen the phoneme before.
+    """
+    covering, last = [], 0.0
+    for interval in (*intervals, (end, end, None)):
+        start, until, label = interval
+        if start - last > _ROUNDING:
+            covering.append((last, start, ""))
+        if label is not None:
+            covering.append(interval)
+        last = until
+    return covering
 
 
 def _pronunciations(

@@ -62,6 +62,31 @@ def test_every_form_gives_the_same(tmp_path, form, encoding):
     assert found.pronunciations == (("hello", "HH AH0"), ("oh", "OW1"))
 
 
+def test_what_no_interval_covers_is_a_pause(tmp_path):
+    """Else it would lengthen the phoneme before, or after at the front."""
+    path = tmp_path / "a.TextGrid"
+    spoken = [entry for entry in PHONES if entry[2] not in ("", "sil", "sp")]
+    for form in (long_form, short_form):
+        path.write_text(form({"words": WORDS, "phones": spoken}))
+        found = read_textgrid(path)
+        assert found.phones == ("sil", "HH", "AH0", "sil", "spn", "OW1", "sil")
+        np.testing.assert_allclose(found.boundaries, [0, 0.2, 0.3, 0.6, 0.7, 1.0, 1.2, 1.3])
+        assert found.pronunciations == (("hello", "HH AH0"), ("oh", "OW1"))
+    # Half of a pause, and a gap within a word.
+    odd = [(0.1, 0.2, "sil"), (0.2, 0.3, "HH"), (0.4, 0.6, "AH0"), (0.6, 1.3, "")]
+    path.write_text(long_form({"words": WORDS, "phones": odd}))
+    found = read_textgrid(path)
+    assert found.phones == ("sil", "HH", "sil", "AH0", "sil")
+    np.testing.assert_allclose(found.boundaries, [0, 0.2, 0.3, 0.4, 0.6, 1.3])
+    assert found.pronunciations == (("hello", "HH AH0"),)
+    # What rounding leaves is none.
+    close = [(0.0004, 0.2, "HH"), (0.2004, 0.6, "AH0"), (0.6, 1.2996, "OW1")]
+    path.write_text(long_form({"words": WORDS, "phones": close}))
+    found = read_textgrid(path)
+    assert found.phones == ("HH", "AH0", "OW1")
+    np.testing.assert_allclose(found.boundaries, [0, 0.2004, 0.6, 1.2996])
+
+
 def test_a_speaker_in_the_tier_name_and_no_words(tmp_path):
     path = tmp_path / "a.TextGrid"
     path.write_text(long_form({"LJSpeech - phones": PHONES}))
