@@ -4,6 +4,7 @@
 OUT/TextGrid/ID.TextGrid   one an utterance
 OUT/align.json             settings, written first
 OUT/align.jsonl            the journal: a line an utterance, appended as they are finished
+OUT/TextGrid.corrected/    TextGrids that somebody corrected, before others took their place
 OUT/report.md, OUT/alignment.png
 """
 
@@ -14,16 +15,18 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sniper.tts.corpus.alignment import ALIGN_SETTINGS
 from sniper.tts.corpus.build import refuse_other_settings
 from sniper.tts.errors import OtherSettings, SpeechError
-from sniper.tts.files import write_json
+from sniper.tts.files import checksum, write_json
 
 SETTINGS, JOURNAL, TEXTGRIDS = ALIGN_SETTINGS, "align.jsonl", "TextGrid"
+CORRECTED = "TextGrid.corrected"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Outcome:
         frame_seconds: of the aligner.
         passing: whether the problem may be the machine's and not the utterance's, as a full disk:
             then the next run tries again.
+        content: of its text and its wav, as `content_of` gives it; "" from earlier versions.
+        written: checksum of its TextGrid as the aligner wrote it; "" from earlier versions.
     """
 
     id: str
@@ -55,6 +60,30 @@ class Outcome:
     guessed: dict[str, str] = field(default_factory=dict)
     frame_seconds: float = 0.01
     passing: bool = False
+    content: str = ""
+    written: str = ""
+
+    def is_of(self, sources: Sources) -> bool:
+        """Whether the text and the wav are still the same."""
+        if self.id not in sources.marks:
+            return False
+        if self.fingerprint == sources.marks[self.id]:
+            return True
+        return self.content != "" and self.content == sources.content(self.id)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a corpus has to align, as it is now.
+
+    Args:
+        marks: id -> `fingerprint`.
+        content: gives `content_of` an utterance by its id. Asked for only where the fingerprint is
+            another, since it reads the recording.
+    """
+
+    marks: Mapping[str, str]
+    content: Callable[[str], str]
 
 
 def fingerprint(text: str, wav: Path) -> str:
@@ -65,6 +94,21 @@ def fingerprint(text: str, wav: Path) -> str:
         state = f"{found.st_size} {found.st_mtime_ns}"
     except OSError:
         state = "missing"
+    return _digest(text, state)
+
+
+def content_of(text: str, wav: Path) -> str:
+    """What changes when the text or the bytes of the wav do, for where times say nothing: of a
+    corpus that was copied. "" where the wav cannot be read.
+    """
+    try:
+        # No device or pipe, which might never end.
+        return _digest(text, checksum(wav)) if wav.is_file() else ""
+    except OSError:
+        return ""
+
+
+def _digest(text: str, state: str) -> str:
     return hashlib.sha256(f"{text}\0{state}".encode()).hexdigest()[:32]
 
 
@@ -73,6 +117,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.kept = 0  # TextGrids that were corrected by hand, and gave way to others
         self.outcomes: dict[str, Outcome] = {}
         journal = path / JOURNAL
         for line in journal.read_bytes().splitlines() if journal.is_file() else []:
@@ -87,19 +132,75 @@ class Folder:
         """Where an utterance's TextGrid is, or is to be."""
         return self.path / TEXTGRIDS / f"{name}.TextGrid"
 
-    def is_done(self, name: str, mark: str) -> bool:
+    def is_done(self, name: str, sources: Sources) -> bool:
         """Whether an utterance was aligned from the same text and wav, and its file is there."""
         outcome = self.outcomes.get(name)
-        if outcome is None or outcome.fingerprint != mark:
+        if outcome is None or not outcome.is_of(sources):
             return False
         # What had a problem has no TextGrid, and would have the same problem again.
         done_with = outcome.problem and not outcome.passing
-        return bool(done_with) or self.textgrid(name).is_file()
+        if not done_with and not self.textgrid(name).is_file():
+            return False
+        if outcome.fingerprint != sources.marks[name]:
+            # So that the next start need not read the recording.
+            self._append(replace(outcome, fingerprint=sources.marks[name]))
+        return True
+
+    def is_of(self, sources: Sources) -> bool:
+        """Whether most of what was aligned here is there unchanged: it is the same corpus then,
+        wherever it lies.
+        """
+        aligned = [o for o in self.outcomes.values() if o.fingerprint and not o.problem]
+        same = sum(outcome.is_of(sources) for outcome in aligned)
+        return 2 * same > len(aligned) or not aligned
+
+    def make_way(self, name: str) -> None:
+        """What to do before an utterance is aligned anew: a TextGrid that somebody corrected is
+        kept, and what the journal says of it no longer counts.
+        """
+        self._keep_corrected(name)
+        if name in self.outcomes:
+            # Else a run that is killed between a TextGrid and its line would leave one that looks
+            # corrected.
+            empty = {"fingerprint": "", "content": "", "written": ""}
+            self._append(replace(self.outcomes[name], **empty))
 
     def add(self, outcome: Outcome) -> None:
         """Append an outcome to the journal; it is in the kernel's hands when this returns."""
         if outcome.problem:
+            self._keep_corrected(outcome.id)
             self.textgrid(outcome.id).unlink(missing_ok=True)  # of an earlier text
+        self._append(outcome)
+
+    def keep(self, path: Path, name: str) -> None:
+        """Move a corrected TextGrid to where nothing replaces it."""
+        target, number = self.path / CORRECTED / f"{name}.TextGrid", 1
+        while target.exists():  # an earlier correction
+            number += 1
+            target = self.path / CORRECTED / f"{name}.{number}.TextGrid"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, target)
+        self.kept += 1
+
+    def clear(self) -> None:
+        """Remove what an alignment wrote, and nothing else."""
+        for name in self.outcomes:
+            self._keep_corrected(name)
+        (self.path / SETTINGS).unlink(missing_ok=True)
+        self._journal.truncate(0)
+        self.outcomes.clear()
+        shutil.rmtree(self.path / "learned", ignore_errors=True)
+        for textgrid in (self.path / TEXTGRIDS).rglob("*.TextGrid"):
+            textgrid.unlink()
+
+    def _keep_corrected(self, name: str) -> None:
+        outcome, path = self.outcomes.get(name), self.textgrid(name)
+        if outcome is None or not outcome.written or not path.is_file():
+            return
+        if checksum(path) != outcome.written:
+            self.keep(path, name)
+
+    def _append(self, outcome: Outcome) -> None:
         line = json.dumps(asdict(outcome), ensure_ascii=False) + "\n"
         # A newline before it ends whatever line a crash cut short.
         self._journal.write(b"\n" + line.encode())
@@ -130,12 +231,16 @@ def begun_with(path: Path) -> dict:
 
 
 @contextlib.contextmanager
-def open_folder(path: Path, settings: dict, force: bool) -> Iterator[Folder]:
+def open_folder(
+    path: Path, settings: dict, force: bool, sources: Sources | None = None
+) -> Iterator[Folder]:
     """Open or begin an alignment's folder and keep every other process out of it.
 
     Args:
         settings: plain values that must be those it was begun with.
         force: align everything anew.
+        sources: what is to be aligned. Where it is the same, `root` may be another: a corpus that
+            was moved or copied.
 
     Raises:
         OtherSettings: it was begun with others, or what says with which is damaged.
@@ -148,18 +253,25 @@ def open_folder(path: Path, settings: dict, force: bool) -> Iterator[Folder]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise SpeechError(f"another process is aligning in {path} right now") from error
-        if force:
-            _clear(path)
-        there = begun_with(path)
-        if there:
-            refuse_other_settings(path, there, settings)
-        else:
-            write_json(path / SETTINGS, settings)
         folder = Folder(path)
         try:
+            if force:
+                folder.clear()
+            there = begun_with(path)
+            moved = there != settings and {**there, "root": settings.get("root")} == settings
+            if not there or (moved and sources is not None and folder.is_of(sources)):
+                write_json(path / SETTINGS, settings)
+            else:
+                refuse_other_settings(path, there, settings)
             yield folder
         finally:
             folder.close()
+            if folder.kept:
+                warnings.warn(
+                    f"TextGrids that were corrected by hand gave way to others: {folder.kept}, "
+                    f"kept in {path / CORRECTED}",
+                    stacklevel=1,
+                )
 
 
 def gather(parts: Sequence[Path], out: Path, order: Sequence[str]) -> None:
@@ -177,27 +289,26 @@ def gather(parts: Sequence[Path], out: Path, order: Sequence[str]) -> None:
         if not there:
             raise SpeechError(f"{part} holds no alignment: prepare that share again")
         refuse_other_settings(part, there, settings)
-    with open_folder(out, settings, force=False) as whole, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         shares = [stack.enter_context(contextlib.closing(Folder(part))) for part in parts]
         where = {name: share for share in shares for name in share.outcomes}
-        for name in order:
-            if name not in where:
-                continue
-            outcome = where[name].outcomes[name]
-            if whole.is_done(name, outcome.fingerprint):
+        outcomes = {name: where[name].outcomes[name] for name in order if name in where}
+        marks = {name: outcome.fingerprint for name, outcome in outcomes.items()}
+        sources = Sources(marks, lambda name: outcomes[name].content)
+        whole = stack.enter_context(open_folder(out, settings, force=False, sources=sources))
+        for name, outcome in outcomes.items():
+            source, target = where[name].textgrid(name), whole.textgrid(name)
+            # What a share has begun anew and not finished is aligned with the whole.
+            if whole.is_done(name, sources) or not (outcome.problem or source.is_file()):
                 continue
             if not outcome.problem:
-                target = whole.textgrid(name)
+                whole.make_way(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 # With its time, by which a prepared corpus knows its files.
-                shutil.copy2(where[name].textgrid(name), target)
+                shutil.copy2(source, target)
             whole.add(outcome)
-
-
-def _clear(path: Path) -> None:
-    """Remove what an alignment wrote, and nothing else."""
-    for name in (SETTINGS, JOURNAL):
-        (path / name).unlink(missing_ok=True)
-    shutil.rmtree(path / "learned", ignore_errors=True)
-    for textgrid in (path / TEXTGRIDS).rglob("*.TextGrid"):
-        textgrid.unlink()
+        for part in parts:
+            # The shares are removed when they have been put together.
+            for path in sorted((part / CORRECTED).rglob("*.TextGrid")):
+                name = path.relative_to(part / CORRECTED).as_posix()
+                whole.keep(path, name.removesuffix(".TextGrid"))

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sniper.tts.aligners.audio import read_speech
-from sniper.tts.aligners.folder import Folder, Outcome
+from sniper.tts.aligners.folder import Folder, Outcome, content_of
 from sniper.tts.aligners.textgrid import write_textgrid
 from sniper.tts.errors import UtteranceError, progress_bar
+from sniper.tts.files import checksum
 from sniper.tts.processes import map_in_processes
 
 
 @dataclass(frozen=True)
 class Job:
-    """One utterance for a worker: id, wav, fingerprint, TextGrid, words, and those guessed."""
+    """One utterance for a worker: id, wav, fingerprint, TextGrid, words, those guessed, text."""
 
     id: str
     wav: Path
@@ -26,6 +27,7 @@ class Job:
     textgrid: Path
     words: tuple
     guessed: dict[str, str]
+    text: str = ""
 
 
 class Jobs:
@@ -56,11 +58,13 @@ class Jobs:
                 continue
             found = {word: how[word] for word in words if word in how}
             textgrid = self.folder.textgrid(name)
-            jobs.append(Job(name, self.wavs[name], self.marks[name], textgrid, words, found))
+            jobs.append(Job(name, self.wavs[name], self.marks[name], textgrid, words, found, text))
         return jobs
 
     def run(self, jobs: Sequence[Job], function, start, *args) -> None:
         """Align in processes and write the journal."""
+        for job in jobs:
+            self.folder.make_way(job.id)
         # No more processes than utterances: each loads a model first.
         done = map_in_processes(function, jobs, min(self.workers, len(jobs)), start, *args)
         for outcome in self.bar(done, "aligning", len(jobs)):
@@ -88,10 +92,13 @@ def _warnings_of(name: str) -> Iterator[None]:
 def outcome_of(job: Job, align, audio, frame_seconds: float) -> Outcome:
     """Read, align and write one utterance; what is wrong with it becomes `Outcome.problem`."""
     problem = ""
+    # Before it is read: a recording that changes meanwhile is another at the next start.
+    content = content_of(job.text, job.wav)
     try:
         samples, rate, remarks = read_speech(job.wav, audio)
         text, more = align(samples)
         write_textgrid(job.textgrid, text)
+        written = checksum(job.textgrid)
     except UtteranceError as error:
         problem, passing = str(error), isinstance(error.__cause__, OSError)
     except OSError as error:
@@ -100,7 +107,8 @@ def outcome_of(job: Job, align, audio, frame_seconds: float) -> Outcome:
     except Exception as error:
         problem, passing = f"unexpected error in {job.wav}: {type(error).__name__}: {error}", True
     if problem:
-        return Outcome(job.id, job.mark, problem=" ".join(problem.split()), passing=passing)
+        reason = " ".join(problem.split())
+        return Outcome(job.id, job.mark, problem=reason, passing=passing, content=content)
     phones: dict[str, tuple[int, float]] = {}
     for interval in text.phones:
         if interval.label:
@@ -117,4 +125,6 @@ def outcome_of(job: Job, align, audio, frame_seconds: float) -> Outcome:
         phones=phones,
         guessed=job.guessed,
         frame_seconds=frame_seconds,
+        content=content,
+        written=written,
     )

@@ -8,7 +8,7 @@ import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from sniper.tts.aligners.audio import read_speech
 from sniper.tts.aligners.folder import (
     TEXTGRIDS,
     Outcome,
+    Sources,
     begun_with,
+    content_of,
     fingerprint,
     open_folder,
 )
@@ -116,11 +118,13 @@ def align_corpus(
         # hours.
         require(module)
     settings = _settings(root, out, force, chosen, language, phones, lexicon, seed, steps)
-    with open_folder(out, settings, force) as folder:
-        marks = {name: fingerprint(text, wavs[name]) for name, text in entries}
-        # What is done is found by id and fingerprint and never by its place, which each new line of
-        # the metadata changes.
-        todo = [(n, text) for n, text in entries if not folder.is_done(n, marks[n])]
+    said = dict(entries)
+    marks = {name: fingerprint(text, wavs[name]) for name, text in entries}
+    sources = Sources(marks, cache(lambda name: content_of(said[name], wavs[name])))
+    with open_folder(out, settings, force, sources) as folder:
+        # What is done is found by id and content and never by its place, which each new line of the
+        # metadata changes.
+        todo = [(n, text) for n, text in entries if not folder.is_done(n, sources)]
         jobs = Jobs(wavs, folder, marks, workers or default_workers(), progress)
         known = {} if lexicon is None else read_variants(Path(lexicon))
         if todo and chosen == "english":

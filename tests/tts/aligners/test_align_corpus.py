@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from sniper.tts.aligners.run import align_corpus
 from sniper.tts.corpus.alignment import read_textgrid
 from sniper.tts.corpus.corpus import read_corpus
 from sniper.tts.corpus.demo import write_demo_corpus
-from sniper.tts.errors import NothingUsable, SpeechError
+from sniper.tts.errors import NothingUsable, OtherSettings, SpeechError
 from sniper.tts.text.espeak import has_espeak
 
 
@@ -138,6 +139,64 @@ def test_only_what_is_new_or_changed_is_aligned(corpus, monkeypatch):
     assert [p.stat().st_mtime_ns for p in kept] == [stamps[p] for p in kept]
     with pytest.raises(SpeechError, match="language is 'en-us' there, 'en-gb' now"):
         align(corpus, language="en-gb")
+
+
+def correct(path: Path) -> str:
+    """What somebody saved in the place of a TextGrid."""
+    path.write_text(path.read_text().replace("xmin = 0\n", "xmin = 0 \n", 1))
+    return path.read_text()
+
+
+def test_corrections_outlive_times_and_places(corpus, monkeypatch):
+    """A recording that is touched, or a corpus that is copied, has not changed."""
+    out = corpus.parent / "out"
+    grids = align(corpus).textgrids
+    first, second = sorted(texts(corpus))[:2]
+    by_hand = {name: correct(grids / f"{name}.TextGrid") for name in (first, second)}
+
+    def kept() -> bool:
+        return all((grids / f"{n}.TextGrid").read_text() == text for n, text in by_hand.items())
+
+    monkeypatch.setattr(run, "acoustic_model", None)  # nothing to do needs no aligner
+    for wav in (corpus / "wavs").iterdir():
+        os.utime(wav, (1, 1))
+    assert align(corpus).fresh == 0 and kept()
+    monkeypatch.setattr(run, "content_of", None)
+    assert align(corpus).fresh == 0, "no recording is read again"
+    monkeypatch.undo()
+    monkeypatch.setattr(run, "acoustic_model", None)
+    moved = corpus.parent / "moved"
+    shutil.copytree(corpus, moved, copy_function=shutil.copy)
+    assert align_corpus(moved, out, progress=False).fresh == 0 and kept()
+    assert json.loads((out / "align.json").read_text())["root"] == str(moved)
+    # Another corpus with the same ids.
+    other = corpus.parent / "other"
+    lines = (shutil.copytree(moved, other) / "metadata.csv").read_text().splitlines()
+    (other / "metadata.csv").write_text("\n".join(f"{line} indeed" for line in lines))
+    with pytest.raises(OtherSettings, match=f"root is '{moved}' there, '{other}' now"):
+        align_corpus(other, out, progress=False)
+    assert kept()
+
+
+def test_corrections_of_what_is_aligned_anew_are_kept(corpus):
+    grids = align(corpus).textgrids
+    first, second, third = sorted(texts(corpus))[:3]
+    by_hand = {name: correct(grids / f"{name}.TextGrid") for name in (first, second, third)}
+    metadata = corpus / "metadata.csv"
+    said = texts(corpus)[first]
+    metadata.write_text(metadata.read_text().replace(said, f"So {said}"))
+    (corpus / "wavs" / f"{second}.wav").write_bytes((corpus / "wavs" / f"{third}.wav").read_bytes())
+    beside = grids.parent / "TextGrid.corrected"
+    with pytest.warns(UserWarning, match=f"by hand gave way to others: 2, kept in {beside}"):
+        assert align(corpus).fresh == 2
+    assert {path.stem: path.read_text() for path in beside.iterdir()} == {
+        name: by_hand[name] for name in (first, second)
+    }
+    assert (grids / f"{third}.TextGrid").read_text() == by_hand[third]
+    assert "so" in (grids / f"{first}.TextGrid").read_text()
+    with pytest.warns(UserWarning, match="by hand gave way to others: 1, kept in"):
+        assert align(corpus, force=True).fresh == 6
+    assert (beside / f"{third}.TextGrid").read_text() == by_hand[third]
 
 
 def test_two_processes_write_what_one_does(corpus):
