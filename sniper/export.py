@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from sniper.command import exit_with, path_argument, why_missing
 
@@ -81,6 +84,16 @@ def _export(options: argparse.Namespace) -> int:
         sound = vocoder.module() if isinstance(vocoder, HifiGanVocoder) else None
         make_folder_of(path)
         check_beside(path, ABOUT)
+        inputs = {SPEAKER: "int64 [1], place in `speakers`"} if info.speakers else {}
+        outputs = {AUDIO: "float32 [T * hop_length] within [-1, 1]"} if sound is not None else {}
+        # Copies: a second call in this process must not find the first one's entries.
+        about = {"inputs": ABOUT["inputs"] | inputs, "outputs": ABOUT["outputs"] | outputs}
+        about |= info.to_json()
+        if (other := _described_otherwise(path, about)) is not None:
+            raise SpeechError(
+                f"{path.with_suffix('.json')} would no longer describe {other}: choose another "
+                f"name, or remove {other.name}"
+            )
         # It says why it cannot be written, before the work.
         with atomic_write(path) as file, warnings.catch_warnings():
             # Of torch's own code to its authors, and nothing a user could mend.
@@ -93,18 +106,24 @@ def _export(options: argparse.Namespace) -> int:
                 program = export_program(speaker.model, info, sound)
                 torch.export.save(program, made := io.BytesIO())
                 file.write(made.getbuffer())
-        inputs = {SPEAKER: "int64 [1], place in `speakers`"} if info.speakers else {}
-        outputs = {AUDIO: "float32 [T * hop_length] within [-1, 1]"} if sound is not None else {}
-        # Copies: a second call in this process must not find the first one's entries.
-        about = {part: {**ABOUT[part]} for part in ABOUT}
-        about["inputs"] |= inputs
-        about["outputs"] |= outputs
-        write_json(path.with_suffix(".json"), {**about, **info.to_json()})
+        write_json(path.with_suffix(".json"), about)
     except (CheckpointError, SpeechError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; tokens and settings in {path.stem}.json")
     return 0
+
+
+def _described_otherwise(path: Path, about: dict[str, Any]) -> Path | None:
+    """The export of the same name in the other format, whose description is not `about`."""
+    other = path.with_suffix(".pt2" if path.suffix == ".onnx" else ".onnx")
+    try:
+        there = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None  # none, or of no use to anybody
+    # Through JSON, which knows no tuples.
+    same = there == json.loads(json.dumps(about))
+    return other if other.exists() and not same else None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from sniper.tts.audio.config import FeatureConfig
     from sniper.tts.audio.writing import Spool
     from sniper.tts.speaker import Script, Speaker
+
+# Endings of other formats, under which a WAV would not be looked for.
+OTHER_FORMATS = set(
+    ".aac .aif .aifc .aiff .alac .amr .au .caf .flac .m4a .mka .mp2 .mp3 .mp4 .oga .ogg .opus .pcm "
+    ".raw .snd .w64 .weba .webm .wma".split()
+)
 
 
 def load_speaker(
@@ -78,6 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.output is None and options.mel is None:
         print("error: nothing to write: give -o FILE.wav or --mel FILE.npy", file=sys.stderr)
         return 2
+    if options.mel is not None and options.mel.suffix != ".npy":
+        options.mel = Path(f"{options.mel}.npy")
+    if why := _why_not_written(options.output, options.mel):
+        print(f"error: {why}", file=sys.stderr)
+        return 2
     # A terminal would take some of the bytes for commands.
     if _to_stdout(options) and sys.stdout.isatty():
         print("error: -o - writes sound: let standard output go to a file or pipe", file=sys.stderr)
@@ -90,6 +102,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def _why_not_written(output: Path | None, mel: Path | None) -> str | None:
+    """What is wrong with the names of the files; None where nothing is."""
+    if output is None or str(output) == "-":
+        return None
+    if output.suffix.lower() in OTHER_FORMATS:
+        return f"-o writes WAV: expected a name in .wav, got {output}"
+    names = () if mel is None else (mel, mel.with_suffix(".json"))
+    if os.path.realpath(output) in map(os.path.realpath, names):
+        return f"-o {output}: --mel writes this file: give another name to one of them"
+    return None
 
 
 def _speak(options: argparse.Namespace) -> int:
@@ -134,8 +158,6 @@ def _say(speaker: Speaker, script: Script, output: Path | None, mel: Path | None
     """Speak into the files that are asked for, with one sentence at a time in memory."""
     from sniper.tts.files import check_beside
 
-    if mel is not None and mel.suffix != ".npy":
-        mel = Path(f"{mel}.npy")
     if mel is not None:
         check_beside(mel, speaker.info.features.to_json())
     piped = str(output) == "-"

@@ -75,6 +75,27 @@ def test_with_speakers_and_a_vocoder_in_one_file(speakers_corpus: Path, tmp_path
         np.testing.assert_allclose(audio, wanted.audio, atol=1e-3)
 
 
+def test_both_formats_of_one_name(trained_run: Path, tmp_path: Path, capsys):
+    """One description serves both where it is the same, and else the first keeps its own."""
+    write_jik876(tmp_path / "voc")
+    voice = ["--checkpoint", str(trained_run), "--vocoder", str(tmp_path / "voc")]
+    one, two, about = (tmp_path / f"x.{ending}" for ending in ("onnx", "pt2", "json"))
+    assert main([*voice, "-o", str(two)]) == 0
+    before = two.read_bytes(), about.read_bytes()
+    assert "audio" in json.loads(about.read_text())["outputs"]
+    capsys.readouterr()
+    assert main([*voice[:2], "-o", str(one)]) == 1
+    assert capsys.readouterr().err == (
+        f"error: {about} would no longer describe {two}: choose another name, or remove x.pt2\n"
+    )
+    assert (two.read_bytes(), about.read_bytes()) == before and not one.exists()
+    assert main([*voice, "-o", str(one)]) == 0
+    assert about.read_bytes() == before[1]
+    two.unlink()
+    assert main([*voice[:2], "-o", str(one)]) == 0
+    assert "audio" not in json.loads(about.read_text())["outputs"]
+
+
 @pytest.mark.parametrize(
     ("output", "status", "said"),
     [

@@ -119,6 +119,37 @@ def test_a_json_of_something_else_is_kept(trained_run: Path, tmp_path: Path, cap
     assert not (tmp_path / "voice.npy").exists()
 
 
+@pytest.mark.parametrize(
+    ("output", "mel"),
+    [("a.npy", "a.npy"), ("a.npy", "a"), ("both.json", "both.npy"), ("sub/../a.1.json", "a.1")],
+)
+def test_two_outputs_of_one_name(output: str, mel: str, tmp_path: Path, capsys, monkeypatch):
+    """Before anything is loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sniper.synthesize.load_speaker", None)
+    assert _main(tmp_path, TEXT, "-o", output, "--mel", mel) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: -o {output}: --mel writes this file: give another name to one of them\n"
+    (tmp_path / "link").symlink_to("m.npy")
+    assert _main(tmp_path, TEXT, "-o", "link", "--mel", "m") == 2
+
+
+@pytest.mark.parametrize("name", ["out.mp3", "out.FLAC", "a/b.c.ogg"])
+def test_the_name_of_another_format(name: str, tmp_path: Path, capsys, monkeypatch):
+    monkeypatch.setattr("sniper.synthesize.load_speaker", None)
+    assert _main(tmp_path, TEXT, "-o", name) == 2
+    assert capsys.readouterr().err == (
+        f"error: -o writes WAV: expected a name in .wav, got {name}\n"
+    )
+
+
+def test_any_other_name_is_a_wav(trained_run: Path, tmp_path: Path):
+    for name in ("take.1", "OUT.WAV", "mp3"):
+        assert _main(trained_run, TEXT, "-o", tmp_path / name, "--mel", tmp_path / "m") == 0
+        assert (tmp_path / name).read_bytes()[:4] == b"RIFF"
+    assert np.load(tmp_path / "m.npy").shape[1] == 80
+
+
 def test_ssml(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     document = f'<speak>{TEXT}<break time="1s"/><prosody rate="200%">{TEXT}</prosody></speak>'
     options = ["--mel", tmp_path / "a.npy", "-o", tmp_path / "a.wav"]
