@@ -25,7 +25,7 @@ from sniper.tts.errors import OtherSettings, SpeechError
 from sniper.tts.files import checksum_of_bytes
 
 
-def of(content: dict[str, str] | None = None, **marks: str) -> Sources:
+def of(content: dict[str, str] | None = None, /, **marks: str) -> Sources:
     """What is to be aligned, by fingerprints; contents only where they may be asked for."""
     return Sources(marks, lambda name: (content or {})[name])
 
