@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sniper.tts.files import atomic_write, damaged_file, is_as_written, resealed, sealed
+from sniper.tts.processes import held_signals
 
 FORMAT = 1
 _WEIGHTS, _STATE, _META, _INDEX = "model.safetensors", "state.pt", "meta.json", "index.json"
@@ -224,9 +225,11 @@ def load(run_or_path: Path, which: str = "last", weights_only: bool = False) -> 
     state: object = {}
     try:
         _verify(path, meta, [_WEIGHTS] if weights_only else [_WEIGHTS, _STATE])
-        weights = load_file(path / _WEIGHTS)
-        if not weights_only:
-            state = torch.load(path / _STATE, weights_only=True, map_location="cpu")
+        # Both readers swallow the exception of Ctrl-C now and then, and fail as of a damaged file.
+        with held_signals():
+            weights = load_file(path / _WEIGHTS)
+            if not weights_only:
+                state = torch.load(path / _STATE, weights_only=True, map_location="cpu")
     except _DAMAGE as error:
         raise _unreadable(path, error) from None
     if not isinstance(state, dict):

@@ -32,6 +32,7 @@ from sniper.tts.audio.vocoder import Vocoder, load_vocoder
 from sniper.tts.corpus.dataset import CORPUS, FeatureDataset, load_corpus_info
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
+from sniper.tts.processes import held_signals
 
 # Changing these does not change what is learned, or only for how long. That the data are the same
 # wherever they lie, the trainer checks by their statistics; masks are carried over to other blocks.
@@ -376,16 +377,6 @@ def ends_sparse(config: Config) -> str | None:
     else:
         why = "the schedule does not come down to 0"
     return f"note: training ends {left:.0%} sparse: {why}"
-
-
-@contextlib.contextmanager
-def held_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM count when this ends, not in it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

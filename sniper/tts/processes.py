@@ -44,6 +44,33 @@ def without_main_module() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM count when this ends, not in it.
+
+    For calls into libraries that swallow what a handler raises, and fail with an error of their own
+    or end the process.
+    """
+    # Another thread runs no handlers, and may not set any.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[int] = []
+    before = {}
+    # By a handler and not by a mask: a mask is one thread's, and the system gives a signal to any
+    # other thread of torch's, whereupon Python runs the handler in this one.
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not None:  # one that is not Python's cannot be put back
+                before[number] = signal.signal(number, lambda number, _: caught.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in dict.fromkeys(caught):
+            signal.raise_signal(number)
+
+
 def end_with_parent() -> None:
     """To be called first in a worker: it ends when its parent does, and leaves Ctrl-C to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -50,6 +50,24 @@ def test_what_is_saved_comes_back(tmp_path: Path):
     assert checkpoint.load(tmp_path, weights_only=True).state == {}
 
 
+@pytest.mark.parametrize("where, name", [(checkpoint, "load_file"), (checkpoint.torch, "load")])
+def test_a_reader_that_swallows_ctrl_c_is_no_damage(tmp_path: Path, monkeypatch, where, name: str):
+    """As safetensors' does, which then fails with an error of its own."""
+    read = getattr(where, name)
+
+    def swallow(*args, **settings):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("could not determine the shape of object") from None
+        return read(*args, **settings)
+
+    _save(tmp_path, 7)
+    monkeypatch.setattr(where, name, swallow)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.load(tmp_path)
+
+
 def test_last_and_best_are_kept_and_nothing_else(tmp_path: Path):
     _save(tmp_path, 1)  # the first is the best for want of another
     _save(tmp_path, 2, best=True)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sniper.tts.audio.hifigan import HifiGan, HifiGanConfig
 from sniper.tts.errors import SpeechError, require
+from sniper.tts.processes import held_signals
 
 
 @dataclass(frozen=True)
@@ -283,9 +284,12 @@ def _description(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> Mapping[str, Any]:
     """What a file of weights holds, without executing anything in it."""
     try:
-        if path.suffix == ".safetensors":
-            return require("safetensors.torch").load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        safetensors = require("safetensors.torch") if path.suffix == ".safetensors" else None
+        # Both readers swallow the exception of Ctrl-C now and then, and fail as of a damaged file.
+        with held_signals():
+            if safetensors is not None:
+                return safetensors.load_file(path)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except SpeechError:
         raise
     except pickle.UnpicklingError as error:

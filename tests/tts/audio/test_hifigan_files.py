@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from vocoders import write_hugging_face, write_jik876, write_parallel_wavegan
@@ -120,6 +122,22 @@ def test_damaged_files(tmp_path: Path):
 class _Runs:
     def __reduce__(self):
         return (Path.touch, (Path("executed"),))
+
+
+@pytest.mark.parametrize("where, name", [(safetensors.torch, "load_file"), (torch, "load")])
+def test_a_reader_that_swallows_ctrl_c_is_no_damage(tmp_path: Path, monkeypatch, where, name: str):
+    def swallow(*args, **settings):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("could not determine the shape of object") from None
+
+    write_hugging_face(tmp_path, normalize_before=False)
+    if where is torch:
+        (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    monkeypatch.setattr(where, name, swallow)
+    with pytest.raises(KeyboardInterrupt):
+        read_hifigan(tmp_path)
 
 
 def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
