@@ -222,6 +222,7 @@ def _prepare(runs: Sequence[Run], wait: bool) -> None:
     Args:
         wait: for whoever else prepares them.
     """
+    from sniper.training.prepared import refuse_other_data
     from sniper.training.run import prepare_data
     from sniper.tts.audio.vocoder import load_vocoder
     from sniper.tts.corpus.dataset import load_corpus_info
@@ -240,6 +241,8 @@ def _prepare(runs: Sequence[Run], wait: bool) -> None:
                     if not wait:
                         raise
                     time.sleep(1.0)
+            if not run.epochs_done():  # as the run itself asks
+                refuse_other_data(run.config, data)
             # A vocoder that cannot speak is refused before the hours of training.
             load_vocoder(run.config.vocoder, load_corpus_info(data).features)
             seen.append(speech)

@@ -22,6 +22,7 @@ from sniper.training import checkpoint
 from sniper.training.config import Config, differences, dump, flat, with_defaults_of
 from sniper.training.device import check_precision, pick_device, set_up_torch, why_no_cuda
 from sniper.training.files import only_run, write_file
+from sniper.training.prepared import refuse_other_data, refuse_other_features
 from sniper.training.ranks import ALONE, Ranks
 from sniper.training.restore import saved_config
 from sniper.training.settings import ConfigError
@@ -29,7 +30,7 @@ from sniper.training.speaker import load_speaker
 from sniper.training.step import pick_recorder
 from sniper.training.trainer import Trainer
 from sniper.tts.audio.vocoder import Vocoder, load_vocoder
-from sniper.tts.corpus.dataset import CORPUS, FeatureDataset, load_corpus_info
+from sniper.tts.corpus.dataset import CORPUS, FeatureDataset
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
 from sniper.tts.processes import held_signals
@@ -147,7 +148,17 @@ def _take_up(
     """The trainer where the run stands, the held-out utterances, and who speaks its samples."""
     if not fresh:
         config = ranks.from_first(lambda: _as_begun(config, folder))
-    data = ranks.from_first(lambda: prepare_data(config))
+    begun = ranks.from_first(lambda: not fresh and checkpoint.exists(folder))
+
+    def speech() -> Path:
+        data = prepare_data(config)
+        # Older versions did not look when a run began, and whether its speech is still the same
+        # the trainer asks.
+        if not begun:
+            refuse_other_data(config, data)
+        return data
+
+    data = ranks.from_first(speech)
     if ranks.several:
         there = {f"corpus in {data}": _digest_of_corpus(data)}
         ranks.check_same(there, "copy it to every machine, or share it")
@@ -156,7 +167,7 @@ def _take_up(
 
     def weights_to_start_from() -> checkpoint.Checkpoint | None:
         # Only for a run that begins: one that goes on has weights of its own.
-        if config.init is None or not (fresh or not checkpoint.exists(folder)):
+        if config.init is None or begun:
             return None
         return checkpoint.load(Path(config.init), "best", weights_only=True)
 
@@ -206,14 +217,14 @@ def prepare_data(config: Config) -> Path:
     """The folder of the prepared features, made now if it is not there.
 
     Raises:
-        SpeechError: it cannot be made, or was made with other settings.
+        SpeechError, ConfigError: it cannot be made, or was made with other settings.
     """
     data, features = config.data, config.feature_config()
     shared = {"features": features, "valid": data.valid, "seed": data.seed, "workers": data.workers}
     demo = data.kind == "demo"
     out = Path(data.prepared or (data.root if demo else f"{data.root.rstrip('/')}-prepared"))
     if not demo and (out / "corpus.json").exists():
-        _refuse_other_features(config, out)
+        refuse_other_features(config, out)
         return out  # prepared by hand, perhaps where the recordings are not
     try:
         if demo:
@@ -233,15 +244,6 @@ def prepare_data(config: Config) -> Path:
         raise SpeechError(
             f"{error}. Here --out is {key}; --force belongs to python -m sniper.prepare"
         ) from None
-
-
-def _refuse_other_features(config: Config, folder: Path) -> None:
-    there = load_corpus_info(folder).features.to_json()
-    for key, value in config.features.items():
-        if there[key] != value:
-            raise ConfigError(
-                f"features.{key}: {folder} was prepared with {there[key]!r}, got {value!r}"
-            )
 
 
 def _as_begun(config: Config, folder: Path) -> Config:
