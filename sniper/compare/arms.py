@@ -18,6 +18,7 @@ A matrix is a YAML file; sniper/compare/matrices/*.yaml are the built-in ones:
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from typing import Any
 import yaml
 
 from sniper.compare.claims import Claim, read_claim
-from sniper.training.config import Config, ConfigError, load
+from sniper.training.config import Config, ConfigError, flat, load, settings_of
 from sniper.training.settings import parse
 
 MATRICES = Path(__file__).parent / "matrices"
@@ -46,7 +47,8 @@ class Arm:
         label: for people.
         note: one line for the report.
         config: preset or file of `sniper.train` that it starts from.
-        overrides: `key=value`, on top of that config.
+        layers: of `key=value`, each over the ones before and all over that config: what the matrix
+            says for all arms, for this one, and what the command line says.
         seeds: those of the matrix that it is trained with; None: all.
     """
 
@@ -54,8 +56,13 @@ class Arm:
     label: str
     note: str
     config: str
-    overrides: tuple[str, ...]
+    layers: tuple[tuple[str, ...], ...]
     seeds: tuple[int, ...] | None = None
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The layers as one."""
+        return tuple(itertools.chain(*self.layers))
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class Matrix:
         # comparison says.
         own += (f"train.seed={seed}", f"train.threads={threads}")
         try:
-            return load(arm.config, [*arm.overrides, *own])
+            return load(arm.config, *arm.layers, own)
         except ConfigError as error:
             raise ConfigError(f"arm {arm.name}: {error}") from None
 
@@ -117,8 +124,8 @@ def load_matrix(
     if not path.exists():
         path = Path(name_or_path)
     data = _read(path, name_or_path)
-    for override in overrides:
-        _refuse_own(override.partition("=")[0], "override")
+    for key in flat(settings_of(overrides)):
+        _refuse_own(key, "override")
     shared = _as_overrides(data.get("settings", {}), f"{path.name}: settings")
     found = [
         _arm(entry, data.get("config"), shared, tuple(overrides), path)
@@ -230,7 +237,7 @@ def _arm(
         label=str(entry.get("label", name)),
         note=str(entry.get("note", "")),
         config=str(beside) if config.endswith((".yaml", ".yml")) else config,
-        overrides=(*shared, *own, *last),
+        layers=(shared, own, last),
         seeds=_seeds(entry["seeds"], path) if "seeds" in entry else None,
     )
 
@@ -247,8 +254,6 @@ def _as_overrides(sections: Any, where: str) -> tuple[str, ...]:
         if section not in _SECTIONS or not isinstance(settings, dict):
             known = ", ".join((*_SECTIONS, *_SINGLE))
             raise ConfigError(f"{where}: expected settings of {known}, got {section}: {settings!r}")
-        if "schedule" in settings:  # which a base's fractions would overrule
-            settings = {"schedule_fractions": None, **settings}
         for key, value in settings.items():
             _refuse_own(f"{section}.{key}", where)
             result.append(_override(f"{section}.{key}", value))

@@ -26,8 +26,9 @@ from sniper.compare.arms import Arm, Matrix
 from sniper.compare.evaluate import read_evaluation
 from sniper.compare.worker import forget_failure, read_result, status
 from sniper.training import checkpoint
-from sniper.training.config import Config, ConfigError, differences, dump, load
+from sniper.training.config import Config, ConfigError, differences, dump, from_dict
 from sniper.training.progress import Progress, is_done
+from sniper.training.settings import parse
 from sniper.tts.errors import FolderInUse
 from sniper.tts.locks import only_one
 
@@ -124,7 +125,7 @@ def refuse_changes(runs: Sequence[Run]) -> None:
         path = run.folder / "run.yaml"
         if not path.exists():
             continue
-        changed = differences(load(str(path)), run.config, _MAY_DIFFER)
+        changed = differences(_begun(path), run.config, _MAY_DIFFER)
         if changed:
             lines += [f"{run}:", *(f"  {line}" for line in changed)]
     if lines:
@@ -134,6 +135,11 @@ def refuse_changes(runs: Sequence[Run]) -> None:
             "\n".join([f"{out} holds runs with other settings:", *lines])
             + "\nuse another --output FOLDER, or delete the folders of these runs"
         )
+
+
+def _begun(path: Path) -> Config:
+    """The settings of a run.yaml, of older versions too."""
+    return from_dict(parse(path.read_text(encoding="utf-8"), str(path)))
 
 
 @dataclass

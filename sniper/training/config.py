@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -24,7 +24,15 @@ from sniper.training.sections import (
     SparsityConfig,
     TrainConfig,
 )
-from sniper.training.settings import ConfigError, parse, plain_text, put, read
+from sniper.training.settings import (
+    ConfigError,
+    laid_over,
+    parse,
+    plain_text,
+    put,
+    read,
+    refuse_both,
+)
 from sniper.training.validation import (
     PathText,
     Settings,
@@ -108,20 +116,36 @@ class Config(Settings):
         return copy.deepcopy({n: dict(v) if isinstance(v, Settings) else v for n, v in self})
 
 
-def load(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Reads a preset or a YAML file and applies `key=value` overrides.
+def load(name_or_path: str, *overrides: Sequence[str]) -> Config:
+    """Reads a preset or a YAML file and lays `key=value` overrides over it.
 
     Args:
         name_or_path: a preset's name, or the path of a YAML file.
-        overrides: dotted keys; values are YAML, so `train.workers=null` and
-            `'sparsity.schedule={0: 0.8, 5: 0}'` work. A setting that holds text takes the value as
-            it is written.
+        overrides: `settings_of` each is laid over the ones before, as a file over its base.
 
     Raises:
         ConfigError: a file that is not there, an unknown key (with the nearest known one), a value
             of the wrong type or out of range.
     """
-    data = read(name_or_path)
+    data = functools.reduce(laid_over, map(settings_of, overrides), read(name_or_path))
+    data, renamed = _with_new_names(data)
+    for line in renamed:
+        _note(line)
+    return validate(Config, data)
+
+
+def settings_of(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the `key=value` of a command line say, as a file would.
+
+    Args:
+        overrides: dotted keys; values are YAML, so `train.workers=null` and
+            `'sparsity.schedule={0: 0.8, 5: 0}'` work. A setting that holds text takes the value as
+            it is written.
+
+    Raises:
+        ConfigError: one that is none, or two schedules.
+    """
+    data: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
@@ -134,10 +158,8 @@ def load(name_or_path: str, overrides: list[str] | tuple[str, ...] = ()) -> Conf
             put(data, keys, plain_text(text, optional=kinds(field.annotation)[1]))
         else:
             put(data, keys, parse(text, f"override {key}"))
-    data, renamed = _with_new_names(data)
-    for line in renamed:
-        _note(line)
-    return validate(Config, data)
+    refuse_both(data, "overrides")
+    return data
 
 
 def from_dict(data: dict[str, Any]) -> Config:

@@ -105,7 +105,9 @@ class SparsityConfig(Settings):
         description="`{epoch: sparsity}`; the last entry at or before an epoch counts.",
     )
     schedule_fractions: Annotated[dict[Fraction, Number] | None, KeysOnce] = Field(
-        None, description="The same by fraction of training; replaces `schedule`."
+        None,
+        description="The same by fraction of training, in place of `schedule`; a file gives one of "
+        "the two, and it counts in place of both of its base's.",
     )
     block_size: int | None = Field(
         64,
@@ -173,6 +175,15 @@ class SparsityConfig(Settings):
         # The paper's cap had no other beside it: configs that set it alone mean it alone.
         if isinstance(data, dict) and "max_param_sparsity" in data and "spread" not in data:
             return {**data, "spread": None}
+        return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fractions_alone(cls, data: Any) -> Any:
+        # Runs were saved with a preset's schedule beside the fractions that counted in its place;
+        # they are the same runs as those that are saved without it.
+        if isinstance(data, dict) and data.get("schedule_fractions") is not None:
+            return {key: value for key, value in data.items() if key != "schedule"}
         return data
 
 

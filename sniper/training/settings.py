@@ -45,7 +45,8 @@ def read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping, got {type(data).__name__}")
     base = data.pop("base", None)
-    return data if base is None else _merge(read(str(base), (*seen, str(path))), data)
+    refuse_both(data, str(path))
+    return data if base is None else laid_over(read(str(base), (*seen, str(path))), data)
 
 
 def parse(text: str, where: str) -> Any:
@@ -147,21 +148,53 @@ def plain_text(text: str, optional: bool) -> str | None:
 # Each of these mappings is one value: a new schedule replaces the old one, since merging their
 # entries would make a third.
 _WHOLE = ("schedule", "schedule_fractions")
+# Settings of which one counts in place of the other.
+_EITHER = (_WHOLE, ("max_param_sparsity", "spread"), ("max_frames", "max_frames_per_rank"))
 
 
-def _merge(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """`base` with what `top` says: section by section, key by key, a schedule whole.
+
+    Where `base` says the same in another way, that is left out: it might count in place of `top`'s.
+    """
     merged = dict(base)
+    for pair in _EITHER:
+        for key, other in (pair, pair[::-1]):
+            if top.get(key) is not None and other not in top:
+                merged.pop(other, None)
     for key, value in top.items():
-        mix = isinstance(value, dict) and isinstance(merged.get(key), dict) and key not in _WHOLE
-        merged[key] = _merge(merged[key], value) if mix else value
+        merged[key] = _mixed(merged.get(key), value, key)
     return merged
 
 
+def _mixed(there: Any, value: Any, key: Any) -> Any:
+    mix = isinstance(value, dict) and isinstance(there, dict) and key not in _WHOLE
+    return laid_over(there, value) if mix else value
+
+
+def refuse_both(layer: dict[str, Any], where: str) -> None:
+    """Refuses a file or a command line that gives two schedules, of which one would be ignored.
+
+    Raises:
+        ConfigError: with `where` that is.
+    """
+    sparsity = layer.get("sparsity")
+    given = [sparsity.get(key) for key in _WHOLE] if isinstance(sparsity, dict) else [None]
+    # A run's own config.yaml has all settings: this one is the default beside fractions.
+    if None not in given and given[0] != {0: 0}:
+        raise ConfigError(
+            f"{where}: sparsity: expected schedule or schedule_fractions, got both; remove the one "
+            "that is not meant"
+        )
+
+
 def put(data: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Sets `data[keys[0]][keys[1]]...`; raises a ConfigError where a value is in the way."""
+    """Sets `data[keys[0]][keys[1]]...`, a section's settings one by one; raises a ConfigError where
+    a value is in the way.
+    """
     for key in keys[:-1]:
         below = data.setdefault(key, {})
         if not isinstance(below, dict):
             raise ConfigError(f"override {'.'.join(keys)}: {key} holds a value, not settings")
         data = below
-    data[keys[-1]] = value
+    data[keys[-1]] = _mixed(data.get(keys[-1]), value, keys[-1])

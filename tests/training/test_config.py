@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,77 @@ def test_fractions_replace_the_schedule_and_stretch_with_the_epochs():
     assert dict(config.sparsity_schedule()) == {0: 0.8, 4: 0.4, 6: 0.0}
 
 
+FRACTIONS = "{0: 0.8, 0.5: 0.0}"
+
+
+def test_the_schedule_that_is_given_last_counts(tmp_path: Path):
+    """In place of whichever of the two lies below it, in a preset, a file or a layer."""
+
+    def schedule(*layers: Sequence[str], name: str = "ljspeech-sniper") -> dict[int, float]:
+        return dict(load(name, ["train.epochs=10"], *layers).sparsity_schedule())
+
+    assert schedule(["sparsity.schedule={0: 0.5, 5: 0.0}"]) == {0: 0.5, 5: 0.0}
+    assert schedule(["sparsity={schedule: {0: 0.5}, block_size: 32}"]) == {0: 0.5}
+    fractions = [f"sparsity.schedule_fractions={FRACTIONS}"]
+    assert schedule(["sparsity.schedule={0: 0.5}"], fractions) == {0: 0.8, 5: 0.0}
+    assert schedule(fractions, ["sparsity.schedule={0: 0.5}"]) == {0: 0.5}
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: ljspeech-sniper\nsparsity: {schedule: {0: 0.3}}\n")
+    assert schedule(name=str(file)) == {0: 0.3}
+    # What does not count is not in the settings, where a run would be compared by it.
+    assert load("demo", fractions).sparsity.schedule == {0: 0.0}
+    assert load(str(file)).sparsity.schedule_fractions is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [f"sparsity={{schedule: {{0: 0.5}}, schedule_fractions: {FRACTIONS}}}"],
+        ["sparsity.schedule={0: 0.5}", f"sparsity.schedule_fractions={FRACTIONS}"],
+        [f"sparsity.schedule_fractions={FRACTIONS}", "sparsity.schedule={0: 0.5}"],
+    ],
+)
+def test_two_schedules_on_one_command_line_are_refused(overrides: list[str]):
+    with pytest.raises(ConfigError, match="^overrides: sparsity: expected schedule or .* got both"):
+        load("demo", overrides)
+
+
+def test_two_schedules_in_one_file_are_refused(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"sparsity: {{schedule: {{0: 0.5}}, schedule_fractions: {FRACTIONS}}}\n")
+    (tmp_path / "top.yaml").write_text("base: mine.yaml\nsparsity: {schedule: {0: 0.3}}\n")
+    for path in (file, tmp_path / "top.yaml"):
+        with pytest.raises(ConfigError, match=f"^{file}: sparsity: expected schedule or .* both"):
+            load(str(path))
+
+
+def test_a_run_that_was_saved_with_both_schedules_is_the_same_run():
+    now = load("demo", [f"sparsity.schedule_fractions={FRACTIONS}"])
+    before = now.to_dict()
+    before["sparsity"]["schedule"] = {0: 0.8, 3: 0.0}
+    assert differences(from_dict(before), now) == []
+
+
+def test_a_setting_that_counts_in_place_of_a_presets(tmp_path: Path):
+    demo = load("demo", ["sparsity.max_param_sparsity=0.6"])
+    assert (demo.sparsity.max_param_sparsity, demo.sparsity.spread) == (0.6, None)
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: demo\ntrain: {max_frames_per_rank: 900}\n")
+    assert load(str(file)).train.max_frames_per_rank == 900
+    frames = load(str(file), ["train.max_frames=700"]).train
+    assert (frames.max_frames, frames.max_frames_per_rank) == (700, None)
+
+
+def test_a_section_is_laid_over_the_presets_as_a_file_is(tmp_path: Path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: demo\ntrain: {epochs: 3}\nmodel: {pitch_predictor: {layers: 1}}\n")
+    sections = ["train={epochs: 3}", "model={pitch_predictor: {layers: 1}}"]
+    assert load("demo", sections) == load(str(file))
+    both = load("demo", ["train.lr=0.5", "train={epochs: 3}", "train.warmup=9", "train={}"]).train
+    assert (both.lr, both.epochs, both.warmup) == (0.5, 3, 9)
+    assert both.max_frames == load("demo").train.max_frames
+
+
 @pytest.mark.parametrize(
     ("override", "nearest"),
     [
@@ -193,7 +265,7 @@ def test_unknown_settings_name_the_nearest(override: str, nearest: str):
         ("features.f_min=.nan", "features.f_min: expected a finite number, got nan"),
         ("features.sample_rate=1000000000", "features.sample_rate: expected at most 1000000"),
         ("features=3", "features: expected a mapping, got 3"),
-        ("name.x=3", "override name.x: name holds a value, not settings"),
+        ("name.x=3", "name: expected str, got {'x': 3}"),
         ("train.epochs", "override: expected key=value, got 'train.epochs'"),
         ("=3", "override: expected key=value, got '=3'"),
         ("train.epochs=[1", "override train.epochs: not YAML"),
