@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any, TextIO
 
 from sniper.tts.errors import FolderInUse
 
-LOCK = "lock"
+LOCK = ".sniper-lock"
 
 _held: set[tuple[int, int]] = set()  # folders that this process is working in already
 
@@ -50,14 +51,18 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
     _held.add(place)
     try:
         with file:
-            file.truncate(0)
-            file.write(json.dumps(_me()))
-            file.flush()
+            # Somebody else's file under our name is locked as well, and stays what it is.
+            ours = _is_ours(file)
+            if ours:
+                file.truncate(0)
+                file.write(json.dumps(_me()))
+                file.flush()
             try:
                 yield
             finally:
                 # While it is still locked: afterwards it could be the next one's.
-                path.unlink(missing_ok=True)
+                if ours:
+                    path.unlink(missing_ok=True)
     finally:
         _held.discard(place)
 
@@ -65,7 +70,7 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
 def _taken(path: Path, patient: bool) -> TextIO | None:
     """The locked file; None where it is to be tried again."""
     # Mode "w" would erase who holds the lock.
-    file = path.open("a+", encoding="utf-8", errors="replace")
+    file = open(path, "a+", encoding="utf-8", errors="replace", opener=_not_through_a_link)
     try:
         # Not flock, whose locks a forked child inherits.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -76,7 +81,7 @@ def _taken(path: Path, patient: bool) -> TextIO | None:
                 return file
     except OSError as error:
         file.seek(0)
-        owner = _owner(file.read())
+        owner = _owner(file.read()) or "another process"  # which has not said yet who it is
         # POSIX lets a system choose which of these two a held lock gives.
         if not isinstance(error, (BlockingIOError, PermissionError)):
             file.close()
@@ -86,6 +91,24 @@ def _taken(path: Path, patient: bool) -> TextIO | None:
             raise FolderInUse(f"{path.parent} is in use by {owner}") from None
     file.close()
     return None
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            reason = "is a link, where the lock of this folder belongs; remove it"
+            raise OSError(errno.ELOOP, reason, str(path)) from None
+        raise
+
+
+def _is_ours(file: TextIO) -> bool:
+    """Whether a lock's file may be written to: new, or left by a process that had no time."""
+    file.seek(0)
+    text = file.read(100_000)
+    # After a power cut a file may hold zeros.
+    return not text.strip("\0 \n") or _owner(text) is not None
 
 
 def _me() -> dict[str, Any]:
@@ -99,10 +122,10 @@ def _me() -> dict[str, Any]:
     }
 
 
-def _owner(text: str) -> str:
+def _owner(text: str) -> str | None:
     try:
         owner = json.loads(text)
         who = f"process {owner['pid']} on {owner['host']} since {owner['since']}"
         return who + (f" ({owner['command']})" if owner.get("command") else "")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return "another process"  # which has not said yet who it is
+        return None

@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from speech import everything
 
+from sniper.tts.locks import LOCK
+
 # What a run may leave beside its results, whatever happened to it.
 TRACES = re.compile(r"(^|/)(lock|\.lock|tensorboard(/.*)?)$")
 _FORK = multiprocessing.get_context("forkserver")
@@ -125,7 +127,7 @@ def linked(source: Path, target: Path) -> Path:
     """
 
     def link(one: str, other: str) -> None:
-        in_place = Path(one).name in ("lock", ".lock", "prepare.work")
+        in_place = Path(one).name in (LOCK, ".lock", "prepare.work")
         shutil.copy2(one, other) if in_place else os.link(one, other)
 
     shutil.copytree(source, target, copy_function=link)

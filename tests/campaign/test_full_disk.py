@@ -14,6 +14,7 @@ from campaigning import TEXT, Matrix, Trained, call, linked, refused, tree
 from speech import HEARD, differences, everything, with_lexicon
 
 from sniper.training import checkpoint
+from sniper.tts.locks import LOCK
 
 # kB, from not even a lock to nearly enough.
 SIZES = (4, 16, 64, 200, 400, 800, 1200, 1600, 2400, 3200)
@@ -141,7 +142,7 @@ def test_words_for_a_run(kilobytes: int, disk: Disk, trained: Trained, tmp_path:
         assert "No space left" in said, said
         for which in ("last", "best"):
             checkpoint.load(run, which)
-        assert not list(run.rglob("*.tmp")) and not (run / "lock").exists()
+        assert not list(run.rglob("*.tmp")) and not (run / LOCK).exists()
         disk.resize(ROOM)
         assert call("prepare", *arguments).status == 0
     for which in ("last", "best"):

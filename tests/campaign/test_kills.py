@@ -25,6 +25,8 @@ from campaigning import (
 )
 from speech import differences, everything
 
+from sniper.tts.locks import LOCK
+
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
 MOMENTS = range(6)
 # Interpreter and signal handlers stand after this long; a signal before ends any Python program.
@@ -73,7 +75,7 @@ def test_train(how: str, moment: int, trained: Trained, tmp_path: Path):
     run = tmp_path / "run"
     arguments = trained.arguments(run)
     for again in range(2):  # the second signal meets a resumed run
-        _stop("train", arguments, how, (moment + again) % 6, 1.5, tmp_path / "log", run / "lock")
+        _stop("train", arguments, how, (moment + again) % 6, 1.5, tmp_path / "log", run / LOCK)
     assert call("train", *arguments).status == 0
     assert differences(everything(run), trained.result) == []
     assert not list(run.rglob("*.tmp")) and not list(run.rglob(".writing-*"))
@@ -142,7 +144,7 @@ def test_two_at_once(trained: Trained, tmp_path: Path):
     run = linked(trained.run, tmp_path / "run")
     arguments = trained.arguments(run)
     with started("train", *arguments, log=tmp_path / "log") as process:
-        while not (run / "lock").exists() and process.is_alive():
+        while not (run / LOCK).exists() and process.is_alive():
             time.sleep(0.002)
         assert process.is_alive()
         os.kill(process.pid, signal.SIGSTOP)  # it cannot be done before the second comes

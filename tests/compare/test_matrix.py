@@ -27,6 +27,7 @@ from sniper.compare.matrix import (
     share_of,
 )
 from sniper.training.config import ConfigError
+from sniper.tts.locks import LOCK
 
 
 def test_all_arms_of_a_seed_before_the_next_seed(matrix_file: Path):
@@ -63,7 +64,7 @@ def test_what_others_are_at_is_left_to_them(matrix_file: Path, tmp_path: Path, m
     assert outcome.failed == {} and not outcome.stopped
     assert said == [f"dense seed 0: left to others, {said[0].split(', ', 1)[1]}"]
     assert f"in use by process {other.pid} on" in said[0]
-    assert {p.name for p in run.folder.iterdir()} <= {"lock"}  # no run.yaml, no result
+    assert {p.name for p in run.folder.iterdir()} <= {LOCK}  # no run.yaml, no result
 
 
 def in_use(folder: Path) -> subprocess.Popen:

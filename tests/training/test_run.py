@@ -24,6 +24,7 @@ from sniper.training.restore import saved_progress
 from sniper.training.run import _what_runs, ends_sparse, open_run
 from sniper.training.settings import ConfigError
 from sniper.training.trainer import Trainer
+from sniper.tts.locks import LOCK
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,7 +70,7 @@ def test_it_is_said_at_the_start(demo_corpus: Path, tmp_path: Path, capsys: pyte
     assert "note: training ends 60% sparse: the schedule's 30% at epoch 1, 0% at epoch 2" in said
     if not torch.cuda.is_available():
         assert "on CPU, 1 threads (" in said
-    assert not (tmp_path / "lock").exists()
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_the_folder_of_a_run_is_its_own(demo_corpus: Path, tmp_path: Path):

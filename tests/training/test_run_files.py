@@ -15,6 +15,7 @@ import pytest
 
 from sniper.training.files import only_run, write_file
 from sniper.training.settings import ConfigError
+from sniper.tts.locks import LOCK
 
 _HOLD = """
 import sys, time
@@ -43,7 +44,7 @@ def test_the_second_is_told_whose_the_folder_is(tmp_path: Path):
         for _ in range(2):  # a refusal does not end the other's lock
             with pytest.raises(ConfigError, match=expected), only_run(tmp_path):
                 pass
-        (tmp_path / "lock").write_text("{")
+        (tmp_path / LOCK).write_text("{")
         with pytest.raises(ConfigError, match="in use by another process"), only_run(tmp_path):
             pass
     finally:
@@ -57,8 +58,8 @@ def test_a_killed_run_leaves_the_folder_free(more: tuple[str, ...], tmp_path: Pa
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
     with only_run(tmp_path):
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-    assert not (tmp_path / "lock").exists()
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
     other.stdin.close()
 
 

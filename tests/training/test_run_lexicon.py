@@ -13,7 +13,7 @@ from sniper.training import checkpoint
 from sniper.training.restore import with_saved_words
 from sniper.training.run_lexicon import add_to_run
 from sniper.tts.errors import SpeechError
-from sniper.tts.locks import only_one
+from sniper.tts.locks import LOCK, only_one
 from sniper.tts.text.text import LexiconFrontend
 
 WORDS = {"whale": "W EY1 L", "grey": "G R AY1", "azure": "AE1 ZH ER0"}
@@ -36,7 +36,7 @@ def test_last_and_best_learn_the_words_and_nothing_else_changes(run: Path):
         assert speech == old.meta["speech"] and own.items() <= old.meta.items()
         (phones,) = load_speaker(run, which).speak("The grey whale.", vocode=False).phones
         assert phones == "DH AH0 G R AY1 W EY1 L sil".split()
-    assert not (run / "lock").exists()
+    assert not (run / LOCK).exists()
 
 
 def test_one_checkpoint(run: Path):

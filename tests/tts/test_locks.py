@@ -72,6 +72,43 @@ def test_what_a_dead_process_left_is_no_lock(other: subprocess.Popen, tmp_path: 
     assert not (tmp_path / LOCK).exists()
 
 
+@pytest.mark.parametrize("text", ["mine", '{"pid": 1}', "[1]", "{"])
+def test_somebody_elses_file_under_our_name_stays(tmp_path: Path, text: str):
+    (tmp_path / LOCK).write_text(text)
+    with only_one(tmp_path):
+        command = [sys.executable, "-c", _HOLD, str(tmp_path)]
+        held = subprocess.run(command, input=b"", capture_output=True)
+        assert held.returncode == 1 and b"in use by another process" in held.stderr
+    assert (tmp_path / LOCK).read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", "\0\0\0", "\n"])
+def test_what_holds_nothing_is_ours(tmp_path: Path, text: str):
+    (tmp_path / LOCK).write_text(text)
+    with only_one(tmp_path):
+        assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_written_through_a_link(tmp_path: Path, there: bool):
+    target = tmp_path / "mine.json"
+    if there:
+        target.write_text('{"pid": 1, "host": "h", "since": "s"}')
+    (tmp_path / LOCK).symlink_to(target)
+    with pytest.raises(OSError, match=f"is a link, .* remove it: '{tmp_path / LOCK}'"):
+        with only_one(tmp_path):
+            pass
+    assert (tmp_path / LOCK).is_symlink() and target.exists() == there
+
+
+def test_a_file_called_lock_is_anybodys(tmp_path: Path):
+    (tmp_path / "lock").write_text('{"pid": 1, "host": "h", "since": "s"}')
+    with only_one(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == ["lock"]
+
+
 def test_within_one_process_the_outer_lock_stays(tmp_path: Path):
     def others() -> int:
         command = [sys.executable, "-c", _HOLD, str(tmp_path)]

@@ -13,6 +13,7 @@ from sniper.tts.corpus.corpus_lexicon import add_to_corpus
 from sniper.tts.corpus.dataset import CORPUS, FeatureDataset, load_corpus_info, read_corpus_json
 from sniper.tts.errors import SpeechError
 from sniper.tts.files import resealed, write_json
+from sniper.tts.locks import LOCK
 from sniper.tts.text.text import LexiconFrontend
 
 
@@ -38,7 +39,7 @@ def test_words_are_added_and_everything_else_stays(corpus: Path):
     changed = {k for k, v in read_corpus_json(corpus / CORPUS).items() if v != before[k]}
     assert changed == {"frontend", "checksums"}
     assert len(FeatureDataset(corpus / "train.safetensors")) > 10, "checksums still agree"
-    assert not (corpus / "lock").exists()
+    assert not (corpus / LOCK).exists()
 
 
 def test_what_has_no_lexicon_or_is_damaged_is_left_as_it_is(corpus: Path, demo_corpus: Path):
