@@ -125,20 +125,35 @@ def _tell_or_press(unraisable: sys.UnraisableHookArgs) -> None:
         _press_again()
 
 
+def _open_missing_streams() -> None:
+    """Gives whoever prints somewhere to print to, where a command was started with `2>&-` or by
+    what has no terminal.
+    """
+    # A file that is opened later would have the number of a stream that is closed, and be written
+    # to by all that know a stream by its number.
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(handle, True)
+    os.close(handle)
+    # Python has None for them: print would take the other one, and a progress bar ends in an error.
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Runs a command and ends the process with its exit status; neither Ctrl-C, nor letters that
-    the terminal does not have, nor a reader that has gone away leave a traceback.
+    the terminal does not have, nor a stream that is closed or whose reader has gone away leave a
+    traceback.
     """
+    _open_missing_streams()
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = _tell_or_press
     warnings.formatwarning = _in_a_line
     try:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # as under a window manager's start
-                stream.reconfigure(errors="backslashreplace")  # pyright: ignore
+            stream.reconfigure(errors="backslashreplace")  # pyright: ignore
         status = main()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:

@@ -182,6 +182,29 @@ def test_a_warning_of_ours_is_one_line():
     assert other == "<string>:1: UserWarning: of others"
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_takes_what_is_printed(closed: str, tmp_path: Path):
+    """And no file that is opened later has its number."""
+    program = """
+import os, sys
+from sniper.command import exit_with
+
+def main():
+    with open(sys.argv[1], "w") as file:
+        print("out"), print("err", file=sys.stderr)
+        os.write(2, b"by number")
+        file.write(str(file.fileno() > 2))
+    return 3
+
+exit_with(main)
+"""
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program]
+    done = subprocess.run([*command, tmp_path / "file"], capture_output=True, text=True)
+    assert done.returncode == 3 and (tmp_path / "file").read_text() == "True"
+    assert done.stdout == ("" if ">&-" in closed.replace("2>&-", "") else "out\n")
+    assert done.stderr == ("" if "2>&-" in closed else "err\nby number")
+
+
 def test_a_reader_that_has_gone_is_no_traceback():
     program = "from sniper.command import exit_with; exit_with(lambda: print('x' * 10**6) or 0)"
     process = subprocess.Popen(

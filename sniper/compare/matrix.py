@@ -287,7 +287,11 @@ class _Clock:
         self._began = self._told = time.monotonic()
         total = sum(r.config.train.epochs for r in runs)
         self._bar = tqdm(
-            total=total, initial=total - self._todo, unit="epoch", smoothing=0, disable=None
+            total=total,
+            initial=total - self._todo,
+            unit="epoch",
+            smoothing=0,
+            disable=None if sys.stderr else True,
         )
 
     def __enter__(self) -> _Clock:

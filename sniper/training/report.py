@@ -50,7 +50,7 @@ class Terminal(Observer):
             desc=f"epoch {progress.epoch + 1}/{self._epochs}, sparsity {sparsity:.0%}",
             unit="batch",
             leave=False,
-            disable=None,  # no bar where nobody looks
+            disable=None if sys.stderr else True,  # no bar where nobody looks
         )
 
     def updated(self, progress: Progress, values: dict[str, Tensor]) -> None:
@@ -64,23 +64,27 @@ class Terminal(Observer):
         if self._bar is not None:
             self._bar.close()
         if not self._header:
-            tqdm.write(_COLUMNS)
+            _say(_COLUMNS)
             self._header = True
         # Not print, which would write into the middle of a bar.
-        tqdm.write(table_row(end.row))
+        _say(table_row(end.row))
         epoch = end.row["epoch"] + 1
         flat = f"the validation loss has not fallen for {end.flat} epochs, since epoch"
         if end.last and epoch < self._epochs:  # nothing but patience ends a run before its epochs
-            tqdm.write(f"stopped by train.patience: {flat} {epoch - end.flat}")
+            _say(f"stopped by train.patience: {flat} {epoch - end.flat}")
         elif end.flat >= FLAT and not self._said_flat:
             self._said_flat = True
-            tqdm.write(
-                f"note: {flat} {epoch - end.flat}; train.patience=N stops a run after N of them"
-            )
+            _say(f"note: {flat} {epoch - end.flat}; train.patience=N stops a run after N of them")
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _say(line: str, stream: str = "stdout") -> None:
+    """A line that does not break into a bar; to nobody in a program without a terminal."""
+    if getattr(sys, stream) is not None:
+        tqdm.write(line, file=getattr(sys, stream))
 
 
 def table_row(row: dict[str, Any]) -> str:
@@ -175,10 +179,10 @@ class TensorBoard(Observer):
             yield
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split())
-            tqdm.write(
+            _say(
                 f"note: {self._folder} cannot be written: {reason}; training goes on without "
                 "TensorBoard",
-                file=sys.stderr,
+                "stderr",
             )
             writer, self._writer = self._writer, None
             if writer is not None:

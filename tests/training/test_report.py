@@ -112,6 +112,19 @@ def test_the_terminal_says_what_stopped_a_run_before_its_epochs(capsys: pytest.C
     )
 
 
+@pytest.mark.parametrize("missing", [["stderr"], ["stdout", "stderr"]])
+def test_a_program_without_a_terminal_is_shown_nothing(missing, monkeypatch, capsys):
+    """Python has None for its streams."""
+    for name in missing:
+        monkeypatch.setattr(sys, name, None)
+    terminal = Terminal(2)
+    terminal.epoch_begins(Progress(), 4, 0.5)
+    terminal.updated(Progress(batch=1), {})
+    terminal.epoch_ended(EpochEnd(_row(), 2, False, 0, nn.Module()))
+    terminal.close()
+    assert ("3.250" in capsys.readouterr().out) == ("stdout" not in missing)
+
+
 def test_a_terminal_that_never_began_can_be_closed():
     Terminal(1).close()
 
