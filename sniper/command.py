@@ -58,6 +58,8 @@ def prepared(work: Callable[[], int], argv: list[str] | None = None) -> int:
 
     try:
         return work()
+    except BrokenPipeError:
+        raise  # an OSError as well, but no error to tell: `exit_with` ends without a word
     # It is a SpeechError too, so it has to come first.
     except NothingUsable as error:
         print(f"error: {error}", file=sys.stderr)

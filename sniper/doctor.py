@@ -347,7 +347,7 @@ def main(argv: list[str] | None = None) -> int:
         "--recheck", action="store_true", help="check a GPU's kernels again, whatever is known"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of --config")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     if options.overrides and not options.config:
         parser.error("settings: expected --config NAME_OR_PATH with them")
     found: dict[str, Any] = {"problems": []}

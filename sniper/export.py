@@ -107,6 +107,8 @@ def _export(options: argparse.Namespace) -> int:
                 torch.export.save(program, made := io.BytesIO())
                 file.write(made.getbuffer())
         write_json(path.with_suffix(".json"), about)
+    except BrokenPipeError:
+        raise  # an OSError as well, but no error to tell: `exit_with` ends without a word
     except (CheckpointError, SpeechError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(argv: list[str] | None) -> int:
     # The imports come after the arguments: --help and a mistake are answered before torch has
     # loaded.
-    options = _parser().parse_args(argv)
+    options = _parser().parse_intermixed_args(argv)
 
     from sniper.training.config import load
     from sniper.training.ranks import ALONE, Ended, joined, restarts
@@ -98,6 +98,8 @@ def _ending(error: BaseException, who: str, fresh: bool) -> tuple[str, int]:
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
 
+    if isinstance(error, BrokenPipeError):
+        return "", 0  # `exit_with` ends as a process whose reader has gone
     # --fresh once more would delete what has just been saved.
     again = "the same command" + (" without --fresh" if fresh else "")
     if isinstance(error, RankLost):

@@ -295,6 +295,55 @@ def test_nan_and_a_full_disk_exit_with_1(
     assert "last good checkpoint: " in said and "step-00000005" in said
 
 
+def test_settings_may_stand_on_both_sides_of_an_option(
+    config_file: Path, capsys: pytest.CaptureFixture
+):
+    assert main(["train.lr=-1", "--config", str(config_file), "--fresh", "train.epochs=0"]) == 2
+    said = _error(capsys, lines=2)
+    assert "train.lr: expected a number above 0" in said and "train.epochs: expected at" in said
+
+
+def test_a_reader_that_has_gone_is_no_error(config_file: Path, monkeypatch: pytest.MonkeyPatch):
+    """`exit_with` ends as of SIGPIPE; `error: [Errno 32] Broken pipe` would be a wrong argument."""
+
+    def gone(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("sniper.training.run._announce", gone)
+    with pytest.raises(BrokenPipeError):
+        _main(config_file)
+
+
+@pytest.mark.parametrize("init", ["nowhere", "empty"])
+def test_weights_to_start_from_that_are_not_there(
+    config_file: Path, tmp_path: Path, init: str, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "empty").mkdir()
+    assert _main(config_file, "--init", tmp_path / init) == 2
+    assert "error: init: checkpoint: expected the folder of a run" in _error(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_is_a_file(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "file").touch()
+    for output in ("file", "file/run"):
+        assert _main(config_file, f"output={tmp_path / output}") == 2
+        assert f"output: expected a folder, got {tmp_path / 'file'}" in _error(capsys)
+
+
+def test_init_of_a_run_that_goes_on_is_not_looked_at(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    other = ["--init", tmp_path / "nowhere", f"output={tmp_path / 'run'}"]
+    assert _main(trained / "tiny.yaml", *other) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(
+        f"note: init={tmp_path / 'nowhere'} is not looked at: {tmp_path / 'run'}"
+    )
+    assert load(str(tmp_path / "run/config.yaml")).init is None
+
+
 def test_a_second_signal_stops_at_once(
     config_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):

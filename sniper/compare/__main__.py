@@ -105,7 +105,7 @@ def _shard(text: str) -> Shard:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     parser = _parser()
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     for name in ("jobs", "sentences", "threads"):
         if (value := getattr(options, name)) is not None and value < 1:
             parser.error(f"--{name}: expected at least 1, got {value}")
@@ -160,6 +160,8 @@ def _main(options: argparse.Namespace, command: str) -> int:
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
             return _run(options, command, matrix, runs, out)
+    except BrokenPipeError:
+        raise  # an OSError as well, but no error to tell: `exit_with` ends without a word
     except FolderInUse as error:
         print(f"error: {error}; wait for it, or use another --output", file=sys.stderr)
     except (ConfigError, SpeechError, CheckpointError, OSError) as error:

@@ -93,8 +93,8 @@ def save(
     except (OSError, RuntimeError, SafetensorError) as error:
         _remove(folder / f"{_WRITING}{name}")  # the disk may be full
         raise CheckpointError(
-            f"checkpoint {folder / name} cannot be written: {_one_line(error)}; "
-            "free the disk, then the same command goes on from the checkpoint before it"
+            f"checkpoint {folder / name} cannot be written: {_why_not_written(error)}; "
+            f"free the disk, then the same command {_goes_on(run)}"
         ) from error
     # Last, when the index no longer names them: a kill before this leaves a folder too many, never
     # one too few.
@@ -102,6 +102,23 @@ def save(
         if old.name not in index.values():
             _remove(old)
     return folder / name
+
+
+def _why_not_written(error: BaseException) -> str:
+    """The system's word where there is one: torch's writer covers it with an error of its own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if cause is not error and isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
+    return _one_line(error)
+
+
+def _goes_on(run: Path) -> str:
+    with contextlib.suppress(CheckpointError):
+        if not exists(run):
+            return "begins anew, there is no checkpoint before it"
+    return "goes on from the checkpoint before it"
 
 
 def delete(run: Path) -> None:
@@ -291,7 +308,7 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """The beginning of a message; torch's hold advice and stack traces behind it."""
     return " ".join(str(error).split())[:200]
 
@@ -304,7 +321,9 @@ def _write(
     folder.mkdir(parents=True)
     dense = {n: t.detach().cpu().contiguous() for n, t in weights.items()}
     save_file(dense, folder / _WEIGHTS, metadata={"format": "pt"})
-    torch.save(state, folder / _STATE)
+    # By a file of Python's, whose error says why: torch's own writer does not.
+    with (folder / _STATE).open("wb") as file:
+        torch.save(state, file)
     whole = sealed({"format": FORMAT, **meta}, _META, folder, [_WEIGHTS, _STATE])
     (folder / _META).write_text(json.dumps(whole, ensure_ascii=False), encoding="utf-8")
     for file in folder.iterdir():

@@ -34,11 +34,13 @@ class EpochBatches(Sampler[list[int]]):
 
     Attributes:
         per_epoch: batches of an epoch, from its beginning.
+        per_pass: batches of a pass.
     """
 
     def __init__(self, passes: BucketBatchSampler, per_epoch: int | None = None):
         self._passes = passes
-        self.per_epoch = per_epoch or len(passes)
+        self.per_pass = len(passes)
+        self.per_epoch = per_epoch or self.per_pass
         self._epoch = self._skip = 0
         # An epoch that was begun with other batches: what is left of it, and how many those were.
         self._rest: tuple[int, BucketBatchSampler, int] | None = None
@@ -59,6 +61,11 @@ class EpochBatches(Sampler[list[int]]):
         rest = self._passes.of(left, self._passes.parts)
         rest.set_epoch(epoch)
         self._rest = epoch, rest, count
+
+    def one_pass(self) -> list[list[int]]:
+        """The batches of the first pass."""
+        self._passes.set_epoch(0)
+        return list(self._passes)
 
     def of_epoch(self, epoch: int) -> int:
         """How many batches an epoch has, from its beginning."""
@@ -102,11 +109,13 @@ def train_batches(
     seed: int,
     parts: int = 1,
     ranks: int = 1,
+    bound: str = "max_frames",
 ) -> EpochBatches:
     """Length-bucketed, shuffled batches of `parts` times at most `max_frames` padded frames.
 
     Args:
         ranks: that share each batch.
+        bound: the setting that `max_frames` comes from.
 
     Raises:
         ConfigError: no utterances, one of more frames than a batch may have, or fewer of them than
@@ -122,7 +131,7 @@ def train_batches(
     try:
         passes = BucketBatchSampler(lengths, max_frames, seed=seed, ids=ids, parts=parts)
     except ValueError as error:
-        raise ConfigError(f"train.max_frames: {error}") from None
+        raise ConfigError(f"train.{bound}: {error}") from None
     return EpochBatches(passes, per_epoch)
 
 

@@ -93,12 +93,27 @@ def open_run(config: Config, fresh: bool = False, ranks: Ranks = ALONE) -> Itera
         with signals(lambda: _stop_soon(trainer)):
             yield trainer
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_run(folder):
+    with _made(folder), only_run(folder):
         trainer, valid, vocoder = _take_up(config, folder, fresh, ranks)
         with _observed(trainer, valid, vocoder), signals(lambda: _stop_soon(trainer)):
             yield trainer
         _finish(trainer, valid)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A run's folder; one that was not there and stays empty, since the run is refused, goes."""
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(f"output: expected a folder, got {error.filename}, a file") from None
+    try:
+        yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def _refuse_other_ranks(config: Config, device: torch.device, ranks: Ranks) -> None:
@@ -149,6 +164,8 @@ def _take_up(
     if not fresh:
         config = ranks.from_first(lambda: _as_begun(config, folder))
     begun = ranks.from_first(lambda: not fresh and checkpoint.exists(folder))
+    if ranks.first and config.init is not None and not begun:
+        _refuse_missing_init(Path(config.init))
 
     def speech() -> Path:
         data = prepare_data(config)
@@ -169,7 +186,10 @@ def _take_up(
         # Only for a run that begins: one that goes on has weights of its own.
         if config.init is None or begun:
             return None
-        return checkpoint.load(Path(config.init), "best", weights_only=True)
+        try:
+            return checkpoint.load(Path(config.init), "best", weights_only=True)
+        except checkpoint.CheckpointError as error:
+            raise ConfigError(f"init: {error}") from None
 
     initial = ranks.from_first(weights_to_start_from)
     vocoder = None
@@ -189,6 +209,14 @@ def _take_up(
         write_file(folder / "config.yaml", dump(config).encode())
         _announce(trainer, train, resumed)
     return trainer, valid, vocoder
+
+
+def _refuse_missing_init(init: Path) -> None:
+    """Refuses it before the data are prepared, which may take long."""
+    try:
+        checkpoint.find(init, "best")
+    except checkpoint.CheckpointError as error:
+        raise ConfigError(f"init: {error}") from None
 
 
 @contextlib.contextmanager
@@ -258,6 +286,13 @@ def _as_begun(config: Config, folder: Path) -> Config:
     saved = saved_config(checkpoint.Checkpoint(path, {}, {}, checkpoint.read_meta(path)))
     # A default that a newer version has changed is no change that the user has made.
     config = with_defaults_of(config, saved)
+    if config.init not in (None, saved.init):
+        print(
+            f"note: init={config.init} is not looked at: {folder} holds a run, which goes on with "
+            "its own weights; use another output=FOLDER, or --fresh to start anew"
+        )
+    # What config.yaml says is how the run began.
+    config = config.model_copy(update={"init": saved.init})
     changed = differences(saved, config, FREE)
     if changed:
         lines = [f"  {line}" for line in changed]
@@ -343,16 +378,18 @@ def _how_batches_are_shared(trainer: Trainer) -> str:
         at_most = size * settings.max_frames_per_rank
     at_most *= settings.accumulation
     updates = -(-trainer.batches_per_epoch // settings.accumulation)
+    whole = settings.batches_per_epoch is None
+    seen = "with every utterance in one of them" if whole else "as train.batches_per_epoch says"
     rate = settings.lr * trainer.model.config.d_model**-0.5 * settings.warmup**-0.5
     lines = [
         f"{size} ranks: updates of at most {at_most:,} padded frames, {at_most // size:,} on each; "
         f"learning rate up to {rate:.2g}, reached at update {settings.warmup:,}; {updates:,} "
-        "updates an epoch, with every utterance in one of them"
+        f"updates an epoch, {seen}"
     ]
     few = trainer.batches_with_fewer_utterances_than_ranks
     if few:
         lines.append(
-            f"note: {few} of {trainer.batches_per_epoch} batches have fewer utterances than there "
+            f"note: {few} of {trainer.batches_per_pass} batches have fewer utterances than there "
             "are ranks, and some ranks wait; a larger train.max_frames gives all of them some"
         )
     return "\n".join(lines)

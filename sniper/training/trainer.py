@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ class Trainer:
 
     Attributes:
         batches_per_epoch: micro-batches of an epoch, over all ranks.
+        batches_per_pass: the same of a pass over the data.
         inherited: lines on what that run did not have, or what is left behind.
 
     Raises:
@@ -126,13 +128,14 @@ class Trainer:
         # Every rank goes through the same batches and takes its part of each: so a batch, its
         # length bucket and the number of updates are the same on all, and where a run stands is
         # one number, whatever the number of ranks.
-        max_frames, parts = settings.max_frames, 1
+        max_frames, parts, bound = settings.max_frames, 1, "max_frames"
         if settings.max_frames_per_rank is not None:
             max_frames, parts = settings.max_frames_per_rank, ranks.size
-        self._batches = train_batches(
-            train, max_frames, settings.batches_per_epoch, settings.seed, parts, ranks.size
-        )
+            bound = "max_frames_per_rank"
+        per_epoch, seed = settings.batches_per_epoch, settings.seed
+        self._batches = train_batches(train, max_frames, per_epoch, seed, parts, ranks.size, bound)
         self.batches_per_epoch = self._batches.per_epoch
+        self.batches_per_pass = self._batches.per_pass
         cuda = self.device.type == "cuda"
         workers = settings.workers if settings.workers is not None else (4 if cuda else 1)
         # What is asked for batches: the corpus, or this rank's part of it.
@@ -229,9 +232,8 @@ class Trainer:
 
     @property
     def batches_with_fewer_utterances_than_ranks(self) -> int:
-        """How many of an epoch's batches leave some rank without an utterance."""
-        self._batches.seek(0)
-        return sum(len(batch) < self.ranks.size for batch in self._batches)
+        """How many batches of a pass over the data leave some rank without an utterance."""
+        return sum(len(batch) < self.ranks.size for batch in self._batches.one_pass())
 
     def _refuse_rise(self) -> None:
         """Refuses more epochs that would make the model sparser again, since a schedule by
@@ -328,7 +330,8 @@ class Trainer:
         if self.sniper is not None:
             self.model.train()
             batches = self._few_batches(progress.epoch)  # looked at where gradients decide
-            self.sniper.step(progress.epoch, self.optimizer, batches, self._checked_loss)
+            with _in_settings_words():
+                self.sniper.step(progress.epoch, self.optimizer, batches, self._checked_loss)
             sparsity = self.sniper.sparsity or 0.0  # as scheduled; the density says what is reached
         progress.change_seconds += time.perf_counter() - started
         # A resumed epoch goes on behind its last batch, in the same order.
@@ -578,6 +581,28 @@ class Trainer:
             # A signal may have reached one of them alone, and clocks differ.
             self.stop, due = self.ranks.any(self.stop, due and self.ranks.first)
         return self.stop, self.stop or due
+
+
+# What a warning of `Sniper`'s tells to change, and what that is called here.
+_IN_SETTINGS = {
+    r"cap=Following\(([^()]*)\)": r"sparsity.spread=\1",
+    r"Fixed\(max_param_sparsity=([^()]*)\)": r"sparsity.max_param_sparsity=\1",
+    r"a smaller block_size": "a smaller sparsity.block_size",
+    r"score on more batches": "score on more batches (sparsity.score_batches)",
+}
+
+
+@contextlib.contextmanager
+def _in_settings_words() -> Iterator[None]:
+    """Warnings of `Sniper`'s name settings, and not its arguments."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for warning in told:
+        text = str(warning.message)
+        for argument, setting in _IN_SETTINGS.items():
+            text = re.sub(argument, setting, text)
+        warnings.warn_explicit(text, warning.category, warning.filename, warning.lineno)
 
 
 def make_sniper(model: nn.Module, config: Config) -> Sniper | None:

@@ -4,6 +4,7 @@ wrong when it was damaged later."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -104,7 +105,9 @@ def _save_and_die(run: Path, at: int) -> bool:
                 nonlocal count
                 if count == at:
                     if place is not None:
-                        with open(args[place], "wb") as file:
+                        target = args[place]  # a path, or a file that is open
+                        target = target.name if hasattr(target, "fileno") else target
+                        with open(target, "wb") as file:
                             file.write(b"PK\x03\x04 half a file")
                     os.kill(os.getpid(), signal.SIGKILL)
                 count += 1
@@ -156,9 +159,22 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path: Path)
                 checkpoint.save(tmp_path, 2, weights, state, {}, best=False)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "File too large" in str(error.value)  # the system's word, here of a limit
+        assert str(error.value).endswith("goes on from the checkpoint before it")
         assert "\n" not in str(error.value)
         assert _folders(tmp_path) == ["step-00000001"]
     assert checkpoint.load(tmp_path).meta["progress"]["update"] == 1
+
+
+def test_the_first_checkpoint_has_none_before_it(tmp_path: Path, monkeypatch):
+    def no_space(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "save_file", no_space)
+    with pytest.raises(CheckpointError) as error:
+        _save(tmp_path, 1)
+    assert "No space left on device" in str(error.value)
+    assert str(error.value).endswith("begins anew, there is no checkpoint before it")
 
 
 def test_a_bug_in_what_is_saved_is_not_called_a_full_disk(tmp_path: Path):

@@ -125,12 +125,23 @@ def test_batches_keep_to_the_bound(demo_corpus: Path):
     assert 1 in map(len, one_each)
 
 
+def test_one_pass_is_counted_however_long_an_epoch_is(demo_corpus: Path):
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    endless = train_batches(dataset, 700, 10**9, seed=3)
+    endless.seek(5, 2)
+    assert sorted(sum(endless.one_pass(), [])) == list(range(len(dataset)))
+    assert len(endless.one_pass()) == endless.per_pass < endless.per_epoch == 10**9
+    assert (endless._epoch, endless._skip) == (5, 2)
+
+
 def test_an_utterance_too_long_is_named_with_the_setting(demo_corpus: Path):
     dataset = FeatureDataset(demo_corpus / "train.safetensors")
     longest = dataset.mel_lengths.argmax()
     with pytest.raises(ConfigError) as error:
         train_batches(dataset, int(dataset.mel_lengths.max()) - 1, None, seed=0)
     assert str(error.value).startswith("train.max_frames: longer than")
+    with pytest.raises(ConfigError, match="^train.max_frames_per_rank: longer than"):
+        train_batches(dataset, 100, None, 0, bound="max_frames_per_rank")
     assert dataset.ids[longest] in str(error.value)
     assert f"raise it to at least {dataset.mel_lengths.max()}" in str(error.value)
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from speech import everything, tiny
+from speech import everything, make_trainer, tiny
 
 from sniper.ops import selfcheck
 from sniper.ops.backends.triton import launch
@@ -21,7 +21,7 @@ from sniper.training import checkpoint
 from sniper.training.config import Config, from_dict
 from sniper.training.files import only_run
 from sniper.training.restore import saved_progress
-from sniper.training.run import _what_runs, ends_sparse, open_run
+from sniper.training.run import _how_batches_are_shared, _what_runs, ends_sparse, open_run
 from sniper.training.settings import ConfigError
 from sniper.training.trainer import Trainer
 from sniper.tts.locks import LOCK
@@ -71,6 +71,29 @@ def test_it_is_said_at_the_start(demo_corpus: Path, tmp_path: Path, capsys: pyte
     if not torch.cuda.is_available():
         assert "on CPU, 1 threads (" in said
     assert not (tmp_path / LOCK).exists()
+
+
+def test_a_warning_on_the_sparsity_names_settings(demo_corpus: Path, tmp_path: Path):
+    with pytest.warns(UserWarning, match="60.0% was asked for") as told:
+        run(tiny(demo_corpus, tmp_path, train={"epochs": 1}))
+    (said,) = [str(w.message) for w in told if "was asked for" in str(w.message)]
+    assert "the cap, sparsity.max_param_sparsity=0.9, and" in said
+    assert "use sparsity.spread=0.1, which" in said and "Following" not in said
+
+
+@pytest.mark.parametrize("per_epoch", [None, 10**9])
+def test_what_several_ranks_share(demo_corpus: Path, tmp_path: Path, per_epoch: int | None):
+    config = tiny(demo_corpus, tmp_path, train={"batches_per_epoch": per_epoch, "max_frames": 700})
+    trainer = make_trainer(config)
+    trainer.ranks = SimpleNamespace(size=4)
+    line, note = _how_batches_are_shared(trainer).splitlines()
+    count = trainer.batches_per_pass
+    whole = line.endswith(f"; {count} updates an epoch, with every utterance in one of them")
+    assert whole == (per_epoch is None)
+    assert whole or line.endswith(
+        "; 1,000,000,000 updates an epoch, as train.batches_per_epoch says"
+    )
+    assert f" of {count} batches have fewer utterances" in note
 
 
 def test_the_folder_of_a_run_is_its_own(demo_corpus: Path, tmp_path: Path):
