@@ -8,8 +8,9 @@
     python -m sniper.compare --config demo --report-only
 
 The same command again does what is left: finished runs stay, stopped and killed ones go on where
-they were. Exit status: 0 complete (arms that diverged are part of the result), 1 a run failed, 2
-wrong arguments, settings or data or a missing package, 130 stopped by Ctrl-C or SIGTERM (saved).
+they were. Exit status: 0 complete (arms that diverged are part of the result), 1 a run failed or
+the report lacks one, 2 wrong arguments, settings or data or a missing package, 130 stopped by
+Ctrl-C or SIGTERM (saved).
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Train several arms with several seeds, measure them, and write a report; the "
         "same command again does what is left.",
         epilog="Exit status: 0 complete (arms that diverged are part of the result), 1 a run "
-        "failed, 2 wrong arguments, settings or data or a missing package, 130 stopped by Ctrl-C "
-        "or SIGTERM (saved).",
+        "failed or the report lacks one, 2 wrong arguments, settings or data or a missing package, "
+        "130 stopped by Ctrl-C or SIGTERM (saved).",
     )
     parser.add_argument(
         "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of {matrices}"
@@ -153,7 +154,14 @@ def _main(options: argparse.Namespace, command: str) -> int:
             index, count = options.shard.index, options.shard.count
             runs = share_of(runs, index, count)
             place = out / "shards" / f"{index}-of-{count}"
-        place.mkdir(parents=True, exist_ok=True)
+        if (options.report_only or options.evaluate_only) and not out.is_dir():
+            raise ConfigError(f"--output: expected the folder of a comparison, got {out}")
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(
+                f"--output: expected a folder, got {error.filename}, a file"
+            ) from None
         # Two comparisons in one folder would start the same runs twice. Shares look run by run.
         with only_one(place):
             # Measuring and reporting change no run, so they also serve folders of older settings.
@@ -202,7 +210,7 @@ def _run(
     if (out / "command.txt").exists():  # the one that trained
         command = (out / "command.txt").read_text(encoding="utf-8").strip()
     _report(matrix, runs, command, out)
-    return _print_failures(outcome)
+    return _print_failures(outcome) or _print_missing(runs)
 
 
 def _announce(matrix: Matrix, runs: Sequence[Run], out: Path) -> None:
@@ -274,6 +282,22 @@ def _print_failures(outcome: Outcome) -> int:
     if outcome.failed:
         print("the same command tries these runs again", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _print_missing(runs: Sequence[Run]) -> int:
+    """The status of a report without training, in which runs may be missing."""
+    from sniper.compare.results import read_run
+
+    missing = [run for run in runs if not (run.trained() and run.measured())]
+    if not missing:
+        return 0
+    print(f"the report lacks {len(missing)} of {len(runs)} runs:", file=sys.stderr)
+    for run in missing:
+        found = read_run(run)
+        how = "not measured" if run.trained() else found["status"]
+        why = f": {found['message']}" if found["message"] else ""
+        print(f"  {run}: {how}{why}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

@@ -73,17 +73,20 @@ def read_run(run: Run) -> dict[str, Any]:
     """What one run left: `seed`, `status`, `message`, `history`, seconds, evaluation."""
     result = read_result(run.folder)
     progress: dict[str, Any] = {}
-    if checkpoint.exists(run.folder):
-        progress = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
+    how, message = status(run.folder) or "not begun", result["message"]
+    try:
+        if checkpoint.exists(run.folder):
+            progress = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
+    except (checkpoint.CheckpointError, KeyError) as error:
+        how, message = "damaged", str(error)  # the others' report does not wait for it
     history = progress.get("history", [])
-    how = status(run.folder) or "not begun"
     # The run came to its end before, and more epochs are asked for now.
     if how == "trained" and not run.trained():
         how = "stopped"
     return {
         "seed": run.seed,
         "status": how,
-        "message": result["message"],
+        "message": message,
         "machine": result["machine"],
         "wall_seconds": result["wall_seconds"],
         "spans": result["spans"],

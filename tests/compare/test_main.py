@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -34,13 +35,16 @@ def test_the_report_alone(compared: Compared, capsys: pytest.CaptureFixture):
     assert after == before  # with the command that trained, not this one
 
 
-def test_the_report_of_what_there_is(compared: Compared, tmp_path: Path):
+def test_the_report_of_what_there_is(compared: Compared, tmp_path: Path, capsys):
     """Before the beginning, before the end, and with an arm that has nothing yet."""
     options = ["--config", str(compared.file), "--output", str(tmp_path), "--report-only"]
-    assert main(options) == 0
+    assert main(options) == 1
+    assert "the report lacks 6 of 6 runs:\n" in capsys.readouterr().err
     assert "dense, seed 0, is not finished" in (tmp_path / "report/report.html").read_text()
     shutil.copytree(compared.run("dense").folder, tmp_path / "runs" / "dense" / "seed-0")
-    assert main(options) == 0
+    assert main(options) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "the report lacks 5 of 6 runs:" and "  block seed 0: not begun" in lines
     text = (tmp_path / "report" / "report.html").read_text()
     assert "SNIPER 60→0 %, seed 0, is not finished (not begun)" in text
     assert main([*options, "--arms", "dense", "--seeds", "0"]) == 0
@@ -53,9 +57,35 @@ def test_the_report_while_a_run_is_stopped(compared: Compared, tmp_path: Path):
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result | {"status": "stopped"}))
     options = ["--config", str(compared.file), "--output", str(tmp_path), "--report-only"]
-    assert main(options) == 0
+    assert main(options) == 1
     rows = (tmp_path / "report" / "results.csv").read_text().splitlines()
     assert [row.split(",")[2:4] for row in rows if row.startswith("dense,0,")] == [["stopped", "3"]]
+
+
+def test_a_damaged_run_is_missing_and_named(compared: Compared, tmp_path: Path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(compared.out, out)
+    index = out / "runs/dense/seed-0/checkpoints/index.json"
+    index.write_text("[1")
+    options = ["--config", str(compared.file), "--output", str(out), "--report-only"]
+    assert main(options) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "the report lacks 1 of 6 runs:"
+    assert lines[1].startswith(f"  dense seed 0: damaged: {index} cannot be read: ")
+    assert "dense, seed 0, is not finished (damaged" in (out / "report/report.html").read_text()
+
+
+@pytest.mark.parametrize("only", ["--report-only", "--evaluate-only"])
+def test_a_folder_that_is_not_there_is_not_made(compared: Compared, tmp_path: Path, only, capsys):
+    for name in ("nowhere", "file"):
+        (tmp_path / "file").touch()
+        options = ["--config", str(compared.file), "--output", str(tmp_path / name), only]
+        assert main(options) == 2
+        said = capsys.readouterr().err
+        assert (
+            said == f"error: --output: expected the folder of a comparison, got {tmp_path / name}\n"
+        )
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_shares_and_the_report_of_all(matrix_file: Path, tmp_path: Path, capsys):
