@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def parse(text: str, where: str) -> Any:
         return _Loader(text).get_single_data()
     except ConfigError as error:
         raise ConfigError(f"{where}, {error}") from None
-    # ValueError: a date that no calendar has, or a number of more digits than Python converts.
+    # ValueError: a number of more digits than Python converts.
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())[:300]}") from None
 
@@ -68,8 +69,8 @@ def parse(text: str, where: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML that says one thing once, of a size that settings have.
 
-    `on` and `off` stay text, since a setting may have them as values beside others; `yes` and `no`
-    are true and false, as in YAML 1.1.
+    `on` and `off` stay text, since a setting may have them as values beside others, and so do dates
+    and the octal and sexagesimal numbers of YAML 1.1; `yes` and `no` are true and false, as there.
     """
 
     def __init__(self, text: str):
@@ -117,11 +118,21 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
     return node.value if isinstance(node, yaml.SequenceNode) else []
 
 
+_TAG = "tag:yaml.org,2002:"
+# YAML 1.1 has more: 010 is 8, 1:30 is 90, and 2001-01-01 a date. As text they are refused where a
+# number belongs, and are what they say where text does.
+_NUMBERS = {
+    f"{_TAG}int": re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    f"{_TAG}float": re.compile(
+        r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+}
 _Loader.yaml_implicit_resolvers = {
     first: [
-        (tag, pattern)
+        (tag, _NUMBERS.get(tag, pattern))
         for tag, pattern in resolvers
-        if not (tag == "tag:yaml.org,2002:bool" and first in "oO")
+        if tag != f"{_TAG}timestamp" and not (tag == f"{_TAG}bool" and first in "oO")
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }

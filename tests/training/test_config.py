@@ -204,6 +204,10 @@ def test_unknown_settings_name_the_nearest(override: str, nearest: str):
     ("override", "said"),
     [
         ("train.epochs=three", "train.epochs: expected int, got 'three'"),
+        ("train.epochs=010", "train.epochs: expected int, got '010'"),
+        ("train.epochs=1:30", "train.epochs: expected int, got '1:30'"),
+        ("train.lr=1:30", "train.lr: expected float, got '1:30'"),
+        ("train.seed=2001-01-01", "train.seed: expected int, got '2001-01-01'"),
         ("train.epochs=2.5", "train.epochs: expected int, got 2.5"),
         ("train.epochs=true", "train.epochs: expected int, got True"),
         ("train.epochs=null", "train.epochs: expected int, got None"),
