@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sniper.layers.zeros import never_compiled
 from sniper.optim import Adam
 from sniper.sparsity.schedule import check_sparsity, is_number
 
@@ -141,11 +141,9 @@ class _Split:
         if isinstance(optimizer, Adam):
             optimizer.rate_factors = self._factors
         else:
-            # A step that is compiled would keep the groups that it saw first.
-            apart = torch.compiler.disable
             self.hooks = (
-                optimizer.register_step_pre_hook(apart(self._before_step)),
-                optimizer.register_step_post_hook(apart(self._after_step)),
+                optimizer.register_step_pre_hook(never_compiled(self._before_step)),
+                optimizer.register_step_post_hook(never_compiled(self._after_step)),
                 # What is saved after a step that raised has whole groups.
                 optimizer.register_state_dict_pre_hook(self._join),
             )
