@@ -24,7 +24,6 @@ from torch.optim.optimizer import (
 from sniper.ops.layout import BlockLayout, count_change
 from sniper.ops.sharded import sharding_of
 
-
 _Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 
