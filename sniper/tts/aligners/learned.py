@@ -29,6 +29,7 @@ from sniper.tts.aligners.tokens import SILENCE, Spoken
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.errors import SpeechError, UtteranceError
 from sniper.tts.files import atomic_write
+from sniper.tts.processes import held_signals
 
 AUDIO = FeatureConfig()
 FRAME_SECONDS = AUDIO.hop_length / AUDIO.sample_rate
@@ -306,7 +307,8 @@ def _load(path: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with held_signals():  # of which torch would make an error, as of damage
+            state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] == _CHECKPOINT_FORMAT:
             return state
         reason = f"format {state['format']}, expected {_CHECKPOINT_FORMAT}"

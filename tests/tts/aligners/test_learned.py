@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,23 @@ def test_checkpoints_of_others_and_damaged_ones_are_begun_anew(corpus, tmp_path)
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.warns(UserWarning, match="a.pt cannot be used"):
         assert Training(examples[:4], path, "key", steps=2).step == 0
+
+
+def test_ctrl_c_while_a_checkpoint_is_read_does_not_begin_anew(corpus, tmp_path, monkeypatch):
+    examples, _ = corpus
+    list(Training(examples[:4], tmp_path / "a.pt", "key", steps=2).run())
+    read = torch.load
+
+    def swallow(*args, **settings):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("no such archive") from None
+        return read(*args, **settings)
+
+    monkeypatch.setattr(torch, "load", swallow)
+    with pytest.raises(KeyboardInterrupt):
+        load_trained(tmp_path / "a.pt", 2)
 
 
 def test_borders_lie_between_frames_and_short_pauses_go(corpus, tmp_path, monkeypatch):
