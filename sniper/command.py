@@ -58,13 +58,13 @@ def prepared(work: Callable[[], int], argv: list[str] | None = None) -> int:
 
     try:
         return work()
-    except BrokenPipeError:
-        raise  # an OSError as well, but no error to tell: `exit_with` ends without a word
     # It is a SpeechError too, so it has to come first.
     except NothingUsable as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (SpeechError, ValueError, OSError) as error:
+        if reader_has_gone():
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -125,6 +125,17 @@ def _tell_or_press(unraisable: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(unraisable)
     elif not issubclass(unraisable.exc_type, _AmidImports):  # that one does so by itself
         _press_again()
+
+
+def reader_has_gone() -> bool:
+    """Whether nobody reads what is printed any more: an error of that is none to tell, and
+    `exit_with` ends without a word.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _open_missing_streams() -> None:

@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sniper.command import exit_with, path_argument, why_missing
+from sniper.command import exit_with, path_argument, reader_has_gone, why_missing
 
 ABOUT = {
     "inputs": {
@@ -107,9 +107,9 @@ def _export(options: argparse.Namespace) -> int:
                 torch.export.save(program, made := io.BytesIO())
                 file.write(made.getbuffer())
         write_json(path.with_suffix(".json"), about)
-    except BrokenPipeError:
-        raise  # an OSError as well, but no error to tell: `exit_with` ends without a word
     except (CheckpointError, SpeechError, OSError) as error:
+        if reader_has_gone():
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; tokens and settings in {path.stem}.json")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from sniper.command import exit_with, path_argument, typed_text, why_missing
+from sniper.command import exit_with, path_argument, reader_has_gone, typed_text, why_missing
 
 if TYPE_CHECKING:
     from sniper.tts.audio.config import FeatureConfig
@@ -145,10 +145,9 @@ def _speak(options: argparse.Namespace) -> int:
         if options.speaker is None and len(speaker.info.speakers) > 1:
             names = len(speaker.info.speakers)
             print(f"note: spoken by {speaker.who()}, the first of {names}", file=sys.stderr)
-    # An OSError as well, but no error to tell: `exit_with` ends without a word.
-    except BrokenPipeError:
-        raise
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:
+        if reader_has_gone():
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0

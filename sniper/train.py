@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sniper.command import exit_with, interrupt, why_missing
+from sniper.command import exit_with, interrupt, reader_has_gone, why_missing
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +98,7 @@ def _ending(error: BaseException, who: str, fresh: bool) -> tuple[str, int]:
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
 
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) and reader_has_gone():
         return "", 0  # `exit_with` ends as a process whose reader has gone
     # --fresh once more would delete what has just been saved.
     again = "the same command" + (" without --fresh" if fresh else "")

@@ -303,13 +303,17 @@ def test_settings_may_stand_on_both_sides_of_an_option(
     assert "train.lr: expected a number above 0" in said and "train.epochs: expected at" in said
 
 
-def test_a_reader_that_has_gone_is_no_error(config_file: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_reader_that_has_gone_is_no_error_but_a_worker_is(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     """`exit_with` ends as of SIGPIPE; `error: [Errno 32] Broken pipe` would be a wrong argument."""
 
     def gone(*_):
         raise BrokenPipeError(32, "Broken pipe")
 
     monkeypatch.setattr("sniper.training.run._announce", gone)
+    assert _main(config_file) == 2 and "Broken pipe" in _error(capsys)
+    monkeypatch.setattr("sniper.train.reader_has_gone", lambda: True)
     with pytest.raises(BrokenPipeError):
         _main(config_file)
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sniper.command import exit_with, path_argument, why_missing
+from sniper.command import exit_with, path_argument, reader_has_gone, why_missing
 
 if TYPE_CHECKING:
     from sniper.compare.arms import Matrix
@@ -168,11 +168,11 @@ def _main(options: argparse.Namespace, command: str) -> int:
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
             return _run(options, command, matrix, runs, out)
-    except BrokenPipeError:
-        raise  # an OSError as well, but no error to tell: `exit_with` ends without a word
     except FolderInUse as error:
         print(f"error: {error}; wait for it, or use another --output", file=sys.stderr)
     except (ConfigError, SpeechError, CheckpointError, OSError) as error:
+        if reader_has_gone():
+            raise
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
@@ -232,6 +232,7 @@ def _prepare(runs: Sequence[Run], wait: bool) -> None:
     Args:
         wait: for whoever else prepares them.
     """
+    from sniper.training import checkpoint
     from sniper.training.prepared import refuse_other_data
     from sniper.training.run import prepare_data
     from sniper.tts.audio.vocoder import load_vocoder
@@ -251,7 +252,7 @@ def _prepare(runs: Sequence[Run], wait: bool) -> None:
                     if not wait:
                         raise
                     time.sleep(1.0)
-            if not run.epochs_done():  # as the run itself asks
+            if not checkpoint.exists(run.folder):  # as the run itself asks
                 refuse_other_data(run.config, data)
             # A vocoder that cannot speak is refused before the hours of training.
             load_vocoder(run.config.vocoder, load_corpus_info(data).features)

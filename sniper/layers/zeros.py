@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from torch.optim.optimizer import (
 
 from sniper.ops.layout import BlockLayout, count_change
 from sniper.ops.sharded import sharding_of
-
-_Hook = TypeVar("_Hook", bound=Callable[..., Any])
 
 
 class MaskedWeights(Protocol):
@@ -54,13 +52,6 @@ def keep_zeros(owner: MaskedWeights) -> None:
     _install()
 
 
-def never_compiled(hook: _Hook) -> _Hook:
-    """A hook of an optimizer that runs as it is, also in a step that is compiled: that would take
-    what a hook sees at first for what is so always.
-    """
-    return cast(Any, torch.compiler.disable(hook))
-
-
 def release(owner: object) -> None:
     """`owner` masks nothing any more: a layer that is of its plain class again."""
     _owners.discard(owner)
@@ -70,6 +61,9 @@ def release(owner: object) -> None:
 @functools.cache
 def _install() -> None:
     # Around all optimizers at once: the layers do not know which one the user will make, or when.
+    # A step that is compiled would take what they see at first for what is so always. This way the
+    # compiler, which takes seconds to load, is not loaded before an optimizer is there.
+    never_compiled = torch._disable_dynamo  # pyright: ignore[reportPrivateImportUsage]
     register_optimizer_step_pre_hook(never_compiled(_before_step))
     register_optimizer_step_post_hook(never_compiled(_after_step))
 

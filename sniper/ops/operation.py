@@ -21,6 +21,9 @@ from sniper.ops.transforms import transformed
 
 _PLAIN = (Tensor, nn.Parameter)
 
+# Whether `torch.autograd.grad(is_grads_batched=True)` has put several tensors into one.
+_stands_for_several = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+
 
 class Operation:
     """A `torch.library.custom_op` and the short way to it; called as the function is.
@@ -75,8 +78,7 @@ class Operation:
                 # A meta tensor has the fake alone.
                 if not (value.is_cpu or value.is_cuda):
                     return self.op(*args)
-                # One that stands for others, of `torch.autograd.grad(is_grads_batched=True)`.
-                if torch._C._functorch.is_legacy_batchedtensor(value):  # pyright: ignore[reportAttributeAccessIssue]
+                if _stands_for_several(value):
                     return self.op(*args)
                 differentiable = differentiable or value.requires_grad
             elif isinstance(value, Tensor):  # a subclass may want to see the operation

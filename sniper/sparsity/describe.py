@@ -82,7 +82,7 @@ def why_not_reached(snip: Described) -> str:
             "many saliencies are equal (0 where no scoring batch uses a weight) and fall together: "
             "score on more batches, or use cap=Following(0.1)"
         )
-    if snip.mask_block_size != snip.block_size:
+    if snip.block_size is not None and snip.block_size > (snip.mask_block_size or 1):
         return (
             f"the masks were chosen for {_unit(snip.mask_block_size)}, and one of "
             f"{snip.block_size} is active where any of those is: use that block_size"

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sniper.layers.zeros import never_compiled
 from sniper.optim import Adam
 from sniper.sparsity.schedule import check_sparsity, is_number
 
-# Where wrappers keep an optimizer: Accelerate's and Lightning's, ZeroRedundancyOptimizer, SAM.
-_WRAPPED = ("optimizer", "optim", "base_optimizer")
+# Where wrappers keep an optimizer: Accelerate's, Lightning's and most others, and SAM's.
+_WRAPPED = ("optimizer", "base_optimizer")
 # Adam's running means of squared gradients, by the names that torch gives them.
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
@@ -141,9 +141,11 @@ class _Split:
         if isinstance(optimizer, Adam):
             optimizer.rate_factors = self._factors
         else:
+            # A step that is compiled would keep the groups that it saw first.
+            apart: Any = torch.compiler.disable
             self.hooks = (
-                optimizer.register_step_pre_hook(never_compiled(self._before_step)),
-                optimizer.register_step_post_hook(never_compiled(self._after_step)),
+                optimizer.register_step_pre_hook(apart(self._before_step)),
+                optimizer.register_step_post_hook(apart(self._after_step)),
                 # What is saved after a step that raised has whole groups.
                 optimizer.register_state_dict_pre_hook(self._join),
             )
@@ -233,8 +235,7 @@ def _split_of(optimizer: Optimizer) -> _Split:
 
 
 def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer]:
-    """None, one or several optimizers as a list, without what Accelerate or Lightning wrap around
-    them.
+    """None, one or several optimizers as a list, without what others wrap around them.
 
     Raises:
         ValueError: anything else.
@@ -257,13 +258,21 @@ def as_list(optimizer: Optimizer | Iterable[Optimizer] | None) -> list[Optimizer
 
 
 def _innermost(optimizer: Any) -> Any:
-    """The optimizer that updates; wrappers keep it by one of a few names."""
+    """The optimizer that updates; wrappers keep it by one of a few names. One that leaves only some
+    of its parameters to another updates the others itself, and is no wrapper.
+    """
     while True:
+        if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
+            return optimizer.optim  # of this process' share
         inner = (getattr(optimizer, name, None) for name in _WRAPPED)
-        found = next((each for each in inner if hasattr(each, "param_groups")), None)
-        if found is None:
+        found = (i for i in inner if hasattr(i, "param_groups") and _ids(i) == _ids(optimizer))
+        if (wrapped := next(found, None)) is None:
             return optimizer
-        optimizer = found
+        optimizer = wrapped
+
+
+def _ids(optimizer: Any) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def check_optimizers(optimizers: list[Optimizer], model: nn.Module, scaled: bool) -> None:

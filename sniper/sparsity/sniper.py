@@ -239,6 +239,7 @@ class Sniper:
                 scores = {n: (gradients[n] * p).abs_() for n, p in params.items()}
             else:
                 scores = {n: pool(p, gradients[n], self.block_size) for n, p in params.items()}
+        self.mask_block_size = self.block_size
         self._scheduled = nested_masks(
             scores, self.schedule.sparsities, self.cap, nested=not self.paper_exact
         )
@@ -607,7 +608,8 @@ class Sniper:
 
         Raises:
             ValueError: masks are in force already, another format version, other parameters, no
-                masks for a sparsity of the schedule, or a mask that is missing.
+                masks for a sparsity of the schedule, a mask that is missing, or a parameter that is
+                no longer in the model.
 
         Warns where `restore_init` finds no initial values in it.
         """

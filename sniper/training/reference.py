@@ -38,11 +38,11 @@ each other key by key, a schedule is replaced whole. On the command line keys ar
 are YAML; a setting that holds text takes the value as it is written, and a section such as
 `'train={{epochs: 3, lr: 0.5}}'` is laid over as a file's. Where one setting counts in place of
 another (`schedule_fractions` of `schedule`, `spread` of `max_param_sparsity`, `max_frames_per_rank`
-of `max_frames`), whichever is given above sets back what lies below it: a schedule given on the
-command line counts, whatever the preset has. Anything unknown, of another type or out of range is
-refused by name, and so are a key that a file says twice and two schedules in one file or on one
-command line. The resolved settings of a run lie in its folder as `config.yaml`, which is a config
-itself.
+of `max_frames`), what a file or the command line gives replaces both of its base's: a schedule
+given on the command line counts, whatever the preset has. Anything unknown, of another type or out
+of range is refused by name, and so are a key that a file says twice and two schedules in one file
+or on one command line. The resolved settings of a run lie in its folder as `config.yaml`, which is
+a config itself.
 
 A run goes on with the settings that it was begun with. These may change:
 {free}.

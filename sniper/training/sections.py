@@ -179,12 +179,18 @@ class SparsityConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _fractions_alone(cls, data: Any) -> Any:
-        # Runs were saved with a preset's schedule beside the fractions that counted in its place;
-        # they are the same runs as those that are saved without it.
-        if isinstance(data, dict) and data.get("schedule_fractions") is not None:
-            return {key: value for key, value in data.items() if key != "schedule"}
-        return data
+    def _what_counts_alone(cls, data: Any) -> Any:
+        data = _alone(data, "schedule_fractions", "schedule")
+        return _alone(data, "spread", "max_param_sparsity")
+
+
+def _alone(data: Any, counts: str, idle: str) -> Any:
+    """A section without the setting that does not count beside another. Runs were saved with what a
+    preset has of it; they are the same runs as those that are saved without.
+    """
+    if isinstance(data, dict) and data.get(counts) is not None:
+        return {key: value for key, value in data.items() if key != idle}
+    return data
 
 
 def _device(value: str) -> str:
@@ -306,6 +312,11 @@ class TrainConfig(Settings):
         allow_inf_nan=True,
         description="A checkpoint at least this often, beside the one after each epoch.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_counts_alone(cls, data: Any) -> Any:
+        return _alone(data, "max_frames_per_rank", "max_frames")
 
 
 # Largest whole numbers in these sections; above them memory ends before anything is checked.

@@ -195,7 +195,7 @@ def refuse_both(layer: dict[str, Any], where: str) -> None:
     if None not in given and given[0] != {0: 0}:
         raise ConfigError(
             f"{where}: sparsity: expected schedule or schedule_fractions, got both; remove the one "
-            "that is not meant"
+            "that is not meant (in a run's config.yaml of an earlier version the fractions counted)"
         )
 
 

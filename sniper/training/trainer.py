@@ -595,14 +595,17 @@ _IN_SETTINGS = {
 @contextlib.contextmanager
 def _in_settings_words() -> Iterator[None]:
     """Warnings of `Sniper`'s name settings, and not its arguments."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        yield
-    for warning in told:
-        text = str(warning.message)
-        for argument, setting in _IN_SETTINGS.items():
-            text = re.sub(argument, setting, text)
-        warnings.warn_explicit(text, warning.category, warning.filename, warning.lineno)
+    told: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for warning in told:
+            text = str(warning.message)
+            for argument, setting in _IN_SETTINGS.items():
+                text = re.sub(argument, setting, text)
+            warnings.warn_explicit(text, warning.category, warning.filename, warning.lineno)
 
 
 def make_sniper(model: nn.Module, config: Config) -> Sniper | None:

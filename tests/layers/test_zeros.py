@@ -5,6 +5,8 @@ after an optimizer's step what is pruned is zero.
 
 import copy
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -164,3 +166,13 @@ def test_a_layer_that_is_plain_again_is_let_go():
     model(torch.randn(2, 32)).sum().backward()
     optimizer.step()
     assert type(model[0]) is nn.Linear and (model[0].weight != 0).all()
+
+
+def test_a_mask_does_not_load_the_compiler():
+    """Which takes seconds, and a tenth of a gigabyte: torch loads it with the first optimizer."""
+    program = (
+        "import sys, torch; from sniper import BlockSparseLinear; "
+        "BlockSparseLinear(16, 16, block_size=16).set_block_mask(torch.ones(1, 1, dtype=bool)); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

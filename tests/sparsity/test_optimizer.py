@@ -393,3 +393,16 @@ def test_a_step_that_is_compiled_keeps_the_factors():
     assert step(optimizer, ps) == pytest.approx([0.1, 0.1 * A, 0.1 * B])
     optimizer.step = eager
     assert len(optimizer.param_groups) == 1
+
+
+class Hybrid(torch.optim.SGD):
+    """Updates one parameter itself and leaves the others to another."""
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        self.optimizer = torch.optim.AdamW(self.param_groups[0]["params"][1:], **options)
+
+
+def test_one_that_shares_the_work_is_no_wrapper():
+    hybrid = Hybrid(params(), lr=0.1)
+    assert as_list(hybrid) == [hybrid]

@@ -930,3 +930,8 @@ def test_larger_blocks_than_the_masks_were_chosen_for_say_why_less_is_reached():
     other.load_state_dict(sniper.state_dict())
     with pytest.warns(UserWarning, match="chosen for blocks of 8, and one of 32 is active where"):
         other.step(0)
+    smaller = make_sniper(make_net(), {0: 0.6}, block_size=None, cap=Fixed(0.5))
+    larger = scored(make_net(), {0: 0.6}, block_size=8, cap=Fixed(0.5))
+    smaller.load_state_dict(larger.state_dict())
+    with pytest.warns(UserWarning, match="no parameter may be sparser than the cap"):
+        smaller.step(0)

@@ -363,6 +363,29 @@ def test_a_run_goes_on_with_the_defaults_it_was_begun_with():
     ]
 
 
+@pytest.mark.parametrize(
+    ("preset", "given", "idle"),
+    [
+        ("demo", "train.max_frames_per_rank=1000", ("train", "max_frames", 2000)),
+        ("ljspeech-sparse20", "sparsity.spread=0.2", ("sparsity", "max_param_sparsity", 1.0)),
+    ],
+)
+def test_what_did_not_count_beside_another_is_no_difference(preset, given, idle):
+    """Older versions saved it."""
+    section, key, value = idle
+    now = load(preset, [given])
+    saved = now.to_dict()
+    saved[section][key] = value
+    assert differences(from_dict(saved), now) == []
+
+
+def test_a_default_of_the_model_that_is_given_is_no_difference():
+    before = load("demo")
+    now, other = (load("demo", [f"model.postnet_kernel_size={size}"]) for size in (5, 3))
+    assert before.model != now.model and differences(before, now) == []
+    assert differences(before, other) == ["model.postnet_kernel_size: None there, 3 now"]
+
+
 def test_differences_name_both_sides():
     before, now = load("demo"), load("demo", ["train.lr=0.5", "model.ffn_dim=64", "name=x"])
     assert differences(before, now, ["name"]) == [

@@ -174,8 +174,9 @@ def _check_complete(path: Path) -> None:
             head = file.read(1020)
             fields = {name: int(value) for name, value in re.findall(rb"(\w+) -i (\d+)", head)}
             names = (b"sample_count", b"channel_count", b"sample_n_bytes")
+            coding = re.search(rb"sample_coding -s\d+ (\S+)", head)
             # What is compressed is shorter, and refused by libsndfile.
-            packed = b"embedded" in head
+            packed = coding is not None and coding[1] not in (b"pcm", b"ulaw", b"mu-law", b"alaw")
             length = 0 if packed else math.prod(fields.get(name, 1) for name in names)
         else:
             return

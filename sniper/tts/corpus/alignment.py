@@ -14,7 +14,8 @@ from sniper.tts.text.words import word_key
 
 ALIGN_SETTINGS = "align.json"  # of our own aligners, beside their folder of TextGrids
 _PAUSE_LABELS = {"", "sil", "sp", "<eps>", "silence"}
-_ROUNDING = 0.0005  # seconds: what lies between the end of one interval and the start of the next
+# Seconds between two intervals: less is an aligner's frame, and belongs to the phoneme before.
+_GAP = 0.03
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _without_gaps(
     covering, last = [], 0.0
     for interval in (*intervals, (end, end, None)):
         start, until, label = interval
-        if start - last > _ROUNDING:
+        if start - last > _GAP:
             covering.append((last, start, ""))
         if label is not None:
             covering.append(interval)

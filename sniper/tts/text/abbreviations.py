@@ -227,10 +227,10 @@ SLASHED = {
 ZONES = frozenset(
     """
     EST EDT ET CST CDT CT MST MDT MT PST PDT PT AKST AKDT HST GMT UTC BST WET WEST CET CEST EET EEST
-    MSK IST PKT SGT HKT JST KST AWST ACST ACDT AEST AEDT NZST NZDT SAST BRT Eastern Central Mountain
-    Pacific Greenwich
+    MSK IST PKT SGT HKT JST KST AWST ACST ACDT AEST AEDT NZST NZDT SAST BRT
     """.split()
 )
+REGIONS = frozenset(("Eastern", "Central", "Mountain", "Pacific", "Greenwich"))  # that have a time
 
 # "U.S. Army" and "etc. and" go on, "U.S. It is" and "etc. The" do not: see `sentences`.
 CLOCK = frozenset(("a.m", "p.m", "am", "pm"))

@@ -152,8 +152,9 @@ _SYMBOLS = "|".join(re.escape(symbol) for symbol in sorted(UNITS, key=len, rever
 _POWER = r"(?:\^?[23]|[²³])"
 UNIT_END = r"(?![\w²³°]|/[A-Za-z]|')"
 UNIT = rf"(?:{_SYMBOLS}){_POWER}?(?:\s?/\s?(?:{_SYMBOLS}){_POWER}?)?"
-# The dot of a unit itself, where its sentence goes on.
-UNIT_DOT = r"\.(?=\s+[a-z\d(]|,|\s?[$£€](?!\s?\d))"
+# The dot of a unit itself, where its sentence goes on: before a digit only as in "6 ft. 2 in.".
+_SMALLER = r"\d[\d.,/]*[\s-]?(?:inch(?:es)?|in|oz|mins?|secs?|s)(?![\w'])"
+UNIT_DOT = rf"\.(?=\s+(?:[a-z(]|{_SMALLER})|,|\s?[$£€](?!\s?\d))"
 # Groups: amount, what stands between, unit, dot.
 QUANTITY = rf"({NUMBER})([\s\u00a0\u202f]?|-)({UNIT}){UNIT_END}({UNIT_DOT})?"
 # A unit without a number is certain only where it has a slash, a power or a degree.

@@ -12,6 +12,7 @@ from sniper.tts.text.abbreviations import (
     MONTHS,
     NEVER_LAST,
     OFTEN_LAST,
+    REGIONS,
     SOMETIMES_LAST,
     STARTERS,
     WEEKDAYS,
@@ -39,6 +40,7 @@ _UNIT_LAST = re.compile(rf"[\d{VULGAR}][\s-]?(?:(?:sq|cu|fl)\.\s)?(?:{UNIT}|{MIL
 _UNIT_DOT = re.compile(UNIT_DOT)
 # Emoji, marks, and the ornaments between two scenes of a book.
 _NO_READING = re.compile(rf"{EMOJI}|[*•·⁂~†‡®™]+|(?:[#=+]\s*){{3,}}")
+_ZONE_OF_REGION = re.compile(r"\s+(?:Time|Standard|Daylight|time)\b|\s*(?:[^\w\s]|$)")
 _NEXT_WORD = re.compile(r"\s+[\"'“‘«‹(\[*_¿¡]*([\w'’]+)")
 
 
@@ -64,7 +66,10 @@ def ends_sentence(word: str, after: str) -> bool:
         return False
     if key in OFTEN_LAST:
         # "5 p.m. Monday", "5 p.m. EST": the day and the zone go with the time.
-        return key not in CLOCK or not (first.lower() in _DATES or first in ZONES)
+        beside = first.lower() in _DATES or first in ZONES
+        if first in REGIONS:  # "5 p.m. Pacific", and not "5 p.m. Pacific islands"
+            beside = _ZONE_OF_REGION.match(after[following.end() :]) is not None
+        return key not in CLOCK or not beside
     # In "J. I. Smith" the "I" behind an initial is another one.
     return first.lower() in STARTERS and not (first == "I" and len(word) == 1)
 

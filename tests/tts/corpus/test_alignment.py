@@ -200,3 +200,13 @@ def test_whose_phonemes_a_folder_of_textgrids_has(tmp_path):
         settings.write_text(broken)
         with pytest.raises(SpeechError, match="align.json cannot be read .*remove it, or align"):
             phonemes_of(folder)
+
+
+def test_a_frame_between_two_intervals_is_no_pause(tmp_path):
+    """As of aligners whose intervals end one frame before the next one begins."""
+    path = tmp_path / "a.TextGrid"
+    phones = [(0.0, 0.19, "HH"), (0.2, 0.39, "AY1"), (0.6, 0.79, "T")]
+    path.write_text(long_form({"phones": phones}))
+    found = read_textgrid(path)
+    assert found.phones == ("HH", "AY1", "sil", "T")
+    assert found.boundaries.tolist() == [0.0, 0.2, 0.39, 0.6, 0.79]
