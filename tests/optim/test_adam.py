@@ -198,6 +198,10 @@ def test_no_gradient_no_update():
     before = weights(model)
     optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    optimizer.zero_grad(set_to_none=False)  # of none, which stays so with torch's
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(model), strict=True))
+    model(batch(1)).backward()
     optimizer.zero_grad(set_to_none=False)  # torch's takes zeros for a gradient
     optimizer.step()
     assert not torch.equal(before[0], model.conv.weight)
