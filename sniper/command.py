@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import sys
 import threading
@@ -132,10 +133,13 @@ def reader_has_gone() -> bool:
     `exit_with` ends without a word.
     """
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except OSError:  # what stands in for it has no reader
+        return False
+    # Asked of the system: of what was written past the stream's buffer a flush knows nothing.
+    state = select.poll()
+    state.register(output, 0)
+    return any(event & select.POLLERR for _, event in state.poll(0))
 
 
 def _open_missing_streams() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sniper.command import exit_with
+from sniper.command import exit_with, reader_has_gone
 
 # The interpreter's own start is not ours, nor are the modules of its library that a command's first
 # lines import, which take a second on a busy machine. All else is imported under `exit_with`.
@@ -212,3 +212,12 @@ def test_a_reader_that_has_gone_is_no_traceback():
     )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_whether_a_reader_has_gone(monkeypatch: pytest.MonkeyPatch):
+    reader, writer = os.pipe()
+    with open(writer, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert not reader_has_gone()
+        os.close(reader)
+        assert reader_has_gone()
