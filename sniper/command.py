@@ -134,7 +134,7 @@ def reader_has_gone() -> bool:
     """
     try:
         output = sys.stdout.fileno()
-    except OSError:  # what stands in for it has no reader
+    except (OSError, ValueError):  # what stands in for it has no reader, or it is closed
         return False
     # Asked of the system: of what was written past the stream's buffer a flush knows nothing.
     state = select.poll()
