@@ -495,8 +495,8 @@ class Sniper:
         )
 
     def zero_pruned(self) -> None:
-        """Zeroes pruned weights, before they are saved say: with `paper_exact` an update moves them
-        and the next forward would zero them.
+        """Zeroes pruned weights, before they are saved say: with `paper_exact` an update by what is
+        no optimizer of torch's moves them, and the next forward would zero them.
         """
         if self.paper_exact:
             self._targets.zero_pruned()

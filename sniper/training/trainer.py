@@ -56,6 +56,7 @@ from sniper.training.step import TrainingStep, noam, peak_memory, pick_recorder
 from sniper.tts.corpus.batch import Batch
 from sniper.tts.corpus.dataset import CorpusInfo, FeatureDataset
 from sniper.tts.corpus.parts import BatchParts
+from sniper.tts.errors import reworded
 from sniper.tts.model.fastspeech2 import FastSpeech2
 
 
@@ -330,7 +331,7 @@ class Trainer:
         if self.sniper is not None:
             self.model.train()
             batches = self._few_batches(progress.epoch)  # looked at where gradients decide
-            with _in_settings_words():
+            with reworded(_in_settings_words):
                 self.sniper.step(progress.epoch, self.optimizer, batches, self._checked_loss)
             sparsity = self.sniper.sparsity or 0.0  # as scheduled; the density says what is reached
         progress.change_seconds += time.perf_counter() - started
@@ -592,20 +593,10 @@ _IN_SETTINGS = {
 }
 
 
-@contextlib.contextmanager
-def _in_settings_words() -> Iterator[None]:
-    """Warnings of `Sniper`'s name settings, and not its arguments."""
-    told: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            yield
-    finally:
-        for warning in told:
-            text = str(warning.message)
-            for argument, setting in _IN_SETTINGS.items():
-                text = re.sub(argument, setting, text)
-            warnings.warn_explicit(text, warning.category, warning.filename, warning.lineno)
+def _in_settings_words(text: str) -> str:
+    for argument, setting in _IN_SETTINGS.items():
+        text = re.sub(argument, setting, text)
+    return text
 
 
 def make_sniper(model: nn.Module, config: Config) -> Sniper | None:

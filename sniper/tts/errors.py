@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors whose text is the whole message: a command prints it as one line, without a traceback."""
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 
 
@@ -48,6 +50,24 @@ _PACKAGES = {
     "espeakng_loader": ("espeakng-loader", "demo"),
     "pocketsphinx": ("pocketsphinx", "align"),
 }
+
+
+@contextlib.contextmanager
+def reworded(change: Callable[[str], str]) -> Iterator[None]:
+    """What is warned of in the `with` block, each time it is, in other words.
+
+    Args:
+        change: of a warning's text.
+    """
+    told: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            yield
+    finally:
+        for each in told:
+            text = change(str(each.message))
+            warnings.warn_explicit(text, each.category, each.filename, each.lineno)
 
 
 def require(module: str) -> ModuleType:

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sniper.tts.aligners.audio import read_speech
 from sniper.tts.aligners.folder import Folder, Outcome, content_of
 from sniper.tts.aligners.textgrid import write_textgrid
-from sniper.tts.errors import UtteranceError, progress_bar
+from sniper.tts.errors import UtteranceError, progress_bar, reworded
 from sniper.tts.files import checksum
 from sniper.tts.processes import map_in_processes
 
@@ -50,7 +49,7 @@ class Jobs:
         jobs = []
         for name, text in todo:
             try:
-                with _warnings_of(name):
+                with reworded(partial(_of, name)):  # a sign that two texts have is told of both
                     words = tuple(words_of(text))
             # Kept in the journal, or the same text would be refused anew at every start.
             except UtteranceError as error:
@@ -75,18 +74,9 @@ class Jobs:
         return progress_bar(items, label, total, show=self.progress)
 
 
-@contextlib.contextmanager
-def _warnings_of(name: str) -> Iterator[None]:
-    """Each warning names the utterance whose text it is about."""
-    found: list[warnings.WarningMessage] = []
-    try:
-        with warnings.catch_warnings(record=True) as found:
-            # A sign that two texts have is told of both.
-            warnings.simplefilter("always")
-            yield
-    finally:
-        for each in found:
-            warnings.warn(f"in the text of {name}: {each.message}", each.category, stacklevel=1)
+def _of(name: str, warning: str) -> str:
+    """A warning that names the utterance whose text it is about."""
+    return f"in the text of {name}: {warning}"
 
 
 def outcome_of(job: Job, align, audio, frame_seconds: float) -> Outcome:
