@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,25 @@ def nan_filled_empty() -> Iterator[None]:
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call it with the names of modules: who imports them next runs them anew, until the test ends.
+
+    A package holds each of its modules as an attribute too, which the import sets to the new one:
+    after the test it is what it was, as the entry in `sys.modules` is.
+    """
+
+    def forget(*names: str) -> None:
+        for name in names:
+            package, _, attribute = name.rpartition(".")
+            if hasattr(holder := sys.modules.get(package), attribute):
+                monkeypatch.setattr(holder, attribute, getattr(holder, attribute))
+        for name in names:
+            monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return forget
 
 
 @pytest.fixture(params=instruction_sets())

@@ -160,9 +160,8 @@ def test_json_is_printed_on_an_error_too(capsys):
     assert said.err == f"error: {found['error']}\n"
 
 
-def test_without_the_speech_extra_it_says_what_to_install(monkeypatch, capsys):
+def test_without_the_speech_extra_it_says_what_to_install(monkeypatch, forgotten, capsys):
     monkeypatch.setitem(sys.modules, "pydantic", None)
-    for name in [n for n in sys.modules if n.startswith("sniper.training")]:
-        monkeypatch.delitem(sys.modules, name)
+    forgotten(*[name for name in sys.modules if name.startswith("sniper.training")])
     assert doctor.main(["--config", "demo"]) == 1
     assert "pip install 'sniper-tts[tts]'" in capsys.readouterr().err

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tracemalloc
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -265,11 +266,11 @@ def test_a_missing_package_says_what_to_install(
     trained_run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    forgotten: Callable[..., None],
     capsys: pytest.CaptureFixture,
 ):
     monkeypatch.setitem(sys.modules, "yaml", None)
-    for name in ("sniper.training.speaker", "sniper.training.config", "sniper.training.settings"):
-        monkeypatch.delitem(sys.modules, name)
+    forgotten("sniper.training.speaker", "sniper.training.config", "sniper.training.settings")
     assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 2
     assert "pip install 'sniper-tts[tts]'" in capsys.readouterr().err
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.image
@@ -387,7 +388,13 @@ def test_a_bug_shows_its_traceback(config_file: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("module", ["yaml", "safetensors", "matplotlib", "tensorboard", "tqdm"])
-def test_a_missing_package_says_what_to_install(module: str, config_file: Path):
+def test_a_missing_package_says_what_to_install(
+    module: str,
+    config_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    forgotten: Callable[..., None],
+    capsys: pytest.CaptureFixture,
+):
     if module in ("yaml", "safetensors"):
         script = f"import sys; sys.modules[{module!r}] = None; from sniper.train import main; "
         script += f"sys.exit(main(['--config', {str(config_file)!r}]))"
@@ -395,16 +402,11 @@ def test_a_missing_package_says_what_to_install(module: str, config_file: Path):
         assert done.returncode == 2, done.stderr
         said = done.stderr
     else:
-        with pytest.MonkeyPatch.context() as patch:
-            for name in [n for n in sys.modules if n.split(".")[0] == module]:
-                patch.delitem(sys.modules, name)
-            patch.setitem(sys.modules, module, None)
-            for name in ("sniper.training.report", "torch.utils.tensorboard"):
-                patch.delitem(sys.modules, name, raising=False)
-            stderr = __import__("io").StringIO()
-            patch.setattr(sys, "stderr", stderr)
-            assert _main(config_file) == 2
-            said = stderr.getvalue()
+        forgotten(*[name for name in sys.modules if name.split(".")[0] == module])
+        forgotten("sniper.training.report", "torch.utils.tensorboard")
+        monkeypatch.setitem(sys.modules, module, None)
+        assert _main(config_file) == 2
+        said = capsys.readouterr().err
     assert module in said and "pip install 'sniper-tts[" in said
     assert said.count("\n") == 1
 
