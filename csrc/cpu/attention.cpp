@@ -114,7 +114,12 @@ void attention_backward(const AttentionShape& shape, const HeadRows<const float>
                         float scale, const Dropout& dropout, const float* normal, const HeadRows<float>& dq,
                         const HeadRows<float>& dk, const HeadRows<float>& dv, const HeadRows<float>& dposition_q,
                         const HeadRows<float>& dp, int threads) {
-  if (shape.batch == 0) return;
+  if (shape.batch == 0) {  // of all gradients this one alone has numbers then
+    const int64_t places = p.data ? 2 * shape.keys - 1 : 0;
+    for (int64_t h = 0; h < shape.heads; h++)
+      zero_rows(head_of(dp, shape, 0, h), dp.row_stride, places, shape.channels);
+    return;
+  }
   thread_local Scratch scratch, part_scratch, place_scratch;
   const auto& kernels = cpu::kernels<float>();
   // Backward only reads what forward wrote.

@@ -54,6 +54,18 @@ class TestKernels:
             close(ours, theirs)
         assert all(map(torch.equal, *found))
 
+    def test_a_channel_that_hardly_changes_is_no_noise(self):
+        """Silence is one number, log 1e-5, of which a sum of thousands loses the digits."""
+        x = torch.full((16000, 1), -11.512925)
+        mean, rstd = kernels.statistics(x, EPS)
+        assert mean.item() == x[0].item()
+        assert rstd.item() == pytest.approx(EPS**-0.5, rel=1e-6)
+        x += 0.01 * torch.randn(x.shape)
+        mean, rstd = kernels.statistics(x, EPS)
+        exact = x.double()
+        assert (mean - exact.mean()).abs() < 1e-6
+        close(rstd, (exact.var(correction=0) + EPS).rsqrt()[None])
+
     def test_tanh_is_good_to_the_last_digits_everywhere(self):
         x = torch.cat([torch.logspace(-30, 1.5, 4000), torch.tensor([0.0, torch.inf])])
         x = torch.cat([x, -x])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sniper.ops.backends.cpu import attention as cpu_attention
 from sniper.ops.backends.cpu import elementwise as cpu_elementwise
 from sniper.ops.relative_attention import _relative_attention, relative_attention
 
@@ -189,3 +190,11 @@ def test_no_position_at_all():
     y = relative_attention(q, k, v, position_q, torch.randn(0, 8), 2)
     y.sum().backward()
     assert y.shape == (2, 0, 8) and q.grad.shape == q.shape
+
+
+@pytest.mark.usefixtures("nan_filled_empty")
+def test_no_sequence_gives_positions_a_gradient_of_zeros():
+    q, positions = torch.zeros(0, 9, 8), torch.ones(17, 8)
+    y, normal = cpu_attention.attention(q, q, q, None, 2, 0.0, 0, (q, positions))
+    grads = cpu_attention.attention_backward(y, q, q, q, None, normal, 0.0, 0, None, (q, positions))
+    assert torch.equal(grads[4], torch.zeros(17, 8))

@@ -153,6 +153,16 @@ def test_three_taps_at_once_lose_a_few_bits_at_most(isa):
     case.check(1.5e-6)
 
 
+@pytest.mark.parametrize("geometry", [Geometry(), Geometry(3, 1, 1, 1)], ids=["one tap", "three"])
+def test_a_bias_of_many_tokens_keeps_its_digits(isa, geometry):
+    """The gradient of a mean is one number a token: added one by one they lost three of six digits."""
+    layout = BlockLayout(torch.ones(4, geometry.taps, 4, dtype=torch.bool), 16)
+    dy = torch.full((1, 60000, 64), 0.1)
+    db = CPU.wgrad(dy, torch.zeros_like(dy), layout, geometry, True)[1]
+    wanted = dy.double().sum((0, 1))
+    assert (db - wanted).abs().max() < 1e-5 * wanted.max()
+
+
 # Products of bfloat16 are exact in float32; what is lost is the last rounding, 2**-8 of a number.
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 @pytest.mark.parametrize("block", launch.BLOCK_SIZES)
