@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -23,6 +24,7 @@ from sniper.tts.text.text import (
     Frontend,
     LexiconFrontend,
     UnknownWords,
+    known_marks,
     read_all,
     split_sentences,
     text_to_phones,
@@ -167,6 +169,7 @@ class Speaker:
         _check_controls(speed, pitch, energy)
         who = self.who(speaker)
         utterances, guessed = self._utterances(text, ssml)
+        utterances = self._with_known_marks(utterances)
         if not any(utterance.phones for utterance in utterances):
             raise SpeechError(f"no known phoneme in the text {text!r}")
         for utterance in utterances:
@@ -237,6 +240,23 @@ class Speaker:
             return read(text, frontend.guessing(guess)), guess.read
         except UnknownWords as error:
             raise UnknownWords(error.words, guess.lacking) from None
+
+    def _with_known_marks(self, utterances: list[Utterance]) -> list[Utterance]:
+        """The same with the pauses that the voice has; of others it is warned."""
+        found, missing = [], set()
+        for utterance in utterances:
+            phones, left_out = known_marks(
+                utterance.phones, self.info.vocabulary, self.info.frontend
+            )
+            found.append(replace(utterance, phones=tuple(phones)))
+            missing.update(left_out)
+        if missing:
+            warnings.warn(
+                "the voice has no pauses, since its recordings have none: left out: "
+                f"{' '.join(sorted(missing))}",
+                stacklevel=3,
+            )
+        return found
 
     def add_words(self, words: dict[str, str]) -> Added:
         """Adds a dictionary's words (phonemes separated by spaces), which go before its own.

@@ -151,6 +151,17 @@ def test_a_voice_of_mfas_phones_reads_words_it_never_heard(speaker: Speaker):
         Speaker(speaker.model, info).read("Mini measure. Shy cat.")
 
 
+def test_a_voice_whose_recordings_have_no_pauses_speaks_without(speaker: Speaker):
+    frontend = LexiconFrontend({"hut": "h u t"}, trailing_pause=False)
+    info = replace(speaker.info, vocabulary=Vocabulary.from_phones("hut"), frontend=frontend)
+    silent = Speaker(speaker.model, info)
+    with pytest.warns(UserWarning, match="the voice has no pauses.*: left out: sil") as warned:
+        speech = silent.speak("Hut, hut, hut. Hut - hut.", vocode=False)
+    assert speech.phones == [list("huthuthut"), list("huthut")] and len(warned) == 1
+    with pytest.raises(SpeechError, match="these phonemes: x"), pytest.warns(UserWarning):
+        silent.read("Hut, {x}.")
+
+
 def test_phonemes_in_braces_are_taken_as_they_are(speaker: Speaker):
     (phones,) = speaker.speak(TEXT, vocode=False).phones
     braces = "{" + " ".join(phones) + "}"

@@ -33,6 +33,7 @@ __all__ = [
     "Vocabulary",
     "frontend_from_json",
     "is_phoneme",
+    "known_marks",
     "mixed_phones",
     "read_all",
     "split_sentences",
@@ -41,6 +42,7 @@ __all__ = [
 
 PAD, EOS = "<pad>", "<eos>"
 _STRESS = "ˈˌ"
+_INSIDE, _AT_END = ",;:", ".!?"
 _FIRST_MARK = re.compile(r"^[\s\"'”’]*([,;:.!?…—()])")
 _LAST_MARK = re.compile(r"([,;:.!?…—()])[\s\"'“‘]*$")
 
@@ -120,6 +122,30 @@ class Vocabulary:
 Frontend = EspeakFrontend | LexiconFrontend
 
 
+def known_marks(
+    phones: Sequence[str], vocabulary: Vocabulary, frontend: Frontend
+) -> tuple[list[str], list[str]]:
+    """Tokens of which each pause and punctuation mark is known, and the marks that were left out.
+
+    A mark that nobody's recordings had is replaced by the nearest that some had: of those that
+    stand at the same place of a sentence, else any. Phonemes stay, known or not.
+
+    Args:
+        phones: as `frontend` read them.
+    """
+    # Through a lexicon the pause alone is a mark: "?" and "!" are phonemes of SAMPA and of IPA.
+    marks = "" if isinstance(frontend, LexiconFrontend) else _INSIDE + _AT_END
+    found, left_out = [], []
+    for phone in phones:
+        if phone in vocabulary or phone not in (PAUSE, *marks):
+            found.append(phone)
+            continue
+        near = sorted(marks, key=lambda mark: (mark in _AT_END) != (phone in _AT_END))
+        other = next((mark for mark in (*near, PAUSE) if mark in vocabulary), None)
+        (left_out if other is None else found).append(other or phone)
+    return found, left_out
+
+
 def frontend_from_json(data: dict) -> Frontend:
     """Build a frontend from its `to_json` dict; an unknown kind is a `ValueError`."""
     kinds = {"espeak": EspeakFrontend, "lexicon": LexiconFrontend}
@@ -174,7 +200,7 @@ def _inside(part: str, frontend: Frontend) -> list[str]:
     if is_left_out(part):
         return before or after
     phones = frontend.phones(part)
-    pauses = {PAUSE} if isinstance(frontend, LexiconFrontend) else set(",;:.!?")
+    pauses = {PAUSE} if isinstance(frontend, LexiconFrontend) else set(_INSIDE + _AT_END)
     # Read by itself, a part has the pauses at its ends that a whole sentence has.
     while phones and phones[0] in pauses:
         phones = phones[1:]
@@ -190,4 +216,4 @@ def _mark(where: re.Pattern, part: str, frontend: Frontend) -> list[str]:
         return []
     if isinstance(frontend, LexiconFrontend):
         return [PAUSE]
-    return [mark[1] if mark[1] in ",;:.!?" else "." if mark[1] == "…" else ","]
+    return [mark[1] if mark[1] in _INSIDE + _AT_END else "." if mark[1] == "…" else ","]

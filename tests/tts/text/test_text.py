@@ -7,10 +7,12 @@ import pytest
 
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.text import (
+    PAUSE,
     EspeakFrontend,
     LexiconFrontend,
     Vocabulary,
     frontend_from_json,
+    known_marks,
     split_sentences,
     text_to_phones,
 )
@@ -53,6 +55,17 @@ def test_the_nearest_stress_is_taken():
     vocabulary = Vocabulary.from_phones(["AH0", "AH1", "IY0", "IY2", "EH1"])
     wanted = {"AH2": "AH1", "IY1": "IY2", "EH0": "EH1", "EH2": "EH1", "IY0": "IY0", "OW1": None}
     assert {phone: vocabulary.variant(phone) for phone in wanted} == wanted
+
+
+def test_marks_that_nobody_spoke_become_the_nearest_or_go():
+    espeak, lexicon = EspeakFrontend(), LexiconFrontend(LEXICON)
+    few = Vocabulary.from_phones(["a", ".", ","])
+    assert known_marks(list("a!a?a:a;a.") + [PAUSE], few, espeak) == (list("a.a.a,a,a.,"), [])
+    assert known_marks(["a", "!"], Vocabulary.from_phones(["a", ";"]), espeak) == (["a", ";"], [])
+    assert known_marks(["a", "!"], Vocabulary.from_phones("a"), espeak) == (["a"], ["!"])
+    assert known_marks(["a", ","], Vocabulary.from_phones(["a", PAUSE]), espeak)[0] == ["a", PAUSE]
+    # Of a lexicon these are phonemes, to be refused: SAMPA's "?" is a stop, and "!" a click.
+    assert known_marks([PAUSE, "a", "?"], few, lexicon) == (["a", "?"], [PAUSE])
 
 
 def test_a_digit_by_itself_is_no_stress():
