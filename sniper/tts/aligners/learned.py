@@ -105,15 +105,16 @@ class LearnedAligner:
         Raises:
             UtteranceError: a token that was not in the training, or fewer frames than tokens.
         """
+        # Asked first: what is too long for its audio is never trained on, and its phones with it.
+        if len(mel) < len(tokens):
+            raise UtteranceError(
+                f"its text has {len(tokens)} phones, but its audio {len(mel)} frames alone"
+            )
         unknown = sorted(set(tokens) - set(self.symbols))
         if unknown:
             raise UtteranceError(
                 f"phones that the aligner was not trained with: {' '.join(unknown)}; "
                 "python -m sniper.align --force trains it anew"
-            )
-        if len(mel) < len(tokens):
-            raise UtteranceError(
-                f"its text has {len(tokens)} phones, but its audio {len(mel)} frames alone"
             )
         ids, lengths, values, frames, prior = self.batch(
             [tokens], [mel], next(self.network.parameters()).device

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,12 +54,13 @@ def draw(path: Path, wavs: dict[str, Path], folder: Folder, outcomes: Sequence[O
     width = min(_SECONDS, max(outcome.seconds for outcome in shown))
     for axis, outcome in zip(axes, shown, strict=True):
         title = f"{outcome.id}   log-likelihood per frame {outcome.likelihood:.2f}"
-        axis.set_title(title, fontsize=8, loc="left")
+        axis.set_title(title, fontsize=8, loc="left", parse_math=False)
         try:
             samples = analysis.read_audio(wavs[outcome.id], config)
             alignment = read_textgrid(folder.textgrid(outcome.id))
         except UtteranceError as error:  # changed since it was aligned
-            axis.text(0.5, 0.5, str(error), ha="center", fontsize=7, transform=axis.transAxes)
+            where = {"transform": axis.transAxes, "ha": "center"}
+            axis.text(0.5, 0.5, str(error), fontsize=7, parse_math=False, **where)
             continue
         # The beginning is enough to see whether borders lie where sounds change.
         samples = samples[: int(_SECONDS * config.sample_rate)]
@@ -76,11 +78,14 @@ def draw(path: Path, wavs: dict[str, Path], folder: Folder, outcomes: Sequence[O
                 axis.axvline(start, ymax=1 / _TOP, color="tab:red", linewidth=0.6)
                 label = "" if phone == PAUSE else phone
                 middle, height = (start + min(end, seconds)) / 2, _NAMES[number % 2]
-                axis.text(middle, height, label, ha="center", fontsize=6, color="tab:blue")
+                style = {"ha": "center", "fontsize": 6, "color": "tab:blue"}
+                axis.text(middle, height, label, parse_math=False, **style)
         axis.set_xlim(0, width)
         axis.set_ylim(0, _TOP)
         axis.set_yticks([])
         axis.tick_params(labelsize=6)
     axes[-1].set_xlabel("seconds", fontsize=7)
-    with atomic_write(path) as file:
+    with atomic_write(path) as file, warnings.catch_warnings():
+        # Of each letter that its font lacks: the borders can be seen without.
+        warnings.filterwarnings("ignore", r"Glyph \d+|Matplotlib currently does not support")
         figure.savefig(file, format="png", dpi=110)

@@ -59,6 +59,13 @@ def test_it_finds_the_borders(corpus, tmp_path):
         trained.durations(("a",) * 30, mel[:5])
 
 
+def test_what_is_too_long_is_not_called_unknown():
+    """It is never trained on, so its phones may be in no other text; --force would be no help."""
+    aligner = learned.LearnedAligner(["a"], np.zeros(AUDIO.n_mels), np.ones(AUDIO.n_mels))
+    with pytest.raises(UtteranceError, match="3 phones, but its audio 2 frames"):
+        aligner.durations(("z", "z", "z"), np.zeros((2, AUDIO.n_mels), np.float32))
+
+
 def test_a_pause_is_quiet(monkeypatch):
     """The network cannot tell a vowel from the silence behind it; the loudness can."""
     aligner = learned.LearnedAligner(["k", "a", SILENCE], np.zeros(80), np.ones(80))

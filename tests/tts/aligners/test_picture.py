@@ -20,6 +20,20 @@ def test_chosen_evenly_from_the_most_to_the_least_likely():
     assert [o.id for o in chosen(outcomes[:2])] == ["u0", "u1"]
 
 
+def test_letters_without_glyphs_are_no_news_and_dollars_no_formula(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+):
+    soundfile.write(tmp_path / "a.wav", np.zeros(22050), 22050)
+    with open_folder(tmp_path / "out", {"format": 1}, force=False) as folder:
+        phones = [("你", 0.1, 0.5), ("$_$", 0.5, 0.9)]
+        spoken = timed_text([("你", phones)], 1.0, likelihood=-1.0, frames=80)
+        name = "a$_$b"
+        write_textgrid(folder.textgrid(name), spoken)
+        wavs = {name: tmp_path / "a.wav"}
+        draw(tmp_path / "a.png", wavs, folder, [Outcome(name, "", seconds=1.0)])
+    assert [str(w.message) for w in recwarn] == []
+
+
 def test_short_phones_have_names_that_do_not_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from matplotlib.figure import Figure
 
