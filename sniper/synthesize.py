@@ -124,8 +124,7 @@ def _speak(options: argparse.Namespace) -> int:
 
     try:
         given = options.text
-        # UTF-8 whatever the locale, like every other text of ours.
-        text = sys.stdin.buffer.read().decode("utf-8") if given == "-" else typed_text(given)
+        text = _standard_input() if given == "-" else typed_text(given)
         words = None if options.lexicon is None else read_dictionary(options.lexicon)
         vocoder = options.vocoder
         speaker = load_speaker(options.checkpoint, options.which, options.device, vocoder)
@@ -151,6 +150,15 @@ def _speak(options: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
+
+
+def _standard_input() -> str:
+    """UTF-8 whatever the locale, like every other text of ours."""
+    from sniper.tts.files import refuse_utf16
+
+    content = sys.stdin.buffer.read()
+    refuse_utf16(content, "standard input")
+    return content.decode("utf-8")
 
 
 def _say(speaker: Speaker, script: Script, output: Path | None, mel: Path | None) -> None:

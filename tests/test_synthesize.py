@@ -78,12 +78,18 @@ def test_loudness_is_lowered_aloud(
 
 
 def test_text_from_standard_input(
-    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     assert _main(trained_run, TEXT, "-o", tmp_path / "a.wav") == 0
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode() + b"\n")))
     assert _main(trained_run, "-", "-o", tmp_path / "b.wav") == 0
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode("utf-16"))))
+    assert _main(trained_run, "-", "-o", tmp_path / "c.wav") == 1
+    assert "error: standard input is UTF-16" in capsys.readouterr().err
 
 
 def test_controls_reach_the_speaker(trained_run: Path, tmp_path: Path):

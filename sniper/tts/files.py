@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import json
@@ -60,6 +61,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         # A library's own error may have no number, as numpy's on a full disk has none.
         number, reason = error.errno or errno.EIO, error.strerror or str(error)
         raise OSError(number, reason, str(path)) from error
+
+
+def refuse_utf16(data: bytes, where: str | Path) -> None:
+    """Refuse the bytes of a text that begin as UTF-16 does, which nothing else says so clearly.
+
+    Raises:
+        SpeechError: with what to do.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise SpeechError(f"{where} is UTF-16, as a spreadsheet's Unicode text: save it as UTF-8")
 
 
 def make_folder_of(path: Path) -> None:

@@ -17,6 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sniper.tts.errors import SpeechError
+from sniper.tts.files import refuse_utf16
+
 
 @dataclass(frozen=True)
 class Line:
@@ -106,7 +109,12 @@ def _usable(
             where = path.parent.relative_to(root / "txt" if _is_vctk(path, root) else root)
             line = replace(line, id=f"{where.as_posix()}/{line.id}")
         try:
-            text = " ".join(path.read_text(encoding="utf-8-sig").split())
+            content = path.read_bytes()
+            refuse_utf16(content, f"its text {path}")
+            text = " ".join(content.decode("utf-8-sig").split())
+        except SpeechError as error:
+            problems.append((line.id, str(error)))
+            continue
         except (OSError, UnicodeDecodeError):
             problems.append((line.id, f"its text {path} cannot be read as UTF-8"))
             continue

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sniper.tts.errors import SpeechError
+from sniper.tts.files import refuse_utf16
 from sniper.tts.text.words import word_key
 
 
@@ -43,7 +44,9 @@ def dictionary_lines(path: Path) -> Iterator[tuple[str, str]]:
     """
     try:
         # Windows' editors write a mark in front, which would become a part of the first word.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        content = path.read_bytes()
+        refuse_utf16(content, path)
+        lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SpeechError(f"the lexicon {path} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):

@@ -30,6 +30,9 @@ def test_vctk(tmp_path: Path):
         Line("p226_001", "Ask her.", tmp_path / "wav48/p226/p226_001.wav", "p226"),
     ]
     assert "is empty" in listing.problems[0][1]
+    other = tmp_path / "txt/p226/p226_002.txt"
+    other.write_text("Ask.", encoding="utf-16")
+    assert "p226_002.txt is UTF-16" in list_utterances(tmp_path).problems[0][1]
     before = listing.sha256()
     _write(tmp_path / "txt/p226/p226_001.txt", "Ask him.")
     assert list_utterances(tmp_path).sha256() != before

@@ -65,6 +65,13 @@ def test_what_has_no_phonemes(tmp_path, line):
         read_dictionary(path)
 
 
+def test_a_dictionary_in_utf16_is_named(tmp_path):
+    path = tmp_path / "words.dict"
+    path.write_text("hello h\n", encoding="utf-16")
+    with pytest.raises(SpeechError, match="words.dict is UTF-16, .*: save it as UTF-8"):
+        read_dictionary(path)
+
+
 def test_a_bad_dictionary_names_the_line(tmp_path):
     path = tmp_path / "words.dict"
     path.write_text("good G UH1 D\nbad\n")
