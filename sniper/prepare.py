@@ -105,11 +105,17 @@ def _parser() -> argparse.ArgumentParser:
     corpus.add_argument(
         "--textgrids",
         type=path_argument,
-        help="folder of ID.TextGrid files, also one folder deeper (default: TextGrid/, textgrids/, "
-        "TextGrids/ or alignments/ in ROOT, else ROOT/alignments.jsonl, else they are made)",
+        help="folder of ID.TextGrid files, also up to three folders deeper, or an --out of "
+        "sniper.align (default: TextGrid/, textgrids/, TextGrids/ or alignments/ in ROOT, else "
+        "ROOT/alignments.jsonl, else they are made)",
     )
     add_speakers(corpus)
-    add_options(corpus.add_argument_group("alignment, where there are no TextGrids"))
+    alignment = corpus.add_argument_group(
+        "alignment, where there are no TextGrids",
+        "Of TextGrids that are there, --language and --phones say whose phonemes they have, where "
+        "no align.json beside them does.",
+    )
+    add_options(alignment)
     corpus.add_argument(
         "--lexicon", type=path_argument, help="dictionary in MFA format for further words"
     )
@@ -184,11 +190,13 @@ def _with_textgrids(options: dict[str, Any], progress: bool) -> dict[str, str] |
     from sniper.tts.errors import OtherSettings
 
     how = take_options(options)
-    asked, given = how["way"] is not None, options["textgrids"] is not None
+    asked, given = "way" in how, options["textgrids"] is not None
     if given and asked:
         raise ValueError("--align makes TextGrids and --textgrids has them: give one of the two")
     # An explicit --align goes before alignments that lie in the corpus.
     if given or (has_alignments(options["root"]) and not asked):
+        # Then they say whose phonemes these are.
+        options |= {name: how.get(name) for name in ("language", "phones")}
         return None
     shared = {name: options[name] for name in ("root", "lexicon", "speakers", "seed", "workers")}
     shard, base = options["shard"], options["out"]
@@ -229,8 +237,9 @@ def _prepare_shard(options: dict[str, Any], aligned: bool) -> int:
     """Prepare one share; the exit status."""
     from sniper.tts.corpus.prepare import prepare_ljspeech_shard
 
-    for name in ("valid", "test", "seed", "lexicon", "merge"):  # of the whole, which --merge makes
-        options.pop(name)
+    # Of the whole, which --merge makes.
+    for name in ("valid", "test", "seed", "lexicon", "language", "phones", "merge"):
+        options.pop(name, None)
     count = prepare_ljspeech_shard(**options, aligned=aligned)
     shard, out = options["shard"], options["out"]
     print(f"{shard.folder(out)} prepared: {count} utterances; --merge puts all shares together")

@@ -16,6 +16,7 @@ import soundfile
 from speech import with_lexicon
 
 from sniper.prepare import main, prepare_demo, prepare_ljspeech
+from sniper.tts.corpus.build import refuse_other_settings
 from sniper.tts.corpus.dataset import FeatureDataset, load_corpus_info
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import NothingUsable, SpeechError
@@ -354,6 +355,37 @@ def test_a_corpus_aligned_by_characters_reads_other_words(corpus, tmp_path):
     assert info.frontend.language == "xx" and info.frontend.characters
     guess = Guess(info.frontend, info.vocabulary)
     assert guess("hut") is None and guess("whoa") == ["w", "h", "o", "a"]
+
+
+def test_the_language_of_given_textgrids(corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet", "--workers", "1"]
+    assert main(command) == 0 and load_corpus_info(out).frontend.language is None
+    assert main([*command, "--language", "en-us"]) == 0
+    assert main([*command, "--language", "de"]) == 2
+    assert "language is None there, 'de' now" in capsys.readouterr().err
+    assert main([*command, "--language", "de", "--force"]) == 0
+    assert load_corpus_info(out).frontend.language == "de"
+    grids = ["--textgrids", str(corpus / "TextGrid"), "--phones", "characters"]
+    command[4] = str(tmp_path / "other")
+    assert main([*command, *grids, "--language", "xx"]) == 0
+    frontend = load_corpus_info(tmp_path / "other").frontend
+    assert (frontend.language, frontend.characters) == ("xx", True)
+
+
+def test_textgrids_are_the_same_however_their_folder_is_named(corpus, tmp_path, monkeypatch):
+    out, options = tmp_path / "out", {"workers": 1, "progress": False}
+    monkeypatch.chdir(tmp_path)
+    for textgrids in ("corpus/TextGrid", "TextGrid", corpus / "TextGrid"):
+        prepare_ljspeech(corpus, out, textgrids=textgrids, **options)
+    settings = json.loads((out / "corpus.json").read_text())["settings"]
+    assert settings["corpus"]["textgrids"] == str(corpus / "TextGrid")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(SpeechError, match="corpus.textgrids is '/.*TextGrid' there"):
+        prepare_ljspeech(corpus, out, textgrids="elsewhere", **options)
+    # As earlier versions kept it.
+    now = {"corpus": {"root": str(corpus), "textgrids": str(corpus / "TextGrid")}}
+    refuse_other_settings(out, {"corpus": {**now["corpus"], "textgrids": "TextGrid"}}, now)
 
 
 def test_a_user_lexicon_goes_first(corpus, tmp_path):

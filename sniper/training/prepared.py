@@ -10,6 +10,7 @@ from typing import Any
 from sniper.training.config import Config
 from sniper.training.sections import DataConfig
 from sniper.training.settings import ConfigError
+from sniper.tts.corpus.corpus import find_textgrids
 from sniper.tts.corpus.dataset import CORPUS, load_corpus_info, read_corpus_json
 
 
@@ -51,7 +52,8 @@ def refuse_other_data(config: Config, folder: Path) -> None:
     }
     for key, value in there.items():
         asked = getattr(data, key)
-        if asked != DataConfig.model_fields[key].default and not _same(key, asked, value):
+        default = DataConfig.model_fields[key].default
+        if asked != default and not _same(key, asked, value, Path(data.root)):
             raise _other(key, folder, repr(value), asked)
     if data.lexicon is not None:
         known = settings.get("lexicon_sha256")
@@ -67,9 +69,9 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _same(key: str, asked: Any, there: Any) -> bool:
+def _same(key: str, asked: Any, there: Any, root: Path) -> bool:
     if key == "textgrids" and there is not None:
-        folders = Path(asked).resolve(), Path(str(there)).resolve()
+        folders = [find_textgrids(root, Path(str(f))).resolve() for f in (asked, there)]
         # One that is not here lay where the corpus was prepared, perhaps under another name.
         return folders[0] == folders[1] or not all(folder.is_dir() for folder in folders)
     return asked == there

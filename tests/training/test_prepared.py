@@ -57,6 +57,11 @@ def test_paths_are_the_same_however_they_are_written(
     monkeypatch.chdir(tmp_path)
     refuse_other_data(_asking(tmp_path, textgrids="grids", lexicon="words.txt"), tmp_path)
     refuse_other_data(_asking(tmp_path, lexicon="elsewhere.txt"), tmp_path)  # it is not here
+    (tmp_path / "al").mkdir()
+    (tmp_path / "al/align.json").touch()
+    (tmp_path / "al/TextGrid").symlink_to(tmp_path / "grids")
+    (tmp_path / "grids").mkdir()
+    refuse_other_data(_asking(tmp_path, textgrids="al"), tmp_path)
     (tmp_path / "words.txt").write_text("another")
     with pytest.raises(ConfigError, match="data.lexicon: .* was prepared with another, got"):
         refuse_other_data(_asking(tmp_path, lexicon="words.txt"), tmp_path)

@@ -20,13 +20,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from sniper.tts.corpus.alignment import ALIGN_SETTINGS
+from sniper.tts.corpus.alignment import ALIGN_SETTINGS, CORRECTED, TEXTGRIDS
 from sniper.tts.corpus.build import refuse_other_settings
 from sniper.tts.errors import OtherSettings, SpeechError
 from sniper.tts.files import checksum, write_json
 
-SETTINGS, JOURNAL, TEXTGRIDS = ALIGN_SETTINGS, "align.jsonl", "TextGrid"
-CORRECTED = "TextGrid.corrected"
+SETTINGS, JOURNAL = ALIGN_SETTINGS, "align.jsonl"
 
 
 @dataclass(frozen=True)

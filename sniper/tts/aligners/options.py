@@ -32,14 +32,12 @@ def add_options(parser: Any) -> None:
     )
     parser.add_argument(
         "--language",
-        default="en-us",
         help="of the transcripts, as espeak-ng's voices are named: en-us, de, fr-fr, ... "
         "(default: en-us)",
     )
     parser.add_argument(
         "--phones",
         choices=("espeak", "characters"),
-        default="espeak",
         help="what --align learned aligns: phones by espeak-ng, or letters (default: espeak)",
     )
     parser.add_argument(
@@ -66,8 +64,10 @@ def take_options(options: dict[str, Any]) -> dict[str, Any]:
         "align_steps": "steps",
         "align_device": "device",
     }
-    # Taken out, since what is left goes to `align_corpus` under its own names.
-    return {to: options.pop(name) for name, to in names.items()}
+    # Taken out, since what is left goes to `align_corpus` under its own names. What nobody said is
+    # not there, and has the default of `align_corpus`.
+    given = {to: options.pop(name) for name, to in names.items()}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def print_report(aligned: Aligned, problems: bool = True) -> None:

@@ -17,7 +17,6 @@ import torch
 from sniper.tts.aligners import english, learned
 from sniper.tts.aligners.audio import read_speech
 from sniper.tts.aligners.folder import (
-    TEXTGRIDS,
     Outcome,
     Sources,
     begun_with,
@@ -34,12 +33,14 @@ from sniper.tts.aligners.pronounce import (
 )
 from sniper.tts.aligners.report import Report, nothing_aligned, summarize, write_report
 from sniper.tts.aligners.textgrid import TimedText
-from sniper.tts.aligners.tokens import PHONES, TokenReader
+from sniper.tts.aligners.tokens import TokenReader
+from sniper.tts.corpus.alignment import PHONES, TEXTGRIDS
 from sniper.tts.corpus.corpus import list_utterances
 from sniper.tts.corpus.shards import Shard, share_of
 from sniper.tts.errors import NothingUsable, SpeechError, UtteranceError, require
 from sniper.tts.processes import default_workers, map_in_processes
 from sniper.tts.text.espeak import has_espeak
+from sniper.tts.text.words import is_english
 
 WAYS = ("english", "learned")
 _FORMAT = 1
@@ -102,7 +103,7 @@ def align_corpus(
         ValueError: an argument that is not one of those named here.
     """
     root, out = Path(root), Path(out)
-    chosen = way or ("english" if language.split("-")[0] == "en" else "learned")
+    chosen = way or ("english" if is_english(language) else "learned")
     _refuse_wrong(chosen, language, phones)
     if share is not None and chosen == "learned":
         raise ValueError(
@@ -152,7 +153,7 @@ def _refuse_wrong(way: str, language: str, phones: str) -> None:
         raise ValueError(f"align must be one of {', '.join(WAYS)}, got {way!r}")
     if phones not in PHONES:
         raise ValueError(f"phones must be one of {', '.join(PHONES)}, got {phones!r}")
-    if way == "english" and language.split("-")[0] != "en":
+    if way == "english" and not is_english(language):
         raise ValueError(
             f"--align english knows English alone, got the language {language!r}: use --align "
             "learned"

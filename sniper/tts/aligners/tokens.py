@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from sniper.tts.errors import SpeechError, UtteranceError
 from sniper.tts.text.normalize import normalize_english
-from sniper.tts.text.words import characters, has_letter, pieces
+from sniper.tts.text.words import characters, has_letter, is_english, pieces
 
-PHONES = ("espeak", "characters")
 SILENCE = "sil"
 # (word, tokens) pairs; a silence has no word.
 Spoken = tuple[tuple[str, tuple[str, ...]], ...]
@@ -36,7 +35,7 @@ class TokenReader:
         Raises:
             UtteranceError: signs that cannot be read, or no word.
         """
-        english = self.language.split("-")[0] == "en"
+        english = is_english(self.language)
         try:
             found = pieces(normalize_english(text) if english else text)
         except SpeechError as error:

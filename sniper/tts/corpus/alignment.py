@@ -10,9 +10,12 @@ import numpy as np
 
 from sniper.tts.errors import SpeechError, UtteranceError, require
 from sniper.tts.text.text import PAUSE, SPOKEN_NOISE
-from sniper.tts.text.words import word_key
+from sniper.tts.text.words import is_english, word_key
 
-ALIGN_SETTINGS = "align.json"  # of our own aligners, beside their folder of TextGrids
+# Of our own aligners: their settings, and beside them their TextGrids and those that were
+# corrected by hand before others took their place.
+ALIGN_SETTINGS, TEXTGRIDS, CORRECTED = "align.json", "TextGrid", "TextGrid.corrected"
+PHONES = ("espeak", "characters")
 _PAUSE_LABELS = {"", "sil", "sp", "<eps>", "silence"}
 # Seconds between two intervals: less is an aligner's frame, and belongs to the phoneme before.
 _GAP = 0.03
@@ -33,22 +36,51 @@ class Alignment:
     pronunciations: tuple[tuple[str, str], ...] = ()
 
 
-def phonemes_of(textgrids: Path) -> tuple[str | None, bool]:
-    """The language whose phonemes by espeak-ng, or whose characters, a folder of TextGrids has, and
-    whether they are characters; (None, False) where our aligner did not choose them so.
+def phonemes_of(
+    textgrids: Path | None, language: str | None = None, phones: str | None = None
+) -> tuple[str | None, bool]:
+    """The language that alignments have, and whether their phones are its characters; as
+    `LexiconFrontend` takes them.
+
+    Args:
+        textgrids: their folder; None: they are no TextGrids.
+        language, phones: what the user says of them, as to the aligner; None: nothing.
 
     Raises:
-        SpeechError: the aligner's settings beside the folder are damaged.
+        SpeechError: the aligner's settings beside the folder are damaged, or say something else
+            than the user does; other phones than there are.
+    """
+    if phones not in (None, *PHONES):
+        raise SpeechError(f"phones: expected one of {', '.join(PHONES)}, got {phones!r}")
+    if textgrids is None or (made := _settings_of(textgrids)) is None:
+        # Phones of English that nobody names may have any notation, which is told by themselves.
+        if phones is None and is_english(language or "en"):
+            return None, False
+        return language or "en-us", phones == "characters"
+    path, way, *there = made
+    for name, said, asked in zip(("language", "phones"), there, (language, phones), strict=True):
+        if asked not in (None, said):
+            raise SpeechError(
+                f"--{name}: expected {said!r}, with which {path} says that these TextGrids were "
+                f"made, got {asked!r}; leave it out"
+            )
+    # What it aligns in the other way is ARPAbet, which needs no language.
+    return (there[0], there[1] == "characters") if way == "learned" else (None, False)
+
+
+def _settings_of(textgrids: Path) -> tuple[Path, str, str, str] | None:
+    """How our aligner made a folder of TextGrids: way, language and phones, and where it says so;
+    None where it did not.
     """
     path = textgrids.resolve().parent / ALIGN_SETTINGS
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        # What it aligns in the other way is ARPAbet, which needs no language.
-        if not isinstance(settings, dict) or settings.get("align") != "learned":
-            return None, False
-        return str(settings["language"]), settings["phones"] == "characters"
+        there = json.loads(path.read_text(encoding="utf-8"))
+        way = there.get("align") if isinstance(there, dict) else None
+        if way == "learned":
+            return path, way, str(there["language"]), str(there["phones"])
+        return (path, way, str(there["language"]), "espeak") if way == "english" else None
     except FileNotFoundError:
-        return None, False
+        return None
     except (OSError, ValueError, KeyError, RecursionError) as error:
         raise SpeechError(
             f"{path} cannot be read ({type(error).__name__}): it should say how these TextGrids "
@@ -76,6 +108,8 @@ def read_textgrid(path: Path) -> Alignment:
     # A damaged file fails anywhere inside the parser, with any kind of exception.
     except Exception as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
+        if "Expected field" in reason:  # it names none, and knows no exponents
+            reason = "a field is missing, or a time is not written as 0.2 is (no 2e-1)"
         raise UtteranceError(f"{path} cannot be read as a TextGrid: {reason}") from error
     intervals = _tier(grid, "phones")
     # Told apart from a missing tier: an aligner that failed leaves an empty one, a wrong tool none.
@@ -168,7 +202,9 @@ def check_id(name: object) -> None:
     """
     if not isinstance(name, str) or not name:
         raise UtteranceError("the id is empty" if name == "" else f"the id {name!r:.60} is no text")
-    if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+    if "\0" in name:
+        raise UtteranceError(f"the id {name!r:.60} holds a NUL, as no name of a file can")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
         raise UtteranceError(f"the id {name!r} is a path that leaves the corpus")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.analyze import analyze_all, pause_share
-from sniper.tts.corpus.corpus import Corpus, fingerprint
+from sniper.tts.corpus.corpus import Corpus, find_textgrids, fingerprint
 from sniper.tts.corpus.dataset import CORPUS, SPLITS, CorpusInfo, read_corpus_json
 from sniper.tts.corpus.features import Prosody, compute_prosody, compute_statistics
 from sniper.tts.corpus.health import Census
@@ -35,6 +35,7 @@ from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, Vocabulary
 
 FORMAT_VERSION = 1
 _WORK = "prepare.work"
+_TEXTGRIDS = "corpus.textgrids"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ def find_finished(
         found = read_corpus_json(path)
         refuse_other_settings(out, found["settings"], plan.settings())
         if read is not None:
-            refuse_other_sources(out, found.get("sources"), read())
+            corpus = read()
+            refuse_other_sources(out, found.get("sources"), corpus)
+            _refuse_other_language(out, found["frontend"], corpus)
         prepared = _prepared(out, found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(path, " ".join(str(error).split())[:200]) from error
@@ -163,6 +166,8 @@ def _prepared(out: Path, found: dict) -> Prepared:
 def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
     """Raise OtherSettings with the differences, one after the other, where there are any."""
     flat_there, flat_now = _flatten(there), _flatten(now)
+    if _same_textgrids(flat_there, flat_now):
+        flat_there[_TEXTGRIDS] = flat_now[_TEXTGRIDS]
     names = sorted(
         name
         for name in flat_there.keys() | flat_now.keys()
@@ -179,6 +184,26 @@ def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
             f"{out} was prepared with other settings: {differences}. Choose another --out, or make "
             f"it anew with --force{cheaper}"
         )
+
+
+def _same_textgrids(there: dict, now: dict) -> bool:
+    """Whether two preparations have one folder of TextGrids: earlier versions kept its name as it
+    was given.
+    """
+    names = [each.get(_TEXTGRIDS) for each in (there, now)]
+    if None in names:
+        return False
+    root = Path(str(now.get("corpus.root")))
+    one, other = (find_textgrids(root, Path(str(name))).resolve() for name in names)
+    return one == other
+
+
+def _refuse_other_language(out: Path, there: dict, corpus: Corpus) -> None:
+    """Whose phonemes they are is said by what lies beside the TextGrids, or by the user."""
+    if there["kind"] == LexiconFrontend.kind:
+        known = {"language": there.get("language"), "characters": there.get("characters", False)}
+        now = {"language": corpus.language, "characters": corpus.characters}
+        refuse_other_settings(out, known, now)
 
 
 def _flatten(data: dict, prefix: str = "") -> dict:

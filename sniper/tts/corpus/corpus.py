@@ -3,18 +3,32 @@
 
 ROOT/metadata.csv        id|text or id|text|normalized text, without quoting
 ROOT/wavs/ID.wav
-ROOT/TextGrid/ID.TextGrid (also in one folder deeper), or ROOT/alignments.jsonl
+ROOT/TextGrid/ID.TextGrid (also in folders of speakers), or ROOT/alignments.jsonl
 """
 
 import hashlib
+import itertools
 import json
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sniper.tts.corpus.alignment import Alignment, check_id, phonemes_of, read_alignments
+from sniper.tts.corpus.alignment import (
+    ALIGN_SETTINGS,
+    CORRECTED,
+    TEXTGRIDS,
+    Alignment,
+    check_id,
+    phonemes_of,
+    read_alignments,
+)
 from sniper.tts.corpus.layouts import Line, Listing, list_others
 from sniper.tts.errors import SpeechError, UtteranceError
+from sniper.tts.files import refuse_utf16
 
+# How far below their folder TextGrids are looked for: a part of LibriTTS, speaker, chapter.
+_DEEP = 3
 _TEXTGRID_FOLDERS = ("TextGrid", "textgrids", "TextGrids", "alignments")
 ALIGNMENTS = "alignments.jsonl"
 SPEAKERS = ("none", "column", "folder")
@@ -59,8 +73,9 @@ def _file_state(path: Path) -> bytes:
         found = path.stat()
     except OSError:
         return b"missing"
-    # The path too: another file of the same size and time is another file.
-    return f"{path} {found.st_size} {found.st_mtime_ns}".encode()
+    # The path too: another file of the same size and time is another file. Resolved, since the same
+    # folder may be named in other ways.
+    return f"{path.resolve()} {found.st_size} {found.st_mtime_ns}".encode()
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ def read_metadata(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, st
         used: not UTF-8, too few or too many fields, no text, an id that came before.
 
     Raises:
-        SpeechError: there is no such file.
+        SpeechError: there is no such file, or it is UTF-16.
     """
     entries, problems = _read_lines(path, column=False)
     return [(name, text) for name, text, _ in entries], problems
@@ -106,6 +121,7 @@ def _read_lines(
             f"{path} cannot be read ({error.strerror}): the corpus folder needs a metadata.csv "
             "with lines like id|text"
         ) from error
+    refuse_utf16(content, path)
     entries: dict[str, tuple[str, str]] = {}
     problems = []
     for number, line in enumerate(content.split(b"\n"), start=1):
@@ -177,55 +193,77 @@ def list_utterances(root: Path, speakers: str = "none") -> Listing:
     return Listing(lines, problems)
 
 
-def read_corpus(root: Path, textgrids: Path | None = None, speakers: str = "none") -> Corpus:
+def read_corpus(
+    root: Path,
+    textgrids: Path | None = None,
+    speakers: str = "none",
+    language: str | None = None,
+    phones: str | None = None,
+) -> Corpus:
     """List the utterances of a corpus in one of the layouts of `list_utterances`.
 
     Args:
         root: folder with metadata.csv and wavs/, or of VCTK or LibriTTS.
-        textgrids: folder of the TextGrids; by default TextGrid/, textgrids/, TextGrids/ or
-            alignments/ in `root`, else `root`/alignments.jsonl.
+        textgrids: folder of the TextGrids, or of an alignment of ours; by default TextGrid/,
+            textgrids/, TextGrids/ or alignments/ in `root`, else `root`/alignments.jsonl.
         speakers: who speaks, see `list_utterances`.
+        language, phones: of the alignments, see `phonemes_of`.
 
     Raises:
-        SpeechError: no metadata.csv, no wavs/, or no alignments at all.
+        SpeechError: no metadata.csv, no wavs/, no alignments at all, or alignments of another
+            language or of other phones than is said.
     """
     listing = list_utterances(root, speakers)
     problems = list(listing.problems)
     folder = _textgrid_folder(root, textgrids)
     aligned: dict[str, Alignment] | dict[str, Path]
-    same_name: dict[str, list[Path]] = {}
+    ambiguous: dict[str, list[Path]] = {}
     if folder is None:
         aligned, unusable = read_alignments(root / ALIGNMENTS)
         problems += unusable
         missing = f"it has no usable line in {ALIGNMENTS}"
     else:
-        # One speaker folder deep is how MFA writes a corpus with speakers.
-        paths = sorted([*folder.glob("*/*.TextGrid"), *folder.glob("*.TextGrid")])
-        aligned = {path.name.removesuffix(".TextGrid"): path for path in paths}
-        # Speakers may have the same names for their files: then an id is the path.
-        for path in paths:
-            aligned[path.relative_to(folder).as_posix().removesuffix(".TextGrid")] = path
-        # An id may be a longer path.
-        for line in listing.lines:
-            path = folder / f"{line.id}.TextGrid"
-            if line.id.count("/") > 1 and path.is_file():
-                aligned[line.id] = path
-        for path in paths:
-            same_name.setdefault(path.name.removesuffix(".TextGrid"), []).append(path)
+        aligned, ambiguous = _textgrids_of(folder, [line.id for line in listing.lines])
         missing = f"no TextGrid for it in {folder}"
     utterances = []
     for line in listing.lines:
         name = line.id
-        if len(same_name.get(name, ())) > 1:
-            found = " and ".join(map(str, same_name[name]))
+        if name in ambiguous:
+            found = " and ".join(map(str, ambiguous[name]))
             problems.append((name, f"ambiguous, several TextGrids have its name: {found}"))
         elif name in aligned:
             where = aligned[name]
             utterances.append(Utterance(name, line.text, line.wav, where, line.speaker))
         else:
             problems.append((name, missing))
-    language, characters = (None, False) if folder is None else phonemes_of(folder)
-    return Corpus(utterances, problems, folder is not None, language, characters)
+    spoken, characters = phonemes_of(folder, language, phones)
+    voice = synthesis_voice(root) if folder is None else None
+    if voice is not None and (characters or spoken not in (None, voice.partition("+")[0])):
+        raise SpeechError(
+            f"{root} was spoken by espeak-ng's voice {voice}, which says whose phonemes they are: "
+            "leave --language and --phones out"
+        )
+    return Corpus(utterances, problems, folder is not None, spoken, characters)
+
+
+def _textgrids_of(
+    folder: Path, ids: Iterable[str]
+) -> tuple[dict[str, Path], dict[str, list[Path]]]:
+    """The TextGrid of each id that has one, and those between which nothing decides."""
+    exact = {name: folder / f"{name}.TextGrid" for name in ids}
+    found = {name: path for name, path in exact.items() if os.path.isfile(path)}
+    if len(found) == len(exact):
+        return found, {}
+    # MFA puts the files into folders of speakers and chapters: what is none's by its path belongs
+    # to whoever has its name. `rglob` would follow no link to a folder.
+    taken, named = set(found.values()), {}
+    everywhere = (folder.glob("*/" * deep + "*.TextGrid") for deep in range(_DEEP + 1))
+    for path in sorted(itertools.chain.from_iterable(everywhere)):
+        if path not in taken and CORRECTED not in path.relative_to(folder).parts:
+            named.setdefault(path.name.removesuffix(".TextGrid"), []).append(path)
+    named = {name: paths for name, paths in named.items() if name in exact and name not in found}
+    found |= {name: paths[0] for name, paths in named.items()}
+    return found, {name: paths for name, paths in named.items() if len(paths) > 1}
 
 
 def has_alignments(root: Path) -> bool:
@@ -234,16 +272,24 @@ def has_alignments(root: Path) -> bool:
     return folders or (root / ALIGNMENTS).is_file()
 
 
+def find_textgrids(root: Path, textgrids: Path) -> Path:
+    """Where the TextGrids of a corpus lie that are said to be in `textgrids`, if that is a folder:
+    as it is named from the working directory or from `root`, and in an alignment of ours.
+    """
+    folder = next((f for f in (textgrids, root / textgrids) if f.is_dir()), textgrids)
+    inside = folder / TEXTGRIDS
+    return inside if (folder / ALIGN_SETTINGS).is_file() and inside.is_dir() else folder
+
+
 def _textgrid_folder(root: Path, textgrids: Path | None) -> Path | None:
     if textgrids is not None:
-        # A relative path may be meant from the working directory or from the corpus.
-        for folder in (textgrids, root / textgrids):
-            if folder.is_dir():
-                return folder
+        folder = find_textgrids(root, textgrids)
+        if folder.is_dir():
+            return folder
         raise SpeechError(f"no such folder of TextGrids: {textgrids}")
     for name in _TEXTGRID_FOLDERS:
         if (root / name).is_dir():
-            return root / name
+            return find_textgrids(root, root / name)
     if (root / ALIGNMENTS).is_file():
         return None
     raise SpeechError(

@@ -17,7 +17,13 @@ from sniper.tts.corpus.build import (
     find_finished,
     require_analysis_packages,
 )
-from sniper.tts.corpus.corpus import Corpus, list_utterances, read_corpus, synthesis_voice
+from sniper.tts.corpus.corpus import (
+    Corpus,
+    find_textgrids,
+    list_utterances,
+    read_corpus,
+    synthesis_voice,
+)
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.corpus.shards import (
     SETTINGS,
@@ -33,7 +39,7 @@ from sniper.tts.corpus.workfile import remove_work
 from sniper.tts.errors import FolderInUse, SpeechError
 from sniper.tts.locks import only_one
 from sniper.tts.processes import default_workers
-from sniper.tts.text.espeak import espeak
+from sniper.tts.text.espeak import espeak, has_espeak
 from sniper.tts.text.lexicon import read_dictionary
 from sniper.tts.text.text import EspeakFrontend
 
@@ -94,6 +100,8 @@ def prepare_ljspeech(
     textgrids: str | Path | None = None,
     lexicon: str | Path | None = None,
     speakers: str = "none",
+    language: str | None = None,
+    phones: str | None = None,
     features: FeatureConfig | None = None,
     valid: int | None = None,
     test: int | None = None,
@@ -109,10 +117,15 @@ def prepare_ljspeech(
 
     Args:
         root: folder with metadata.csv and wavs/, or of VCTK or LibriTTS.
-        textgrids: folder of the TextGrids; by default a usual name in `root`.
+        textgrids: folder of the TextGrids, or of an alignment of ours; by default a usual name in
+            `root`.
         lexicon: a dictionary in MFA's format, for words that the corpus does not hold.
         speakers: who speaks, in LJSpeech's layout: "none" (says it), "column" (the last one) or
             "folder" (of the id).
+        language: of the texts, as espeak-ng's voices are named, for words that no alignment holds;
+            by default what our aligner was told, else English.
+        phones: of the alignments: "espeak" for espeak-ng's, "characters" for the letters of the
+            words; by default what our aligner was told, else those that they hold.
         seed: of the split.
         features, valid, test, workers, force: as in `prepare_demo`.
 
@@ -121,13 +134,15 @@ def prepare_ljspeech(
     """
     _refuse_nul(root=root, out=out, textgrids=textgrids, lexicon=lexicon)
     _refuse_workers(workers)
+    _refuse_language(language, phones)
     root, out = Path(root), Path(out)
     lexicon_sha256 = None if lexicon is None else _sha256(Path(lexicon))
     plan = _plan(root, textgrids, speakers, features)
     plan = replace(plan, valid=valid, test=test, seed=seed, lexicon_sha256=lexicon_sha256)
 
     def read() -> Corpus:
-        return read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
+        there = None if textgrids is None else Path(textgrids)
+        return read_corpus(root, there, speakers, language, phones)
 
     def make() -> Prepared:
         return _build(root, read(), plan, out, lexicon, workers, progress)
@@ -190,6 +205,8 @@ def merge_ljspeech_shards(
     textgrids: str | Path | None = None,
     lexicon: str | Path | None = None,
     speakers: str = "none",
+    language: str | None = None,
+    phones: str | None = None,
     features: FeatureConfig | None = None,
     valid: int | None = None,
     test: int | None = None,
@@ -200,13 +217,15 @@ def merge_ljspeech_shards(
 
     Args:
         aligned: the shares were aligned on the way; OUT/alignment has their TextGrids by now.
-        root, textgrids, lexicon, speakers, features, valid, test, seed: as in `prepare_ljspeech`.
+        root, textgrids, lexicon, speakers, language, phones, features, valid, test, seed: as in
+            `prepare_ljspeech`.
 
     Raises:
         sniper.tts.errors.SpeechError: shares that are missing, unfinished, or of other settings or
             recordings; as `prepare_ljspeech` does.
     """
     _refuse_nul(root=root, out=out, textgrids=textgrids, lexicon=lexicon)
+    _refuse_language(language, phones)
     root, out = Path(root), Path(out)
     find_shards(out)  # whatever else there is to say, this comes first
     if aligned:
@@ -216,7 +235,8 @@ def merge_ljspeech_shards(
     plan = replace(plan, valid=valid, test=test, seed=seed, lexicon_sha256=digest)
 
     def whole() -> Corpus:
-        return read_corpus(root, None if textgrids is None else Path(textgrids), speakers)
+        there = None if textgrids is None else Path(textgrids)
+        return read_corpus(root, there, speakers, language, phones)
 
     def make(put_together: Callable[..., Prepared]) -> Prepared:
         corpus = whole()
@@ -261,10 +281,11 @@ def _plan(
 ) -> Plan:
     """What the analysis of recordings depends on."""
     listing, metadata = list_utterances(root, speakers), root / "metadata.csv"
+    grids = None if textgrids is None else str(find_textgrids(root, Path(textgrids)).resolve())
     source = {
         "kind": "ljspeech",
         "root": str(root.resolve()),
-        "textgrids": None if textgrids is None else str(textgrids),
+        "textgrids": grids,
         "metadata_sha256": _sha256(metadata) if metadata.is_file() else listing.sha256(),
     }
     if speakers != "none":  # absent otherwise, as in corpora from before there was a choice
@@ -282,6 +303,12 @@ def _refuse_nul(**paths: str | Path | None) -> None:
 def _refuse_workers(workers: int | None) -> None:
     if workers is not None and not 1 <= workers <= MAX_WORKERS:
         raise SpeechError(f"workers: expected 1 to {MAX_WORKERS}, got {workers}")
+
+
+def _refuse_language(language: str | None, phones: str | None) -> None:
+    """Refuse a language that could not be spoken, as far as this machine knows."""
+    if language is not None and phones != "characters" and has_espeak():
+        espeak().clauses("one", language)
 
 
 def _once(

@@ -13,7 +13,7 @@ from sniper.tts.errors import SpeechError
 from sniper.tts.text.letters import LetterNames
 from sniper.tts.text.normalize import normalize_english
 from sniper.tts.text.sentences import ends_sentence
-from sniper.tts.text.words import cut, has_letter, script, word_key
+from sniper.tts.text.words import cut, has_letter, is_english, script, word_key
 
 PAUSE = "sil"
 # The aligner's label for what it could not recognise: a token, but no phoneme.
@@ -100,8 +100,8 @@ class LexiconFrontend:
     Args:
         lexicon: lower-case word -> phonemes separated by spaces.
         leading_pause, trailing_pause: whether most recordings began and ended with a pause.
-        language: voice of espeak-ng whose phonemes the lexicon has, or the language of its
-            characters; None: they are somebody else's, of English.
+        language: of the texts, as espeak-ng's voices are named; words that the lexicon does not
+            hold have this voice's phonemes. None: English, whose phonemes may be somebody else's.
         characters: its phonemes are the letters of the words.
     """
 
@@ -183,7 +183,7 @@ class LexiconFrontend:
                 found.append((self.lexicon[word_key(part)].split(), part))
                 continue
             # Our rules for numbers and signs know English alone, as where the corpus was aligned.
-            english = self.language is None or self.language.split("-")[0] == "en"
+            english = self.language is None or is_english(self.language)
             words = cut(normalize_english(part, self.lexicon) if english else part)
             for index, word in enumerate(words):
                 if has_letter(word):

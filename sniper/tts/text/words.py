@@ -29,6 +29,13 @@ def word_key(word: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", straight).lower())
 
 
+def is_english(language: str) -> bool:
+    """Whether a language, named as espeak-ng's voices are, is English: our rules for numbers and
+    signs know no other.
+    """
+    return language.split("-")[0] == "en"
+
+
 def in_word(char: str) -> bool:
     """Whether `char` can be part of a word: a letter, a combining mark, a digit, an apostrophe."""
     return char in _INSIDE_WORDS or unicodedata.category(char)[0] in "LMN"

@@ -116,6 +116,7 @@ def test_ipa_labels_survive(tmp_path):
         (long_form(TIERS)[:500].encode(), "cannot be read as a TextGrid|no interval tier"),
         (long_form({"words": WORDS}).encode(), r"no interval tier named phones \(its tiers: words"),
         (long_form({"phones": [(0, 0.5, ""), (0.5, 1, "spn")]}).encode(), "no known phoneme"),
+        (long_form({"phones": [(0, "5e-1", "a"), ("5e-1", 1, "b")]}).encode(), "as 0.2 is"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(tmp_path, content, message):
@@ -146,7 +147,7 @@ def test_every_line_of_alignments_is_used_or_named(tmp_path):
         (json.dumps(good), "the id a came before"),
         (json.dumps({**good, "id": "/etc/a"}), "the id '/etc/a' is a path that leaves the corpus"),
         (json.dumps({**good, "id": "../a"}), "leaves the corpus"),
-        (json.dumps({**good, "id": "a\0b"}), "leaves the corpus"),
+        (json.dumps({**good, "id": "a\0b"}), r"the id 'a.x00b' holds a NUL"),
         (json.dumps({**good, "id": 3}), "the id 3 is no text"),
         (json.dumps({**good, "id": ["a"]}), "is no text"),
         (json.dumps({**good, "id": ""}), "the id is empty"),
@@ -196,10 +197,28 @@ def test_whose_phonemes_a_folder_of_textgrids_has(tmp_path):
     ):
         settings.write_text(json.dumps(data))
         assert phonemes_of(folder) == found
+    settings.write_text(json.dumps(learned))
+    assert phonemes_of(folder, "de", "espeak") == ("de", False)
+    with pytest.raises(SpeechError, match="--phones: expected 'espeak', .*, got 'characters'"):
+        phonemes_of(folder, None, "characters")
     for broken in ("{", '{"align": "learned"}'):
         settings.write_text(broken)
         with pytest.raises(SpeechError, match="align.json cannot be read .*remove it, or align"):
             phonemes_of(folder)
+
+
+def test_whose_phonemes_the_textgrids_of_another_program_have(tmp_path):
+    """What the user says; English in any notation stays what its phones say themselves."""
+    for said, found in (
+        (("de", None), ("de", False)),
+        (("de", "characters"), ("de", True)),
+        ((None, "characters"), ("en-us", True)),
+        (("en-gb", None), (None, False)),
+        (("en-gb", "espeak"), ("en-gb", False)),
+    ):
+        assert phonemes_of(tmp_path / "TextGrid", *said) == found
+    with pytest.raises(SpeechError, match="phones: expected one of espeak, characters, got 'ipa'"):
+        phonemes_of(tmp_path / "TextGrid", None, "ipa")
 
 
 def test_a_frame_between_two_intervals_is_no_pause(tmp_path):

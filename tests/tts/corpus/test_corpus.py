@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sniper.tts.corpus.corpus import read_corpus, read_metadata, synthesis_voice
+from sniper.tts.corpus.corpus import fingerprint, read_corpus, read_metadata, synthesis_voice
 from sniper.tts.errors import SpeechError
 
 
@@ -91,6 +91,82 @@ def test_two_textgrids_of_one_name_are_ambiguous(tmp_path):
     assert corpus.utterances == []
     reason = dict(corpus.problems)["a"]
     assert "ann/a.TextGrid" in reason and "bob/a.TextGrid" in reason
+
+
+def write_corpus(root: Path, ids: list[str], grids: list[str]) -> Path:
+    (root / "wavs").mkdir(parents=True)
+    (root / "metadata.csv").write_text("".join(f"{name}|some text\n" for name in ids))
+    for name in grids:
+        path = root / "TextGrid" / f"{name}.TextGrid"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_a_textgrid_belongs_to_the_id_that_is_its_path(tmp_path):
+    ids = ["0", "extra/0", "1", "extra/1", "far", "deep/er/and/deeper"]
+    grids = ["extra/0", "1", "extra/1", "part/103/1240/far", "deep/er/and/deeper", "ann/1"]
+    grids += ["TextGrid.corrected/0", "TextGrid.corrected/far"]
+    corpus = read_corpus(write_corpus(tmp_path, ids, grids))
+    found = {u.id: u.alignment.relative_to(tmp_path / "TextGrid") for u in corpus.utterances}
+    assert {name: path.as_posix().removesuffix(".TextGrid") for name, path in found.items()} == {
+        "extra/0": "extra/0",
+        "1": "1",
+        "extra/1": "extra/1",
+        "far": "part/103/1240/far",
+        "deep/er/and/deeper": "deep/er/and/deeper",
+    }
+    assert [name for name, _ in corpus.problems] == ["0"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "0.TextGrid").touch()
+    (tmp_path / "TextGrid" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert "0" in [u.id for u in read_corpus(tmp_path).utterances]
+
+
+@pytest.mark.parametrize("given", ["al", "al/TextGrid", None])
+def test_an_alignment_of_ours_keeps_its_language(tmp_path, given):
+    root = write_corpus(tmp_path / "corpus", ["a"], ["a"])
+    place = root / ("al" if given else "alignments")
+    place.mkdir()
+    (root / "TextGrid").rename(place / "TextGrid")
+    (place / "TextGrid.corrected").mkdir()
+    (place / "TextGrid.corrected" / "a.TextGrid").touch()
+    settings = {"align": "learned", "language": "de", "phones": "espeak"}
+    (place / "align.json").write_text(json.dumps(settings))
+    textgrids = None if given is None else Path(given)
+    for language in (None, "de"):
+        corpus = read_corpus(root, textgrids, language=language)
+        assert (corpus.language, corpus.characters, corpus.problems) == ("de", False, [])
+        assert corpus.utterances[0].alignment == place / "TextGrid" / "a.TextGrid"
+    with pytest.raises(SpeechError, match="--language: expected 'de', .*align.json.* got 'en-us'"):
+        read_corpus(root, textgrids, language="en-us")
+
+
+def test_a_synthetic_corpus_has_the_language_of_its_voice(tmp_path):
+    root = make(tmp_path)
+    (root / "alignments.jsonl").touch()
+    (root / "synthesis.json").write_text('{"voice": "de+f2"}')
+    assert read_corpus(root, language="de").language == "de"
+    with pytest.raises(SpeechError, match="voice de.f2, .*leave --language and --phones out"):
+        read_corpus(root, language="fr-fr")
+
+
+def test_a_file_is_the_same_however_its_folder_is_named(tmp_path, monkeypatch):
+    root = write_corpus(tmp_path / "corpus", ["a"], ["a"])
+    (root / "wavs" / "a.wav").touch()
+    (tmp_path / "link").symlink_to(root)
+    monkeypatch.chdir(tmp_path)
+    ways = (root, Path("corpus"), Path("../") / tmp_path.name / "corpus", Path("link"))
+    marks = {fingerprint(read_corpus(way).utterances[0]) for way in ways}
+    assert len(marks) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_spreadsheets_unicode_text_is_named(tmp_path, encoding):
+    path = tmp_path / "metadata.csv"
+    path.write_bytes("\ufeffd|one\n".encode(encoding))
+    with pytest.raises(SpeechError, match="metadata.csv is UTF-16, .*: save it as UTF-8"):
+        read_metadata(path)
 
 
 @pytest.mark.parametrize("name", ["/etc/a", "../a", "x/../../a"])
