@@ -165,12 +165,17 @@ LISTED: dict[str, Mutation] = {
         grid(r).write_text(textgrid([(0, 0.5, "AH0"), (0.5, 31.0, "L")], seconds=31.0)),
     ),
     "two grids of one name": lambda r: (
-        (r / "TextGrid" / "bob").mkdir(),
+        [(r / "TextGrid" / who).mkdir() for who in ("ann", "bob")],
+        grid(r).rename(r / "TextGrid" / "ann" / "u1.TextGrid"),
         (r / "TextGrid" / "bob" / "u1.TextGrid").write_text(textgrid()),
     ),
 }
 # Taken, and the same sentence as before.
 TAKEN: dict[str, Mutation] = {
+    "a grid of its name in a folder": lambda r: (
+        (r / "TextGrid" / "bob").mkdir(),
+        (r / "TextGrid" / "bob" / "u1.TextGrid").write_text("nonsense"),
+    ),
     "8 kHz": sound(buzz(rate=8000), 8000),
     "96 kHz": sound(buzz(rate=96000), 96000),
     "8 bit": sound(buzz(), subtype="PCM_U8"),
