@@ -77,6 +77,13 @@ class EpochBatches(Sampler[list[int]]):
         """The next iteration gives `epoch` from its batch number `skip` on."""
         self._epoch, self._skip = epoch, skip
 
+    def beginning(self, epoch: int, count: int) -> list[list[int]]:
+        """`count` batches from the first of an epoch on, past its end where that comes sooner; at
+        most a pass, or the epoch where it is longer.
+        """
+        start = epoch * self.per_epoch
+        return list(self._between(start, start + min(count, max(self.per_epoch, self.per_pass))))
+
     @property
     def buckets(self) -> list[tuple[np.ndarray, int]]:
         """Members and batch size of each length bucket that batches are dealt from."""
@@ -92,8 +99,11 @@ class EpochBatches(Sampler[list[int]]):
             return
         # Counted over the whole run, so that an epoch that is cut short or taken up in its middle
         # sees the utterances that are due, whatever was done before.
-        position = self._epoch * self.per_epoch + self._skip
-        end = (self._epoch + 1) * self.per_epoch
+        start = self._epoch * self.per_epoch
+        yield from self._between(start + self._skip, start + self.per_epoch)
+
+    def _between(self, position: int, end: int) -> Iterator[list[int]]:
+        """The batches of these numbers, counted over the whole run."""
         while position < end:
             number, offset = divmod(position, len(self._passes))
             self._passes.set_epoch(number)

@@ -180,11 +180,12 @@ def restore_weights(saved: Checkpoint, model: nn.Module) -> None:
     model.load_state_dict(saved.weights)
 
 
-def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool) -> None:
+def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool, epochs: int) -> None:
     """Puts the saved masks on; the weights come first.
 
     Args:
         begun: whether the run has made an update, and so has masks.
+        epochs: of the run now, by which a schedule of fractions stretches.
 
     Raises:
         ConfigError: the settings ask for what the saved masks cannot give.
@@ -201,8 +202,17 @@ def restore_sniper(saved: Checkpoint, sniper: Sniper, begun: bool) -> None:
                 raise ValueError(f"expected initial values of {name}, got {_kind(values)}")
         sniper.load_state_dict(state)
     except _WRONG as error:
-        # The user can change these two settings; any other fault means that the file is damaged.
-        if isinstance(error, ValueError) and str(error).startswith(("schedule:", "block_size:")):
+        # The user can change these settings; any other fault means that the file is damaged.
+        if isinstance(error, ValueError) and str(error).startswith("schedule:"):
+            # The schedule's own entries cannot be others. Of fractions that fell on one epoch the
+            # last alone was scored.
+            before = saved_config(saved).train.epochs
+            raise ConfigError(
+                f"train.epochs: with {epochs} epochs the run needs masks that it does not have: "
+                f"{str(error).removeprefix('schedule: ')}; it goes on with {before} epochs, as it "
+                "was saved, or start anew"
+            ) from None
+        if isinstance(error, ValueError) and str(error).startswith("block_size:"):
             raise ConfigError(f"sparsity: {error}") from None
         raise damaged(saved.path, "state.pt", f"sniper: {_reason(error)}") from None
 

@@ -166,7 +166,11 @@ class SparsityConfig(Settings):
         description="Names, or patterns of names, of parameters that are never pruned.",
     )
     score_batches: int = Field(
-        20, ge=1, le=_MANY, description="Training batches that weights are scored on."
+        20,
+        ge=1,
+        le=_MANY,
+        description="Training batches that weights are scored on, past the end of an epoch that "
+        "has fewer; at most a pass over the data, or an epoch where that is longer.",
     )
 
     @model_validator(mode="before")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import re
 import time
 import warnings
@@ -189,7 +188,7 @@ class Trainer:
         # memory follows the weights.
         restore.restore_weights(saved, self.model)
         if self.sniper is not None:
-            restore.restore_sniper(saved, self.sniper, begun)
+            restore.restore_sniper(saved, self.sniper, begun, self.config.train.epochs)
         if self.average is not None:
             restore.restore_average(saved, self.average)
         restore.restore_optimizer(saved, self.optimizer, begun)
@@ -264,16 +263,15 @@ class Trainer:
         self.model.train()
         try:
             # The batches that training begins with: scoring sees no utterance that training would
-            # not.
+            # not, if it is not shorter.
             self.sniper.score(self._few_batches(0), self._checked_loss)
         except ValueError as error:
             raise ConfigError(f"scoring: {error}") from None
         self.progress.score_seconds = time.monotonic() - started
 
     def _few_batches(self, epoch: int) -> Iterator[Batch]:
-        """The first `sparsity.score_batches` of an epoch."""
-        self._batches.seek(epoch)
-        few = list(itertools.islice(self._batches, self.config.sparsity.score_batches))
+        """`sparsity.score_batches` from an epoch's first on."""
+        few = self._batches.beginning(epoch, self.config.sparsity.score_batches)
         yield from make_loader(self._train, few, 0, pin_memory=False)
 
     def _checked_loss(self, model: nn.Module, batch: Batch) -> Tensor:

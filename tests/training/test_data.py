@@ -98,6 +98,17 @@ def test_epochs_of_any_length_cut_the_row(per_epoch: int):
             assert _epoch(batches, epoch, skip) == part[skip:]
 
 
+def test_what_an_epoch_begins_with_goes_past_its_end():
+    """Up to a pass, or to the end of an epoch that is longer."""
+    n = len(_passes())
+    for per_epoch, most in ((None, n), (3, n), (2 * n, 2 * n)):
+        batches = EpochBatches(_passes(), per_epoch)
+        start = batches.per_epoch
+        for count in (1, n - 1, 10 * n):
+            due = _row(start + 2 * n)[start : start + min(count, most)]
+            assert batches.beginning(1, count) == due
+
+
 def test_workers_change_neither_order_nor_values_nor_the_generator(demo_corpus: Path):
     dataset = FeatureDataset(demo_corpus / "train.safetensors")
     runs = []

@@ -307,6 +307,20 @@ def test_more_epochs_must_not_raise_the_sparsity(demo_corpus: Path, tmp_path: Pa
         trainer.resume()
 
 
+def test_more_epochs_that_ask_for_other_masks_are_named(demo_corpus: Path, tmp_path: Path):
+    """0.4 and 0.2 fall on one epoch of two, and only the later one is scored."""
+    sparsity = {"schedule_fractions": {0: 0.6, 0.4: 0.4, 0.5: 0.2}}
+    stop_at(tiny(demo_corpus, tmp_path, sparsity=sparsity, train={"epochs": 2}), 2)
+    trainer = make_trainer(tiny(demo_corpus, tmp_path, sparsity=sparsity, train={"epochs": 10}))
+    with pytest.raises(ConfigError) as error:
+        trainer.resume()
+    assert str(error.value) == (
+        "train.epochs: with 10 epochs the run needs masks that it does not have: expected "
+        "sparsities among the scored [0.6, 0.2], got [0.4]; it goes on with 2 epochs, as it was "
+        "saved, or start anew"
+    )
+
+
 def test_a_finished_run_trains_nothing_more(demo_corpus: Path, tmp_path: Path):
     config = tiny(demo_corpus, tmp_path, train={"epochs": 1})
     fit(config)
@@ -469,6 +483,10 @@ def test_scoring_takes_as_many_batches_as_asked_or_as_there_are(
         trainer._batches.seek(0)
         assert calls == [batch.ids for batch in trainer._loader][:expected]
         assert len(calls) == expected
+    # An epoch that is shorter does not make the scores poorer.
+    short = tiny(demo_corpus, tmp_path, train={"batches_per_epoch": 2})
+    trainer = make_trainer(short)
+    assert [b.ids for b in trainer._few_batches(0)] == calls[: short.sparsity.score_batches]
 
 
 def _poisoned(corpus: Path, folder: Path, split: str, name: str) -> Path:
