@@ -333,7 +333,12 @@ def test_an_output_that_is_a_file(config_file: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "file").touch()
     for output in ("file", "file/run"):
         assert _main(config_file, f"output={tmp_path / output}") == 2
-        assert f"output: expected a folder, got {tmp_path / 'file'}" in _error(capsys)
+        assert f"output: expected a folder, got {tmp_path / 'file'}, a file" in _error(capsys)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for output in ("link", "link/run"):
+        assert _main(config_file, f"output={tmp_path / output}") == 2
+        expected = f"{tmp_path / 'link'}, a link to {tmp_path / 'nowhere'}, where nothing is"
+        assert expected in _error(capsys)
 
 
 def test_init_of_a_run_that_goes_on_is_not_looked_at(

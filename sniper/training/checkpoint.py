@@ -132,6 +132,14 @@ def delete(run: Path) -> None:
         folder.rmdir()
 
 
+def would_delete(run: Path, path: Path) -> bool:
+    """Whether `delete` of a run takes the weights of the checkpoint in folder `path`, which may be
+    a link or hold links.
+    """
+    home = (path / _WEIGHTS).resolve().parent
+    return any(own.resolve() == home for own in _own(run / "checkpoints"))
+
+
 def _own(folder: Path) -> list[Path]:
     """The folders of checkpoints, those included whose writing was broken off."""
     if not folder.is_dir():

@@ -33,6 +33,7 @@ from sniper.tts.audio.vocoder import Vocoder, load_vocoder
 from sniper.tts.corpus.dataset import CORPUS, FeatureDataset
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
+from sniper.tts.files import in_the_way
 from sniper.tts.processes import held_signals
 
 # Changing these does not change what is learned, or only for how long. That the data are the same
@@ -107,7 +108,7 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError(f"output: expected a folder, got {error.filename}, a file") from None
+        raise ConfigError(f"output: expected a folder, got {in_the_way(error)}") from None
     try:
         yield
     finally:
@@ -165,7 +166,7 @@ def _take_up(
         config = ranks.from_first(lambda: _as_begun(config, folder))
     begun = ranks.from_first(lambda: not fresh and checkpoint.exists(folder))
     if ranks.first and config.init is not None and not begun:
-        _refuse_missing_init(Path(config.init))
+        _refuse_init(Path(config.init), folder, fresh)
 
     def speech() -> Path:
         data = prepare_data(config)
@@ -211,12 +212,19 @@ def _take_up(
     return trainer, valid, vocoder
 
 
-def _refuse_missing_init(init: Path) -> None:
-    """Refuses it before the data are prepared, which may take long."""
+def _refuse_init(init: Path, folder: Path, fresh: bool) -> None:
+    """Refuses one that is missing, before the data are prepared, which may take long, or that
+    `fresh` would delete from `folder` before anything has taken its place.
+    """
     try:
-        checkpoint.find(init, "best")
+        found = checkpoint.find(init, "best")
     except checkpoint.CheckpointError as error:
         raise ConfigError(f"init: {error}") from None
+    if fresh and checkpoint.would_delete(folder, found):
+        raise ConfigError(
+            f"init: {init} holds the weights that --fresh deletes from {folder}; use another "
+            "output=FOLDER"
+        )
 
 
 @contextlib.contextmanager

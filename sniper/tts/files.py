@@ -82,10 +82,21 @@ def make_folder_of(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        reason = f"{error.filename} is a file, and it should be a folder"
+        reason = f"expected a folder, got {in_the_way(error)}"
         raise OSError(errno.ENOTDIR, reason, str(path)) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def in_the_way(error: OSError) -> str:
+    """What is where a folder was to be made, of the error of making it: a file, or a link that
+    leads nowhere, which looks as if nothing were there.
+    """
+    path = Path(error.filename)
+    path = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if path.is_symlink() and not path.exists():
+        return f"{path}, a link to {os.readlink(path)}, where nothing is"
+    return f"{path}, a file"
 
 
 def _flush_folder(folder: Path) -> None:
