@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import select
 import signal
@@ -64,7 +66,7 @@ def prepared(work: Callable[[], int], argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (SpeechError, ValueError, OSError) as error:
-        if reader_has_gone():
+        if is_of_output(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -128,10 +130,34 @@ def _tell_or_press(unraisable: sys.UnraisableHookArgs) -> None:
         _press_again()
 
 
-def reader_has_gone() -> bool:
-    """Whether nobody reads what is printed any more: an error of that is none to tell, and
-    `exit_with` ends without a word.
+# What writing alone comes to. Files of ours are named in their errors, as print names none.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def is_of_output(error: BaseException) -> bool:
+    """Whether `error` is one of printing, since nobody reads any more, the disk behind it is full
+    or the terminal is gone: it is for `exit_with` to end with.
     """
+    if isinstance(error, BrokenPipeError):
+        return reader_has_gone()
+    if not isinstance(error, OSError) or error.filename is not None:
+        return False
+    if error.errno in _NO_ROOM:
+        return True
+    try:
+        sys.stdout.flush()  # what could not be written is still in its buffer
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def about_output(error: BaseException) -> str:
+    """What `is_of_output` found, in words."""
+    return f"standard output: {getattr(error, 'strerror', None) or error}"
+
+
+def reader_has_gone() -> bool:
+    """Whether nobody reads what is printed any more."""
     try:
         output = sys.stdout.fileno()
     except (OSError, ValueError):  # what stands in for it has no reader, or it is closed
@@ -159,8 +185,8 @@ def _open_missing_streams() -> None:
 
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Runs a command and ends the process with its exit status; neither Ctrl-C, nor letters that
-    the terminal does not have, nor a stream that is closed or whose reader has gone away leave a
-    traceback.
+    the terminal does not have, nor a stream that is closed, whose reader has gone away or whose
+    disk is full leave a traceback.
     """
     _open_missing_streams()
     signal.signal(signal.SIGINT, interrupt)
@@ -169,19 +195,28 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
-        status = main()
+        try:
+            status = main()
+        except SystemExit as end:  # argparse's, after --help and wrong arguments
+            status = end.code
         sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
         status = 141  # as of a process that SIGPIPE ended
         _forget_output()
-    except Exception:
+    except Exception as error:
+        if is_of_output(error):
+            with contextlib.suppress(OSError):  # it may be the same disk
+                print(f"error: {about_output(error)}", file=sys.stderr)
+            status = 1
+            _forget_output()
         # Libraries that load others swallow a Ctrl-C, and fail later for want of what was not
         # loaded: the fault is not theirs, and nothing has been lost.
-        if not _interrupted:
+        elif _interrupted:
+            status = 130
+        else:
             raise
-        status = 130
     # Nothing is left to stop, and Python's own last steps answer Ctrl-C with a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)

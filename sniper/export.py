@@ -23,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from sniper.command import exit_with, path_argument, reader_has_gone, why_missing
+from sniper.command import exit_with, is_of_output, path_argument, why_missing
 
 ABOUT = {
     "inputs": {
@@ -108,7 +108,7 @@ def _export(options: argparse.Namespace) -> int:
                 file.write(made.getbuffer())
         write_json(path.with_suffix(".json"), about)
     except (CheckpointError, SpeechError, OSError) as error:
-        if reader_has_gone():
+        if is_of_output(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from sniper.command import exit_with, path_argument, reader_has_gone, typed_text, why_missing
+from sniper.command import exit_with, is_of_output, path_argument, typed_text, why_missing
 
 if TYPE_CHECKING:
     from sniper.tts.audio.config import FeatureConfig
@@ -145,7 +145,7 @@ def _speak(options: argparse.Namespace) -> int:
             names = len(speaker.info.speakers)
             print(f"note: spoken by {speaker.who()}, the first of {names}", file=sys.stderr)
     except (SpeechError, CheckpointError, ConfigError, OSError, UnicodeDecodeError) as error:
-        if reader_has_gone():
+        if is_of_output(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from sniper.command import exit_with, interrupt, reader_has_gone, why_missing
+from sniper.command import about_output, exit_with, interrupt, is_of_output, why_missing
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,8 +98,9 @@ def _ending(error: BaseException, who: str, fresh: bool) -> tuple[str, int]:
     from sniper.training.settings import ConfigError
     from sniper.tts.errors import SpeechError
 
-    if isinstance(error, BrokenPipeError) and reader_has_gone():
-        return "", 0  # `exit_with` ends as a process whose reader has gone
+    if is_of_output(error):
+        # Of one process alone `exit_with` tells it.
+        return (f"error: {who}{about_output(error)}", 1) if who else ("", 0)
     # --fresh once more would delete what has just been saved.
     again = "the same command" + (" without --fresh" if fresh else "")
     if isinstance(error, RankLost):

@@ -314,7 +314,7 @@ def test_a_reader_that_has_gone_is_no_error_but_a_worker_is(
 
     monkeypatch.setattr("sniper.training.run._announce", gone)
     assert _main(config_file) == 2 and "Broken pipe" in _error(capsys)
-    monkeypatch.setattr("sniper.train.reader_has_gone", lambda: True)
+    monkeypatch.setattr("sniper.command.reader_has_gone", lambda: True)
     with pytest.raises(BrokenPipeError):
         _main(config_file)
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sniper.command import exit_with, path_argument, reader_has_gone, why_missing
+from sniper.command import exit_with, is_of_output, path_argument, why_missing
 
 if TYPE_CHECKING:
     from sniper.compare.arms import Matrix
@@ -171,7 +171,7 @@ def _main(options: argparse.Namespace, command: str) -> int:
     except FolderInUse as error:
         print(f"error: {error}; wait for it, or use another --output", file=sys.stderr)
     except (ConfigError, SpeechError, CheckpointError, OSError) as error:
-        if reader_has_gone():
+        if is_of_output(error):
             raise
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
