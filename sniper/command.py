@@ -18,10 +18,14 @@ from typing import NoReturn
 
 
 def path_argument(text: str) -> Path:
-    """An argparse type: a path that a file system can have."""
+    """An argparse type: a path that a file system can have; `~` is the home folder."""
+    from sniper.tts.files import with_home
+
+    if not text.strip():  # of a variable that is not set; Path would make the present folder of it
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     if "\0" in text:
         raise argparse.ArgumentTypeError(f"a path holds no NUL, got {text!r}")
-    return Path(text)
+    return Path(with_home(text))
 
 
 path_argument.__name__ = "path"  # as argparse names it

@@ -243,7 +243,7 @@ def report(options: argparse.Namespace, found: dict[str, Any]) -> None:
     problems = found["problems"]
     found["versions"] = versions()
     config = None
-    if options.config:
+    if options.config is not None:
         from sniper.training.config import load
 
         config = load(options.config, options.overrides)
@@ -348,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of --config")
     options = parser.parse_intermixed_args(argv)
-    if options.overrides and not options.config:
+    if options.overrides and options.config is None:
         parser.error("settings: expected --config NAME_OR_PATH with them")
     found: dict[str, Any] = {"problems": []}
     status, message = 0, ""

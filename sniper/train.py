@@ -62,6 +62,7 @@ def _main(argv: list[str] | None) -> int:
     from sniper.training.config import load
     from sniper.training.ranks import ALONE, Ended, joined, restarts
     from sniper.training.run import open_run, signals
+    from sniper.training.settings import as_override
 
     def ending(error: BaseException) -> tuple[str, int]:
         return _ending(error, ranks.name, options.fresh)
@@ -70,7 +71,7 @@ def _main(argv: list[str] | None) -> int:
     try:
         # From here on, so that SIGTERM during a long preparation ends as Ctrl-C does.
         with signals(interrupt), joined(ending) as ranks:
-            init = [f"init={options.init}"] if options.init is not None else []
+            init = [as_override("init", options.init)] if options.init is not None else []
             # --init comes last, so that it wins over an `init=` among the overrides.
             config = load(options.config, [*options.overrides, *init])
             # What a start again finds is what the same command has saved.

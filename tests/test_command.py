@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sniper.command import exit_with, reader_has_gone
+from sniper.command import exit_with, is_of_output, path_argument, reader_has_gone
 
 # The interpreter's own start is not ours, nor are the modules of its library that a command's first
 # lines import, which take a second on a busy machine. All else is imported under `exit_with`.
@@ -212,6 +214,39 @@ def test_a_reader_that_has_gone_is_no_traceback():
     )
     process.stdout.close()
     assert process.stderr.read() == b"" and process.wait() == 141
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_behind_the_output_is_named(buffered: bool):
+    """Also where it shows at the end alone, after argparse's."""
+    for main in ("print('x' * 10**5) or 0", "sys.exit(print('x') or 0)"):
+        program = f"import sys; from sniper.command import exit_with; exit_with(lambda: {main})"
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"},
+            )
+        said = "error: standard output: No space left on device\n"
+        assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_an_error_of_a_file_is_not_of_the_output():
+    assert is_of_output(OSError(errno.ENOSPC, "full"))
+    assert not is_of_output(OSError(errno.ENOSPC, "full", "file"))
+    assert not is_of_output(OSError(errno.EIO, "of reading, say"))
+    assert not is_of_output(ValueError("of something else"))
+
+
+def test_a_path_that_no_shell_has_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for given, meant in (("~/a", "/home/somebody/a"), ("~", "/home/somebody"), ("./~/a", "~/a")):
+        assert path_argument(given) == Path(meant)
+    for nothing in ("", " "):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got"):
+            path_argument(nothing)
 
 
 def test_whether_a_reader_has_gone(monkeypatch: pytest.MonkeyPatch):

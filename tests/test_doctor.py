@@ -54,6 +54,7 @@ def test_a_dense_config_says_so(capsys):
     ("arguments", "status", "said"),
     [
         (["--config", "dmeo"], 2, "expected a preset"),
+        (["--config", ""], 2, "expected a preset"),
         (["--config", "demo", "train.epochs=none"], 2, "train.epochs"),
         (["--config", "demo", "train.device=foo"], 2, "train.device"),
     ],

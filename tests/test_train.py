@@ -329,6 +329,31 @@ def test_weights_to_start_from_that_are_not_there(
     assert not (tmp_path / "run").exists()
 
 
+def test_an_init_that_is_empty_is_refused(config_file: Path, capsys: pytest.CaptureFixture):
+    """As `--init "$UNSET"` is, which must not start from fresh weights without a word."""
+    for nothing in ("", " ", "null"):
+        assert _main(config_file, "--init", nothing) == 2
+        assert "error: init: " in _error(capsys)
+
+
+def test_fresh_does_not_delete_what_it_starts_from(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    run = tmp_path / "run"
+    shutil.copytree(trained / "run", run)
+    (tmp_path / "link").symlink_to(run)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in checkpoint.find(run).iterdir():
+        (copy / file.name).symlink_to(file)
+    before = everything(run)
+    for init in (run, tmp_path / "link", checkpoint.find(run), copy):
+        assert _main(trained / "tiny.yaml", "--init", init, "--fresh", f"output={run}") == 2
+        said = _error(capsys)
+        assert f"error: init: {init} holds the weights that --fresh deletes from {run}" in said
+    assert differences(everything(run), before) == []
+
+
 def test_an_output_that_is_a_file(config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "file").touch()
     for output in ("file", "file/run"):

@@ -118,30 +118,41 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         print(f"error: not installed: {', '.join(missing)}: {_INSTALL}", file=sys.stderr)
         return 2
-    words = sys.argv[1:] if argv is None else argv
-    if options.shard is not None:  # the report is of the whole
-        shard = str(options.shard)
-        words = [word for word in words if word not in ("--shard", shard, f"--shard={shard}")]
-    command = shlex.join(["python", "-m", "sniper.compare", *words])
+    words = _of_the_whole(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(options, command)
+        return _main(options, words)
     except ImportError as error:
         print(f"error: {why_missing(error, 'demo')}", file=sys.stderr)
         return 2
 
 
-def _main(options: argparse.Namespace, command: str) -> int:
+def _of_the_whole(words: Sequence[str]) -> list[str]:
+    """The arguments without those that say which part of the work this call is for."""
+    # By argparse, which also knows them by the beginnings of their names.
+    part = argparse.ArgumentParser(add_help=False)
+    part.add_argument("--shard")
+    for name in ("--evaluate-only", "--report-only"):
+        part.add_argument(name, action="store_true")
+    return part.parse_known_args(words)[1]
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["python", "-m", "sniper.compare", *words])
+
+
+def _main(options: argparse.Namespace, words: Sequence[str]) -> int:
     from sniper.compare.arms import load_matrix
     from sniper.compare.matrix import plan, refuse_changes, share_of
     from sniper.training.checkpoint import CheckpointError
-    from sniper.training.config import ConfigError
+    from sniper.training.settings import ConfigError, as_override
     from sniper.tts.errors import FolderInUse, SpeechError
+    from sniper.tts.files import in_the_way
     from sniper.tts.locks import only_one
     from sniper.tts.processes import default_workers
 
     overrides = list(options.overrides)
     if options.vocoder is not None:
-        overrides.append(f"vocoder={options.vocoder}")
+        overrides.append(as_override("vocoder", options.vocoder))
     try:
         matrix = load_matrix(
             options.config, seeds=options.seeds, arms=options.arms, overrides=overrides
@@ -159,15 +170,13 @@ def _main(options: argparse.Namespace, command: str) -> int:
         try:
             place.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(
-                f"--output: expected a folder, got {error.filename}, a file"
-            ) from None
+            raise ConfigError(f"--output: expected a folder, got {in_the_way(error)}") from None
         # Two comparisons in one folder would start the same runs twice. Shares look run by run.
         with only_one(place):
             # Measuring and reporting change no run, so they also serve folders of older settings.
             if not options.report_only and not options.evaluate_only:
                 refuse_changes(runs)
-            return _run(options, command, matrix, runs, out)
+            return _run(options, words, matrix, runs, out)
     except FolderInUse as error:
         print(f"error: {error}; wait for it, or use another --output", file=sys.stderr)
     except (ConfigError, SpeechError, CheckpointError, OSError) as error:
@@ -180,14 +189,18 @@ def _main(options: argparse.Namespace, command: str) -> int:
 
 
 def _run(
-    options: argparse.Namespace, command: str, matrix: Matrix, runs: Sequence[Run], out: Path
+    options: argparse.Namespace,
+    words: Sequence[str],
+    matrix: Matrix,
+    runs: Sequence[Run],
+    out: Path,
 ) -> int:
     from sniper.compare import files
     from sniper.compare.matrix import Outcome, execute
     from sniper.tts.locks import only_one
 
     _announce(matrix, runs, out)
-    outcome = Outcome()
+    outcome, command = Outcome(), _command(*words)
     if not options.report_only:
         if not options.evaluate_only:
             with only_one(out, wait=_WRITING_SECONDS):  # shares begin at the same time
@@ -205,7 +218,8 @@ def _run(
         print("stopped, saved; the same command continues", file=sys.stderr)
         return 130
     if options.shard is not None:
-        print(f"share {options.shard} is done; {command} --report-only writes the report of all")
+        report = _command("--report-only", *words)
+        print(f"share {options.shard} is done; {report} writes the report of all")
         return _print_failures(outcome)
     if (out / "command.txt").exists():  # the one that trained
         command = (out / "command.txt").read_text(encoding="utf-8").strip()

@@ -25,11 +25,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sniper.compare.claims import Claim, read_claim
 from sniper.training.config import Config, ConfigError, flat, load, settings_of
-from sniper.training.settings import parse
+from sniper.training.settings import as_override, parse
+from sniper.tts.files import with_home
 
 MATRICES = Path(__file__).parent / "matrices"
 _SECTIONS = ("data", "features", "model", "sparsity", "train")
@@ -92,7 +91,9 @@ class Matrix:
         Raises:
             ConfigError: naming the arm.
         """
-        own = (f"name={arm.name}-seed-{seed}", f"output={folder}")
+        # A folder that is called ~ has to stay one.
+        output = f"./{folder}" if str(folder).startswith("~") else str(folder)
+        own = (f"name={arm.name}-seed-{seed}", as_override("output", output))
         # Behind the arm's own settings, since runs beside each other must share the cores as the
         # comparison says.
         own += (f"train.seed={seed}", f"train.threads={threads}")
@@ -122,7 +123,7 @@ def load_matrix(
     """
     path = MATRICES / f"{name_or_path}.yaml"
     if not path.exists():
-        path = Path(name_or_path)
+        path = Path(with_home(name_or_path))
     data = _read(path, name_or_path)
     for key in flat(settings_of(overrides)):
         _refuse_own(key, "override")
@@ -249,21 +250,15 @@ def _as_overrides(sections: Any, where: str) -> tuple[str, ...]:
     result: list[str] = []
     for section, settings in sections.items():
         if section in _SINGLE:
-            result.append(_override(section, settings))
+            result.append(as_override(section, settings))
             continue
         if section not in _SECTIONS or not isinstance(settings, dict):
             known = ", ".join((*_SECTIONS, *_SINGLE))
             raise ConfigError(f"{where}: expected settings of {known}, got {section}: {settings!r}")
         for key, value in settings.items():
             _refuse_own(f"{section}.{key}", where)
-            result.append(_override(f"{section}.{key}", value))
+            result.append(as_override(f"{section}.{key}", value))
     return tuple(result)
-
-
-def _override(key: str, value: Any) -> str:
-    """`key=value` with the value as YAML on one line, as a word of a command line has it."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000).strip()
-    return f"{key}={text.removesuffix('...').strip()}"
 
 
 def _refuse_own(key: str, where: str) -> None:

@@ -82,7 +82,8 @@ def _work(options: argparse.Namespace) -> int:
     from sniper.training.run import open_run, prepare_data
     from sniper.tts.corpus.dataset import FeatureDataset
 
-    folder, config = options.run, load(str(options.run / "run.yaml"))
+    # The whole path, since no part of it is a person's ~ any more.
+    folder, config = options.run, load(str(options.run.absolute() / "run.yaml"))
     if not options.no_training and status(folder) != "trained":
         started = time.time()
         try:

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from sniper.tts.files import with_home
+
 PRESETS = Path(__file__).parents[1] / "configs"
 
 # Far beyond any file of settings; without them a small file can fill the memory or the stack.
@@ -30,6 +32,7 @@ def read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     # The system's own error for a NUL in a path names neither the setting nor the path.
     if "\0" in name_or_path:
         raise ConfigError(expected)
+    name_or_path = with_home(name_or_path)
     path = PRESETS / f"{name_or_path}.yaml"
     try:
         if not path.exists():
@@ -154,6 +157,12 @@ def plain_text(text: str, optional: bool) -> str | None:
             return text
         return value if isinstance(value, str) else text
     return text
+
+
+def as_override(key: str, value: Any) -> str:
+    """`key=value` that gives exactly this value, whatever YAML would read in its text."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip()
+    return f"{key}={text.removesuffix('...').strip()}"
 
 
 # Each of these mappings is one value: a new schedule replaces the old one, since merging their

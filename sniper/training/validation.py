@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import typing
 from collections.abc import Iterable
 from types import UnionType
@@ -24,6 +23,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from sniper.training.settings import ConfigError
+from sniper.tts.files import with_home
 
 
 class Settings(BaseModel):
@@ -58,9 +58,7 @@ def _encodable(value: str) -> str:
 def _path(value: str) -> str:
     if not value.strip() or "\0" in value:
         raise ValueError(f"expected a path, got {value!r}")
-    # As a shell has it, which reads no settings: a folder called ~ invites "rm -r ~".
-    home = value == "~" or value.startswith("~/")
-    return _encodable(os.path.expanduser(value) if home else value)
+    return _encodable(with_home(value))
 
 
 Switch = Annotated[bool, BeforeValidator(_switch)]

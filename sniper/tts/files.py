@@ -18,6 +18,16 @@ from sniper.tts.errors import SpeechError
 CHECKSUMS = "checksums"
 
 
+def with_home(path: str) -> str:
+    """A path as a shell has it, where none has read it: `~` is the home folder.
+
+    bash leaves `--output=~/x` and what stands in quotes alone, settings are read by no shell, and a
+    folder called ~ invites "rm -r ~".
+    """
+    home = path == "~" or path.startswith("~/")
+    return os.path.expanduser(path) if home else path
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file that appears under its name complete or not at all.

@@ -152,6 +152,21 @@ def _write(folder: Path, **changes) -> str:
     return str(path)
 
 
+def test_a_run_lies_in_the_very_folder(tmp_path, monkeypatch):
+    """Whatever a setting would make of its name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    for out in (Path("~/out"), Path(" a"), Path("'a'"), Path("null")):
+        for run in plan(load_matrix(_write(tmp_path)), out, 1):
+            assert run.config.output and Path(run.config.output) == run.folder
+
+
+def test_a_matrix_in_the_home_folder(tmp_path, monkeypatch):
+    _write(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_matrix("~/m.yaml").name == "m"
+
+
 def test_settings_lie_on_each_other(tmp_path):
     arms = [{"name": "a"}, {"name": "b", "label": "B", "train": {"lr": 0.3, "epochs": 7}}]
     settings = {"train": {"epochs": 5, "lr": 0.5}, "model": {"ffn_dim": 384}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 from comparing import Compared
 from speech import command
 
-from sniper.compare.__main__ import main
+from sniper.compare.__main__ import _of_the_whole, _parser, main
 
 REPORT = ["epochs.csv", "loss.png", "report.html", "results.csv", "results.json"]
 
@@ -88,6 +89,13 @@ def test_a_folder_that_is_not_there_is_not_made(compared: Compared, tmp_path: Pa
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_an_output_that_is_a_link_to_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "out").symlink_to("nowhere")
+    assert main(["--output", str(tmp_path / "out")]) == 2
+    expected = f"expected a folder, got {tmp_path / 'out'}, a link to nowhere, where nothing is"
+    assert expected in capsys.readouterr().err
+
+
 def test_shares_and_the_report_of_all(matrix_file: Path, tmp_path: Path, capsys):
     """Two shares at once, of a matrix with one run each, then the report."""
     options = ["--config", str(matrix_file), "--output", str(tmp_path), "--threads", "1"]
@@ -104,6 +112,21 @@ def test_shares_and_the_report_of_all(matrix_file: Path, tmp_path: Path, capsys)
     capsys.readouterr()
     assert main([*options, "--shard", "1/3"]) == 2
     assert "--shard 1/3: expected at most 2 shares, one a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"),
+    [
+        (["--sha", "1/2", "--seeds", "0"], "--seeds 0"),
+        (["--shard=01/2", "--evaluate-only", "train.epochs=1"], "train.epochs=1"),
+        (["--config", "1/2", "--shard", "1/2", "--ev", "--", "a=b"], "--config 1/2 -- a=b"),
+    ],
+)
+def test_the_command_of_the_whole_can_be_run(part: list[str], whole: str):
+    """However the options that are for one share are written."""
+    assert shlex.join(_of_the_whole(part)) == whole
+    options = _parser().parse_intermixed_args(["--report-only", *_of_the_whole(part)])
+    assert options.report_only and options.shard is None and not options.evaluate_only
 
 
 def test_other_settings_are_refused(compared: Compared, capsys: pytest.CaptureFixture):
@@ -182,6 +205,7 @@ def test_wrong_arguments(arguments, words, capsys: pytest.CaptureFixture):
         (["--arms", "dense,sparse"], "--arms: expected some of dense, dense-rates"),
         (["train.epoch=3"], "did you mean train.epochs"),
         (["train.seed=3"], "train.seed is the matrix's own"),
+        (["--vocoder", ""], "vocoder: expected a path, got ''"),
     ],
 )
 def test_wrong_settings(arguments, words, tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sniper.training.settings import ConfigError, parse, plain_text, put, read
+from sniper.training.config import settings_of
+from sniper.training.settings import ConfigError, as_override, parse, plain_text, put, read
 
 
 def test_put_makes_the_way_but_replaces_no_value():
@@ -105,6 +106,19 @@ def test_text_is_taken_as_it_is_written(text: str, value: str | None):
     assert plain_text(text, optional=True) == value
     if value is None:
         assert plain_text(text, optional=False) == text
+
+
+@pytest.mark.parametrize("value", ["", " ", "~", "null", " a ", "'a'", '"b"', "a: b #c", "a\nb"])
+def test_an_override_gives_the_very_value(value: str):
+    assert settings_of([as_override("init", value)]) == {"init": value}
+
+
+def test_a_file_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No shell has read `--config=~/a.yaml`, nor a base."""
+    (tmp_path / "a.yaml").write_text("base: ~/b.yaml\n")
+    (tmp_path / "b.yaml").write_text("name: there\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read("~/a.yaml") == {"name": "there"}
 
 
 def test_a_file_lies_over_its_base_and_a_schedule_is_replaced_whole(tmp_path: Path):
