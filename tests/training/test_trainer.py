@@ -484,9 +484,9 @@ def test_scoring_takes_as_many_batches_as_asked_or_as_there_are(
         assert calls == [batch.ids for batch in trainer._loader][:expected]
         assert len(calls) == expected
     # An epoch that is shorter does not make the scores poorer.
-    short = tiny(demo_corpus, tmp_path, train={"batches_per_epoch": 2})
-    trainer = make_trainer(short)
-    assert [b.ids for b in trainer._few_batches(0)] == calls[: short.sparsity.score_batches]
+    few = {"sparsity": {"score_batches": 4}, "train": {"batches_per_epoch": 2}}
+    trainer = make_trainer(tiny(demo_corpus, tmp_path, **few))
+    assert [batch.ids for batch in trainer._few_batches(0)] == calls[:4]
 
 
 def _poisoned(corpus: Path, folder: Path, split: str, name: str) -> Path:
