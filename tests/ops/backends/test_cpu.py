@@ -155,7 +155,7 @@ def test_three_taps_at_once_lose_a_few_bits_at_most(isa):
 
 @pytest.mark.parametrize("geometry", [Geometry(), Geometry(3, 1, 1, 1)], ids=["one tap", "three"])
 def test_a_bias_of_many_tokens_keeps_its_digits(isa, geometry):
-    """The gradient of a mean is one number a token: added one by one they lost three of six digits."""
+    """The gradient of a mean is one number a token: one by one they lost half of their digits."""
     layout = BlockLayout(torch.ones(4, geometry.taps, 4, dtype=torch.bool), 16)
     dy = torch.full((1, 60000, 64), 0.1)
     db = CPU.wgrad(dy, torch.zeros_like(dy), layout, geometry, True)[1]
