@@ -24,8 +24,8 @@ class SniperSettings:
     Args:
         schedule: a `SparsitySchedule` or `{epoch: sparsity}`.
         score_batches: training batches that the weights are scored on (on each process).
-        loss_fn: `(model, batch) -> scalar loss` to score with; None: the loss that the trainer
-            trains with.
+        loss_fn: `(model, batch) -> scalar loss` to score with; None: the one that the callback's
+            own page names.
         exchange: torch.float32 or torch.bfloat16: where DDP trains in several processes, gradients
             of active weights alone are exchanged, in this dtype. None leaves that to DDP.
         options: of `Sniper`: `block_size`, `exclude`, `cap`, ...

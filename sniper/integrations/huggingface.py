@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 try:
     from accelerate.utils import send_to_device
-    from transformers import TrainerCallback
+    from transformers import Trainer, TrainerCallback
     from transformers.training_args import ParallelMode
 except ImportError as error:
     raise ImportError(
@@ -42,7 +44,9 @@ class SniperCallback(SniperSettings, TrainerCallback):
 
     Args:
         schedule, score_batches, loss_fn, exchange, options: see `SniperSettings`. Without
-            `loss_fn` the model's output must have a loss, as the Trainer itself expects it.
+            `loss_fn` the loss is the one in the model's output: a callback does not see the
+            Trainer, so a `compute_loss_func`, an overridden `compute_loss` or label smoothing has
+            to be given as `loss_fn` too.
         resume_from: folder of the checkpoint that is resumed, where it lies outside
             `args.output_dir`.
 
@@ -76,7 +80,7 @@ class SniperCallback(SniperSettings, TrainerCallback):
             )
         new = self.attach_to(model)
         if new and _in_the_order_of_shapes not in model._state_dict_hooks.values():
-            # For good: `save_model` after training saves the same weights.
+            # For good: `save_model` may be called long after training.
             model.register_state_dict_post_hook(_in_the_order_of_shapes)
         self._epoch = _first_epoch(args, state, train_dataloader)
         if state.global_step > 0:
@@ -137,11 +141,27 @@ def _folder(args: Any, state: Any) -> Path:
 
 def _in_the_order_of_shapes(module: nn.Module, state: dict[str, Any], *_: Any) -> None:
     """A hook on `state_dict()`: masked convolutions lie in memory as `[N, taps, C]`, and the
-    Trainer's safetensors takes nothing but the order of the shape.
+    Trainer's safetensors takes nothing but the order of the shape. Whoever else asks gets the
+    weights themselves, to which it may write.
     """
+    if not _trainer_saves():
+        return
     for name, value in state.items():
         if isinstance(value, Tensor) and value.dim() == 3:
             state[name] = value.contiguous()  # itself, where that is its order
+
+
+def _trainer_saves() -> bool:
+    """Whether this is called on behalf of `Trainer.save_model`, of which callbacks are told only
+    afterwards.
+    """
+    saving = Trainer.save_model.__code__, Trainer._save.__code__
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code in saving:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _ddp_around(model: nn.Module) -> DistributedDataParallel | None:
@@ -177,6 +197,13 @@ def _batches(loader: DataLoader, device: torch.device) -> Iterator[Any]:
 
 
 def _models_loss(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    try:
+        inspect.signature(model.forward).bind(**batch)
+    except TypeError as error:
+        raise ValueError(
+            f"SniperCallback: expected a model whose forward takes {', '.join(batch)} and returns "
+            f"a loss, got one where that fails ({error}): pass loss_fn=(model, batch) -> loss"
+        ) from None
     outputs = model(**batch)
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs[0]
     if loss is None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 try:
@@ -79,10 +80,13 @@ class SniperCallback(SniperSettings, Callback):  # pyright: ignore[reportGeneral
                     f"SniperCallback: expected a checkpoint that was written with it, got "
                     f"{trainer.ckpt_path}, which has no masks"
                 )
-            loss_fn = self.loss_fn or cast(Any, _Scoring(trainer))
+            batches = islice(_batches(trainer), self.score_batches)
             with _silent(pl_module):
-                batches = islice(_batches(trainer), self.score_batches)
-                self.attached.score(batches, loss_fn)
+                if self.loss_fn is not None:
+                    self.attached.score(batches, self.loss_fn)
+                else:
+                    steps = _Scoring(trainer)
+                    self.attached.score(steps.checked(batches), cast(Any, steps))
         self.check_start(trainer.current_epoch)
         self.compress(trainer.strategy.model)
         # A run that is resumed in the middle of an epoch has no start of an epoch.
@@ -108,10 +112,25 @@ class SniperCallback(SniperSettings, Callback):  # pyright: ignore[reportGeneral
 
 
 class _Scoring:
-    """The loss of `training_step`, in the precision of the run."""
+    """The loss of `training_step`, in the precision of the run; 0 where that returns None, by which
+    Lightning skips a batch.
+    """
 
     def __init__(self, trainer: Trainer):
-        self._trainer, self._count = trainer, 0
+        self._trainer, self._count, self._skipped = trainer, 0, 0
+
+    def checked(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The batches, and an error behind them if all of them were skipped."""
+        yield from batches
+        if self._skipped and self._skipped == self._count:
+            raise self._no_loss(None)
+
+    @staticmethod
+    def _no_loss(output: Any) -> ValueError:
+        return ValueError(
+            "SniperCallback: expected training_step to return a loss, got "
+            f"{type(output).__name__}: return one or pass loss_fn=(module, batch) -> loss"
+        )
 
     def __call__(self, module: LightningModule, batch: Any) -> Tensor:
         step, index = module.training_step, self._count
@@ -122,19 +141,23 @@ class _Scoring:
         # Scores of a bf16 run come from bf16 gradients, those that training will see.
         with self._trainer.precision_plugin.train_step_context():
             output = step(batch, index) if takes_index else step(batch)
+        if output is None:
+            self._skipped += 1
+            return torch.zeros((), device=module.device, requires_grad=True)
         loss = output.get("loss") if isinstance(output, dict) else output
         if not isinstance(loss, Tensor):
-            raise ValueError(
-                "SniperCallback: expected training_step to return a loss, got "
-                f"{type(output).__name__}: return one or pass loss_fn=(module, batch) -> loss"
-            )
+            raise self._no_loss(output)
         return loss
 
 
 def _batches(trainer: Trainer) -> Iterator[Any]:
     """Training batches as `training_step` gets them."""
-    for batch, _, _ in CombinedLoader(trainer.train_dataloader, "max_size_cycle"):
+    known = trainer.fit_loop._combined_loader
+    mode: Any = "max_size_cycle" if known is None else known._mode
+    for batch, _, _ in CombinedLoader(trainer.train_dataloader, mode):
         batch = trainer.precision_plugin.convert_input(batch)
+        # Of the module or its data module, as the loop itself does.
+        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
         yield trainer.strategy.batch_to_device(batch)
 
 

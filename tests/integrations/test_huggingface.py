@@ -394,3 +394,24 @@ def test_a_plain_modules_convolution_is_saved(tmp_path):
     saved = load_file(tmp_path / "one" / "checkpoint-8" / "model.safetensors")
     assert_same(saved, found["weights"])
     assert (saved["conv.weight"] == 0).float().mean() > 0.4
+
+
+def test_a_state_dict_that_nobody_saves_is_of_the_weights_themselves(tmp_path):
+    """An average of the weights, as timm's, is written to by way of it."""
+    model = huggingface_ranks.Model()
+    items = [{"x": x, "labels": x} for x in huggingface_ranks.data()]
+    trainer = make_trainer(tmp_path, make_callback(), model, items, max_steps=1)
+    trainer.train()
+    assert model.conv.weight.stride() != model.conv.weight.contiguous().stride()
+    assert model.state_dict()["conv.weight"].data_ptr() == model.conv.weight.data_ptr()
+    trainer.save_model(tmp_path / "end")
+    assert_same(load_file(tmp_path / "end" / "model.safetensors"), model.state_dict())
+
+
+def test_a_loss_of_the_trainers_own_has_to_be_given(tmp_path):
+    class Plain(Regression):
+        def forward(self, x):
+            return super().forward(x)
+
+    with pytest.raises(ValueError, match="forward takes x, labels and .*: pass loss_fn="):
+        make_trainer(tmp_path, make_callback(), Plain(), remove_unused_columns=False).train()

@@ -16,6 +16,7 @@ import lightning_ranks
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -281,3 +282,46 @@ def test_the_finder_of_a_learning_rate_goes_before_training(tmp_path):
     module.lr = 0.1  # what it looks for
     trainer, _ = fit(tmp_path, callback, finder, module=module)
     assert callback.sniper.sparsity == 0.0 and trainer.current_epoch == 4
+
+
+class Prepared(Module):
+    """Batches are made ready before they are transferred, one of them is skipped."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = []
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch + 100
+
+    def training_step(self, batch, batch_idx):
+        self.means.append(float(batch.mean()))
+        return None if batch_idx == 1 else super().training_step(batch - 100, batch_idx)
+
+
+def test_batches_are_prepared_and_skipped_as_in_training(tmp_path):
+    callback, module = make_callback(score_batches=2), Prepared()
+    fit(tmp_path, callback, module=module, epochs=1)
+    assert module.means[:2] == module.means[2:4] and min(module.means) > 90
+    assert callback.sniper.sparsity == 0.7
+
+
+def test_several_loaders_are_combined_as_in_training(tmp_path):
+    class Pairs(Module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[0] + batch[1], batch_idx)
+
+    module = Pairs()
+    trainer = lightning.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        callbacks=[make_callback()],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    loaders = [DataLoader(data()[:n], batch_size=4) for n in (8, 16)]
+    trainer.fit(module, CombinedLoader(loaders, "min_size"))
+    assert module.calls == 2 + 2  # pairs that are scored, and that are trained on
