@@ -279,6 +279,9 @@ def sparsify(
 def densify(model: Model) -> Model:
     """Turns every block-sparse layer back into its plain class, in place; pruned weights stay zero.
 
+    A layer whose class was changed since, as by a parametrization (spectral or weight norm), loses
+    its mask and keeps its class, with a warning.
+
     Args:
         model: as `sparsify` left it; a plain one stays as it is.
 
@@ -288,8 +291,18 @@ def densify(model: Model) -> Model:
     Raises:
         ValueError: `model` is no module.
     """
-    for module in check_module(model).modules():
-        if isinstance(module, BlockMaskedLayer) and type(module) in _PLAIN:
+    for name, module in check_module(model).named_modules():
+        if isinstance(module, BlockMaskedLayer) and type(module) not in _PLAIN:
+            if module.layout is not None:
+                module.set_block_mask(None)
+                release(module)
+                warnings.warn(
+                    f"densify: {name or 'the model'} is dense now and stays a "
+                    f"{type(module).__name__}: to get its plain class back remove its "
+                    "parametrization first",
+                    stacklevel=2,
+                )
+        elif isinstance(module, BlockMaskedLayer):
             module.set_block_mask(None)
             release(module)
             del module.block_size
@@ -299,8 +312,8 @@ def densify(model: Model) -> Model:
             module.__class__ = type(module).__bases__[0]
         # Also on modules that hold no layer themselves: torch's encoders remember here how they
         # ran.
-        for name, value in module.__dict__.pop("_before_sparsify", {}).items():
-            setattr(module, name, value)
+        for attribute, value in module.__dict__.pop("_before_sparsify", {}).items():
+            setattr(module, attribute, value)
     return model
 
 
@@ -336,7 +349,9 @@ def _turn_off_fused_inference(model: nn.Module) -> None:
     """Torch's fused encoder multiplies with the weights itself and never calls our layers."""
     for module in model.modules():
         for kind, (name, off) in _FUSED_INFERENCE.items():
-            if isinstance(module, kind) and any(type(m) in _PLAIN for m in module.modules()):
+            if isinstance(module, kind) and any(
+                isinstance(m, BlockMaskedLayer) for m in module.modules()
+            ):
                 module.__dict__.setdefault("_before_sparsify", {name: getattr(module, name, off)})
                 setattr(module, name, off)
 
@@ -381,6 +396,8 @@ def _why_not(
             return f"groups {module.groups}"
         if module.stride != (1,):
             return f"stride {module.stride[0]}"
+    if module.weight.is_complex():
+        return "complex weights"
     n, c = module.weight.shape[:2]
     if n % block_size or c % block_size or 0 in module.weight.shape:
         return f"{n} x {c} does not divide by {block_size}"

@@ -15,7 +15,7 @@ from dropin import (
 )
 from safetensors.torch import load_file, save_model
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from sniper import BlockSparseConv1d, BlockSparseLinear, densify, sparsify
@@ -416,3 +416,15 @@ def test_densified_weights_as_safetensors(tmp_path):
     other.load_state_dict(load_file(tmp_path / "it.safetensors"))
     torch.testing.assert_close(other(x), expected)
     assert all(p.is_contiguous() for p in other.parameters())
+
+
+def test_densify_lifts_the_mask_of_a_layer_that_was_parametrized_since():
+    model = nn.Sequential(nn.Linear(16, 16))
+    sparsify(model, B)
+    model[0].set_block_mask(torch.tensor([[True, False], [False, True]]))
+    parametrizations.weight_norm(model[0])
+    with pytest.warns(UserWarning, match="0 is dense now and stays a Parametrized.*: to get its"):
+        densify(model)
+    parametrize.remove_parametrizations(model[0], "weight")
+    nn.init.ones_(model[0].weight)
+    torch.testing.assert_close(model(torch.ones(1, 16)), 16 + model[0].bias[None])

@@ -143,3 +143,14 @@ def test_repr():
         "BlockSparseLinear(in_features=32, out_features=48, bias=True, "
         "block_size=16, density=0.500)"
     )
+
+
+def test_inputs_without_rows_in_memory_are_torchs():
+    layer = BlockSparseLinear(8, 4, block_size=4)
+    layer.set_block_mask(torch.tensor([[True, False]]))
+    parts = [torch.randn(3, 8), torch.randn(5, 8)]
+    for layout in (torch.jagged, torch.strided):
+        got = layer(torch.nested.nested_tensor(parts, layout=layout))
+        for y, part in zip(got.unbind(), parts, strict=True):
+            torch.testing.assert_close(y, layer(part))
+    torch.testing.assert_close(layer(parts[0].to_sparse()), layer(parts[0]))
