@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sniper.layers.ddp_buckets import make_buckets_anew
 from sniper.layers.flat_gradients import serve_lbfgs
 from sniper.layers.zeros import keep_zeros
+from sniper.ops.gradients import mask_gradient
 from sniper.ops.layout import BlockLayout
 from sniper.ops.pruned import zero_pruned_
 from sniper.ops.sharded import check_whole, sharding_of
@@ -147,6 +148,7 @@ class BlockMaskedLayer(nn.Module):
                 # a weight that is dense.
                 self._layout.retire()
             self._layout = None
+            mask_gradient(self.weight, None)
             return
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -180,6 +182,7 @@ class BlockMaskedLayer(nn.Module):
             device = torch.device("cpu") if self.weight.is_meta else self.weight.device
             self._layout = BlockLayout.unwritten(shape, self.block_size, device)
         keep_zeros(self)
+        mask_gradient(self.weight, self._layout)
         return self.weight.stride() != before
 
     def _use_kernel_memory_order(self) -> None:
@@ -235,6 +238,7 @@ class BlockMaskedLayer(nn.Module):
         if self._layout is None:
             return
         keep_zeros(self)
+        mask_gradient(self.weight, self._layout)
         if self._layout.outgrown or sharding_of(self.weight):
             return
         # What comes into a copy's pruned blocks from now on counts, as in an average of the
@@ -253,6 +257,8 @@ class BlockMaskedLayer(nn.Module):
         # On the meta device a mask would lose its values.
         if self._layout is not None and not self.weight.is_meta:
             self._layout = self._layout.to(self.weight.device)
+            # Nor need it be the same parameter.
+            mask_gradient(self.weight, self._layout)
 
     def _load_from_state_dict(self, *args, **kwargs):
         super()._load_from_state_dict(*args, **kwargs)

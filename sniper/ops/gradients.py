@@ -5,18 +5,24 @@ Autograd adds a gradient to `.grad` as a whole, pruned blocks and all. Whoever k
 a weight allocated (`sniper.optim`) has it adopted here; then the weight gradient adds to it itself,
 and autograd has nothing left to add. Whatever may want to see the gradient on its way there, a hook
 say, gets it as from any other layer.
+
+A loss may read a masked weight besides calling its layer: a decoder that is tied to it, a penalty
+on its distance from somewhere. What comes from there fills pruned blocks too, and is masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sniper.ops.geometry import as_matrix, is_matrix
+from sniper.ops.geometry import as_matrix, as_weight, is_matrix
+from sniper.ops.layout import BlockLayout
 from sniper.ops.memory import untouched_zeros_like
+from sniper.ops.transforms import has_memory
 
 # By identity, since tensors compare by value; weak, so that a deleted model's weights do not stay.
 _adopted = WeakTensorKeyDictionary()
@@ -24,6 +30,9 @@ _adopted = WeakTensorKeyDictionary()
 _without_ddp = WeakTensorKeyDictionary()
 # Weights by their copies in another dtype.
 _sources = WeakTensorKeyDictionary()
+# What masks the gradients of weights that are masked themselves.
+_masks = WeakTensorKeyDictionary()
+_looking = True  # for all threads: a GPU's backward pass runs on one of its own
 
 
 def adopt(weight: Tensor) -> None:
@@ -31,6 +40,96 @@ def adopt(weight: Tensor) -> None:
     adopted with it.
     """
     _adopted[weight] = True
+
+
+class _GradientMask:
+    """A hook that zeroes the pruned blocks of a gradient, once somebody was seen to fill them.
+
+    Our backward leaves zeros there, so nearly always there is nothing to do, and to look costs a
+    visit. It looks at the first gradient that arrives under a mask, and again after 2, 4, 8, ... of
+    them, which costs nothing in the end. What our backward adds to `.grad` itself does not arrive.
+    """
+
+    # Copies of the weight go without it; torch need not warn of that.
+    __torch_unserializable__ = True
+
+    def __init__(self) -> None:
+        self.layout: BlockLayout | None = None
+        self._seen, self._found = 0, False
+
+    def follow(self, layout: BlockLayout) -> None:
+        """Masks by `layout` from now on, whatever is written into that later."""
+        self.layout, self._seen = layout, 0
+
+    def __call__(self, grad: Tensor | None) -> Tensor | None:
+        if grad is None:
+            return None
+        self._seen += 1
+        if not self._found and self._seen & (self._seen - 1):
+            return None
+        layout = self.layout
+        if layout is None or layout.is_full or layout.outgrown:
+            return None
+        if self._found or not has_memory(grad):
+            return _without_pruned(grad, layout)
+        recorded = grad.is_cuda and torch.cuda.is_current_stream_capturing()
+        if recorded or not _looking:
+            return None  # looking would wait
+        # Not the values themselves: NaN in an active block, of an overflow say, equals nothing.
+        filled = grad.detach() != 0
+        self._found = not torch.equal(_without_pruned(filled, layout), filled)
+        return _without_pruned(grad, layout) if self._found else None
+
+
+def _without_pruned(grad: Tensor, layout: BlockLayout) -> Tensor:
+    rows, taps, cols = layout.shape
+    matrix = as_matrix(grad)
+    blocks = matrix.reshape(rows, layout.block_size, taps, cols, layout.block_size)
+    # masked_fill, not a product: an infinite gradient of a pruned weight must not become NaN.
+    kept = blocks.masked_fill(~layout.block_mask[:, None, :, :, None], 0)
+    return as_weight(kept.reshape(matrix.shape), grad)
+
+
+def mask_gradient(weight: Tensor, layout: BlockLayout | None) -> None:
+    """From now on what others than its layer add to the gradient of a weight is masked; a weight
+    that has no gradient of its own (frozen, computed of others) is left alone.
+
+    Args:
+        weight: `[N, K]` or `[N, C, taps]`.
+        layout: its active blocks; what is written into it later counts. None: no mask any more.
+    """
+    known = _masks.get(weight)
+    if known is not None:
+        hook, handle = known
+        if layout is not None and handle.id in (weight._backward_hooks or ()):
+            hook.follow(layout)
+            return
+        handle.remove()
+        del _masks[weight]
+    if layout is not None and weight.requires_grad and weight.is_leaf:
+        hook = _GradientMask()
+        hook.follow(layout)
+        _masks[weight] = hook, weight.register_hook(hook)
+
+
+@contextlib.contextmanager
+def unlooked() -> Iterator[None]:
+    """Inside, nobody looks whether others than a layer give to its weight's pruned blocks: around a
+    recorded pass, in which looking would wait, of a model whose weights only layers read.
+    """
+    global _looking
+    before, _looking = _looking, False
+    try:
+        yield
+    finally:
+        _looking = before
+
+
+def is_watched(p: Tensor) -> bool:
+    """Whether somebody sees the gradients of a parameter arrive; its own mask does not count."""
+    hooks = p._backward_hooks or {}
+    others = any(not isinstance(hook, _GradientMask) for hook in hooks.values())
+    return others or bool(getattr(p, "_post_accumulate_grad_hooks", None))
 
 
 def without_ddp(weight: Tensor) -> None:
@@ -130,7 +229,7 @@ def _is_added(weight: Tensor) -> bool:
         return False
     if weight.dtype != torch.float32 or weight.device.type not in ("cpu", "cuda"):
         return False
-    if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
+    if is_watched(weight):
         return False
     if weight not in _without_ddp and _several():
         return False

@@ -20,6 +20,8 @@ from sniper.sparsity.schedule import check_sparsity, is_number
 
 # Where wrappers keep an optimizer: Accelerate's, Lightning's and most others, and SAM's.
 _WRAPPED = ("optimizer", "base_optimizer")
+# What moves a weight on without a gradient, by torch's names.
+_FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 # Adam's running means of squared gradients, by the names that torch gives them.
 _SECOND_MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 
@@ -314,6 +316,23 @@ def gradient_and_moments(optimizers: list[Optimizer], p: nn.Parameter) -> list[T
     states = [v for o in optimizers for v in o.state.get(p, {}).values()]
     moments = [v for v in states if isinstance(v, Tensor) and v.shape == p.shape]
     return moments if p.grad is None else [p.grad, *moments]
+
+
+def start_anew(optimizers: list[Optimizer], p: nn.Parameter, newly: Tensor) -> None:
+    """Clears the gradient and momentum of newly active weights, whatever has come there while they
+    were pruned: of a loss that reads the weight, or by a hand that writes to `.grad`.
+
+    Args:
+        optimizers: those without such state are left alone.
+        p: the parameter.
+        newly: bool of its shape.
+    """
+    states = [o.state.get(p, {}).get(name) for o in optimizers for name in _FIRST_MOMENTS]
+    for value in (p.grad, *states):
+        if isinstance(value, Tensor) and value.shape == p.shape:
+            # Through `.data`: of a gradient that was cleared the version must stay, by which
+            # `sniper.optim` tells that none has arrived since.
+            value.data.masked_fill_(newly, 0)
 
 
 def prime(

@@ -30,8 +30,8 @@ from sniper.sparsity import distributed
 def prunable_parameters(
     model: nn.Module, exclude: Sequence[str] = EXCLUDE
 ) -> dict[str, nn.Parameter]:
-    """The parameters that scoring covers, by name: those that are trainable, match no pattern of
-    `exclude`, and belong to no normalisation layer, embedding or weight norm.
+    """The parameters that scoring covers, by name: those that are trainable and real, match no
+    pattern of `exclude`, and belong to no normalisation layer, embedding or weight norm.
 
     Args:
         model: any module.
@@ -50,14 +50,15 @@ def prunable_parameters(
         name: p
         for name, p in model.named_parameters()
         if p.requires_grad
+        and not p.is_complex()
         and id(p) not in by_type
         and excluded_by(patterns, names_of(name)) is None
     }
     if not params:
         raise ValueError(
             "model: expected parameters to prune, got none: no trainable parameter is left to "
-            f"prune with exclude={patterns} and without normalisation layers, embeddings and "
-            "weight norm"
+            f"prune with exclude={patterns} and without normalisation layers, embeddings, "
+            "weight norm and complex numbers"
         )
     # One threshold compares all saliencies, so they have to lie in one place.
     devices = sorted({str(p.device) for p in params.values()})
@@ -181,6 +182,15 @@ def check_saliency(scores: dict[str, Tensor]) -> None:
         raise ValueError(f"saliency: expected values >= 0, got negative ones in {_some(bad)}")
 
 
+def check_some(scores: Mapping[str, Tensor]) -> None:
+    """Raises a ValueError for saliencies that are all zero, by which nothing can be chosen."""
+    if not any(bool(s.any()) for s in scores.values()):
+        raise ValueError(
+            "saliency: expected some values above 0, got zeros alone: check that the loss depends "
+            f"on {_some(list(scores))}, and that the batches give it a gradient"
+        )
+
+
 def check_present(scores: dict[str, Tensor]) -> None:
     """Raises a ValueError for saliencies that are missing or spread over devices."""
     if not isinstance(scores, Mapping) or not all(isinstance(s, Tensor) for s in scores.values()):
@@ -222,6 +232,12 @@ def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
         if b is not None
     ]
     modes = [(m, m.training) for m in model.modules()]
+    # Optimizers that step in the backward pass live here: they would train, and clear what is read.
+    hooked = [
+        (hooks, dict(hooks))
+        for p, _ in grads
+        if (hooks := getattr(p, "_post_accumulate_grad_hooks", None))
+    ]
     # Data augmentation draws from all three; a run must go on as if nobody had scored.
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
@@ -229,6 +245,8 @@ def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
         with torch.random.fork_rng(devices=devices):
             for p, _ in grads:
                 p.grad = None
+            for hooks, _ in hooked:
+                hooks.clear()
             yield
     finally:
         random.setstate(python_state)
@@ -238,6 +256,8 @@ def _left_as_it_was(model: nn.Module, device: torch.device) -> Iterator[None]:
                 m._buffers[name] = b  # a forward may have put another tensor there
                 if not torch.equal(b, value):  # an expanded buffer cannot be written to
                     b.copy_(value)
+        for hooks, those in hooked:
+            hooks.update(those)
         for p, grad in grads:
             p.grad = grad
         for m, training in modes:

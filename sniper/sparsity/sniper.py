@@ -32,9 +32,10 @@ from sniper.sparsity.optimizer import (
     check_optimizers,
     gradient_and_moments,
     prime,
+    start_anew,
 )
 from sniper.sparsity.schedule import SparsitySchedule, check_sparsity, is_number
-from sniper.sparsity.scoring import prunable_parameters, summed_gradients
+from sniper.sparsity.scoring import check_some, prunable_parameters, summed_gradients
 from sniper.sparsity.state import STATE_VERSION, check_state, pack, unpack
 from sniper.sparsity.targets import BlockTargets, ElementTargets
 
@@ -209,7 +210,8 @@ class Sniper:
             of single weights).
 
         Raises:
-            ValueError: masks are in force already, or as `sniper.saliency` says.
+            ValueError: masks are in force already, saliencies that are all zero, or as
+                `sniper.saliency` says.
 
         Warns of layers whose weight the model reads without calling them; they are left dense.
         """
@@ -239,6 +241,7 @@ class Sniper:
                 scores = {n: (gradients[n] * p).abs_() for n, p in params.items()}
             else:
                 scores = {n: pool(p, gradients[n], self.block_size) for n, p in params.items()}
+        check_some(scores)
         self.mask_block_size = self.block_size
         self._scheduled = nested_masks(
             scores, self.schedule.sparsities, self.cap, nested=not self.paper_exact
@@ -306,8 +309,8 @@ class Sniper:
         Raises:
             ValueError: not scored yet, an epoch that is no number >= 0 or has a higher sparsity
                 than the present one, an optimizer of another model or without learning rates to
-                scale, a masked parameter that is no longer in the model, no batches where gradients
-                decide.
+                scale, a masked parameter that is no longer in the model or was tied since, no
+                batches where gradients decide.
         """
         self._check_attached("step")
         self._follow()
@@ -464,7 +467,8 @@ class Sniper:
         `load_state_dict(assign=True)`.
 
         Raises:
-            ValueError: a parameter that it masks is no longer in the model.
+            ValueError: a parameter that it masks is no longer in the model, or was tied to another
+                module's.
         """
         self._targets.follow()
         there = {id(p) for p in self.model.parameters()}
@@ -474,6 +478,7 @@ class Sniper:
                 f"model: expected the parameters that are masked, got one without {gone[0]}, which "
                 "was replaced or removed: call detach() and make a new Sniper"
             )
+        self._targets.check_untied(self.model)
         for p in self._targets.parameters.values():
             # Weak: a Sniper that nobody holds any more must not block the model for ever.
             _masked_by[p] = weakref.ref(self._targets)
@@ -542,17 +547,17 @@ class Sniper:
         # On the first masks a weight changes its order in memory, and moments that an optimizer has
         # already are cleared where pruned; later masks only add weights.
         first = [name for name in targets.parameters if not targets.has_mask(name)]
-        before = {}
-        times = self.new_weights.prime_moments
-        if times and optimizers:
-            # Copies, since the layouts are about to be overwritten in place.
-            before = {name: targets.get_mask(name) for name in targets.parameters}
+        # Copies, since the layouts are about to be overwritten in place.
+        before = {name: targets.get_mask(name) for name in targets.parameters}
         targets.change_masks(masks, self._scheduled.counts[sparsity], self._init)
         for name, mask in before.items():
             if mask is not None:
                 newly = targets.expand(name, masks[name].to(mask.device) & ~mask)
                 p, mask = targets.parameters[name], targets.expand(name, mask)
-                prime(optimizers, p, mask, newly, times)
+                if not self.paper_exact:
+                    start_anew(optimizers, p, newly)
+                if self.new_weights.prime_moments:
+                    prime(optimizers, p, mask, newly, self.new_weights.prime_moments)
         for name in first:
             if name in self._init:  # once, or every change would do it
                 self._init[name] = match_weight(self._init[name], targets.parameters[name])

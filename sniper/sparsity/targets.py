@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -14,8 +15,9 @@ from torch.utils.hooks import RemovableHandle
 from sniper.layers import BlockSparseConv1d, BlockSparseLinear, densify
 from sniper.layers.ddp_buckets import make_buckets_anew
 from sniper.layers.masked import BlockMaskedLayer, no_replicas
-from sniper.layers.selection import check_whole_parameters
+from sniper.layers.selection import check_whole_parameters, left_out_by_type
 from sniper.layers.zeros import keep_zeros
+from sniper.ops.gradients import mask_gradient
 from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import Change, rebuild
 from sniper.sparsity.blocks import expand_blocks
@@ -57,6 +59,16 @@ class BlockTargets:
                     ": densify a copy of the model, or detach() the Sniper before"
                 )
 
+    def check_untied(self, model: nn.Module) -> None:
+        """Refuses a weight that was tied to another module since, which no mask of its layer is
+        meant for.
+
+        Raises:
+            ValueError: names it.
+        """
+        uses = Counter(id(p) for m in model.modules() for p in m._parameters.values())
+        _refuse_tied([name for name, p in self.parameters.items() if uses[id(p)] > 1])
+
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weights that are masked, by name."""
@@ -86,10 +98,12 @@ class BlockTargets:
         try:
             for layer in layouts:
                 layer._layout = None
+                mask_gradient(layer.weight, None)
             yield
         finally:
             for layer, layout in layouts.items():
                 layer._layout = layout
+                mask_gradient(layer.weight, layout)
 
     def zero_pruned(self) -> None:
         """Zeroes what the masks prune."""
@@ -181,6 +195,15 @@ class BlockTargets:
                 layer.set_block_mask(None)
 
 
+def _refuse_tied(names: list[str]) -> None:
+    if names:
+        raise ValueError(
+            f"model: expected the parameters that are masked as they were, got {names[0]} tied to "
+            "another module's since: tie weights before you make the Sniper, or call detach() and "
+            "make a new one"
+        )
+
+
 class ElementTargets:
     """Parameters masked weight by weight; a mask is bool of the parameter's shape.
 
@@ -226,6 +249,16 @@ class ElementTargets:
                 self._hooks[name] = p.register_hook(self._gradient_hook(name))
             if self._prunes(name):
                 self._zero(name)
+
+    def check_untied(self, model: nn.Module) -> None:
+        """Refuses a parameter that was tied to an embedding or normalisation layer since, which are
+        never masked; to others it may be.
+
+        Raises:
+            ValueError: names it.
+        """
+        never = left_out_by_type(model)
+        _refuse_tied([name for name, p in self.parameters.items() if id(p) in never])
 
     def _before_forward(self, module: nn.Module, args: tuple) -> None:
         # A method, not a lambda: a copied or pickled model takes its masks along.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sniper import _C
 from sniper.layers.masked import BlockMaskedLayer, versions_of
-from sniper.ops import dispatch, selfcheck, timings
+from sniper.ops import dispatch, gradients, selfcheck, timings
 from sniper.ops.aside import weight_gradients_aside
 from sniper.ops.backends.triton.elementwise import ELEMENTWISE_BLOCK
 from sniper.ops.dropout import seeds_together
@@ -187,7 +187,7 @@ class TrainingStep:
             return
         # Gradients that somebody watches have to be there when they arrive.
         aside = None if watched(self.model) else self.graphs.aside
-        with gradients_added(self.model), weight_gradients_aside(aside):
+        with gradients.unlooked(), gradients_added(self.model), weight_gradients_aside(aside):
             yield
 
     def _version(self) -> object:

@@ -187,7 +187,7 @@ def gradients_added(model: nn.Module) -> Iterator[None]:
     kept = {
         p: p.grad
         for p in model.parameters()
-        if p.grad is not None and id(p) not in masked and not _watched(p)
+        if p.grad is not None and id(p) not in masked and not gradients.is_watched(p)
     }
     for p in kept:
         p.grad = None  # so that autograd leaves what it has, and adds nothing
@@ -204,8 +204,4 @@ def gradients_added(model: nn.Module) -> Iterator[None]:
 
 def watched(model: nn.Module) -> bool:
     """Whether somebody sees gradients of a model's parameters arrive."""
-    return any(_watched(p) for p in model.parameters())
-
-
-def _watched(p: Tensor) -> bool:
-    return bool(p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None))
+    return any(gradients.is_watched(p) for p in model.parameters())

@@ -528,3 +528,48 @@ def test_gradients_of_several_results_at_once():
     (together,) = torch.autograd.grad(y, x, directions, retain_graph=True, is_grads_batched=True)
     apart = [torch.autograd.grad(y, x, each, retain_graph=True)[0] for each in directions]
     torch.testing.assert_close(together, torch.stack(apart), rtol=1e-4, atol=1e-5)
+
+
+def test_what_others_give_to_a_masked_weight_is_masked_wherever_it_went():
+    """A loss that reads a weight itself; after a copy, a loaded weight, and without a mask."""
+    layer = BlockSparseLinear(4, 4, block_size=2)
+    layer.set_block_mask(torch.tensor([[True, False], [False, True]]))
+
+    def grad(layer):
+        layer.weight.grad = None
+        (layer(torch.ones(1, 4)).sum() + layer.weight.sum()).backward()
+        return layer.weight.grad
+
+    wanted = torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1) * 2
+    assert torch.equal(grad(layer), wanted) and torch.equal(grad(layer), wanted)
+    assert torch.equal(grad(copy.deepcopy(layer)), wanted)
+    layer.load_state_dict({k: v.clone() for k, v in layer.state_dict().items()}, assign=True)
+    assert torch.equal(grad(layer), wanted)
+    # Whoever wants gradients of gradients has them, too.
+    (again,) = torch.autograd.grad(layer.weight.exp().sum(), layer.weight, create_graph=True)
+    again.sum().backward()
+    layer.set_block_mask(None)
+    assert torch.equal(grad(layer), torch.full((4, 4), 2.0))
+
+
+def test_whoever_fills_pruned_blocks_later_is_noticed():
+    layer = BlockSparseLinear(4, 4, block_size=2)
+    layer.set_block_mask(torch.tensor([[True, False], [False, True]]))
+    seen = []
+    for step in range(16):
+        layer.weight.grad = None
+        loss = layer(torch.ones(1, 4)).sum()
+        (loss if step < 5 else loss + layer.weight.sum()).backward()
+        seen.append(bool(layer.weight.grad[:2, 2:].any()))
+    assert seen == [False] * 5 + [True] * 2 + [False] * 9  # the eighth gradient is looked at
+
+
+def test_an_overflow_is_not_taken_for_somebody_who_fills_pruned_blocks():
+    layer = BlockSparseLinear(4, 4, block_size=2)
+    layer.set_block_mask(torch.tensor([[True, False], [False, True]]))
+    (layer(torch.ones(1, 4)) * torch.nan).sum().backward()
+    assert layer.weight.grad[:2, :2].isnan().all() and not layer.weight.grad[:2, 2:].any()
+    (hook,) = layer.weight._backward_hooks.values()
+    grad = torch.ones(4, 4)
+    layer.set_block_mask(torch.tensor([[True, False], [True, True]]))  # looks anew
+    assert hook(torch.tril(grad)) is None and hook(grad) is not None

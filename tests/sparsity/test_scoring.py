@@ -272,3 +272,20 @@ def test_what_weight_norm_makes_weights_of_is_left_alone(norm):
     sniper.step(0)
     assert list(sniper.densities()) == ["0.bias", "2.weight", "2.bias"]
     assert torch.isfinite(model(torch.randn(2, 16))).all()
+
+
+def test_optimizers_that_step_in_the_backward_pass_rest():
+    """As in torch's tutorial: each parameter has an optimizer behind its gradient."""
+    model = nn.Linear(4, 4)
+    steps = []
+
+    def step(p):
+        steps.append(p)
+        p.grad = None
+
+    for p in model.parameters():
+        p.register_post_accumulate_grad_hook(step)
+    scores = saliency(model, [torch.randn(2, 4)], lambda m, x: m(x).square().sum())
+    assert scores["weight"].any() and not steps
+    model(torch.randn(2, 4)).sum().backward()
+    assert len(steps) == 2

@@ -22,9 +22,10 @@ from sniper import (
     Sniper,
     SparsitySchedule,
     densify,
+    optim,
     saliency,
 )
-from sniper.sparsity.blocks import pool_blocks
+from sniper.sparsity.blocks import expand_blocks, pool_blocks
 from sniper.sparsity.masking import masks
 
 SCHEDULE = {0: 0.75, 2: 0.4, 4: 0.0}
@@ -935,3 +936,94 @@ def test_larger_blocks_than_the_masks_were_chosen_for_say_why_less_is_reached():
     smaller.load_state_dict(larger.state_dict())
     with pytest.warns(UserWarning, match="no parameter may be sparser than the cap"):
         smaller.step(0)
+
+
+class ReadsAndCalls(nn.Module):
+    """A decoder that is the transposed encoder, as autoencoders have it, and a penalty."""
+
+    def __init__(self, pulled: bool):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.pulled = pulled
+
+    def forward(self, x):
+        y = self.outer(self.inner(x).relu())
+        if self.pulled:  # as L2-SP does
+            return y.square().mean() + (self.inner.weight - 1).square().mean()
+        return nn.functional.linear(y, self.inner.weight.t()).square().mean()
+
+
+@pytest.mark.parametrize("pulled", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, optim.Adam])
+def test_a_loss_that_reads_a_weight_besides_gives_pruned_blocks_nothing(kind, pulled):
+    torch.manual_seed(0)
+    x, model = torch.randn(8, 32), ReadsAndCalls(pulled)
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=16)
+    sniper.score([x], lambda m, x: m(x))
+    optimizer = kind(sniper.param_groups(1e-2))
+    sniper.step(0, optimizer)
+    weight = model.inner.weight
+    pruned = ~expand_blocks(sniper.masks()["inner.weight"].as_subclass(torch.Tensor), 16, (32, 32))
+    assert pruned.any()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).backward()
+        assert not weight.grad[pruned].any() and weight.grad[~pruned].any()
+        optimizer.step()
+    assert not optimizer.state[weight]["exp_avg"][pruned].any()
+
+
+@pytest.mark.parametrize("block_size", [None, 16])
+def test_what_was_left_in_pruned_weights_gradients_and_momentum_is_gone_when_they_return(
+    block_size,
+):
+    torch.manual_seed(0)
+    x, model = torch.randn(8, 32), ReadsAndCalls(False)
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=block_size)
+    sniper.score([x], lambda m, x: m(x))
+    optimizer = optim.Adam(sniper.param_groups(1e-2))
+    sniper.step(0, optimizer)
+    model(x).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    weight = model.inner.weight
+    pruned = weight == 0
+    # By a hand that nobody sees, to what is cleared: no gradient has arrived.
+    left = torch.ones_like(weight) if weight.grad is None else weight.grad
+    weight.grad = left
+    for tensor in (left, optimizer.state[weight]["exp_avg"]):
+        tensor.data[pruned] = 3.0
+    version = left._version
+    sniper.step(1, optimizer)
+    assert not left[pruned].any() and not optimizer.state[weight]["exp_avg"][pruned].any()
+    assert left._version == version
+
+
+@pytest.mark.parametrize("block_size", [None, 16])
+def test_weights_that_are_tied_later_are_told(block_size):
+    model = nn.ModuleDict({"embedding": nn.Embedding(32, 32), "head": nn.Linear(32, 32)})
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=block_size)
+    sniper.score([torch.arange(8)], lambda m, i: m["head"](m["embedding"](i)).square().sum())
+    model["head"].weight = model["embedding"].weight
+    with pytest.raises(ValueError, match="head.weight tied to another module's since: tie weights"):
+        sniper.step(0)
+    assert model["embedding"].weight.all()
+
+
+def test_scores_of_zeros_are_told():
+    model = nn.Sequential(nn.Linear(32, 32))
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=16)
+    free = torch.ones((), requires_grad=True)
+    with pytest.raises(ValueError, match=r"got zeros alone: check that the loss depends on 0\."):
+        sniper.score([0], lambda m, b: free * 2)
+
+
+@pytest.mark.parametrize("block_size", [None, 16])
+def test_complex_weights_are_left_out(block_size):
+    model = nn.ModuleDict({"real": nn.Linear(32, 32, bias=False)})
+    model["complex"] = nn.Linear(32, 32, dtype=torch.complex64)
+    sniper = Sniper(model, {0: 0.5, 1: 0.0}, block_size=block_size)
+    x = torch.randn(4, 32)
+    sniper.score([x], lambda m, x: m["complex"](m["real"](x).cfloat()).abs().sum())
+    sniper.step(0)
+    assert set(sniper.densities()) == {"real.weight"}
