@@ -179,7 +179,8 @@ class TestHandedOver:
         together = self.gradients(*args, True, twice=True)
         assert apart[1].any()
         for a, b in zip(apart, together, strict=True):
-            torch.testing.assert_close(a, b)
+            # What all but cancels in one element has the rounding of its terms.
+            torch.testing.assert_close(a, b, rtol=0, atol=5e-7 * b.abs().max().item())
 
     def test_dropout_in_evaluation_zeroes_nothing(self):
         first, second, x = self.layers("linear")
