@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sniper import ops
 from sniper.layers.masked import BlockMaskedLayer, check_sizes
-from sniper.ops.layout import BlockLayout
+from sniper.ops.layout import weight_mask
 
 
 class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
@@ -57,7 +57,10 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
             return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
         if isinstance(input, Tensor) and (input.is_nested or input.layout != torch.strided):
             # No rows at one stride, which kernels walk: torch's own product of what the mask keeps.
-            y = F.linear(input, self._kept_weight(self._layout), self.bias)
+            weight = self.weight
+            if not self._layout.outgrown:
+                weight = torch.where(weight_mask(self._layout, 2), weight, 0)
+            y = F.linear(input, weight, self.bias)
             return y if relu_dropout is None else ops.relu_dropout(y, relu_dropout)
         if not isinstance(input, Tensor) or input.shape[-1:] != (self.in_features,):
             got = list(input.shape) if isinstance(input, Tensor) else f"{input!r:.80}"
@@ -74,12 +77,6 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
             after_relu=after_relu,
         )
         return y.view(*input.shape[:-1], self.out_features)
-
-    def _kept_weight(self, layout: BlockLayout) -> Tensor:
-        """The weight with zeros in its pruned blocks; all of it where the mask is outgrown."""
-        if layout.outgrown:
-            return self.weight
-        return torch.where(layout.element_mask()[:, 0], self.weight, 0)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self._blocks_repr()}"

@@ -27,7 +27,7 @@ from sniper.ops.geometry import (
     check_share,
     check_tensor,
 )
-from sniper.ops.layout import BlockLayout, find_layout, mark_copy
+from sniper.ops.layout import BlockLayout, find_layout, mark_copy, weight_mask
 from sniper.ops.operation import operation
 from sniper.ops.pruned import look_at_copy
 from sniper.ops.sharded import check_whole
@@ -147,8 +147,7 @@ def _by_torch(
     # What a copy has in its pruned blocks counts, and a recording may have nothing to look at.
     whole = layout.outgrown or (recorded and layout.is_copy)
     if not whole:
-        mask = layout.element_mask()  # [N, taps, C]
-        mask = mask[:, 0] if weight.dim() == 2 else mask.permute(0, 2, 1)
+        mask = weight_mask(layout, weight.dim())
         if not torch.compiler.is_compiling() and is_batched(weight):
             # One layer stands for several, each with zeros where its own mask prunes.
             mask = mask | (weight.detach() != 0)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sniper.ops.geometry import as_matrix, as_weight, is_matrix
-from sniper.ops.layout import BlockLayout
+from sniper.ops.geometry import as_matrix, is_matrix
+from sniper.ops.layout import BlockLayout, weight_mask
 from sniper.ops.memory import untouched_zeros_like
 from sniper.ops.transforms import has_memory
 
@@ -70,24 +70,18 @@ class _GradientMask:
         layout = self.layout
         if layout is None or layout.is_full or layout.outgrown:
             return None
-        if self._found or not has_memory(grad):
-            return _without_pruned(grad, layout)
-        recorded = grad.is_cuda and torch.cuda.is_current_stream_capturing()
-        if recorded or not _looking:
-            return None  # looking would wait
-        # Not the values themselves: NaN in an active block, of an overflow say, equals nothing.
-        filled = grad.detach() != 0
-        self._found = not torch.equal(_without_pruned(filled, layout), filled)
-        return _without_pruned(grad, layout) if self._found else None
-
-
-def _without_pruned(grad: Tensor, layout: BlockLayout) -> Tensor:
-    rows, taps, cols = layout.shape
-    matrix = as_matrix(grad)
-    blocks = matrix.reshape(rows, layout.block_size, taps, cols, layout.block_size)
-    # masked_fill, not a product: an infinite gradient of a pruned weight must not become NaN.
-    kept = blocks.masked_fill(~layout.block_mask[:, None, :, :, None], 0)
-    return as_weight(kept.reshape(matrix.shape), grad)
+        looks = not self._found and has_memory(grad)
+        if looks:
+            recorded = grad.is_cuda and torch.cuda.is_current_stream_capturing()
+            if recorded or not _looking:
+                return None  # looking would wait
+        mask = weight_mask(layout, grad.dim())
+        if looks:
+            self._found = bool(grad.detach().masked_select(~mask).any())
+            if not self._found:
+                return None
+        # Not a product: an infinite gradient of a pruned weight must not become NaN.
+        return torch.where(mask, grad, 0)
 
 
 def mask_gradient(weight: Tensor, layout: BlockLayout | None) -> None:

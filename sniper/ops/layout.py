@@ -324,6 +324,12 @@ class BlockLayout:
         )
 
 
+def weight_mask(layout: BlockLayout, dims: int) -> Tensor:
+    """`layout.element_mask()` in the shape of a weight of 2 or 3 dimensions."""
+    mask = layout.element_mask()
+    return mask[:, 0] if dims == 2 else mask.permute(0, 2, 1)
+
+
 def mark_copy(layout: BlockLayout, copy: Tensor) -> None:
     """Whoever has cast a weight that is `marked` says so of the result, the weight in another
     dtype.
