@@ -43,6 +43,9 @@ class Adam(torch.optim.Adam):
 
     Attributes:
         rate_factors: by parameter, what its learning rate is multiplied by; a Sniper sets it.
+        zero_in_place: whether gradients are zero after a step, as by `zero_grad(set_to_none=False)`
+            without a visit of their own, also where `clear` would drop them: for recorded graphs,
+            which write to their memory. False unless it is set.
         kept_zeros: ids of the masked weights whose pruned blocks the last step left at zero. What
             was written there through `.data`, which nobody notices, is gone after the next step if
             it fills whole blocks, else after as many steps as a block has rows.
@@ -99,6 +102,7 @@ class Adam(torch.optim.Adam):
 
     def _begin(self, max_norm: float | None, clear: bool) -> None:
         self.max_norm, self.clear = max_norm, clear
+        self.zero_in_place = False
         self.rate_factors: Mapping[Any, float] = {}
         self.kept_zeros: frozenset[int] = frozenset()
         # What `clip` found for the step that follows: what it visits, and the scale or None.
@@ -226,8 +230,8 @@ class Adam(torch.optim.Adam):
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and bool(found_inf):
             self._clipped = None
-            if self.clear:
-                self.zero_grad()
+            if self.clear or self.zero_in_place:
+                self.zero_grad(set_to_none=not self.zero_in_place)
             return False
         if scale is None:
             return True
@@ -252,19 +256,26 @@ class Adam(torch.optim.Adam):
             if scale is not None:
                 torch._foreach_mul_(group["grads"], scale.to(group["grads"][0].device))  # pyright: ignore[reportPrivateImportUsage]
             adam(**torch_lists(group))
+            if self.zero_in_place:
+                torch._foreach_zero_(group["grads"])  # pyright: ignore[reportPrivateImportUsage]
         self.kept_zeros = frozenset(id(r.weight) for r in rows if r.layout is not None)
-        if self.clear:
+        if self.clear and not self.zero_in_place:
             self._forget(True, {id(r.weight): r.layout for r in rows})
 
     def _update(self, rows: list[Row], scale: Tensor | None) -> None:
         self._turn += 1
         on_cpu, on_gpus = self._rows.parts(rows)
-        written = rows if self.clear else []  # whose gradients are others now
+        clear = self.clear or self.zero_in_place
+        written = rows if clear else []  # whose gradients are others now
         kept: list[tuple[Row, bool]] = []
         if on_cpu is not None:
             factor = 1.0 if scale is None else float(scale)
             kept += on_cpu.has_zeros(self._turn)
-            on_cpu.update(factor, self.clear)
+            on_cpu.update(factor, clear)
+            if self.zero_in_place:  # the others' are not zeroed, since `clear` drops them
+                for row in on_cpu.rows:
+                    if row.layout is None:
+                        row.grad.zero_()
             written = written or (on_cpu.rows if factor != 1 else [])
         for each, table in on_gpus:
             # Looking at a GPU's memory would wait for it.
@@ -272,14 +283,14 @@ class Adam(torch.optim.Adam):
             torch._foreach_add_([row.state["step"] for row in each], 1)  # pyright: ignore[reportPrivateImportUsage]
             there = None if scale is None else scale.to(each[0].weight.device)
             rates = [group["lr"] for group in self.param_groups]
-            table.update(rates, there, self.clear)
-            if not self.clear and there is not None:
+            table.update(rates, there, clear)
+            if not clear and there is not None:
                 written = [*written, *each]
         increment_version([r.weight for r in rows])
         increment_version([r.grad for r in written])
         for row, zeros in kept:
             row.leave_zeros(zeros)
-            if self.clear:
+            if self.clear and not self.zero_in_place:
                 self._mark_cleared(row.weight, row.grad)
 
     def _mark_cleared(self, p: Tensor, grad: Tensor) -> None:
@@ -310,6 +321,8 @@ class Adam(torch.optim.Adam):
     def _still_cleared(self, params: Sequence[Tensor]) -> list[int]:
         """The ids of those whose gradient was cleared, and is as it was then."""
         cleared = self._cleared
+        if not cleared:
+            return []
         return [id(p) for p in params if id(p) in cleared and not self.has_gradient(p)]
 
     @torch.no_grad()

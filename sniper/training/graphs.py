@@ -96,6 +96,8 @@ class CudaRecorder:
     def record(self, step: Callable[[], Values]) -> tuple[Callable[[], None], Values]:
         with torch.cuda.device(self.device):
             torch.cuda.empty_cache()
+            # The search may take whatever is free, which says nothing of what a run needs.
+            torch.cuda.reset_peak_memory_stats()
         graph = torch.cuda.CUDAGraph()
         # Other threads pin memory for the next batches meanwhile.
         mode = "thread_local"

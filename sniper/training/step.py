@@ -42,7 +42,9 @@ def pick_recorder(device: torch.device, cuda_graphs: str) -> Recorder | None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that torch has taken of a GPU, or this process of the main memory."""
+    """Bytes: the most that torch has taken of a GPU, since a step was recorded if one was, or this
+    process of the main memory.
+    """
     if device.type == "cuda":
         # Reserved, not allocated: what graphs work in is not given back between their runs.
         return torch.cuda.max_memory_reserved(device)
@@ -156,9 +158,12 @@ class TrainingStep:
 
     def update(self) -> None:
         """The optimizer's step, and gradients of zero; the learning rate is the caller's."""
+        recorded = self.graphs is not None  # graphs write to the gradients' memory
+        if isinstance(self.optimizer, Adam):
+            self.optimizer.zero_in_place = recorded  # in the visit that updates
         self.optimizer.step()
-        # Recorded graphs write to the gradients' memory.
-        self.optimizer.zero_grad(set_to_none=self.graphs is None)
+        if not (recorded and isinstance(self.optimizer, Adam)):
+            self.optimizer.zero_grad(set_to_none=not recorded)
 
     def _gradients(self, batch: Batch, share: float | Tensor) -> Values:
         with self._forward_together():

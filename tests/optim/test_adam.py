@@ -126,6 +126,31 @@ def test_clips_and_clears_in_its_visit(count):
     assert_close(weights(ours), weights(theirs), 1e-6)
 
 
+@pytest.mark.parametrize("clear", [False, True])
+@pytest.mark.parametrize("max_norm", [None, 0.05])
+def test_gradients_become_zero_where_they_lie(max_norm, clear):
+    """As by `zero_grad(set_to_none=False)`, of torch's functions' parameters too."""
+    sides = []
+    for in_place in (True, False):
+        model = make_model()
+        model.out.double()
+        model.norm.register_forward_hook(lambda module, args, y: y.double())
+        optimizer = Adam(model.parameters(), lr=3e-3, max_norm=max_norm, clear=clear and in_place)
+        optimizer.zero_in_place = in_place
+        for step in range(4):
+            model(batch(step)).backward()
+            grads = [p.grad for p in model.parameters()]
+            before = [(g.data_ptr(), g._version) for g in grads]
+            optimizer.step()
+            if not in_place:
+                optimizer.zero_grad(set_to_none=False)
+            for p, grad, (place, version) in zip(model.parameters(), grads, before, strict=True):
+                assert p.grad is grad and grad.data_ptr() == place and not grad.any()
+                assert grad._version > version and optimizer.has_gradient(p)
+        sides.append(weights(model))
+    assert all(map(torch.equal, *sides))
+
+
 def test_clip_gives_the_norm_and_the_step_scales():
     ours, theirs = make_model(), make_model()
     optimizer = Adam(ours.parameters())
@@ -285,6 +310,20 @@ def test_only_who_clears_is_called_at_an_overflow():
         optimizer = Adam(make_model().parameters(), clear=clear)
         assert optimizer._step_supports_amp_scaling == clear
         assert copy.deepcopy(optimizer)._step_supports_amp_scaling == clear
+
+
+def test_an_overflow_leaves_zeros_where_gradients_lie():
+    model = make_model()
+    optimizer = Adam(model.parameters(), lr=1e-2)
+    optimizer.zero_in_place = True
+    before = weights(model)
+    model(batch(0)).backward()
+    grads = [p.grad for p in model.parameters()]
+    optimizer.found_inf = torch.ones(())  # as a GradScaler says it
+    optimizer.step()
+    assert all(map(torch.equal, weights(model), before))
+    for p, grad in zip(model.parameters(), grads, strict=True):
+        assert p.grad is grad and not grad.any()
 
 
 @pytest.mark.parametrize("unscale", [False, True])
