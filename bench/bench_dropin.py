@@ -50,7 +50,7 @@ def make_batch(config: FastSpeech2ConformerConfig) -> dict[str, Tensor]:
 
 
 class Step:
-    """A model with its optimizer; calling it trains one step.
+    """A model with its optimizer; calling it trains one step and gives the loss.
 
     Args:
         ours: whether `sniper.optim.Adam` clips, updates and clears.
@@ -63,13 +63,15 @@ class Step:
         else:
             self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
-    def __call__(self) -> None:
-        self.model(**self.batch).loss.backward()
+    def __call__(self) -> float:
+        loss = self.model(**self.batch).loss
+        loss.backward()
         if not isinstance(self.optimizer, Adam):
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         if not isinstance(self.optimizer, Adam):
             self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
 
 
 def sparse_copy(
@@ -148,7 +150,7 @@ class Inside:
         return timed
 
 
-def profile(step: Callable[[], None]) -> None:
+def profile(step: Callable[[], Any]) -> None:
     """Prints where one step spends its time."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p:
         step()

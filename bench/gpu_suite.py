@@ -34,8 +34,8 @@ BENCH = Path(__file__).resolve().parent
 ROOT = BENCH.parent
 # Seconds in which a section cannot do anything useful.
 TOO_SHORT = 8
-# The sections before all others, one by one. The doctor checks the kernels, which a measured section
-# would else do within its own time.
+# The sections before all others, one by one. The doctor checks the kernels, or a measured section
+# would do so within its own time.
 FIRST = ("build", "compile", "doctor")
 
 
@@ -82,6 +82,7 @@ def sections(out: Path, dry: bool, corpus: Path | None = None) -> list[Section]:
         measured("profile", 40),
         measured("layers", 45),
         measured("attention", 45),
+        measured("drop-in", 90),
         measured("compiled step", 90),
         measured("training", 40),
         *([measured("trainer", 90)] if corpus else []),
@@ -227,6 +228,10 @@ def run_here(name: str, rows: Path, dry: bool, corpus: Path | None = None) -> No
         "training": steps.train,
         "profile": steps.profile,
     }
+    if name == "drop-in":
+        import gpu_models  # needs `transformers`
+
+        functions[name] = gpu_models.drop_in
     if corpus is not None:
         functions["trainer"] = functools.partial(steps.trainer, corpus)
     with rows.open("w") as file:

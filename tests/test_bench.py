@@ -96,7 +96,7 @@ def gpu_suite(monkeypatch, tmp_path):
 
 
 DRY_SECTIONS = ("rates", "layers", "step", "recording", "training", "attention", "tiles")
-DRY_SECTIONS += ("profile", "memory check", "torch compile", "compiled step")
+DRY_SECTIONS += ("profile", "memory check", "torch compile", "compiled step", "drop-in")
 
 
 def test_every_section_of_the_gpu_suite_runs_dry(gpu_suite, tmp_path):
@@ -125,6 +125,7 @@ def test_every_section_of_the_gpu_suite_runs_dry(gpu_suite, tmp_path):
     assert {r["step"] for r in rows["step"]} == {"eager", "dense", "sparse"}
     assert all(r["running on ms"] > 0 for r in rows["step"])
     assert all("ms" in r for r in rows["tiles"])
+    assert rows["drop-in"][0]["losses differ by"] < 1e-5
     listed = {s.name for s in gpu_suite.sections(tmp_path, dry=False)}
     others = {"build", "compile", "doctor", "tests", "race check"}
     assert listed == {*DRY_SECTIONS, *others}
