@@ -19,10 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
+PATHS = ["tma", "pointer"]
 RUN_BY_HAND = {"test_compile.py", "test_configs.py", "test_interpreter.py"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cases(*cases): in place of the module's CASES")
     if INTERPRETED and not config.getoption("--all-kernels"):
         import quick_interpreter  # noqa: F401
 
@@ -36,20 +38,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`case`: the module's CASES, and its MORE_CASES with --all-kernels; `dtype`: by name."""
+    """`case`: the module's CASES, or those that a test is marked with, and its MORE_CASES with
+    --all-kernels; `dtype`: by name. A case has only the paths that take its values.
+    """
     names, everything = metafunc.fixturenames, metafunc.config.getoption("--all-kernels")
     # The interpreter multiplies bfloat16 wrongly.
     dtypes = ["float32", "float16", *([] if INTERPRETED else ["bfloat16"])]
     if "case" in names:
-        cases = list(metafunc.module.CASES)
+        marked = metafunc.definition.get_closest_marker("cases")
+        cases = list(marked.args if marked and not everything else metafunc.module.CASES)
         if everything:
             cases += [c for c in metafunc.module.MORE_CASES if c not in cases]
-        pairs = list(itertools.product(cases, dtypes))
-        if INTERPRETED and not everything:  # slow: half precision in every third case
-            pairs = [(c, d) for i, c in enumerate(cases) for d in dtypes[: 2 if i % 3 == 0 else 1]]
-        metafunc.parametrize(("case", "dtype"), pairs, ids=str)
-    elif "dtype" in names:
+        triples = [
+            (case, dtype, path)
+            for i, case in enumerate(cases)
+            for dtype, path in itertools.product(dtypes, PATHS)
+            if path == "pointer" or (case.block >= 64 and dtype != "float32")
+            # Slow: by pointers half precision in every third case.
+            if path == "tma" or dtype == "float32" or i % 3 == 0 or everything or not INTERPRETED
+        ]
+        metafunc.parametrize(("case", "dtype", "path"), triples, ids=str, indirect=["path"])
+        return
+    if "dtype" in names:
         metafunc.parametrize("dtype", dtypes)
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "path" in names and not any("path" in mark.args[0] for mark in marks):
+        metafunc.parametrize("path", PATHS, indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +78,7 @@ def device() -> str:
     return DEVICE
 
 
-@pytest.fixture(params=["tma", "pointer"])
+@pytest.fixture
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which kernels run: those of an sm_90, or those that an sm_80 has too."""
     from sniper.ops.backends.triton import launch
@@ -78,3 +92,9 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     elif not INTERPRETED and torch.cuda.get_device_capability()[0] < 9:
         pytest.skip("needs a copy engine")
     return request.param
+
+
+@pytest.fixture
+def taken(path: str) -> str:
+    """A dtype whose products the path's kernels take: in true float32 all go by pointers."""
+    return "float16" if path == "tma" else "float32"

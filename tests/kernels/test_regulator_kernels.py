@@ -25,8 +25,10 @@ def make(B: int, L: int, T: int, C: int, dtype: str) -> tuple[Tensor, Tensor, Te
 
 
 # Tokens past what a program adds up at once, several tiles of channels; one of each.
-@pytest.mark.parametrize("B, L, T, C", [(3, 150, 60, 24), (4, 7, 21, 300), (2, 1, 1, 1)])
-def test_frames_and_gradients_are_torchs(B, L, T, C, dtype, device):
+@pytest.mark.parametrize("B, L, T, C", [(3, 40, 60, 24), (4, 7, 21, 300), (2, 1, 1, 1)])
+def test_frames_and_gradients_are_torchs(B, L, T, C, dtype, device, monkeypatch):
+    for tile in ("TILE", "TILE_BACKWARD"):  # fewer than ship: the check of a GPU has those
+        monkeypatch.setattr(triton, tile, getattr(triton, tile) | {"BL": 16})
     x, durations, dy = make(B, L, T, C, dtype)
     exact = x.double().requires_grad_()  # which is torch's
     wanted = regulate_length(exact, durations, T)

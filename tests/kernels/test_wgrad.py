@@ -56,14 +56,14 @@ def test_active_blocks_are_added_to_what_is_there(block, tiles, path, device, mo
 
 
 @pytest.mark.parametrize("block", [16, 64])
-def test_layouts_that_the_copy_engine_refuses(block, path, device):
-    x, dy, _, _, layout, geometry = make(Case(block, 1, 1, 0.5, 2, 9), "float32", device)
+def test_layouts_that_the_copy_engine_refuses(block, path, taken, device):
+    x, dy, _, _, layout, geometry = make(Case(block, 1, 1, 0.5, 2, 9), taken, device)
     dw = TRITON.wgrad(dy, x, layout, geometry)[0]
-    odd = [torch.empty(t.numel() + 1, device=device)[1:].view_as(t).copy_(t) for t in (dy, x)]
+    odd = [t.new_empty(t.numel() + 1)[1:].view_as(t).copy_(t) for t in (dy, x)]
     strided = [torch.stack([t, t], 2)[:, :, 0] for t in (dy, x)]
     transposed = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (dy, x)]
     for pair in (odd, strided, transposed):
-        close(TRITON.wgrad(*pair, layout, geometry)[0], dw, "float32")
+        close(TRITON.wgrad(*pair, layout, geometry)[0], dw, taken)
 
 
 def test_more_than_2_31_elements(path, device):
@@ -72,8 +72,8 @@ def test_more_than_2_31_elements(path, device):
     close(dw, expected_of(dy, x, layout, geometry), "float16")
 
 
-def test_nothing_to_add(path, device):
-    x, dy, _, _, layout, geometry = make(Case(64, 3, 1, 0.5, 1, 4), "float32", device)
+def test_nothing_to_add(path, taken, device):
+    x, dy, _, _, layout, geometry = make(Case(64, 3, 1, 0.5, 1, 4), taken, device)
     dw, db = TRITON.wgrad(dy[:0], x[:0], layout, geometry, with_bias=True)
     assert not dw.any() and not db.any()
 
