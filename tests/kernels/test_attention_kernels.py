@@ -17,10 +17,11 @@ operations = importlib.import_module("sniper.ops.attention")  # the function has
 
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 SEED = 987654321012345
-# Batch, heads, queries, keys, channels: two pieces, several tiles with ends in each; one piece; two
-# pieces in fewer queries than a tile; a piece wider than what is left, and few keys.
+# Batch, heads, queries, keys, channels: two pieces, several tiles with ends in each, of which one
+# has a single key; one piece; two pieces in fewer queries than a tile; a piece wider than what is
+# left, and few keys.
 SHAPES = [
-    ((2, 2, 70, 100, 192), 0.2, True),
+    ((2, 2, 70, 98, 192), 0.2, True),
     ((1, 3, 130, 64, 64), 0.0, False),
     ((2, 1, 33, 100, 48), 0.0, True),
     ((2, 2, 5, 3, 112), 0.3, False),

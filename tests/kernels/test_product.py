@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import INTERPRETED
 from kernel_cases import CASES, MORE_CASES, Case, close, far_apart, make  # noqa: F401
 
 from sniper.ops import timings
@@ -160,10 +161,10 @@ def test_every_configuration_gives_the_same(path, device, monkeypatch):
         results = [TRITON.run_with(t, which, layout, geometry, *args) for t in tilings]
         for result in results[1:]:
             close(result, results[0].double(), "float16")
-        chosen = TRITON.tune(which, layout, geometry, *args)
-        tiling = tuning.pick_tiling(which, layout, geometry, *args[:2])
-        assert chosen in map(str, tilings)
-        assert tiling in tilings
+        if path == "pointer" or not INTERPRETED:  # the same calls of fewer tilings
+            chosen = TRITON.tune(which, layout, geometry, *args)
+            assert chosen in map(str, tilings)
+        assert tuning.pick_tiling(which, layout, geometry, *args[:2]) in tilings
 
 
 @pytest.mark.parametrize("path", ["tma"], indirect=True)
