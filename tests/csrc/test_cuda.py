@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cuda_shim.build import GRID
 from cuda_shim.mutate import REDUNDANT, mutants, survives
 
 CSRC = Path(__file__).parents[2] / "csrc"
@@ -27,6 +28,10 @@ def test_cuda_compiles_without_spilling(source, tmp_path, request):
     spills = re.findall(r"(\d+) bytes spill", done.stderr)
     assert spills and set(spills) == {"0"}
     assert "warning" not in done.stderr
+
+
+def test_the_shims_grid_is_a_smaller_one():
+    assert GRID[0] in (CSRC / "cuda/mask_search.cuh").read_text()
 
 
 def test_nothing_to_do_launches_nothing(cuda_shim):
