@@ -11,8 +11,10 @@ import quick_interpreter  # noqa: F401
 import triton
 import triton.language as tl
 
-from sniper.ops import selfcheck_cases
+from sniper.ops import selfcheck, selfcheck_cases
 from sniper.ops.backends.triton import launch
+
+LEFT_OUT = {selfcheck.BATCH_NORM}
 
 
 class Launcher:
@@ -55,4 +57,6 @@ def families(dtype, block_size, device):
     real.add_norm_backward = Launcher(real.add_norm_backward, one_value_off(out=6))
     real.relu_dropout_backward = Launcher(real.relu_dropout_backward, refused)
     real.wgrad_pointer = Launcher(real.wgrad_pointer, never_ends)
-    return selfcheck_cases.families(dtype, block_size, device)
+    checks = selfcheck_cases.families(dtype, block_size, device)
+    # Two whole ones are enough beside those with a fault.
+    return {name: check for name, check in checks.items() if name not in LEFT_OUT}
