@@ -62,15 +62,19 @@ def test_forward_and_backward_are_torchs(shape, tanh, p, dtype, device):
 
 def test_many_chunks(device):
     """More rows than one program of the second kernel takes at once."""
-    x, *_ = tensors((20 * 2, 17), "float32", device)
+    x, dy, weight, bias = tensors((20 * 2, 17), "float32", device)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton, "TILE", {"BM": 2, "BN": 16})
         patch.setattr(triton, "LEAST_ROWS", 2)
         patch.setattr(triton.configs, "NORM_SUMS", triton.configs.NORM_SUMS._replace(tokens=16))
         mean, rstd = triton.statistics(x, EPS)
+        args = (x, mean, rstd, weight, bias, False, 0.0, 0)
+        _, dweight, dbias = triton.batch_norm_backward(dy, *args)
     variance, average = torch.var_mean(x.double(), 0, correction=0)
     torch.testing.assert_close(mean.double(), average, rtol=1e-6, atol=0)
     torch.testing.assert_close(rstd.double(), (variance + EPS).rsqrt(), rtol=1e-5, atol=0)
+    close(dweight, (dy.double() * (x - average) * (variance + EPS).rsqrt()).sum(0), "float32")
+    close(dbias, dy.double().sum(0), "float32")
 
 
 def test_strides_a_nan_and_a_channel_of_one_value(device):
