@@ -82,7 +82,7 @@ def test_a_fault_costs_its_family_and_nothing_else(cases_here):
     another fault.
     """
     # Two seconds: a child that has begun a family has loaded torch already.
-    limits = {"patience": 60.0, "hang": 2.0, "children": 2}
+    limits = {"hang": 2.0, "children": 2}
     found = selfcheck.run("cpu", "bf16", 64, cases="faulty_cases", **limits)
     assert {name: v.ok for name, v in found.items()} == {
         "good": True,
@@ -106,7 +106,7 @@ def test_kernels_with_faults_fail_the_real_comparison(cases_here, monkeypatch):
     """Two with an entry that is off, one that Triton refuses, one that hangs."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     # A second child computes while one hangs.
-    limits = {"patience": 60.0, "hang": 12.0, "children": 2}
+    limits = {"hang": 12.0, "children": 2}
     found = selfcheck.run("cpu", "fp32", 16, cases="faulty_kernels", **limits)
     for whole in (selfcheck.LOSS, selfcheck.REGULATOR):
         assert found.pop(whole).ok
