@@ -57,8 +57,17 @@ def assert_same_layers(got: nn.ModuleList, expected: nn.ModuleList) -> None:
             assert torch.equal(x.cpu(), y.cpu())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("b", [1, 3, 16])
+# Elements of two, four and eight bytes, whose rows are multiples of no word, of some, and of all.
+@pytest.mark.parametrize(
+    ("b", "dtype"),
+    [
+        (1, torch.bfloat16),
+        (1, torch.float32),
+        (3, torch.bfloat16),
+        (3, torch.float64),
+        (16, torch.float32),
+    ],
+)
 def test_rebuild_is_the_reference(b, dtype, device):
     ours = layers(b, dtype, device)
     theirs = copy.deepcopy(ours).cpu()
