@@ -18,6 +18,17 @@ from instruction_sets import instruction_sets
 
 from sniper import _C
 
+# What takes a minute or more, the longest first. It begins first, so that no process is left with
+# one of them at the end, while the other has nothing to do.
+LONG = (
+    "tests/compare/",
+    "tests/kernels/test_interpreter.py",
+    "tests/ops/test_selfcheck.py",
+    "tests/test_bench.py",
+    "tests/test_packaging.py",
+    "tests/test_examples.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -32,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A file's tests are one process', and those of the comparison too: making what they look at,
     six runs that are trained and measured, takes longer than all of them. The interpreter's tests
-    come last, being few, and each is long: they are not one process'.
+    are not one process': they are few, and each is long.
     """
     if config.getvalue("dist") != "loadfile":
         return None
@@ -44,6 +55,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 return nodeid
             folder = "tests/compare/"
             return folder if nodeid.startswith(folder) else super()._split_scope(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            # xdist begins with the files of many tests, which says nothing of how long they take.
+            for scope in (s for start in LONG for s in self.workqueue if s.startswith(start)):
+                self.workqueue.move_to_end(scope, last=False)
+                break
+            super()._assign_work_unit(node)
 
     return ByFile(config, log)
 
