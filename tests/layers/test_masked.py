@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -291,35 +292,38 @@ def test_an_ensemble_has_each_members_mask():
         torch.testing.assert_close(grad[active], model.weight.grad[active])
 
 
-@pytest.mark.parametrize("average", [False, True])
-@pytest.mark.parametrize("kind", ["export", "strict export", "trace"])
-def test_graphs_for_files_are_of_torchs_functions(kind, average, tmp_path):
+def test_graphs_for_files_are_of_torchs_functions(tmp_path):
     """Else the file would mean the mask of whatever model the loading process has."""
-    layer = BlockSparseLinear(16, 16, block_size=B).eval()
-    layer.set_block_mask(torch.eye(2).bool())
-    if average:  # of models with other masks, which nobody has called yet
-        layer, other = AveragedModel(layer), layer
-        other.set_block_mask(torch.eye(2).flip(0).bool())
-        nn.init.normal_(other.weight)
-        for _ in range(2):
-            layer.update_parameters(other)
-    rows, path = torch.randn(5, 16), str(tmp_path / "graph")
-    if kind != "trace":
-        torch.export.save(torch.export.export(layer, (rows,), strict=kind != "export"), path)
-    else:
-        torch.jit.save(torch.jit.trace(layer, rows), path)
+    rows, wanted = torch.randn(5, 16), {}
+    for kind, average in itertools.product(("export", "strict export", "trace"), (False, True)):
+        layer = BlockSparseLinear(16, 16, block_size=B).eval()
+        layer.set_block_mask(torch.eye(2).bool())
+        if average:  # of models with other masks, which nobody has called yet
+            layer, other = AveragedModel(layer), layer
+            other.set_block_mask(torch.eye(2).flip(0).bool())
+            nn.init.normal_(other.weight)
+            for _ in range(2):
+                layer.update_parameters(other)
+        path = tmp_path / f"{kind}, {average}"
+        if kind != "trace":
+            torch.export.save(torch.export.export(layer, (rows,), strict=kind != "export"), path)
+        else:
+            torch.jit.save(torch.jit.trace(layer, rows), str(path))
+        wanted[path.name] = layer(rows)
+        if average:
+            plain = densify(copy.deepcopy(layer.module))
+            torch.testing.assert_close(wanted[path.name], plain(rows))
     program = (
-        "import sys, torch; kind, path, x = sys.argv[1], sys.argv[2], torch.load(sys.argv[3])\n"
-        "m = torch.export.load(path).module() if kind != 'trace' else torch.jit.load(path)\n"
-        "torch.save(m(x), sys.argv[3])"
+        "import sys, torch; x, found = torch.load('rows'), {}\n"
+        "for name in sys.argv[1:]:\n"
+        "    traced = name.startswith('trace')\n"
+        "    m = torch.jit.load(name) if traced else torch.export.load(name).module()\n"
+        "    found[name] = m(x)\n"
+        "torch.save(found, 'found')"
     )
     torch.save(rows, tmp_path / "rows")
-    subprocess.run([sys.executable, "-c", program, kind, path, tmp_path / "rows"], check=True)
-    wanted = layer(rows)
-    torch.testing.assert_close(torch.load(tmp_path / "rows"), wanted)
-    if average:
-        plain = densify(copy.deepcopy(layer.module))
-        torch.testing.assert_close(wanted, plain(rows))
+    subprocess.run([sys.executable, "-c", program, *wanted], check=True, cwd=tmp_path)
+    torch.testing.assert_close(torch.load(tmp_path / "found"), wanted)
 
 
 def test_a_model_is_loaded_where_nothing_has_memory_or_versions(net, x, tmp_path):

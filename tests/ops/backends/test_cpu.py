@@ -100,9 +100,40 @@ def random_mask(rows, taps, cols, density):
     return torch.rand(rows, taps, cols) < density
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("density", [0, 0.25, 1])
-@pytest.mark.parametrize("block", launch.BLOCK_SIZES)
+def by_turns(geometries, others):
+    """Every geometry with every block size, and with the others by turns: all of them with
+    --all-kernels.
+    """
+    pairs = list(itertools.product(geometries, launch.BLOCK_SIZES))
+    n = len(launch.BLOCK_SIZES)
+    return [(*pair, others[(i // n + i % n) % len(others)]) for i, pair in enumerate(pairs)]
+
+
+# What is left out by turns, of each test with three parameters.
+THREE_TAPS = (
+    Geometry(3, 1, 1, 1),
+    Geometry(3, 1, 0, 0),
+    Geometry(3, 1, 5, 4),
+    Geometry(4, 1, 1, 2),
+    Geometry(5, 1, 2, 2),
+    Geometry(9, 1, 8, 0),
+)
+GRIDS = {
+    "test_agrees_with_reference": (GEOMETRIES, "density", [0.25, 0, 1]),
+    "test_three_taps_at_once": (THREE_TAPS, "shape", [(1, 257), (2, 262), (9, 31)]),
+    "test_bfloat16": (GEOMETRIES, "length", [1, 37, 200]),
+}
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.cls is None and metafunc.function.__name__ in GRIDS:
+        geometries, name, others = GRIDS[metafunc.function.__name__]
+        cases = by_turns(geometries, others)
+        if metafunc.config.getoption("--all-kernels"):
+            cases = list(itertools.product(geometries, launch.BLOCK_SIZES, others))
+        metafunc.parametrize(("geometry", "block", name), cases)
+
+
 def test_agrees_with_reference(isa, block, density, geometry):
     Case(random_mask(3, geometry.taps, 2, density), block, geometry).check()
 
@@ -123,21 +154,8 @@ def every_choice_of_taps(rows, taps, cols):
 
 # From 256 rows on, three neighbouring taps go by Winograd's minimal filtering: its points are too
 # few for some choices of taps, too many for others, and four neighbouring outputs one.
-@pytest.mark.parametrize("block", launch.BLOCK_SIZES)
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        Geometry(3, 1, 1, 1),
-        Geometry(3, 1, 0, 0),
-        Geometry(3, 1, 5, 4),
-        Geometry(4, 1, 1, 2),
-        Geometry(5, 1, 2, 2),
-        Geometry(9, 1, 8, 0),
-    ],
-)
-@pytest.mark.parametrize("batch, length", [(1, 257), (2, 262), (9, 31)])
-def test_three_taps_at_once(isa, batch, length, geometry, block):
-    Case(every_choice_of_taps(3, geometry.taps, 3), block, geometry, batch, length).check()
+def test_three_taps_at_once(isa, shape, geometry, block):
+    Case(every_choice_of_taps(3, geometry.taps, 3), block, geometry, *shape).check()
 
 
 # More channels than are taken at a time, and more weights than a cache holds.
@@ -164,9 +182,6 @@ def test_a_bias_of_many_tokens_keeps_its_digits(isa, geometry):
 
 
 # Products of bfloat16 are exact in float32; what is lost is the last rounding, 2**-8 of a number.
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("block", launch.BLOCK_SIZES)
-@pytest.mark.parametrize("length", [1, 37, 200])
 def test_bfloat16(isa, length, block, geometry):
     mask = random_mask(3, geometry.taps, 2, 0.5)
     case = Case(mask, block, geometry, 2, length, torch.bfloat16)
