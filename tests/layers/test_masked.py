@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -379,6 +378,9 @@ def test_autocast_is_torchs(net, x, dtype):
 
 
 def test_compiled_equals_eager_and_a_new_mask_compiles_nothing(net, x):
+    # Here, since the processes of `test_data_parallel` load this file and have no use for it.
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(net, fullgraph=True, backend=counter)
