@@ -92,10 +92,16 @@ def why_not_reached(snip: Described) -> str:
             f"no parameter may be sparser than the cap, {snip.cap}, and what that keeps is not "
             "pruned elsewhere: use cap=Following(0.1), which reaches what is asked for"
         )
+    if snip.block_size != snip.mask_block_size:
+        return (
+            f"the masks were chosen for {_unit(snip.mask_block_size)} and stay as they were: only "
+            "a run that scores with this block_size has finer ones"
+        )
     count, unit = sum(mask.numel() for mask in snip.masks().values()), _unit(snip.block_size)
     return (
-        f"there are only {count} {unit} to prune, and numbers are rounded down in each parameter: "
-        "use a smaller block_size"
+        f"there are only {count} {unit} to prune, and numbers are rounded down in each parameter"
+        # Nothing is smaller than a single weight.
+        + ("" if snip.block_size is None else ": use a smaller block_size")
     )
 
 

@@ -938,6 +938,18 @@ def test_larger_blocks_than_the_masks_were_chosen_for_say_why_less_is_reached():
         smaller.step(0)
 
 
+def test_smaller_blocks_than_the_masks_were_chosen_for_are_no_reason_for_still_smaller_ones():
+    few = scored(make_net(), {0: 0.6}, block_size=32, cap=Following(0.1))
+    weights = make_sniper(make_net(), {0: 0.6}, block_size=None, cap=Following(0.1))
+    weights.load_state_dict(few.state_dict())
+    with pytest.warns(UserWarning, match="chosen for blocks of 32 and stay as they were"):
+        weights.step(0)
+    tiny = Sniper(nn.Linear(2, 2, bias=False), {0: 0.6}, block_size=None, lr_scale=None)
+    tiny.score([torch.randn(4, 2)], lambda m, x: m(x).square().mean())
+    with pytest.warns(UserWarning, match="only 4 single weights .* in each parameter$"):
+        tiny.step(0)
+
+
 class ReadsAndCalls(nn.Module):
     """A decoder that is the transposed encoder, as autoencoders have it, and a penalty."""
 
