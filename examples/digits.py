@@ -5,7 +5,8 @@
     python examples/digits.py --epochs 50
 
 Sparsity 80 -> 40 -> 20 -> 10 -> 0 % in equal parts of the run. Single weights are masked, which
-saves no time: this is for studying the method. `pip install scikit-learn` if it is not there.
+saves no time: this is for studying the method. `pip install scikit-learn` if it is not there. It
+runs on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     digits = load_digits()
-    x = torch.tensor(digits.data, dtype=torch.float32) / 16  # [1797, 64]
-    y = torch.tensor(digits.target)
+    x = torch.tensor(digits.data, dtype=torch.float32, device=device) / 16  # [1797, 64]
+    y = torch.tensor(digits.target, device=device)
     train, test = torch.randperm(len(x)).split([1400, len(x) - 1400])
 
-    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).to(device)
 
     def loss_fn(model: nn.Module, rows: Tensor) -> Tensor:
         return nn.functional.cross_entropy(model(x[rows]), y[rows])

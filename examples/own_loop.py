@@ -7,6 +7,7 @@
 A student network learns what a fixed random teacher computes. Its first third of the epochs is
 80 % sparse in blocks of 64, its second 40 %, its last dense. The five lines that SNIPER adds to an
 ordinary loop are numbered. With `--save`, a run that was stopped goes on with the same command.
+It runs on a GPU if there is one.
 """
 
 from __future__ import annotations
@@ -55,15 +56,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--save", type=Path, help="checkpoint to write, and to go on from")
     options = parser.parse_args(argv)
     torch.manual_seed(0)
-    *train, held_out = teach(options.width, options.batches + 1)
-    model = network(options.width)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    *train, held_out = [
+        (x.to(device), y.to(device)) for x, y in teach(options.width, options.batches + 1)
+    ]
+    model = network(options.width).to(device)
 
     third = max(options.epochs // 3, 1)
     snip = sniper.Sniper(model, {0: 0.8, third: 0.4, 2 * third: 0.0})  # 1: layers may be sparse now
     optimizer = torch.optim.Adam(snip.param_groups(lr=1e-3))  # 2: or any groups of your own
     first = 0
     if options.save and options.save.exists():
-        saved = torch.load(options.save, weights_only=True)
+        saved = torch.load(options.save, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])
         snip.load_state_dict(saved["sniper"])  # after the weights
         optimizer.load_state_dict(saved["optimizer"])
@@ -78,9 +82,9 @@ def main(argv: list[str] | None = None) -> int:
             loss_fn(model, batch).backward()
             optimizer.step()
             optimizer.zero_grad()
-        seconds = time.perf_counter() - started
         with torch.no_grad():
-            loss = loss_fn(model, held_out).item()
+            loss = loss_fn(model, held_out).item()  # waits for what a GPU has not done yet
+        seconds = time.perf_counter() - started
         print(f"epoch {epoch}: sparsity {reached:.0%}, held-out loss {loss:.4f}, {seconds:.2f} s")
         if options.save:
             options.save.parent.mkdir(parents=True, exist_ok=True)

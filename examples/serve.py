@@ -3,7 +3,8 @@
 
 python examples/serve.py
 
-Settings come from the environment: RUN (a run's folder), VOCODER (a HiFi-GAN, or empty). Then
+Settings come from the environment: RUN (a run's folder), VOCODER (a HiFi-GAN, or empty), DEVICE
+(auto, which takes a GPU if there is one, cpu or cuda:N) and PORT. Then
 `curl -G localhost:8000/speak --data-urlencode "text=Good morning." -o out.wav`.
 """
 
@@ -18,7 +19,11 @@ from sniper.synthesize import load_speaker
 from sniper.tts.errors import SpeechError
 
 app = FastAPI()
-speaker = load_speaker(os.getenv("RUN", "runs/demo"), vocoder=os.getenv("VOCODER") or None)
+speaker = load_speaker(
+    os.getenv("RUN", "runs/demo"),
+    device=os.getenv("DEVICE", "auto"),
+    vocoder=os.getenv("VOCODER") or None,
+)
 one_at_a_time = threading.Lock()  # a sentence uses all cores
 
 

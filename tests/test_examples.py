@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import sniper
 
@@ -163,6 +164,23 @@ def test_digits(tmp_path):
     out = run("digits", tmp_path, "--epochs", "10")
     assert near(sparsities(out), [80, 80, 40, 40, 20, 20, 10, 10, 0, 0])
     assert float(re.findall(r"held-out digits ([\d.]+)%", out)[-1]) > 90
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they would run")
+@pytest.mark.parametrize("name", ["own_loop", "own_model", "digits"])
+def test_examples_ask_for_a_gpu_that_is_there(name, monkeypatch):
+    main = runpy.run_path(str(EXAMPLES[name]))["main"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):
+        main([])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["own_loop", "own_model", "digits"])
+def test_examples_run_on_a_gpu(name, capsys):
+    runpy.run_path(str(EXAMPLES[name]))["main"](["--epochs", "5"])
+    assert sparsities(capsys.readouterr().out)[-1] == 0
+    assert torch.cuda.max_memory_allocated() > 0
 
 
 def test_huggingface_trainer(tmp_path):
