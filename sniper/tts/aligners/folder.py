@@ -11,7 +11,6 @@ OUT/report.md, OUT/alignment.png
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
@@ -22,8 +21,9 @@ from pathlib import Path
 
 from sniper.tts.corpus.alignment import ALIGN_SETTINGS, CORRECTED, TEXTGRIDS
 from sniper.tts.corpus.build import refuse_other_settings
-from sniper.tts.errors import OtherSettings, SpeechError
+from sniper.tts.errors import FolderInUse, OtherSettings, SpeechError
 from sniper.tts.files import checksum, write_json
+from sniper.tts.locks import only_one
 
 SETTINGS, JOURNAL = ALIGN_SETTINGS, "align.jsonl"
 
@@ -243,15 +243,14 @@ def open_folder(
 
     Raises:
         OtherSettings: it was begun with others, or what says with which is damaged.
-        SpeechError: another process works in it.
+        FolderInUse: another process works in it, with whose it is.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with (path / "align.lock").open("w") as lock:
+    with contextlib.ExitStack() as stack:
         try:
-            # A lock of the kernel: it ends with the process, however that ends.
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SpeechError(f"another process is aligning in {path} right now") from error
+            stack.enter_context(only_one(path))
+        except FolderInUse as error:
+            raise FolderInUse(f"{error}; wait for it, or choose another --out") from None
         folder = Folder(path)
         try:
             if force:

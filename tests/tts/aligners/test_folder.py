@@ -21,7 +21,7 @@ from sniper.tts.aligners.folder import (
     gather,
     open_folder,
 )
-from sniper.tts.errors import OtherSettings, SpeechError
+from sniper.tts.errors import FolderInUse, OtherSettings, SpeechError
 from sniper.tts.files import checksum_of_bytes
 
 
@@ -100,12 +100,16 @@ def test_one_process_at_a_time(tmp_path):
         text=True,
     )
     assert other.stdout.readline() == "in\n"
-    with pytest.raises(SpeechError, match="another process is aligning"):
+    with pytest.raises(FolderInUse, match=f"is in use by process {other.pid} .*another --out"):
         with open_folder(tmp_path, {"align": "x"}, force=False):
             pass
     other.communicate("\n", timeout=60)
+    theirs = tmp_path / "align.lock"
+    theirs.write_text("somebody's")
     with open_folder(tmp_path, {"align": "x"}, force=False):
         pass
+    assert theirs.read_text() == "somebody's"
+    assert {path.name for path in tmp_path.iterdir()} == {"align.json", "align.jsonl", theirs.name}
 
 
 def test_fingerprints(tmp_path):
