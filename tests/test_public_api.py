@@ -323,7 +323,7 @@ BAD: dict[str, list[Callable[[], Any]]] = {
         *[lambda v=v: layers.BlockLayout(torch.ones(2, 2).bool(), v) for v in (0, "8", None)],
         *[
             lambda v=v: layers.BlockLayout(v, 8)
-            for v in (None, torch.ones(2, 2), torch.ones(2) > 0)
+            for v in (None, torch.ones(2, 2), torch.ones(2) > 0, torch.ones(0, 2) > 0)
         ],
     ],
     "sniper.layers.BlockLayout.update": [

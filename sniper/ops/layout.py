@@ -57,8 +57,8 @@ class BlockLayout:
         handle: what custom ops take for this layout.
 
     Raises:
-        ValueError: a mask that is no bool tensor of two or three dimensions, or a block size that
-            is no whole number >= 1.
+        ValueError: a mask that is no bool tensor of two or three dimensions or has no block, or a
+            block size that is no whole number >= 1.
     """
 
     _TENSORS = (
@@ -376,6 +376,8 @@ def _as_3d(mask: Tensor) -> Tensor:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() not in (2, 3):
         got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
         raise ValueError(f"block_mask: expected a bool tensor of 2 or 3 dimensions, got {got:.80}")
+    if not mask.numel():
+        raise ValueError(f"block_mask: expected at least one block, got shape {list(mask.shape)}")
     return mask.unsqueeze(1) if mask.dim() == 2 else mask
 
 
