@@ -25,6 +25,7 @@ from sniper import (
     NewWeights,
     Sniper,
     SparsitySchedule,
+    distributed,
     layers,
     ops,
 )
@@ -36,6 +37,7 @@ ROOMS = (
     ".layers",
     ".ops",
     ".optim",
+    ".distributed",
     ".integrations.huggingface",
     ".integrations.lightning",
 )
@@ -102,6 +104,7 @@ TRUSTING = (
     "BlockLayout.weight_shape",
     "Adam.has_gradient",
     *("ops.Geometry", "Geometry.out_length"),
+    "GradientExchange.average",
 )
 
 
@@ -384,6 +387,17 @@ BAD: dict[str, list[Callable[[], Any]]] = {
     ],
     "sniper.ops.autotune": [lambda v=v: ops.autotune(v) for v in ("yes", None, 1)],
     "sniper.ops.explain": [lambda v=v: ops.explain(v) for v in (None, "model", torch.ones(2))],
+    "sniper.distributed.GradientExchange": [
+        *[lambda v=v: distributed.GradientExchange(v) for v in ("sniper", 3, net())],
+        *[lambda v=v: distributed.GradientExchange(None, v) for v in (torch.half, "bf16", None)],
+    ],
+    "sniper.distributed.GradientExchange.sum": [
+        lambda v=v: distributed.GradientExchange(None).sum(v)
+        for v in (None, torch.ones(2), [3], net().named_parameters())
+    ],
+    "sniper.distributed.compress_gradients": [
+        lambda: distributed.compress_gradients(net(), snip()),
+    ],
     "sniper.optim.Adam": [
         *[lambda v=v: adam(max_norm=v) for v in (0.0, -1, NAN, "1", True)],
         *[lambda v=v: adam(clear=v) for v in (1, "yes", None)],

@@ -7,8 +7,9 @@ one speaker, with transcripts, in LJSpeech's layout.
     python -m sniper.prepare ljspeech --root data/prompts --out data/prompts-prepared
     python -m sniper.train --config small-corpus data.prepared=data/prompts-prepared
 
-The packages are fetched with apt-get, which needs no root for that; on another system give a folder
-that holds them (--packages). Recordings and transcripts are by Allison Smith and Digium, under
+The packages are fetched with apt-get, which needs no root for that (`apt-get update` does, on a
+machine that has no lists of packages yet); on another system give a folder that holds them
+(--packages). Recordings and transcripts are by Allison Smith and Digium, under
 CC-BY-SA-3.0: a voice trained on them, and what it says, is shared under the same terms.
 """
 
@@ -45,7 +46,8 @@ def fetch(folder: Path) -> None:
     except FileNotFoundError:
         sys.exit(f"apt-get is not here: download {', '.join(PACKAGES)} and name their --packages")
     if done.returncode:
-        sys.exit(f"apt-get download: {done.stderr.strip()}")
+        said = done.stderr.strip()
+        sys.exit(f"apt-get download: {said}; apt-get update, as root, renews the lists of packages")
 
 
 def unpack(packages: Path, into: Path) -> None:

@@ -8,7 +8,7 @@ sums back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -109,10 +109,12 @@ class GradientExchange:
         bytes: that this rank gave to the last `sum`, or by `average` since it was last set to 0.
 
     Raises:
-        ValueError: another dtype.
+        ValueError: no Sniper, another dtype.
     """
 
     def __init__(self, sniper: Sniper | None, dtype: torch.dtype = torch.float32):
+        if sniper is not None and not isinstance(sniper, Sniper):
+            raise ValueError(f"sniper: expected a Sniper or None, got {sniper!r:.80}")
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected torch.float32 or torch.bfloat16, got {dtype}")
         self._sniper, self._dtype = sniper, dtype
@@ -121,20 +123,22 @@ class GradientExchange:
         self._packings = WeakTensorKeyDictionary()
 
     @torch.no_grad()
-    def sum(self, parameters: Sequence[Tensor]) -> None:
+    def sum(self, parameters: Iterable[Tensor]) -> None:
         """Replaces every `.grad` by its sum over all ranks; where there is none it counts as 0.
 
         Args:
-            parameters: those that are trained, in the same order on every rank.
+            parameters: of the model, in the same order on every rank; frozen ones are left alone.
 
         Raises:
+            ValueError: no tensors.
             RankLost: another rank has ended.
         """
         self.bytes = 0
-        for p in parameters:
+        pairs = []
+        for p in _trained(parameters):
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
-        pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+            pairs.append((p, p.grad))
         packings = self._current([p for p, _ in pairs])
         under_way = []
         for part in _parts([packing.numel for packing in packings]):
@@ -201,6 +205,17 @@ class GradientExchange:
         if known is None or known[0] != key:
             known = self._packings[p] = key, _Blocks(mask) if blocks else _Weights(mask)
         return known[1]
+
+
+def _trained(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Once through them: `model.parameters()` can be read no second time."""
+    if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+        raise ValueError(f"parameters: expected several tensors, got {parameters!r:.80}")
+    found = list(parameters)
+    for p in found:
+        if not isinstance(p, Tensor):
+            raise ValueError(f"parameters: expected tensors, got {p!r:.80} among them")
+    return [p for p in found if p.requires_grad]
 
 
 def _parts(sizes: Sequence[int]) -> list[list[int]]:

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.layers import sparsify
 from sniper.layers.masked import check_block_size
-from sniper.layers.selection import EXCLUDE, check_whole_parameters
+from sniper.layers.selection import EXCLUDE, check_patterns, check_whole_parameters
 from sniper.ops.layout import BlockLayout
 from sniper.ops.memory import give_back_freed_memory
 from sniper.ops.rebuild import match_weight
@@ -128,11 +128,12 @@ class Sniper:
             raise ValueError(
                 f"paper_exact masks single weights: expected block_size=None, got {block_size}"
             )
+        exclude = check_patterns("exclude", exclude)
         params = prunable_parameters(model, exclude)
         # Before anything of the model is changed: a refusal leaves it as it came.
         _check_free(params)
         self.model = model
-        self.exclude = tuple(exclude)
+        self.exclude = exclude
         self.cap = cap
         self.new_weights = new_weights
         self.lr_scale = lr_scale

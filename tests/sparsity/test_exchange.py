@@ -225,6 +225,23 @@ def test_a_future_of_means_holds_them(monkeypatch):
     assert isinstance(value, Tensor) and value.tolist() == grad.tolist() == [0.5] * 4
 
 
+def test_the_models_own_parameters_are_summed_and_frozen_ones_left_alone(monkeypatch):
+    """`model.parameters()` can be read once: nothing was exchanged, in silence."""
+
+    def doubled(flat: Tensor, async_op: bool) -> SimpleNamespace:
+        flat.mul_(2)
+        return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(dist, "all_reduce", doubled)
+    model = nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    model.weight.grad = torch.ones(3, 2)
+    exchange = GradientExchange(None)
+    exchange.sum(model.parameters())
+    assert model.weight.grad.tolist() == [[2.0, 2.0]] * 3 and exchange.bytes == 4 * 6
+    assert model.bias.grad is None  # an optimizer with weight decay would move it
+
+
 def test_what_it_does_not_take():
     snip = Sniper(Net(), SCHEDULE, block_size=16)
     with pytest.raises(ValueError, match="ddp: expected a DistributedDataParallel, got Net"):

@@ -938,6 +938,12 @@ def test_larger_blocks_than_the_masks_were_chosen_for_say_why_less_is_reached():
         smaller.step(0)
 
 
+def test_patterns_that_can_be_read_once_leave_layers_out_too():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    snip = Sniper(model, {0: 0.5}, block_size=16, exclude=(name for name in ["1"]))
+    assert snip.exclude == ("1",) and type(model[1]) is nn.Linear
+
+
 def test_smaller_blocks_than_the_masks_were_chosen_for_are_no_reason_for_still_smaller_ones():
     few = scored(make_net(), {0: 0.6}, block_size=32, cap=Following(0.1))
     weights = make_sniper(make_net(), {0: 0.6}, block_size=None, cap=Following(0.1))
