@@ -66,7 +66,9 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
             got = list(input.shape) if isinstance(input, Tensor) else f"{input!r:.80}"
             raise ValueError(f"input: expected a tensor [..., {self.in_features}], got {got}")
         # One long sequence: a linear layer treats every row alike, and one launch serves them all.
-        rows = input.reshape(1, -1, input.shape[-1])
+        # Of sequences that lie end to end kernels see that themselves, without two views.
+        there = input.dim() == 3 and input.is_contiguous()
+        rows = input if there else input.reshape(1, -1, self.in_features)
         y = ops.block_matmul(
             rows,
             self.weight,
@@ -76,7 +78,7 @@ class BlockSparseLinear(BlockMaskedLayer, nn.Linear):
             handed_over=handed_over,
             after_relu=after_relu,
         )
-        return y.view(*input.shape[:-1], self.out_features)
+        return y if there else y.view(*input.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self._blocks_repr()}"

@@ -14,10 +14,10 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
     Autocast leaves doubles alone, and knows no meta device.
     """
-    plain = x.dtype == torch.float64 or x.device.type == "meta"
-    if plain or not torch.is_autocast_enabled(x.device.type):
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
         return None
-    return torch.get_autocast_dtype(x.device.type)
+    return torch.get_autocast_dtype(device)
 
 
 def cast_once(x: Tensor) -> Tensor:

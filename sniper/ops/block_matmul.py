@@ -114,9 +114,10 @@ def _cast_weight(weight: Tensor, dtype: torch.dtype, layout: BlockLayout) -> Ten
 
 
 def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
-    for name, value in (("x", x), ("weight", weight), ("bias", bias)):
-        if value is not None or name != "bias":
-            check_tensor(name, value)
+    check_tensor("x", x)
+    check_tensor("weight", weight)
+    if bias is not None:
+        check_tensor("bias", bias)
     check_whole("weight", weight)
     if not isinstance(layout, BlockLayout):
         raise ValueError(f"layout: expected a BlockLayout, got {layout!r}")
@@ -126,12 +127,12 @@ def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
     if not x.is_floating_point():
         raise ValueError(f"x: expected floating-point values, got {x.dtype}")
     taps, wanted = layout.shape[1], layout.weight_shape(weight.dim())
-    if tuple(weight.shape) != wanted or geometry.taps != taps:
+    if weight.shape != wanted or geometry.taps != taps:
         raise ValueError(
             f"weight: expected {list(wanted)} for {layout!r} and {taps} taps, "
             f"got {list(weight.shape)} and {geometry}"
         )
-    if bias is not None and tuple(bias.shape) != wanted[:1]:
+    if bias is not None and bias.shape != wanted[:1]:
         raise ValueError(f"bias: expected [{wanted[0]}], got {list(bias.shape)}")
 
 
@@ -170,16 +171,13 @@ def _check(
 ) -> None:
     if x.dim() != 3 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected [B, T, {weight.shape[1]}], got {list(x.shape)}")
-    for name, other in (("weight", weight), ("bias", bias)):
-        kept = name == "bias" and autocast is not None
-        if other is not None and other.dtype != x.dtype and not kept:
-            raise ValueError(f"{name}: expected x's dtype {x.dtype}, got {other.dtype}")
-        if other is not None and other.device != x.device:
-            raise ValueError(f"{name}: expected x's device {x.device}, got {other.device}")
-    there = layout.block_mask.device
+    _check_alike("weight", weight, x)
+    if bias is not None:
+        _check_alike("bias", bias, x, or_cast=autocast is not None)
+    device, there = x.device, layout.block_mask.device
     # A meta tensor has shapes alone, which any device's layout can answer.
-    if x.device.type != "meta" and there != x.device:
-        raise ValueError(f"layout: expected x's device {x.device}, got {there}; use layout.to")
+    if there != device and device.type != "meta":
+        raise ValueError(f"layout: expected x's device {device}, got {there}; use layout.to")
     # A linear layer takes an input of 0 rows, as torch's does; a convolution does not.
     if geometry.out_length(x.shape[1]) < (0 if geometry.taps == 1 else 1):
         span = geometry.dilation * (geometry.taps - 1) + 1
@@ -187,6 +185,13 @@ def _check(
             f"x: expected at least {span} rows with padding, "
             f"got {x.shape[1]} + {geometry.pad_left} + {geometry.pad_right}"
         )
+
+
+def _check_alike(name: str, t: Tensor, x: Tensor, or_cast: bool = False) -> None:
+    if t.dtype != x.dtype and not or_cast:
+        raise ValueError(f"{name}: expected x's dtype {x.dtype}, got {t.dtype}")
+    if t.device != x.device:
+        raise ValueError(f"{name}: expected x's device {x.device}, got {t.device}")
 
 
 def _geometry(weight: Tensor, dilation: int, pad_left: int, pad_right: int) -> Geometry:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,12 +37,7 @@ class _Run(NamedTuple):
 # Not a context variable: autograd runs backward passes on threads of its own.
 _forced: Backend | None = None
 _autotune = False
-# What was chosen on a CPU, by layout and what the choice depends on: asking again takes longer than
-# a small layer computes. A GPU's are asked anew, since what is recorded there runs without us.
-_chosen: weakref.WeakKeyDictionary[BlockLayout, dict[tuple, _Run]] = weakref.WeakKeyDictionary()
-_MOST_CHOSEN = 256  # of a layout, whose older versions are not asked for again
-# What ran last, by layout and pass, for `explain`.
-_last: weakref.WeakKeyDictionary[BlockLayout, dict[str, _Run]] = weakref.WeakKeyDictionary()
+_MOST_KNOWN = 256  # of a layout: there are many lengths
 
 
 @contextlib.contextmanager
@@ -105,7 +99,7 @@ def choose(
         gate: x and p where `x = dropout(relu(z), p)`: `dgrad` gives dL/dz.
     """
     made = _choose(which, layout, geometry, args)
-    _last.setdefault(layout, {})[which] = made
+    layout.runs[which] = made
     chosen = BACKENDS[made.backend]
     call = _call(chosen, which, layout, geometry, args)
     if gate is not None:
@@ -126,17 +120,29 @@ def choose(
 
 
 def _choose(which: str, layout: BlockLayout, geometry: Geometry, args: tuple) -> _Run:
-    x = args[0]
-    if _forced is not None or _autotune or not x.is_cpu:
-        return _choose_anew(which, layout, geometry, args)
-    tokens, threads = (x.shape[0] * x.shape[1]).bit_length(), torch.get_num_threads()
-    depends = (which, x.dtype, tokens, threads, geometry.dilation)
-    depends += (timings.generation(), layout.version, layout.outgrown)
-    known = _chosen.setdefault(layout, {})
+    """As `_choose_anew`, kept with the layout by all else that it depends on: to ask again takes
+    longer than a small layer computes.
+    """
+    x, known = args[0], layout.known
+    batch, length = x.shape[:2]
+    depends = (
+        which,
+        x.dtype,
+        (batch * length).bit_length(),
+        geometry.dilation,
+        None if _forced is None else _forced.name,
+        _autotune,
+        timings.generation(),
+        layout.outgrown,
+        torch.get_num_threads() if x.is_cpu else (launch.kind(x), timings.clock()),
+    )
     made = known.get(depends)
     if made is None:
         made = _choose_anew(which, layout, geometry, args)
-        if len(known) >= _MOST_CHOSEN:
+        # What was not measured well is not looked at again while a graph is recorded, but later.
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            return made
+        if len(known) >= _MOST_KNOWN:
             known.clear()
         # Where measuring has outdated what was chosen, this is looked up once more.
         known[depends] = made
@@ -188,15 +194,15 @@ def candidates(which: str, layout: BlockLayout, x: Tensor) -> list[Backend]:
 def runs_for(layout: BlockLayout, parts: Sequence[BlockLayout]) -> None:
     """What runs for `layout` is from now on what runs for these, too."""
     for part in parts:
-        _last[part] = _last.setdefault(layout, {})
+        part.runs = layout.runs
 
 
 def last_runs(layout: BlockLayout) -> dict[str, tuple[str, dict[str, float] | None, str]]:
     """What ran last for a layout: by pass, the backend, the seconds that were measured, and what
     kept other backends from being tried or used; empty if nothing did.
     """
-    runs = _last.get(layout, {})
-    return {w: (r.backend, timings.known(r.key), _why(r, layout)) for w, r in runs.items()}
+    runs = layout.runs.items()
+    return {w: (r.backend, timings.known(r.key), _why(r, layout)) for w, r in runs}
 
 
 def _why(run: _Run, layout: BlockLayout) -> str:

@@ -175,7 +175,8 @@ def lie_together(weights: Sequence[Tensor], pruned: bool = False) -> None:
 
 def source_of(weight: Tensor) -> Tensor | tuple[Tensor, ...]:
     """What `cast` was given to make this weight, all weights of a stack, else the weight itself."""
-    source = _sources.get(weight)
+    # Without casts there are none, and a look takes longer than this.
+    source = _sources.get(weight) if _sources.data else None
     return weight if source is None else source
 
 
@@ -219,7 +220,7 @@ def _as_one(parts: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def _is_added(weight: Tensor) -> bool:
-    if weight not in _adopted or torch.is_grad_enabled():
+    if not _adopted.data or weight not in _adopted or torch.is_grad_enabled():
         return False
     if weight.dtype != torch.float32 or weight.device.type not in ("cpu", "cuda"):
         return False

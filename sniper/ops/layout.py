@@ -16,14 +16,16 @@ from __future__ import annotations
 import copy
 import itertools
 import weakref
+from collections.abc import Hashable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # Custom ops take integers, so that compiled graphs hold no index tensors. A handle is that integer;
 # nobody but the ops' edge uses it, and it keeps no layout alive.
-_by_handle: weakref.WeakValueDictionary[int, BlockLayout] = weakref.WeakValueDictionary()
+_by_handle: dict[int, weakref.ref[BlockLayout]] = {}
 _next_handle = itertools.count(1)
 _changes = 0
 
@@ -49,12 +51,16 @@ class BlockLayout:
         row_order, row_order_t: int32, block rows of each twin, the longest first (ties: the lower
             row first).
         block_mask: bool `[out_blocks, taps, in_blocks]`.
+        shape: `(out_blocks, taps, in_blocks)`.
         nnz: number of active blocks.
         version: counts changes; caches compare it, never tensors.
         outgrown: true of a deep copy once the layout that it was copied from has changed: weights
             that are averaged into the copy may be active where this mask is not, so that nothing
             may be skipped.
         handle: what custom ops take for this layout.
+        known: what others have found out about this version, by keys of theirs: to find it again
+            takes longer than a small layer computes.
+        runs: what ran last, by pass; `sniper.ops.dispatch` writes it.
 
     Raises:
         ValueError: a mask that is no bool tensor of two or three dimensions or has no block, or a
@@ -126,13 +132,17 @@ class BlockLayout:
         self.is_copy = self.was_copy = self._strayed = False
         self._zeros: tuple[weakref.ref[Tensor], int, int] | None = None
         self._zeros_of_copy: tuple[weakref.ref[Tensor], int, int] | None = None
+        self._measure()
         self.handle = _register(self)
 
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """`(out_blocks, taps, in_blocks)`."""
+    def _measure(self) -> None:
+        """What follows from the mask's shape, and nothing that is known of its values."""
         out_blocks, taps, in_blocks = self.block_mask.shape
-        return out_blocks, taps, in_blocks
+        self.shape: tuple[int, int, int] = (out_blocks, taps, in_blocks)
+        b = self.block_size
+        self._weight_shape: tuple[int, int, int] = (out_blocks * b, in_blocks * b, taps)
+        self.known: dict[Hashable, Any] = {}
+        self.runs: dict[str, Any] = {}
 
     def weight_shape(self, dims: int) -> tuple[int, ...]:
         """Of a weight that has these blocks.
@@ -143,9 +153,7 @@ class BlockLayout:
         Returns:
             `[N, K]`, or `[N, C, taps]` of three dimensions.
         """
-        out_blocks, taps, in_blocks = self.shape
-        b = self.block_size
-        return (out_blocks * b, in_blocks * b, *[taps] * (dims == 3))
+        return self._weight_shape if dims == 3 else self._weight_shape[:2]
 
     @property
     def outgrown(self) -> bool:
@@ -251,6 +259,8 @@ class BlockLayout:
         self.version += 1
         self._changes[0] += 1
         count_change()
+        # Not cleared: somebody on another thread may still add what was found of the mask before.
+        self.known = {}
         # A copy with a mask of its own no longer follows its original, and nothing is known yet of
         # zeros in its pruned blocks.
         self._copied = self._zeros = self._zeros_of_copy = None
@@ -285,17 +295,22 @@ class BlockLayout:
         moved.__dict__.update(self.__getstate__())
         for name in self._TENSORS:
             setattr(moved, name, getattr(self, name).to(device))
+        moved._measure()
         moved.handle = _register(moved)
         return moved
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "handle": None, "_zeros": None, "_zeros_of_copy": None}
+        state = {**self.__dict__, "handle": None, "_zeros": None, "_zeros_of_copy": None}
+        for name in ("known", "runs"):  # of this process, and not of a copy
+            del state[name]
+        return state
 
     def __setstate__(self, state: dict) -> None:
         # Copies and unpickled layouts are layouts of their own.
         self.__dict__.update(state)
         self.was_copy, self.is_copy = state.get("is_copy", False), True
         self.__dict__.setdefault("_strayed", False)  # of an earlier version
+        self._measure()
         self.handle = _register(self)
 
     def __deepcopy__(self, memo: dict) -> BlockLayout:
@@ -358,7 +373,8 @@ def find_layout(handle: int) -> BlockLayout:
     Raises:
         ValueError: it is gone.
     """
-    layout = _by_handle.get(handle)
+    found = _by_handle.get(handle)
+    layout = None if found is None else found()
     if layout is None:
         raise ValueError(f"layout: expected the handle of a living layout, got {handle}")
     return layout
@@ -366,7 +382,8 @@ def find_layout(handle: int) -> BlockLayout:
 
 def _register(layout: BlockLayout) -> int:
     handle = next(_next_handle)
-    _by_handle[handle] = layout
+    forget = _by_handle.pop  # kept here: a module's names are gone before its last objects are
+    _by_handle[handle] = weakref.ref(layout, lambda gone: forget(handle, None))
     count_change()
     return handle
 

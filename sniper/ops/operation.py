@@ -17,12 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from sniper.ops.transforms import transformed
+from sniper.ops.transforms import transforms_are_active
 
-_PLAIN = (Tensor, nn.Parameter)
-
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+_profiler_enabled = torch.autograd._profiler_enabled  # pyright: ignore[reportPrivateImportUsage]
+_tracing_state = torch._C._get_tracing_state
+_functorch = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 # Whether `torch.autograd.grad(is_grads_batched=True)` has put several tensors into one.
-_stands_for_several = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore[reportAttributeAccessIssue]
+_stands_for_several = _functorch.is_legacy_batchedtensor
+# Whether it comes from a transform of `torch.func`, which may be over.
+_is_wrapped = _functorch.is_functorch_wrapped_tensor
 
 
 class Operation:
@@ -40,11 +45,14 @@ class Operation:
     def __init__(self, name: str, run: Callable[..., Any], mutates_args: tuple[str, ...] = ()):
         self._run = run
         self.op = torch.library.custom_op(name, run, mutates_args=mutates_args)
+        # Where tensors may be: nothing else needs a look.
+        arguments = self.op._opoverload._schema.arguments
+        self._tensors = [i for i, each in enumerate(arguments) if "Tensor" in str(each.type)]
         parameters = inspect.signature(run).parameters
         self._written = [i for i, each in enumerate(parameters) if each in mutates_args]
         self._defaults = [each.default for each in parameters.values()]
         self._name = name.replace("::", "_")
-        self._function: Any = None
+        self._apply: Any = None
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
         """As torch's: shapes and dtypes of the results."""
@@ -67,27 +75,32 @@ class Operation:
             return output
 
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        self._function = type(self._name, (torch.autograd.Function,), methods)
+        function = type(self._name, (torch.autograd.Function,), methods)
+        # Torch's own `apply` first looks at each argument for what a transform has left, once more.
+        self._apply = super(torch.autograd.Function, function).apply
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or _watched():
             return self.op(*args)
+        if len(args) < len(self._defaults):
+            args = (*args, *self._defaults[len(args) :])
         differentiable = False
-        for value in args:
-            if type(value) in _PLAIN:
-                # A meta tensor has the fake alone.
-                if not (value.is_cpu or value.is_cuda):
-                    return self.op(*args)
-                if _stands_for_several(value):
-                    return self.op(*args)
-                differentiable = differentiable or value.requires_grad
-            elif isinstance(value, Tensor):  # a subclass may want to see the operation
+        for i in self._tensors:
+            value = args[i]
+            if value is None:
+                continue
+            # A subclass may want to see the operation, and a meta tensor has the fake alone.
+            plain = type(value) is Tensor or type(value) is nn.Parameter
+            if not (plain and (value.is_cpu or value.is_cuda)):
                 return self.op(*args)
-        args = (*args, *self._defaults[len(args) :])
+            if _stands_for_several(value) or _is_wrapped(value):
+                return self.op(*args)
+            if value.requires_grad:
+                differentiable = True
         if not (differentiable and torch.is_grad_enabled()):
             return self._run_below(args)
         # Without a gradient torch's own error says so.
-        return self.op(*args) if self._function is None else self._function.apply(*args)
+        return self.op(*args) if self._apply is None else self._apply(*args)
 
     def _run_below(self, args: tuple) -> Any:
         # As torch's own way does; a function may call what has gradients of its own.
@@ -113,9 +126,9 @@ def operation(
 def _watched() -> bool:
     """Whether somebody looks at operations that are called here."""
     return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch.autograd._profiler_enabled()  # pyright: ignore[reportPrivateImportUsage]
-        or torch._C._get_tracing_state() is not None
-        or transformed()
+        _dispatch_modes()
+        or _function_modes()
+        or _profiler_enabled()
+        or _tracing_state() is not None
+        or transforms_are_active()
     )

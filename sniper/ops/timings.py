@@ -217,14 +217,18 @@ def device_time() -> Iterator[None]:
         _device_time = before
 
 
+def clock() -> str:
+    """Which of a GPU's two times counts now."""
+    return "device time" if _device_time else "host time"
+
+
 def machine(device: torch.device) -> str:
     """Names the device, the versions and the clock that times depend on."""
     if device.type != "cuda":
         return f"{device_name(device)} torch {torch.__version__} kernels {kernel_revision()}"
-    clock = "device time" if _device_time else "host time"
     return (
         f"{device_name(device)} torch {torch.__version__} CUDA {torch.version.cuda} "
-        f"Triton {triton_version()} kernels {kernel_revision()} {clock}"
+        f"Triton {triton_version()} kernels {kernel_revision()} {clock()}"
     )
 
 

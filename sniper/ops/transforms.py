@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+_functions_are_transformed = torch._C._are_functorch_transforms_active
+
 
 def transformed() -> bool:
     """Whether `torch.func` or forward-mode differentiation is at work around this call.
@@ -15,9 +17,12 @@ def transformed() -> bool:
     see it: some raise, and `jvp` silently takes the derivative to be zero. Ops compute by torch's
     own functions there, which all transforms know.
     """
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return not torch.compiler.is_compiling() and transforms_are_active()
+
+
+def transforms_are_active() -> bool:
+    """`transformed`, for whoever knows that nothing is compiled here."""
+    return _functions_are_transformed() or forward_ad._current_level >= 0
 
 
 def leaves_the_process() -> bool:

@@ -102,14 +102,13 @@ def _fresh(y: Tensor) -> Tensor:
     """Contiguous memory that is nobody else's: autograd forbids in-place work on a view that an op
     returned.
     """
-    whole = y._base is not None and y._base.numel() == y.numel() and not y.requires_grad
-    if whole and y.is_contiguous():
-        # `y` covers all of a result that nobody else holds: its memory can stay, but autograd needs
-        # a tensor that is no view of another.
-        memory = y.untyped_storage()
-        return y.new_empty(0).set_(memory, y.storage_offset(), y.shape, y.stride())
-    y = y.contiguous()
-    return y.clone() if y._is_view() else y
+    if not y._is_view() or not y.is_contiguous():
+        return y.contiguous()
+    if y.requires_grad or y._base is None or y._base.numel() != y.numel():
+        return y.clone()
+    # `y` covers all of a result that nobody else holds: its memory can stay, but autograd needs a
+    # tensor that is no view of another.
+    return y.new_empty(0).set_(y)
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -7,7 +7,6 @@ Every argument is checked here; the kernels trust it.
 from __future__ import annotations
 
 import math
-import weakref
 from typing import Any
 
 import torch
@@ -24,33 +23,31 @@ DTYPES = (torch.float32, torch.bfloat16)
 _OWN_MEMORY_FROM = 1 << 20
 _HUGE_PAGES_FROM = 4 << 20
 
-# Layouts whose indices were read through, with the version that was read.
-_checked: weakref.WeakKeyDictionary[BlockLayout, int] = weakref.WeakKeyDictionary()
-
 
 def check_tensor(name: str, t: Tensor, dim: int | None, dtype: torch.dtype | None = None) -> None:
-    if t.device.type != "cpu":
+    if not t.is_cpu:
         raise ValueError(f"{name}: expected a tensor on the CPU, got one on {t.device}")
-    if t.dtype not in DTYPES or t.layout != torch.strided:
+    own = t.dtype
+    if own not in DTYPES or t.layout != torch.strided:
         raise ValueError(
-            f"{name}: expected a strided float32 or bfloat16 tensor, got {t.dtype} {t.layout}"
+            f"{name}: expected a strided float32 or bfloat16 tensor, got {own} {t.layout}"
         )
-    if dtype is not None and t.dtype != dtype:
-        raise ValueError(f"{name}: expected {dtype} like the other operand, got {t.dtype}")
+    if dtype is not None and own != dtype:
+        raise ValueError(f"{name}: expected {dtype} like the other operand, got {own}")
     if dim is not None and t.dim() != dim:
         raise ValueError(f"{name}: expected {dim} dimensions, got shape {list(t.shape)}")
 
 
 def check_layout(layout: BlockLayout, geometry: Geometry) -> tuple[int, int]:
     """`(N, C)` of a layout that fits the geometry; reads its indices once a version."""
-    out_blocks, taps, in_blocks = layout.shape
+    (out_blocks, taps, in_blocks), known = layout.shape, layout.known
     if layout.block_size not in BLOCK_SIZES:
         raise ValueError(f"layout: expected a block size of {BLOCK_SIZES}, got {layout.block_size}")
     if taps != geometry.taps:
         raise ValueError(f"layout: expected the geometry's {geometry.taps} taps, got {taps}")
     # Reading all indices costs about as much as a small layer, so it is done once a version and not
     # once a call.
-    if _checked.get(layout) != layout.version:
+    if "read through" not in known:
         keys = _check_indices(layout, "", out_blocks, taps, in_blocks)
         keys_t = _check_indices(layout, "_t", in_blocks, taps, out_blocks)
         inner, tap, outer = _unravel(keys_t, taps, out_blocks)
@@ -59,7 +56,7 @@ def check_layout(layout: BlockLayout, geometry: Geometry) -> tuple[int, int]:
         # without an error.
         if not torch.equal(keys, again):
             raise ValueError("layout: expected the transposed twin to name the same blocks")
-        _checked[layout] = layout.version
+        known["read through"] = True
     return out_blocks * layout.block_size, in_blocks * layout.block_size
 
 
@@ -93,9 +90,9 @@ def kernel_shape(layout: BlockLayout, geometry: Geometry, x: Tensor, y: Tensor) 
     """For the kernels: sequences that lie end to end become one where every row is on its own."""
     batch, length_in, c = x.shape
     length_out = y.shape[1]
-    if geometry.taps == 1 and not geometry.pad_left and not geometry.pad_right:
+    if batch > 1 and geometry.is_linear:
         # Only the last tile of a sequence may lack rows, so one long sequence wastes least.
-        if all(t.stride(0) == t.shape[1] * t.stride(1) for t in (x, y)):
+        if _end_to_end(x) and _end_to_end(y):
             batch, length_in, length_out = 1, batch * length_in, batch * length_out
     return _C.cpu.Shape(
         batch,
@@ -108,6 +105,10 @@ def kernel_shape(layout: BlockLayout, geometry: Geometry, x: Tensor, y: Tensor) 
         geometry.pad_left,
         layout.block_size,
     )
+
+
+def _end_to_end(t: Tensor) -> bool:
+    return t.stride(0) == t.shape[1] * t.stride(1)
 
 
 def rows_of(t: Tensor) -> tuple[int, int, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import warnings
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -158,7 +159,8 @@ def check(
 
 def countable(t: Tensor) -> bool:
     """Whether its rows have numbers of 32 bits; of elements there may be more."""
-    return t.numel() < 2**31 * max(t.shape[-1:], default=1)
+    count = t.numel()
+    return count < 2**31 or count < 2**31 * max(t.shape[-1:], default=1)
 
 
 def check_layout(layout: BlockLayout, geometry: Geometry, device: torch.device) -> tuple[int, int]:
@@ -170,6 +172,16 @@ def check_layout(layout: BlockLayout, geometry: Geometry, device: torch.device) 
         )
     if taps != geometry.taps:
         raise ValueError(f"layout: expected the geometry's {geometry.taps} taps, got {taps}")
+    # Its tensors stay as long as its version: a look at each takes longer than all else here.
+    known = layout.known
+    if known.get("looked through on") != device:
+        _check_tensors(layout, device)
+        known["looked through on"] = device
+    return rows * layout.block_size, inner * layout.block_size
+
+
+def _check_tensors(layout: BlockLayout, device: torch.device) -> None:
+    rows, taps, inner = layout.shape
     # Offsets into a weight are 32-bit numbers in the kernels, and 64-bit ones cost registers.
     full = rows * taps * inner
     if full * layout.block_size**2 >= 2**31:
@@ -190,7 +202,6 @@ def check_layout(layout: BlockLayout, geometry: Geometry, device: torch.device) 
                 f"layout.{name}: expected int32 [{size}] on {device}, "
                 f"got {t.dtype} {list(t.shape)} on {t.device}"
             )
-    return rows * layout.block_size, inner * layout.block_size
 
 
 def split_tiles(device: torch.device, programs: int, tiles: int) -> int:
@@ -203,9 +214,14 @@ def split_tiles(device: torch.device, programs: int, tiles: int) -> int:
 
 def descriptor(t: Tensor, tile: list[int]) -> Any:
     """What the copy engine needs to know of a tensor: zeros outside it."""
+    return _descriptors()(t, list(t.shape), list(t.stride()), tile)
+
+
+@cache
+def _descriptors() -> Callable[..., Any]:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    return TensorDescriptor(t, list(t.shape), list(t.stride()), tile)
+    return TensorDescriptor
 
 
 def rows_contiguous(t: Tensor, span: int = 0) -> Tensor:

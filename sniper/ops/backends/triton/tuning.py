@@ -83,25 +83,51 @@ def every_tiling(which: str, layout: BlockLayout, *operands: Tensor) -> list[Til
 
 def pick_tiling(which: str, layout: BlockLayout, geometry: Geometry, *operands: Tensor) -> Tiling:
     """The measured best of `tilings` if it was tuned, else the table's for this length."""
+    x, known = operands[0], layout.known
+    batch, length = x.shape[:2]
+    # All but the length itself that this depends on, and the layout's version.
+    key = (
+        "tilings",
+        which,
+        x.dtype,
+        launch.kind(x),
+        tuple(_copy_engine_takes(t) for t in operands),
+        (batch * length).bit_length(),
+        geometry.dilation,
+        timings.generation(),
+        timings.clock(),
+    )
+    found = known.get(key)
+    if found is None:
+        found = known[key] = _measured_or_fitting(which, layout, geometry, operands)
+    best, fitting = found
+    if best is not None:
+        return best
+    if geometry.taps == 1:
+        # Without taps the launch makes one sequence of all (`launch.flat`).
+        length *= batch
+    config = configs.for_length([t.config for t in fitting], length)
+    rows = layout.shape[2 if which == "dgrad" else 0]
+    if which != "wgrad" and layout.nnz >= configs.DEEP_FROM * rows:
+        deep = (t.config for t in fitting if t.config.tokens == config.tokens)
+        config = max(deep, key=lambda c: c.stages)
+    return Tiling(fitting[0].path, config)
+
+
+def _measured_or_fitting(
+    which: str, layout: BlockLayout, geometry: Geometry, operands: tuple[Tensor, ...]
+) -> tuple[Tiling | None, list[Tiling]]:
+    """The measured best, else those of the table's among which the length decides."""
     usable = tilings(which, layout, *operands)
     times = timings.known(tuning_key(which, layout, geometry, operands[0]))
     # Times that lack a tiling are of another choice of candidates, and might hide a faster one.
     if times and all(str(t) in times for t in usable):
-        return min(usable, key=lambda t: times[str(t)])
-    path = usable[0].path
-    length = operands[0].shape[1]
-    if geometry.taps == 1:
-        # Without taps the launch makes one sequence of all (`launch.flat`).
-        length *= operands[0].shape[0]
-    fitting = [t.config for t in usable if t.path == path]
+        return min(usable, key=lambda t: times[str(t)]), []
+    fitting = [t for t in usable if t.path == usable[0].path]
     if which == "wgrad":
         grouped = layout.density >= configs.GROUPED_FROM
-        fitting = [c for c in fitting if (c.width > 1) == grouped] or fitting
-    config = configs.for_length(fitting, length)
-    rows = layout.shape[2 if which == "dgrad" else 0]
-    if which != "wgrad" and layout.nnz >= configs.DEEP_FROM * rows:
-        config = max((c for c in fitting if c.tokens == config.tokens), key=lambda c: c.stages)
-    return Tiling(path, config)
+        fitting = [t for t in fitting if (t.config.width > 1) == grouped] or fitting
+    return None, fitting
 
 
 def tuning_key(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -> str:
