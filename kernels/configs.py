@@ -265,6 +265,8 @@ def _row_width(columns: int) -> int:
 
 def for_length(configs: list[Config], length: int) -> Config:
     """The first whose tiles waste little more of a sequence than the least wasteful ones."""
+    if len(configs) == 1:
+        return configs[0]
     padded = [-(-length // c.tokens) * c.tokens for c in configs]
     return next(c for c, p in zip(configs, padded, strict=True) if p <= 1.15 * min(padded))
 

@@ -337,6 +337,8 @@ def _backward(ctx, dy):
     need_x, need_w, need_b = ctx.needs_input_grad[:3]
     handle = ctx.layout.handle
     dx = dw = db = None
+    if weight.dim() == 2 and dy.stride(-1) != 1:
+        dy = dy.contiguous()  # here once, not in each pass
     # A GPU's kernel for ReLU's gradient sums its result in the same visit, where the weight's
     # gradient does not, which does it for less.
     along = need_w and dy.is_cuda and TRITON.sums_along(dy, ctx.layout.block_size)

@@ -140,17 +140,18 @@ def check(
     or_float32: bool = False,
 ) -> None:
     """Refuses tensors that kernels cannot take, or that lie or count otherwise than `like`."""
-    if t.device != like.device:
+    if t is not like and t.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, got one on {t.device}")
-    if t.device.type != "cuda" and not interpreted():
+    if not t.is_cuda and not interpreted():
         raise ValueError(f"{name}: expected a tensor on a GPU, got one on {t.device}")
-    if t.dtype not in DTYPES or t.layout != torch.strided:
+    dtype = t.dtype
+    if dtype not in DTYPES or t.layout != torch.strided:
         raise ValueError(
             f"{name}: expected a strided float32, bfloat16 or float16 tensor, "
-            f"got {t.dtype} {t.layout}"
+            f"got {dtype} {t.layout}"
         )
-    if t.dtype != like.dtype and not (or_float32 and t.dtype == torch.float32):
-        raise ValueError(f"{name}: expected {like.dtype} as the other operand, got {t.dtype}")
+    if dtype != like.dtype and not (or_float32 and dtype == torch.float32):
+        raise ValueError(f"{name}: expected {like.dtype} as the other operand, got {dtype}")
     if not countable(t):
         raise ValueError(f"{name}: expected fewer than 2^31 rows, got shape {list(t.shape)}")
     if shape is not None:
@@ -240,10 +241,12 @@ def rows_contiguous(t: Tensor, span: int = 0) -> Tensor:
 def flat(geometry: Geometry, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Sequences that lie end to end are one where rows are alone: fewer tiles end in nothing."""
     # With taps a row at the end of one sequence would read the beginning of the next.
-    alone = geometry.taps == 1 and not geometry.pad_left and not geometry.pad_right
-    if alone and all(t.stride(0) == t.shape[1] * t.stride(1) for t in tensors):
-        return tuple(t.view(1, -1, t.shape[2]) for t in tensors)
-    return tensors
+    if not geometry.is_linear or tensors[0].shape[0] == 1:
+        return tensors
+    for t in tensors:
+        if t.stride(0) != t.shape[1] * t.stride(1):
+            return tensors
+    return tuple([t.view(1, -1, t.shape[2]) for t in tensors])
 
 
 def matrix_shape(x: Tensor) -> tuple[int, int]:

@@ -224,7 +224,9 @@ def _product(
     (path, config), block = tiling, layout.block_size
     # The input gradient is the same product over the transposed blocks, with taps that reach to the
     # other side.
-    twin, sign = ("_t", -1) if transposed else ("", 1)
+    index, sign = (layout.crow_indices, layout.col_indices, layout.row_order), 1
+    if transposed:
+        index, sign = (layout.crow_indices_t, layout.col_indices_t, layout.row_order_t), -1
     span = geometry.dilation * (geometry.taps - 1)
     src, weight = launch.rows_contiguous(src, span), launch.rows_contiguous(weight, len(weight))
     src, rows_out = launch.flat(geometry, src, out)
@@ -253,7 +255,7 @@ def _product(
             *operands,
             rows_out,
             *(end.bias, end.seed, end.gate),
-            *(getattr(layout, f"{n}{twin}") for n in ("crow_indices", "col_indices", "row_order")),
+            *index,
             *(length, length_tiles, tiles, rows, inner),
             *(-sign * geometry.pad_left, sign * geometry.dilation),
             *(end.threshold, end.scale),
@@ -287,7 +289,7 @@ def _wgrad(
         return dw
     rows, taps, inner = layout.shape
     span = geometry.dilation * (geometry.taps - 1)
-    dy, x = (launch.rows_contiguous(t, span) for t in (dy, x))
+    dy, x = launch.rows_contiguous(dy, span), launch.rows_contiguous(x, span)
     dy, x = launch.flat(geometry, dy, x)
     length_tiles = -(-dy.shape[1] // config.tokens)
     tiles = dy.shape[0] * length_tiles

@@ -81,9 +81,11 @@ def every_tiling(which: str, layout: BlockLayout, *operands: Tensor) -> list[Til
     ]
 
 
-def pick_tiling(which: str, layout: BlockLayout, geometry: Geometry, *operands: Tensor) -> Tiling:
+def pick_tiling(
+    which: str, layout: BlockLayout, geometry: Geometry, x: Tensor, other: Tensor
+) -> Tiling:
     """The measured best of `tilings` if it was tuned, else the table's for this length."""
-    x, known = operands[0], layout.known
+    known = layout.known
     batch, length = x.shape[:2]
     # All but the length itself that this depends on, and the layout's version.
     key = (
@@ -91,7 +93,8 @@ def pick_tiling(which: str, layout: BlockLayout, geometry: Geometry, *operands: 
         which,
         x.dtype,
         launch.kind(x),
-        tuple(_copy_engine_takes(t) for t in operands),
+        _copy_engine_takes(x),
+        _copy_engine_takes(other),
         (batch * length).bit_length(),
         geometry.dilation,
         timings.generation(),
@@ -99,35 +102,35 @@ def pick_tiling(which: str, layout: BlockLayout, geometry: Geometry, *operands: 
     )
     found = known.get(key)
     if found is None:
-        found = known[key] = _measured_or_fitting(which, layout, geometry, operands)
-    best, fitting = found
+        found = known[key] = _measured_or_fitting(which, layout, geometry, x, other)
+    best, path, fitting = found
     if best is not None:
         return best
     if geometry.taps == 1:
         # Without taps the launch makes one sequence of all (`launch.flat`).
         length *= batch
-    config = configs.for_length([t.config for t in fitting], length)
+    config = configs.for_length(fitting, length)
     rows = layout.shape[2 if which == "dgrad" else 0]
     if which != "wgrad" and layout.nnz >= configs.DEEP_FROM * rows:
-        deep = (t.config for t in fitting if t.config.tokens == config.tokens)
-        config = max(deep, key=lambda c: c.stages)
-    return Tiling(fitting[0].path, config)
+        config = max((c for c in fitting if c.tokens == config.tokens), key=lambda c: c.stages)
+    return Tiling(path, config)
 
 
 def _measured_or_fitting(
-    which: str, layout: BlockLayout, geometry: Geometry, operands: tuple[Tensor, ...]
-) -> tuple[Tiling | None, list[Tiling]]:
-    """The measured best, else those of the table's among which the length decides."""
+    which: str, layout: BlockLayout, geometry: Geometry, *operands: Tensor
+) -> tuple[Tiling | None, str, list[configs.Config]]:
+    """The measured best; path and tile sizes of the table among which the length decides."""
     usable = tilings(which, layout, *operands)
     times = timings.known(tuning_key(which, layout, geometry, operands[0]))
     # Times that lack a tiling are of another choice of candidates, and might hide a faster one.
     if times and all(str(t) in times for t in usable):
-        return min(usable, key=lambda t: times[str(t)]), []
-    fitting = [t for t in usable if t.path == usable[0].path]
+        return min(usable, key=lambda t: times[str(t)]), "", []
+    path = usable[0].path
+    fitting = [t.config for t in usable if t.path == path]
     if which == "wgrad":
         grouped = layout.density >= configs.GROUPED_FROM
-        fitting = [t for t in fitting if (t.config.width > 1) == grouped] or fitting
-    return None, fitting
+        fitting = [c for c in fitting if (c.width > 1) == grouped] or fitting
+    return None, path, fitting
 
 
 def tuning_key(which: str, layout: BlockLayout, geometry: Geometry, x: Tensor) -> str:
@@ -197,7 +200,11 @@ def _copy_engine_takes(t: Tensor) -> bool:
     """
     if not t.numel():
         return False
-    if t.stride(-1) != 1:
+    *outer, last = t.stride()
+    if last != 1:
         return True
-    strides = [s * t.element_size() for s in t.stride()[:-1]]
-    return t.data_ptr() % 16 == 0 and all(s > 0 and s % 16 == 0 for s in strides)
+    size = t.element_size()
+    for stride in outer:
+        if stride <= 0 or stride * size % 16:
+            return False
+    return t.data_ptr() % 16 == 0
