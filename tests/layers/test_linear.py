@@ -154,3 +154,19 @@ def test_inputs_without_rows_in_memory_are_torchs():
         for y, part in zip(got.unbind(), parts, strict=True):
             torch.testing.assert_close(y, layer(part))
     torch.testing.assert_close(layer(parts[0].to_sparse()), layer(parts[0]))
+
+
+def test_sequences_that_lie_end_to_end_need_no_views():
+    layer = BlockSparseLinear(32, 48, block_size=16)
+    layer.set_block_mask(torch.rand(3, 2) < 0.5)
+    x = torch.randn(3, 5, 32)
+    y = layer(x)
+    assert y.grad_fn.name() == "sniper_block_fwdBackward"
+    for other in (x.transpose(0, 1), x[:, :, None], x.flatten(0, 1)):
+        torch.testing.assert_close(layer(other).reshape(-1).sort()[0], y.reshape(-1).sort()[0])
+    # A gradient whose channels lie apart is that of its copy.
+    dy = torch.randn(3, 48, 5).transpose(1, 2)
+    params = list(layer.parameters())
+    apart = torch.autograd.grad(y, params, dy, retain_graph=True)
+    for got, wanted in zip(apart, torch.autograd.grad(y, params, dy.contiguous()), strict=True):
+        assert torch.equal(got, wanted)

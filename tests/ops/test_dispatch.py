@@ -67,6 +67,37 @@ def test_relu_and_dropout_follow_the_seed_alike(name):
     assert 0.5 < (got == 0).float().mean() < 1
 
 
+def test_what_was_chosen_is_asked_for_again_where_something_has_changed(monkeypatch):
+    asked, anew = [], dispatch._choose_anew
+    monkeypatch.setattr(
+        dispatch, "_choose_anew", lambda which, *args: asked.append(which) or anew(which, *args)
+    )
+    layer, x = masked_layer(), torch.randn(2, 32, 9)
+
+    def asks(x: torch.Tensor = x) -> int:
+        asked.clear()
+        for _ in range(2):
+            layer(x)
+        return len(asked)
+
+    layer(x)  # may be measured, which outdates what was chosen
+    asks()
+    assert asks() == 0
+    with ops.use_backend("dense"):
+        assert asks() == 1
+        assert dispatch.last_runs(layer.layout)["fwd"][0] == "dense"
+    with ops.use_backend("cpu"):
+        assert asks() == 1
+        assert dispatch.last_runs(layer.layout)["fwd"][0] == "cpu"
+        assert asks(x.double().float()[:, :, :8]) == 0  # 16 tokens as 18: one power of two
+        assert asks(x.repeat(4, 1, 1)) == 1
+        layer.set_block_mask(~layer.block_mask)
+        assert asks() == 1
+        timings.outdate()
+        assert asks() == 1
+    assert dispatch.last_runs(layer.layout)["fwd"][0] == "cpu"
+
+
 def test_explain_names_layers_passes_and_times(capsys):
     model = torch.nn.Sequential(masked_layer(), torch.nn.ReLU())
     model.append(BlockSparseLinear(9, 16, block_size=1))  # no mask: torch's own

@@ -127,6 +127,19 @@ def test_handles_die_with_their_layout():
         find_layout(handle)
 
 
+def test_what_is_known_of_a_mask_goes_with_it():
+    layout = BlockLayout(MASK, 2)
+    layout.known["longest row"], layout.runs["fwd"] = 3, "cpu"
+    for twin in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout)), layout.to("meta")):
+        assert not twin.known and not twin.runs and twin.shape == layout.shape
+    assert layout.known["longest row"] == 3
+    before = layout.known
+    layout.update(~MASK)
+    # A thread that found out something of the mask before may still write there.
+    assert not layout.known and layout.known is not before
+    assert layout.runs == {"fwd": "cpu"}
+
+
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_are_layouts_of_their_own(twin):
     layout = BlockLayout(MASK, 2)

@@ -125,6 +125,15 @@ def test_a_meta_tensor_gets_the_fake():
     assert len(CALLS) == before
 
 
+def test_what_a_transform_has_left_is_seen_by_torch():
+    left = []
+    torch.func.grad(lambda x: (left.append(x), x.sum())[1])(torch.ones(2, 3))
+    by = torch.ones(2, 3, requires_grad=True)
+    y = scaled(left[0], 2.0) * by
+    y.sum().backward()
+    assert torch.equal(y, torch.full((2, 3), 2.0)) and torch.equal(by.grad, y)
+
+
 def test_compiled_whole():
     compiled = torch.compile(lambda x: scaled(x, 2.0) + 1, backend="eager", fullgraph=True)
     x = torch.randn(2, 3)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sniper.layers import BlockLayout
-from sniper.ops import dispatch
+from sniper.ops import dispatch, timings
 from sniper.ops.backends import TRITON
 from sniper.ops.backends.triton import elementwise, launch, tuning
 from sniper.ops.geometry import Epilogue, Geometry
@@ -204,6 +204,27 @@ def test_gradients_that_do_not_fit_are_refused(as_interpreted):
         TRITON.wgrad(dy, x, layout(), Geometry())[0]
     with pytest.raises(ValueError, match=r"dy: expected shape \[1, 4, 128\]"):
         elementwise.relu_dropout_backward(dy, x, 0.1)
+
+
+def test_a_tiling_is_looked_for_once_for_a_mask_and_what_it_depends_on(monkeypatch):
+    monkeypatch.setattr(launch, "arch", lambda device: 90)
+    looked, tilings = [], tuning.tilings
+    monkeypatch.setattr(tuning, "tilings", lambda *args: looked.append(1) or tilings(*args))
+    blocks, x, w = layout(), torch.zeros(1, 380, 128).half(), torch.zeros(192, 128).half()
+
+    def pick(x=x, which="fwd"):
+        return tuning.pick_tiling(which, blocks, Geometry(), x, w)
+
+    assert pick().path == "tma" and pick() == pick() and len(looked) == 1
+    # The length itself decides each time.
+    assert (pick().config.tokens, pick(x[:, :300]).config.tokens) == (192, 64)
+    assert len(looked) == 1
+    assert pick(torch.zeros(380 * 128 + 1).half()[1:].view(1, 380, 128)).path == "pointer"
+    assert pick(x[:, :100]).path == "tma" and pick(which="dgrad").path == "tma"
+    assert len(looked) == 4
+    blocks.update(blocks.block_mask)
+    timings.outdate()
+    assert pick() == pick() and len(looked) == 5
 
 
 def test_paths_by_chip_block_dtype_and_alignment(monkeypatch):
