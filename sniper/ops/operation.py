@@ -77,7 +77,7 @@ class Operation:
         methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         function = type(self._name, (torch.autograd.Function,), methods)
         # Torch's own `apply` first looks at each argument for what a transform has left, once more.
-        self._apply = super(torch.autograd.Function, function).apply
+        self._apply = super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
 
     def __call__(self, *args: Any) -> Any:
         if torch.compiler.is_compiling() or _watched():

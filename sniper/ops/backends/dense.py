@@ -108,7 +108,7 @@ def _fresh(y: Tensor) -> Tensor:
         return y.clone()
     # `y` covers all of a result that nobody else holds: its memory can stay, but autograd needs a
     # tensor that is no view of another.
-    return y.new_empty(0).set_(y)
+    return y.new_empty(0).set_(y)  # pyright: ignore[reportArgumentType]
 
 
 def _channels_last(x: Tensor) -> bool:
