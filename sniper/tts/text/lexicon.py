@@ -49,16 +49,23 @@ def dictionary_lines(path: Path) -> Iterator[tuple[str, str]]:
         lines = content.decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SpeechError(f"the lexicon {path} cannot be read: {error}") from error
+    # A dictionary has more than 100,000 lines: what only a few of them hold is looked for first.
     for number, line in enumerate(lines, start=1):
-        line = _REMARK.sub("", line)
+        if "#" in line:
+            line = _REMARK.sub("", line)
         if not line.strip() or line.startswith(";;;"):
             continue
         word, *rest = line.split(maxsplit=1)
-        phones = " ".join(_PROBABILITIES.sub("", "".join(rest), count=1).split())
+        said = "".join(rest)
+        if said[:1].isdigit():
+            said = _PROBABILITIES.sub("", said, count=1)
+        phones = " ".join(said.split())
         if not phones:
             raise SpeechError(f"{path}:{number}: {word!r} has no phonemes")
         # CMU marks further pronunciations as WORD(2).
-        yield word_key(re.sub(r"(?<=.)\(\d+\)$", "", word)), phones
+        if word.endswith(")"):
+            word = re.sub(r"(?<=.)\(\d+\)$", "", word)
+        yield word_key(word), phones
 
 
 def read_dictionary(path: Path) -> dict[str, str]:

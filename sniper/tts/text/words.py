@@ -25,6 +25,8 @@ _UNSEEN = str.maketrans({char: None for char in "\u00ad\u2060\ufeff\u200e\u200f\
 
 def word_key(word: str) -> str:
     """A word as a lexicon holds it: NFC, lower case, with straight apostrophes."""
+    if word.isascii():  # which NFC leaves as it is
+        return word.lower()
     straight = word.replace("’", "'").replace("‘", "'")
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", straight).lower())
 
