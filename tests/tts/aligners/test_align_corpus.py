@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,24 @@ from sniper.tts.corpus.corpus import read_corpus
 from sniper.tts.corpus.demo import write_demo_corpus
 from sniper.tts.errors import NothingUsable, OtherSettings, SpeechError
 from sniper.tts.text.espeak import has_espeak
+
+DRAW, READ = run.draw, cache(run.read_variants)
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    """Reads a dictionary of 135,000 lines once, and draws nothing: both take longer than to align.
+
+    Where a picture is looked at, a test puts DRAW back.
+    """
+
+    def draw(path: Path, *rest: object) -> None:
+        path.write_bytes(b"")
+
+    with pytest.MonkeyPatch.context() as patch:  # `monkeypatch.undo` leaves it
+        patch.setattr(run, "read_variants", READ)
+        patch.setattr(run, "draw", draw)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +94,8 @@ def test_several_speakers(spoken, tmp_path, layout):
     assert sorted(u.speaker for u in found.utterances) == ["anna", "anna", "ben", "ben"]
 
 
-def test_english_and_what_a_corpus_may_hold(corpus):
+def test_english_and_what_a_corpus_may_hold(corpus, monkeypatch):
+    monkeypatch.setattr(run, "draw", DRAW)
     sound = {n: soundfile.read(corpus / "wavs" / f"{n}.wav")[0] for n in texts(corpus)}
     said = texts(corpus)
     one, two = sorted(said)[:2]
