@@ -119,11 +119,15 @@ class Run:
         return losses
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"block_size": None}, {"block_size": None, "paper_exact": True}],
-    ids=["blocks", "elements", "paper"],
+    ("settings", "accumulation"),
+    [
+        ({}, 1),
+        ({}, 2),
+        ({"block_size": None}, 1),
+        ({"block_size": None, "paper_exact": True}, 2),
+    ],
+    ids=["blocks-1", "blocks-2", "elements-1", "paper-2"],
 )
 def test_recorded_trains_bit_for_bit_as_not_recorded(settings: dict, accumulation: int):
     plain, recorded = Run(False, **settings), Run(True, **settings)
