@@ -404,7 +404,7 @@ def test_words_are_added_without_looking_at_audio_again(
 ):
     out, words, run = tmp_path / "out", tmp_path / "user.dict", tmp_path / "run"
     words.write_text("hole HH OW1 L\nhello HH OW1\nalien X Y\n")
-    arguments = ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet"]
+    arguments = ["ljspeech", "--root", str(corpus), "--out", str(out), "--quiet", "--workers=1"]
     assert main(arguments) == 0
     features = {k: v for k, v in contents(out).items() if k != "corpus.json"}
     capsys.readouterr()
@@ -585,13 +585,15 @@ def test_force_removes_nothing_before_it_knows_that_it_can(
 
 
 def test_force_of_the_demo_and_of_a_share_removes_nothing_either(corpus, tmp_path, capsys):
-    demo = ["demo", "--out", str(tmp_path / "demo"), "--utterances", "4", "--quiet"]
+    demo = ["demo", "--out", str(tmp_path / "demo"), "--utterances", "4"]
+    demo += ["--quiet", "--workers", "1"]
     assert main(demo) == 0
     before = contents(tmp_path / "demo")
     for wrong in (["--valid", "9"], ["--voice", "typo"]):
         assert main([*demo, "--force", *wrong]) == 2
         assert contents(tmp_path / "demo") == before
-    share = ["ljspeech", "--root", str(corpus), "--out", str(tmp_path / "out"), "--quiet"]
+    share = ["ljspeech", "--root", str(corpus), "--out", str(tmp_path / "out")]
+    share += ["--quiet", "--workers", "1"]
     assert main([*share, "--shard", "1/2"]) == 0
     kept = {p: p.read_bytes() for p in (tmp_path / "out/shards").rglob("*") if p.is_file()}
     assert main([*share, "--shard", "1/2", "--force", "--textgrids", "typo"]) == 2
