@@ -15,7 +15,7 @@ from sniper.compare.matrix import Run, plan
 MATRIX = {
     "title": "A <small> matrix",
     "config": "base.yaml",
-    "settings": {"train": {"epochs": 3, "batches_per_epoch": 24}},
+    "settings": {"train": {"epochs": 3, "batches_per_epoch": 12}},
     "seeds": [0, 1],
     "arms": [
         {"name": "block", "label": "SNIPER 60→0 %", "note": "ours"},

@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from comparing import MATRIX, Compared, until
 from speech import command, tiny
 
+from sniper.compare import recognition
 from sniper.compare.__main__ import main
 from sniper.training import checkpoint
 from sniper.training.config import dump
@@ -30,12 +34,37 @@ def matrix_file(demo_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder / "small.yaml"
 
 
+@contextlib.contextmanager
+def _quickly_heard() -> Iterator[ModuleType]:
+    folder = Path(__file__).with_name("listener")
+    spec = importlib.util.spec_from_file_location("listener", folder / "pocketsphinx.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    decoder = module.Decoder(module.Config(cmn="batch"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recognition, "_decoder", lambda: decoder)
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield module
+
+
+@pytest.fixture
+def listener() -> Iterator[ModuleType]:
+    """One for the recogniser that takes no time, here and in processes that are started."""
+    with _quickly_heard() as module:
+        yield module
+
+
 @pytest.fixture(scope="session")
 def compared(
     matrix_file: Path, tmp_path_factory: pytest.TempPathFactory, choices_of_its_own: None
-) -> Compared:
+) -> Iterator[Compared]:
+    with _quickly_heard():
+        made = _compare(matrix_file, tmp_path_factory.mktemp("compared"))
+    yield made
+
+
+def _compare(matrix_file: Path, out: Path) -> Compared:
     """Stopped by Ctrl-C in its first run, killed with -9 in its second, then done."""
-    out = tmp_path_factory.mktemp("compared")
     empty = Compared(matrix_file, out, "", "", (0, 0))
     options = empty.options()
     process = command("compare", *options)

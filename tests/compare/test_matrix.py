@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from comparing import Compared
@@ -143,7 +143,9 @@ def test_other_settings_are_refused_with_the_difference(compared: Compared, tmp_
     refuse_changes(plan(changed, tmp_path, threads=2))
 
 
-def test_a_run_that_fails_does_not_stop_the_others(compared: Compared, tmp_path: Path):
+def test_a_run_that_fails_does_not_stop_the_others(
+    compared: Compared, tmp_path: Path, listener: ModuleType
+):
     """Without training there is nothing to measure in the one, and all in the other."""
     runs = plan(compared.matrix, tmp_path, threads=1)[:2]
     shutil.copytree(compared.run("dense").folder, runs[1].folder)
