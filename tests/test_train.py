@@ -70,7 +70,7 @@ def test_stopped_by_signals_and_resumed_by_the_same_command(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     # The signal reaches the data worker too, as Ctrl-C in a terminal and a scheduler's do.
-    more = ("train.batches_per_epoch=30", "train.workers=1")
+    more = ("train.batches_per_epoch=16", "train.workers=1")
     for epoch, number in ((1, signal.SIGINT), (2, signal.SIGTERM)):
         process = command("train", "--config", config_file, *more)
         try:
@@ -85,13 +85,13 @@ def test_stopped_by_signals_and_resumed_by_the_same_command(
         assert "stopped, saved; the same command continues" in said
         assert "Traceback" not in said
         progress = checkpoint.load(tmp_path / "run").meta["progress"]
-        assert progress["epoch"] == epoch and 0 < progress["batch"] < 30
+        assert progress["epoch"] == epoch and 0 < progress["batch"] < 16
     assert _main(config_file, *more) == 0
     assert "resumed at epoch 3, batch" in capsys.readouterr().out
     assert _main(config_file, *more, f"output={tmp_path / 'through'}") == 0
     stopped, through = everything(tmp_path / "run"), everything(tmp_path / "through")
     assert differences(stopped, through) == []
-    assert len(through["history"]) == 3 and through["update"] == 90
+    assert len(through["history"]) == 3 and through["update"] == 48
 
 
 def test_a_run_that_ends_prints_where_everything_lies(
