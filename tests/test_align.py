@@ -40,7 +40,7 @@ def test_exit_statuses_and_lines(spoken, tmp_path, capsys):
     shutil.copytree(spoken, empty)
     shutil.rmtree(empty / "wavs")
     (empty / "wavs").mkdir()
-    assert main(["--root", str(empty), "--out", str(tmp_path / "e"), "--quiet"]) == 1
+    assert main(["--root", str(empty), "--out", str(tmp_path / "e"), *arguments[4:]]) == 1
     assert "no utterance could be aligned" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main([*arguments, "--align", "mfa"])
