@@ -6,15 +6,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 from speech import make_trainer, tiny
+from torch import nn
 from vocoders import write_jik876
 
 from sniper.export import main
 from sniper.synthesize import load_speaker
+from sniper.tts.corpus.dataset import CorpusInfo
 
 TEXTS = ("No.", "The grey horse slept by the river, and the wind came from the hills.")
 
@@ -75,8 +78,10 @@ def test_with_speakers_and_a_vocoder_in_one_file(speakers_corpus: Path, tmp_path
         np.testing.assert_allclose(audio, wanted.audio, atol=1e-3)
 
 
-def test_both_formats_of_one_name(trained_run: Path, tmp_path: Path, capsys):
+def test_both_formats_of_one_name(trained_run: Path, tmp_path: Path, capsys, monkeypatch):
     """One description serves both where it is the same, and else the first keeps its own."""
+    # What is in it has tests above, and takes seconds.
+    monkeypatch.setattr("sniper.tts.model.graph.export_onnx", _writes_something)
     write_jik876(tmp_path / "voc")
     voice = ["--checkpoint", str(trained_run), "--vocoder", str(tmp_path / "voc")]
     one, two, about = (tmp_path / f"x.{ending}" for ending in ("onnx", "pt2", "json"))
@@ -94,6 +99,10 @@ def test_both_formats_of_one_name(trained_run: Path, tmp_path: Path, capsys):
     two.unlink()
     assert main([*voice[:2], "-o", str(one)]) == 0
     assert "audio" not in json.loads(about.read_text())["outputs"]
+
+
+def _writes_something(model: nn.Module, info: CorpusInfo, file: BinaryIO, *_: object) -> None:
+    file.write(b"onnx")
 
 
 @pytest.mark.parametrize(
