@@ -13,21 +13,32 @@ somebody keeps in these folders is never touched.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
 import pickle
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sniper.tts.files import atomic_write, damaged_file, is_as_written, resealed, sealed
+from sniper.tts.errors import FolderLost
+from sniper.tts.files import (
+    atomic_write,
+    damaged_file,
+    in_the_way,
+    is_as_written,
+    resealed,
+    sealed,
+)
+from sniper.tts.locks import refuse_lost
 from sniper.tts.processes import held_signals
 
 FORMAT = 1
@@ -35,6 +46,10 @@ _WEIGHTS, _STATE, _META, _INDEX = "model.safetensors", "state.pt", "meta.json", 
 _FILES = (_WEIGHTS, _STATE, _META)
 _NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 _WRITING = ".writing-"
+# The system's words for a disk, a quota and a limit that are exhausted.
+_FULL = tuple(os.strerror(n) for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+
+_T = TypeVar("_T")
 
 
 class CheckpointError(Exception):
@@ -78,6 +93,7 @@ def save(
         CheckpointError: it cannot be written; the one before stays the last.
     """
     folder = run / "checkpoints"
+    _refuse_lost(run)
     # The same update may be saved twice; a complete folder is never written over.
     name = _unused_name(folder, f"step-{step:08d}")
     try:
@@ -92,9 +108,11 @@ def save(
         _write_index(folder, index)
     except (OSError, RuntimeError, SafetensorError) as error:
         _remove(folder / f"{_WRITING}{name}")  # the disk may be full
+        why = _why_not_written(error)
+        mend = "free the disk" if any(word in why for word in _FULL) else "mend that"
         raise CheckpointError(
-            f"checkpoint {folder / name} cannot be written: {_why_not_written(error)}; "
-            f"free the disk, then the same command {_goes_on(run)}"
+            f"checkpoint {folder / name} cannot be written: {why}; {mend}, then the same command "
+            f"{_goes_on(run)}"
         ) from error
     # Last, when the index no longer names them: a kill before this leaves a folder too many, never
     # one too few.
@@ -102,6 +120,19 @@ def save(
         if old.name not in index.values():
             _remove(old)
     return folder / name
+
+
+def _refuse_lost(run: Path) -> None:
+    """Two trainings would mix their checkpoints where a folder was removed under the first, and
+    one that was moved would leave its best behind.
+    """
+    try:
+        refuse_lost(run)
+    except FolderLost as error:
+        raise CheckpointError(
+            f"checkpoint: {error}; nothing more is written there. Where it was moved to, its last "
+            "checkpoint goes on with output=FOLDER"
+        ) from None
 
 
 def _why_not_written(error: BaseException) -> str:
@@ -122,8 +153,13 @@ def _goes_on(run: Path) -> str:
 
 
 def delete(run: Path) -> None:
-    """Removes all checkpoints of a run, and nothing else that lies among them."""
+    """Removes all checkpoints of a run, and nothing else that lies among them.
+
+    Raises:
+        CheckpointError: where their folder belongs is a link to nowhere, or a file.
+    """
     folder = run / "checkpoints"
+    _refuse_in_the_way(folder)
     for path in _own(folder):
         _remove(path)
     for name in (_INDEX, f".{_INDEX}"):
@@ -245,7 +281,33 @@ def load(run_or_path: Path, which: str = "last", weights_only: bool = False) -> 
     Raises:
         CheckpointError: none there, damaged, or of another format.
     """
+    return _newest(run_or_path, which, lambda path: _load(path, weights_only))
+
+
+def load_meta(run_or_path: Path, which: str = "last") -> dict[str, Any]:
+    """What `read_meta` gives of the checkpoint that `find` finds.
+
+    Raises:
+        CheckpointError: none there, damaged, or of another format.
+    """
+    return _newest(run_or_path, which, read_meta)
+
+
+def _newest(run_or_path: Path, which: str, read: Callable[[Path], _T]) -> _T:
+    """What is read of a checkpoint; of the next one, where whoever trains has replaced it while it
+    was read, as happens to those who listen to a run or report on it.
+    """
     path = find(run_or_path, which)
+    while True:
+        try:
+            return read(path)
+        except CheckpointError:
+            before, path = path, find(run_or_path, which)
+            if path == before:
+                raise
+
+
+def _load(path: Path, weights_only: bool) -> Checkpoint:
     meta = read_meta(path)
     state: object = {}
     try:
@@ -344,7 +406,8 @@ def _read_index(folder: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8")
         index = json.loads(text) if text.strip("\0 \n") else _found(folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        _refuse_in_the_way(folder)
         return _found(folder)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
@@ -358,6 +421,16 @@ def _read_index(folder: Path) -> dict[str, str]:
         )
     # An index that names no last checkpoint must not begin the run anew over those that are there.
     return index if "last" in index else _found(folder)
+
+
+def _refuse_in_the_way(folder: Path) -> None:
+    """Refuses a link to a disk that is not there, whose checkpoints would be taken for none."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        found = in_the_way(FileExistsError(errno.EEXIST, "", str(folder)))
+        raise CheckpointError(
+            f"checkpoint: expected a folder, got {found}; bring back what belongs there, or remove "
+            "it to start anew"
+        )
 
 
 def _found(folder: Path) -> dict[str, str]:

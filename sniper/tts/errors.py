@@ -31,6 +31,10 @@ class FolderInUse(SpeechError):
     """Another process works in a folder that only one may work in at a time."""
 
 
+class FolderLost(SpeechError):
+    """A folder that this process works in is not there any more, or is another process's."""
+
+
 class MissingDependency(SpeechError):
     """An optional package is not installed."""
 

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from sniper.tts.errors import FolderInUse
+from sniper.tts.errors import FolderInUse, FolderLost
 
 LOCK = ".sniper-lock"
 
-_held: set[tuple[int, int]] = set()  # folders that this process is working in already
+# Folders that this process is working in already: by which path, and with which lock.
+_held: dict[tuple[int, int], tuple[str, os.stat_result]] = {}
 
 
 @contextlib.contextmanager
@@ -38,9 +39,7 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
         FolderInUse: another process is in it, with whose it is.
         OSError: the lock cannot be written, with its name.
     """
-    found = os.stat(folder)
-    # By device and inode and not by path, since several paths may lead to one folder.
-    place = (found.st_dev, found.st_ino)
+    place = _place(folder)
     if place in _held:
         yield
         return
@@ -48,7 +47,7 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
     until = time.monotonic() + wait
     while (file := _taken(path, time.monotonic() < until)) is None:
         time.sleep(0.1)
-    _held.add(place)
+    _held[place] = os.path.abspath(folder), os.fstat(file.fileno())
     try:
         with file:
             # Somebody else's file under our name is locked as well, and stays what it is.
@@ -60,11 +59,48 @@ def only_one(folder: Path, wait: float = 0.0) -> Iterator[None]:
             try:
                 yield
             finally:
-                # While it is still locked: afterwards it could be the next one's.
-                if ours:
+                # While it is still locked: afterwards it could be the next one's, as it is where
+                # somebody has removed our lock or replaced the folder.
+                if ours and _is_at(path, file):
                     path.unlink(missing_ok=True)
     finally:
-        _held.discard(place)
+        del _held[place]
+
+
+def refuse_lost(folder: Path) -> None:
+    """Refuses to work on in a folder that this process has locked and holds no more. Of a folder
+    that it has not locked it says nothing.
+
+    Raises:
+        FolderLost: it was moved, removed or replaced, or its lock was, and another process is in.
+        OSError: it cannot be looked at.
+    """
+    path = os.path.abspath(folder)
+    for place, (name, lock) in list(_held.items()):
+        if name != path:
+            continue
+        try:
+            there = os.stat(folder / LOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            # The lock alone may be gone; whoever comes next makes one of their own.
+            if not folder.is_dir() or _place(folder) != place:
+                raise FolderLost(
+                    f"{folder} was moved, removed or replaced while this process worked in it"
+                ) from None
+            continue
+        if not os.path.samestat(there, lock):
+            text = (folder / LOCK).read_text(encoding="utf-8", errors="replace")
+            raise FolderLost(
+                f"{folder} is in use by {_owner(text) or 'another process'}, since this process's "
+                "lock was removed"
+            )
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """What tells a folder from every other."""
+    # By device and inode and not by path, since several paths may lead to one folder.
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino
 
 
 def _taken(path: Path, patient: bool) -> TextIO | None:
@@ -76,9 +112,8 @@ def _taken(path: Path, patient: bool) -> TextIO | None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The last holder of the lock may have removed the file between our opening and our locking
         # it.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
+        if _is_at(path, file):
+            return file
     except OSError as error:
         file.seek(0)
         owner = _owner(file.read()) or "another process"  # which has not said yet who it is
@@ -91,6 +126,13 @@ def _taken(path: Path, patient: bool) -> TextIO | None:
             raise FolderInUse(f"{path.parent} is in use by {owner}") from None
     file.close()
     return None
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    """Whether the open file is the one under its name."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def _not_through_a_link(path: str, flags: int) -> int:

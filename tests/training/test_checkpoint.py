@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sniper.training import checkpoint
 from sniper.training.checkpoint import CheckpointError
+from sniper.tts.locks import LOCK, only_one
 
 
 def _weights(value: float = 1.0) -> dict[str, Tensor]:
@@ -175,6 +176,64 @@ def test_the_first_checkpoint_has_none_before_it(tmp_path: Path, monkeypatch):
         _save(tmp_path, 1)
     assert "No space left on device" in str(error.value)
     assert str(error.value).endswith("begins anew, there is no checkpoint before it")
+
+
+def test_what_no_room_helps_is_not_called_a_full_disk(tmp_path: Path, monkeypatch):
+    _save(tmp_path, 1)
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(checkpoint, "save_file", read_only)
+    with pytest.raises(CheckpointError) as error:
+        _save(tmp_path, 2)
+    assert "Read-only file system; mend that, then" in str(error.value)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_saved_in_a_folder_that_was_moved(tmp_path: Path, replaced: bool):
+    """Nor in one that another training has begun in since: their checkpoints would mix."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with only_one(run):
+        _save(run, 1)
+        run.rename(tmp_path / "moved")
+        if replaced:
+            shutil.copytree(tmp_path / "moved", run, ignore=shutil.ignore_patterns(LOCK))
+        with pytest.raises(CheckpointError, match="moved, removed or replaced .*output=FOLDER"):
+            _save(run, 2)
+    assert run.exists() == replaced and (not replaced or _folders(run) == ["step-00000001"])
+    assert checkpoint.load(tmp_path / "moved").meta["progress"]["update"] == 1
+
+
+def test_one_that_is_replaced_while_it_is_read(tmp_path: Path, monkeypatch):
+    """As whoever listens to a run in training meets it: they get the next."""
+    _save(tmp_path, 1)
+    read, saved = checkpoint.load_file, []
+
+    def meanwhile(path: Path) -> dict[str, Tensor]:
+        if not saved:
+            saved.append(_save(tmp_path, 2, best=True))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "load_file", meanwhile)
+    assert checkpoint.load(tmp_path, "best").path == saved[0]
+    assert checkpoint.load_meta(tmp_path)["progress"]["update"] == 2
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_a_link_to_a_disk_that_is_not_there_is_no_new_run(tmp_path: Path, link: bool):
+    folder = tmp_path / "checkpoints"
+    folder.symlink_to(tmp_path / "disk") if link else folder.touch()
+    for look in (checkpoint.exists, checkpoint.load, checkpoint.delete):
+        with pytest.raises(CheckpointError, match="expected a folder, got .*/checkpoints, a "):
+            look(tmp_path)
+    if link:
+        (tmp_path / "disk").mkdir()
+        assert not checkpoint.exists(tmp_path)
+        _save(tmp_path, 1)
+        checkpoint.delete(tmp_path)
+        assert folder.is_symlink() and not list(folder.iterdir())
 
 
 def test_a_bug_in_what_is_saved_is_not_called_a_full_disk(tmp_path: Path):

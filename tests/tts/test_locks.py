@@ -9,15 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sniper.prepare import main as prepare
 from sniper.train import main as train
-from sniper.tts.errors import FolderInUse
-from sniper.tts.locks import LOCK, only_one
+from sniper.tts.errors import FolderInUse, FolderLost
+from sniper.tts.locks import LOCK, only_one, refuse_lost
 
 _HOLD = """
 import sys
@@ -120,6 +120,47 @@ def test_within_one_process_the_outer_lock_stays(tmp_path: Path):
             pass
         assert others() == 1
     assert others() == 0
+
+
+def _in_place_of(folder: Path) -> None:
+    folder.mkdir()
+    (folder / LOCK).write_text('{"pid": 7, "host": "h", "since": "s"}')
+
+
+@pytest.mark.parametrize(
+    "become, said",
+    [
+        (lambda folder: None, "moved, removed or replaced"),
+        (Path.mkdir, "moved, removed or replaced"),
+        (Path.touch, "moved, removed or replaced"),
+        (_in_place_of, "is in use by process 7 on h since s"),
+    ],
+    ids=["moved", "another", "a file", "another's"],
+)
+def test_a_folder_that_is_moved_is_lost(tmp_path: Path, become: Callable, said: str):
+    """And what then lies in its place is not touched."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    refuse_lost(folder)  # of what it has not locked it says nothing
+    with only_one(folder):
+        refuse_lost(folder)
+        folder.rename(tmp_path / "moved")
+        become(folder)
+        with pytest.raises(FolderLost, match=said):
+            refuse_lost(folder)
+    assert (folder / LOCK).exists() == (become is _in_place_of)
+    refuse_lost(folder)
+
+
+def test_a_lock_that_is_removed_by_hand(tmp_path: Path):
+    """It is lost once somebody else has one there, who keeps it."""
+    with only_one(tmp_path):
+        (tmp_path / LOCK).unlink()
+        refuse_lost(tmp_path)
+        (tmp_path / LOCK).write_text("not yet said who")
+        with pytest.raises(FolderLost, match="in use by another process, since this"):
+            refuse_lost(tmp_path)
+    assert (tmp_path / LOCK).read_text() == "not yet said who"
 
 
 def test_the_commands_keep_each_other_out(
