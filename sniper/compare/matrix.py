@@ -24,10 +24,15 @@ from pathlib import Path
 from sniper.compare import files
 from sniper.compare.arms import Arm, Matrix
 from sniper.compare.evaluate import read_evaluation
-from sniper.compare.worker import forget_failure, read_result, status
+from sniper.compare.worker import (
+    came_to_its_end,
+    forget_failure,
+    progress_of,
+    read_result,
+    status,
+)
 from sniper.training import checkpoint
 from sniper.training.config import Config, ConfigError, differences, dump, from_dict
-from sniper.training.progress import Progress, is_done
 from sniper.training.settings import parse
 from sniper.tts.errors import FolderInUse
 from sniper.tts.locks import only_one
@@ -58,20 +63,11 @@ class Run:
 
     def epochs_done(self) -> int:
         """Epochs that its last checkpoint holds."""
-        return self._progress().epoch
-
-    def _progress(self) -> Progress:
-        # While the run replaces a checkpoint, the one just named may be gone.
-        with contextlib.suppress(checkpoint.CheckpointError, KeyError, TypeError):
-            if checkpoint.exists(self.folder):
-                meta = checkpoint.read_meta(checkpoint.find(self.folder))
-                return Progress(**meta["progress"])
-        return Progress()
+        return progress_of(self.folder).epoch
 
     def trained(self) -> bool:
         """Whether it needs no more training: it came to its end, or diverged."""
-        how = status(self.folder)
-        return how == "diverged" or (how == "trained" and is_done(self._progress(), self.config))
+        return status(self.folder) == "diverged" or came_to_its_end(self.folder, self.config)
 
     def measured(self, sentences: int | None = None) -> bool:
         """Whether nothing is left to measure."""
@@ -257,7 +253,7 @@ def _describe_end(run: Run, code: int, train: bool) -> str:
         return f"diverged: {result['message']}"
     if not train:
         return "measured"
-    saved = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
+    saved = checkpoint.load_meta(run.folder)["progress"]
     minutes = result["wall_seconds"] / 60
     return f"validation loss {saved['best_loss']:.3f} in {minutes:.1f} min"
 

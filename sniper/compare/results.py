@@ -76,12 +76,14 @@ def read_run(run: Run) -> dict[str, Any]:
     how, message = status(run.folder) or "not begun", result["message"]
     try:
         if checkpoint.exists(run.folder):
-            progress = checkpoint.read_meta(checkpoint.find(run.folder))["progress"]
+            progress = checkpoint.load_meta(run.folder)["progress"]
     except (checkpoint.CheckpointError, KeyError) as error:
         how, message = "damaged", str(error)  # the others' report does not wait for it
     history = progress.get("history", [])
+    if how == "trained" and not progress:
+        how, message = "damaged", f"{run.folder} has no checkpoint any more"
     # The run came to its end before, and more epochs are asked for now.
-    if how == "trained" and not run.trained():
+    elif how == "trained" and not run.trained():
         how = "stopped"
     return {
         "seed": run.seed,

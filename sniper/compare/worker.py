@@ -22,11 +22,16 @@ import time
 import traceback
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sniper.compare import files
 from sniper.tts.locks import only_one
 
+if TYPE_CHECKING:
+    from sniper.training.config import Config
+    from sniper.training.progress import Progress
+
+RESULT = "result.json"
 _SAVING_SECONDS = 300.0
 
 
@@ -84,7 +89,8 @@ def _work(options: argparse.Namespace) -> int:
 
     # The whole path, since no part of it is a person's ~ any more.
     folder, config = options.run, load(str(options.run.absolute() / "run.yaml"))
-    if not options.no_training and status(folder) != "trained":
+    if not options.no_training and not came_to_its_end(folder, config):
+        _forget_lost_training(folder)
         started = time.time()
         try:
             with open_run(config) as trainer:
@@ -119,7 +125,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     result: dict[str, Any] = {"status": None, "message": "", "wall_seconds": 0.0, "spans": []}
     result["machine"] = None
-    found = files.read_json(folder / "result.json")
+    found = files.read_json(folder / RESULT)
     return result | found if isinstance(found, dict) else result
 
 
@@ -128,11 +134,42 @@ def status(folder: Path) -> str | None:
     return read_result(folder)["status"]
 
 
+def progress_of(folder: Path) -> Progress:
+    """Where a run stands by its last checkpoint; at the beginning where none can be read."""
+    from sniper.training import checkpoint
+    from sniper.training.progress import Progress
+
+    with contextlib.suppress(checkpoint.CheckpointError, KeyError, TypeError):
+        if checkpoint.exists(folder):
+            return Progress(**checkpoint.load_meta(folder)["progress"])
+    return Progress()
+
+
+def came_to_its_end(folder: Path, config: Config) -> bool:
+    """Whether a run is trained, and what it has learned is there."""
+    from sniper.training.progress import is_done
+
+    return status(folder) == "trained" and is_done(progress_of(folder), config)
+
+
+def _forget_lost_training(folder: Path) -> None:
+    """Before a run begins anew because its checkpoints are gone: how long the lost training took,
+    and what was measured of its weights, is not that of the next.
+    """
+    from sniper.compare.evaluate import EVALUATION
+    from sniper.training import checkpoint
+
+    if status(folder) == "trained" and not checkpoint.exists(folder):
+        print(f"{folder} was trained and has no checkpoint any more: it is trained anew")
+        for name in (RESULT, EVALUATION):
+            (folder / name).unlink(missing_ok=True)
+
+
 def forget_failure(folder: Path) -> None:
     """Before a run is tried again: if it ends without a word, no older message is its reason."""
     result = read_result(folder)
     if result["status"] == "failed":
-        files.write_json(folder / "result.json", result | {"status": "stopped", "message": ""})
+        files.write_json(folder / RESULT, result | {"status": "stopped", "message": ""})
 
 
 def _record(folder: Path, how: str, message: str, started: float | None = None) -> None:
@@ -142,12 +179,13 @@ def _record(folder: Path, how: str, message: str, started: float | None = None) 
         how = "trained"  # only the measuring failed, and will be tried again
     result |= {"status": how, "message": message}
     if started is not None:
-        now = time.time()
-        # Added to earlier sessions; a clock that was set back must not take from them.
-        result["wall_seconds"] += max(0.0, now - started)
-        result["spans"] = [*result["spans"], [started, now]]
+        # A clock that was set back must not take from earlier sessions, nor make this one end
+        # before it began.
+        ended = max(started, time.time())
+        result["wall_seconds"] += ended - started
+        result["spans"] = [*result["spans"], [started, ended]]
         result["machine"] = machine()
-    files.write_json(folder / "result.json", result)
+    files.write_json(folder / RESULT, result)
 
 
 def machine() -> dict[str, Any]:

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from comparing import Compared, until
+from speech import tiny
 
 from sniper.compare import files
-from sniper.compare.worker import forget_failure, machine, main, read_result, status
+from sniper.compare.worker import _record, forget_failure, machine, main, read_result, status
 from sniper.training.config import dump
+from sniper.training.progress import Interrupted
 
 
 def test_a_finished_run_says_how_it_went(compared: Compared):
@@ -64,6 +66,36 @@ def test_a_fault_of_ours_is_recorded_as_what_it_is(compared: Compared, tmp_path:
     assert result["status"] == "failed" and len(result["spans"]) == 1
     assert result["message"].startswith("ZeroDivisionError: ")
     assert result["message"].endswith(f"see {tmp_path}/log.txt")
+
+
+def test_a_run_whose_checkpoints_are_gone_is_trained_anew(tmp_path: Path, monkeypatch):
+    """What is known of the lost training, its time and what was measured, is not the new one's."""
+    run = tmp_path / "run"
+    files.write_text(run / "run.yaml", dump(tiny(tmp_path / "corpus", run)))
+    lost = {"status": "trained", "message": "", "wall_seconds": 5.0, "spans": [[1.0, 6.0]]}
+    files.write_json(run / "result.json", lost)
+    files.write_json(run / "evaluation.json", {})
+    found: list[str] = []
+
+    def open_run(config: object) -> None:
+        found.extend(path.name for path in run.iterdir())
+        raise Interrupted
+
+    monkeypatch.setattr("sniper.compare.worker._stop_with_parent", lambda: None)
+    monkeypatch.setattr(import_module("sniper.training.run"), "open_run", open_run)
+    assert main([str(run), "--truth", str(tmp_path / "truth")]) == 130
+    assert found and not {"result.json", "evaluation.json"} & set(found)
+    result = read_result(run)
+    assert result["status"] == "stopped" and len(result["spans"]) == 1
+
+
+def test_a_clock_that_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A session does not end before it began, and takes nothing from those before it."""
+    monkeypatch.setattr("sniper.compare.worker.time.time", lambda: 500.0)
+    _record(tmp_path, "stopped", "", started=400.0)
+    _record(tmp_path, "trained", "", started=900.0)
+    result = read_result(tmp_path)
+    assert result["spans"] == [[400.0, 500.0], [900.0, 900.0]] and result["wall_seconds"] == 100.0
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[1]", "null", '{"sta'])
