@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import errno
 import functools
 import multiprocessing
 import multiprocessing.util  # its handler at exit must be registered before ours
+import os
 import re
+import resource
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +27,8 @@ from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset, Item, 
 from sniper.tts.corpus.parts import BatchParts, Part, collate_part
 from sniper.tts.corpus.shapes import StaticShapes
 from sniper.tts.errors import SpeechError
+
+_OPEN_FILES = 65536
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -185,6 +191,7 @@ def make_loader(
     """
     if workers:
         _end_workers_at_exit()
+        _allow_open_files()
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -254,6 +261,13 @@ def loading_error(error: Exception, path: Path) -> Exception | None:
             "of shared memory (/dev/shm); the same command continues from the last checkpoint, "
             "with train.workers=0 without such processes"
         )
+    if os.strerror(errno.EMFILE) in text:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return LoadingFailed(
+            f"{path}: the batches of an update need more open files than the {most} that this "
+            "process may have; the same command continues with a larger `ulimit -n`, or with "
+            "train.workers=0, which needs none"
+        )
     return None
 
 
@@ -268,6 +282,19 @@ def _leave_signals_to_parent(worker: int) -> None:
     # workers until it has saved, and they end with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _allow_open_files() -> None:
+    """Lets this process open more files than the usual 1024, where it may.
+
+    A batch that a worker has loaded is eight of them while it is held, as all batches of an update
+    are.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        with contextlib.suppress(OSError, ValueError):  # a system may allow less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 
 @functools.cache

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -172,6 +174,19 @@ def test_an_empty_split_is_named(demo_corpus: Path):
             make()
 
 
+def test_workers_may_hold_many_batches(demo_corpus: Path):
+    """Each is some open files, and an update of 128 micro-batches more than 1024."""
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+        make_loader(dataset, [[0]], 1, pin_memory=False)
+        raised = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert raised == (hard if 0 <= hard < 65536 else 65536, hard)
+
+
 def test_signals_to_the_group_leave_workers_alive(demo_corpus: Path):
     dataset = FeatureDataset(demo_corpus / "train.safetensors")
     batches = train_batches(dataset, 1300, 40, seed=0)
@@ -259,6 +274,14 @@ def test_a_workers_end_is_one_line(demo_corpus: Path, harm, kind, said):
     found = loading_error(raised.value, dataset.path)
     assert type(found) is kind and said in str(found) and "\n" not in str(found)
     assert kind is SpeechError or "train.workers=0" in str(found)
+
+
+def test_too_many_open_files_is_told_with_what_helps():
+    torchs = RuntimeError("Too many open files. Communication with the workers is no longer ...")
+    for error in (torchs, OSError(errno.EMFILE, os.strerror(errno.EMFILE))):
+        found = loading_error(error, Path("x"))
+        assert isinstance(found, LoadingFailed) and "a larger `ulimit -n`" in str(found)
+        assert "train.workers=0" in str(found)
 
 
 def test_an_error_that_is_no_workers_is_left_alone():
