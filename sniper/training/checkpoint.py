@@ -109,10 +109,11 @@ def save(
     except (OSError, RuntimeError, SafetensorError) as error:
         _remove(folder / f"{_WRITING}{name}")  # the disk may be full
         why = _why_not_written(error)
-        mend = "free the disk" if any(word in why for word in _FULL) else "mend that"
+        mend = "; mend that, then the same command"
+        if any(word in why for word in _FULL):
+            mend = "; free the disk, then the same command"
         raise CheckpointError(
-            f"checkpoint {folder / name} cannot be written: {why}; {mend}, then the same command "
-            f"{_goes_on(run)}"
+            f"checkpoint {folder / name} cannot be written: {why}{mend} {_goes_on(run)}"
         ) from error
     # Last, when the index no longer names them: a kill before this leaves a folder too many, never
     # one too few.
