@@ -113,15 +113,25 @@ def _press_again() -> None:
     again.start()
 
 
-def interrupt(*_: object) -> NoReturn:
-    """What Ctrl-C does by itself, remembered: a handler of signals."""
+def interrupt(*_: object) -> None:
+    """What Ctrl-C does by itself, remembered: a handler of signals. Torch's own import is finished
+    first: what is raised in the middle of it may abort the process, or have it hang at its end.
+    """
     global _interrupted
     _interrupted = True
+    if _is_being_imported("torch"):
+        _press_again()
+        return
     frame = sys._getframe()
     while frame := frame.f_back:
         if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
             raise _AmidImports
     raise KeyboardInterrupt
+
+
+def _is_being_imported(name: str) -> bool:
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return getattr(spec, "_initializing", False)
 
 
 def _tell_or_press(unraisable: sys.UnraisableHookArgs) -> None:
