@@ -167,11 +167,17 @@ def test_a_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path: Path)
     assert checkpoint.load(tmp_path).meta["progress"]["update"] == 1
 
 
-def test_the_first_checkpoint_has_none_before_it(tmp_path: Path, monkeypatch):
-    def no_space(*_, **__):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def _weights_fail(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """The system refuses to write them, with this number."""
 
-    monkeypatch.setattr(checkpoint, "save_file", no_space)
+    def save_file(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+
+
+def test_the_first_checkpoint_has_none_before_it(tmp_path: Path, monkeypatch):
+    _weights_fail(monkeypatch, errno.ENOSPC)
     with pytest.raises(CheckpointError) as error:
         _save(tmp_path, 1)
     assert "No space left on device" in str(error.value)
@@ -180,11 +186,7 @@ def test_the_first_checkpoint_has_none_before_it(tmp_path: Path, monkeypatch):
 
 def test_what_no_room_helps_is_not_called_a_full_disk(tmp_path: Path, monkeypatch):
     _save(tmp_path, 1)
-
-    def read_only(*_, **__):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(checkpoint, "save_file", read_only)
+    _weights_fail(monkeypatch, errno.EROFS)
     with pytest.raises(CheckpointError) as error:
         _save(tmp_path, 2)
     assert "Read-only file system; mend that, then" in str(error.value)
