@@ -159,7 +159,7 @@ def _compiled(case: Case, function: Any, constants: dict[str, Any], types: dict[
         if name not in constants and aligned:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
-    options: dict[str, Any] = {"num_warps": case.warps, "num_stages": case.stages}
+    options = {"num_warps": case.warps, "num_stages": case.stages, **configs.OPTIONS}
     if case.pass_ in ATTENTION.values():
         options["maxnreg"] = _attention_tile(case).registers
     kernel = triton.compile(source, target=GPUTarget("cuda", case.arch, 32), options=options)

@@ -56,6 +56,21 @@ def layout(block: int = 64, taps: int = 1) -> BlockLayout:
     return BlockLayout(torch.ones(3, taps, 2, dtype=torch.bool), block)
 
 
+def test_each_launch_says_whether_products_and_sums_are_fused():
+    """Triton's own default changes with its version, and with it the bits of a run."""
+    seen = []
+
+    class Function:
+        def __getitem__(self, grid):
+            return lambda *args, **options: seen.append((grid, args, options))
+
+    launch.Kernel(Function())[(2, 3)](1, num_warps=4)
+    assert seen == [((2, 3), (1,), {"num_warps": 4, "enable_fp_fusion": True})]
+    there = vars(launch.kernels())
+    assert {"product_pointer", "wgrad_tma", "adam_update", "add_norm"} <= set(there)
+    assert all(isinstance(kernel, launch.Kernel) for kernel in there.values())
+
+
 def test_not_on_a_cpu():
     assert not TRITON.serves(tensor(torch.float32, torch.device("cpu")))
     x, w = torch.randn(1, 4, 128), torch.randn(192, 128)

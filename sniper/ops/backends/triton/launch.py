@@ -7,7 +7,7 @@ import contextlib
 import importlib.util
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,10 +30,22 @@ LARGEST_TILE = max(
 WAVES, SPLIT_TILES = 2, 8
 
 
+class Kernel:
+    """One of Triton's functions, launched as theirs are, with `configs.OPTIONS` too."""
+
+    def __init__(self, function: Any):
+        self._function = function
+
+    def __getitem__(self, grid: Any) -> Callable[..., Any]:
+        return partial(self._function[grid], **configs.OPTIONS)
+
+
 @cache
 def kernels() -> SimpleNamespace:
     """Every kernel by name; loads Triton."""
     # Inside the function: without a GPU nobody has to have Triton.
+    from triton import KernelInterface
+
     from sniper.kernels import (
         adam,
         attention,
@@ -49,7 +61,10 @@ def kernels() -> SimpleNamespace:
 
     modules = (adam, attention, attention_backward, batch_norm, elementwise, loss, norm, product)
     modules += (regulator, wgrad)
-    return SimpleNamespace(**{k: v for module in modules for k, v in vars(module).items()})
+    found = {k: v for module in modules for k, v in vars(module).items()}
+    return SimpleNamespace(
+        **{k: Kernel(v) for k, v in found.items() if isinstance(v, KernelInterface)}
+    )
 
 
 @cache
