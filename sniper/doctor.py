@@ -164,8 +164,6 @@ def layers(config: Config) -> dict[str, Any]:
     from sniper.training.trainer import make_sniper
     from sniper.tts.model.fastspeech2 import FastSpeech2
 
-    # Whoever asks wants the best choice; a training run must keep even an unsure one.
-    timings.look_again()
     device = usable_device(config)
     set_up_torch(config.train)
     features = config.feature_config()
@@ -183,7 +181,9 @@ def layers(config: Config) -> dict[str, Any]:
     bf16 = config.train.precision == "bf16"
     # A step that is recorded as a graph chooses by time on the device.
     recorded = device.type == "cuda" and config.train.cuda_graphs != "off"
-    with timings.device_time() if recorded else contextlib.nullcontext():
+    clock = timings.device_time() if recorded else contextlib.nullcontext()
+    # Whoever asks wants the best choice; a training run must keep even an unsure one.
+    with timings.looking_again(), clock:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             model.loss(batch)[0].backward()
         result["layers"] = last_runs(model)

@@ -6,8 +6,8 @@ that is stopped and resumed, or run twice, computes with the same kernels and ge
 
 A choice rests on several samples of each candidate, taken in turns, so that a disturbance meets all
 of them. Where the samples do not separate two candidates it is marked as unsure. A run keeps it all
-the same, or it would not get the same bits twice; `look_again`, which `python -m sniper.doctor`
-calls, has such choices made anew.
+the same, or it would not get the same bits twice; inside `looking_again`, as `python -m
+sniper.doctor` is, such choices are made anew.
 """
 
 from __future__ import annotations
@@ -158,11 +158,17 @@ def fastest(
     return _pick(before, candidates)
 
 
-def look_again() -> None:
-    """From now on this process measures unsure choices once more, at their first use."""
+@contextlib.contextmanager
+def looking_again() -> Iterator[None]:
+    """Inside, unsure choices are measured once more, at their first use."""
     global _look_again
-    _look_again = True
+    before, _look_again = _look_again, True
+    _looked_again.clear()
     outdate()  # what is kept of choices was not looked at again
+    try:
+        yield
+    finally:
+        _look_again = before
 
 
 def known(key: str) -> dict[str, float] | None:
