@@ -73,7 +73,7 @@ def sections(out: Path, dry: bool, corpus: Path | None = None) -> list[Section]:
         Section("build", pip, 120, measures=True),
         own("compile", 100),
         Section("doctor", [python, "-m", "sniper.doctor", "--json"], 120),
-        Section("tests", tests(), 170),
+        Section("tests", tests(), 220),
         own("recording", 120),
         own("memory check", 90, (*sanitizer, "memcheck")),
         own("race check", 90, (*sanitizer, "racecheck")),
