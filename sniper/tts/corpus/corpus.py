@@ -112,7 +112,10 @@ def read_metadata(path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, st
 def _read_lines(
     path: Path, column: bool
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
-    """`read_metadata` with the speaker, whom the last column names."""
+    """`read_metadata` with the speaker, whom the last column names.
+
+    An id may be the name of its file, `0001.wav` or `wavs/0001.wav`, as other trainers have it.
+    """
     try:
         # Spreadsheets put this mark at the front, and it would become a part of the first id.
         content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
@@ -124,20 +127,47 @@ def _read_lines(
     refuse_utf16(content, path)
     entries: dict[str, tuple[str, str]] = {}
     problems = []
+    seconds, thirds = set(), set()
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            name, text, speaker = _metadata_line(line, column)
+            name, *texts, speaker = _metadata_line(line, column)
+            name = _id_of(name, path.parent)
+            check_id(name)
+            # The normalised text says numbers as they are spoken; where that field is empty the raw
+            # one must do.
+            text = texts[-1] or texts[0]
+            if not text:
+                raise UtteranceError(f"{name} has no text")
+            if len(texts) == 2 and all(texts):
+                seconds.add(texts[0])
+                thirds.add(texts[1])
             if name in entries:
                 raise UtteranceError(f"the id {name} came before; only its first line is used")
             entries[name] = (text, speaker)
         except UtteranceError as error:
             problems.append((f"{path.name}:{number}", str(error)))
+    if 1 < len(seconds) <= len(thirds) / 4:
+        # Whoever wrote id|speaker|text would get one voice of all of them.
+        some = ", ".join(sorted(seconds)[:3])
+        raise SpeechError(
+            f"{path}: expected id|text|normalized, got second fields of {len(seconds)} kinds "
+            f"({some}) before {len(thirds)} different texts; speakers belong in the last column, "
+            "id|text|speaker, with --speakers column"
+        )
     return [(name, *rest) for name, rest in entries.items()], problems
 
 
-def _metadata_line(line: bytes, column: bool) -> tuple[str, str, str]:
+def _id_of(name: str, root: Path) -> str:
+    """The id that a first field names, which may be a file's name."""
+    if os.path.isfile(root / "wavs" / f"{name}.wav"):
+        return name
+    return name.removesuffix(".wav").removeprefix("./").removeprefix("wavs/")
+
+
+def _metadata_line(line: bytes, column: bool) -> tuple[str, ...]:
+    """Id, one or two texts, and the speaker, if the last column names one."""
     try:
         # Line by line: one that is not UTF-8 must not take the others with it. No quoting: LJSpeech
         # has quotation marks in its texts.
@@ -150,15 +180,10 @@ def _metadata_line(line: bytes, column: bool) -> tuple[str, str, str]:
             f"expected id|text{more} or id|text|normalized{more}, got {len(fields)} fields"
         )
     speaker = fields.pop() if column else ""
-    # The normalised text says numbers as they are spoken; where that field is empty the raw one
-    # must do.
-    name, text = fields[0], fields[-1] or fields[1]
-    check_id(name)
-    if not text:
-        raise UtteranceError(f"{name} has no text")
+    check_id(fields[0])
     if column and not speaker:
-        raise UtteranceError(f"{name} has no speaker in its last column")
-    return name, text, speaker
+        raise UtteranceError(f"{fields[0]} has no speaker in its last column")
+    return *fields, speaker
 
 
 def list_utterances(root: Path, speakers: str = "none") -> Listing:

@@ -31,6 +31,26 @@ def test_bad_lines_are_named_and_the_rest_is_read(tmp_path):
         assert re.match(f"metadata.csv:{pattern}", f"{where} {reason}"), reason
 
 
+def test_ids_may_be_names_of_files(tmp_path):
+    path = tmp_path / "metadata.csv"
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs" / "c.wav.wav").touch()
+    path.write_text("a.wav|one\nwavs/x/b.wav|two\nc.wav|three\nwavs/d|four\na|one\n.wav|none\n")
+    entries, problems = read_metadata(path)
+    assert entries == [("a", "one"), ("x/b", "two"), ("c.wav", "three"), ("d", "four")]
+    assert [where for where, _ in problems] == ["metadata.csv:5", "metadata.csv:6"]
+
+
+def test_speakers_between_id_and_text_are_not_lost(tmp_path):
+    path = tmp_path / "metadata.csv"
+    path.write_text("".join(f"{i}|{'ann' if i % 2 else 'bob'}|text {i}\n" for i in range(8)))
+    with pytest.raises(SpeechError, match=r"of 2 kinds \(ann, bob\) before 8 different texts"):
+        read_metadata(path)
+    # Few texts, each of them said often, are a corpus like another.
+    path.write_text("".join(f"{i}|{i % 2} dogs|{'one two'.split()[i % 2]}\n" for i in range(8)))
+    assert len(read_metadata(path)[0]) == 8
+
+
 def make(root, folder=None):
     (root / "wavs").mkdir(parents=True)
     (root / "metadata.csv").write_text("a|one\nb|two\n")
