@@ -200,6 +200,9 @@ CURRENCIES = {
     "SEK": ("krona", "ore"),
     "BTC": ("bitcoin", "cent"),
 }
+# Where the decimal sign is a dot.
+_AMERICAN = frozenset(sign for sign in CURRENCIES if "$" in sign)
+_AMERICAN |= frozenset("£ ¥ ￥ ₹ ₩ ₱ ₿ ฿ ₪ ₦ USD GBP JPY CAD AUD INR CNY BTC CHF".split()) - {"R$"}
 _MAGNITUDES = {"k": "thousand", "m": "million", "mn": "million", "mm": "million"}
 _MAGNITUDES |= {"b": "billion", "bn": "billion", "t": "trillion", "tn": "trillion"}
 _MAGNITUDES |= {"mio": "million", "mln": "million", "mrd": "billion", "bln": "billion"}
@@ -211,7 +214,7 @@ _MAGNITUDE = (
     rf"|(?:{MILLIONS})(?:{UNIT_DOT})?)(?:s\b)?(?![\w']))?"
 )
 # As the continent of Europe writes it: "5,50", "2,5", "1.234,56", "1.234.567", "12'345". One dot
-# before three digits is America's: $1.234.
+# before three digits is America's, $1.234, unless the sign stands behind: see `money_behind`.
 _EUROPEAN = (
     r"(?:(?:\d{1,3}(?:\.\d{3})+|\d+),\d{1,2}(?![\d,]|\.\d)|\d{1,3}(?:\.\d{3}){2,}(?![.,]?\d)"
     r"|\d{1,3}(?:'\d{3})+(?:[.,]\d{1,2})?(?![.,]?\d))"
@@ -279,13 +282,38 @@ def quantity(match: re.Match) -> str | None:
     like_word = words_follow and not _FEET.search(match.string[: match.start()][-9:])
     if between and unit in _TOO_SHORT and bare and (like_word or unit != "in"):
         return None
-    if unit == "s" and not between and "." not in amount:  # "the 5s" are no seconds
-        return None
+    if unit == "s" and not between and "." not in amount and not _are_seconds(match):
+        return None  # "the 5s", "her 30s"
     if unit == "in" and not between and bare and match.string[match.end() :].startswith("-"):
         return None
-    # "A 5-mile walk": with a hyphen it describes, and has no plural.
-    whole = amount == "1" or between == "-"
+    # "A 5-mile walk", "a 5kg bag": with a hyphen, and behind an article, it describes and has no
+    # plural. "Every 5 km" and "another 5 km" may count.
+    article = re.search(r"\b[Aa]n?\s$", match.string[: match.start()][-4:])
+    noun = not dot and re.match(_NOUN, match.string[match.end() :])
+    whole = amount == "1" or between == "-" or bool(article and noun)
     return f"{decimal_words(amount)} {unit_words(unit, whole)}"
+
+
+# "It took 10s", "wait 10s, then go", "a 10s delay": what has a length or is waited for. Else "10s"
+# are tens, and "the 90s" a decade; "for 80s fans" and "after 80s and 90s hits" are none of time.
+_LASTS = r"(?:took|takes?|taken|taking|wait(?:s|ed|ing)?|last(?:s|ed|ing)?|in|after|for|every)\s$"
+_GOES_ON = (
+    r"(?:[.,;:!?)]|\s(?:to|or\s(?:so|less|more)|then|before|at|on|until|while|when|each)\b|\s*$)"
+)
+_TIMED = (
+    r"\s(?:long|ago|later|apart|timers?|timeouts?|delays?|pauses?|breaks?|waits?|limits?|windows?|"
+    r"intervals?|countdowns?|clips?)\b"
+)
+
+
+def _are_seconds(match: re.Match) -> bool:
+    """Whether the "s" that is glued to a number stands for seconds."""
+    before, after = match.string[: match.start()], match.string[match.end() :]
+    # "After 1990s" is a decade whatever stands around it.
+    if re.fullmatch(r"[12]\d\d0", match[1]):
+        return False
+    lasts = re.search(rf"(?i)\b{_LASTS}", before[-12:]) and re.match(_GOES_ON, after)
+    return bool(lasts or re.search(r"(?i)\bwithin\s$", before[-8:]) or re.match(_TIMED, after))
 
 
 # What an amount describes: "a five dollar bill". Behind an article any noun is described by it.
@@ -294,6 +322,7 @@ _NO_NOUN = (
     "a|an|and|are|as|at|because|but|by|each|every|for|from|he|i|if|in|into|is|it|less|more|of|off|"
     "on|or|over|per|she|so|than|that|the|they|to|too|under|was|we|were|when|which|who|with|you"
 )
+_NOUN = rf"\s(?!(?:{_NO_NOUN})\b)[a-z]"
 
 
 def money(match: re.Match) -> str:
@@ -316,14 +345,18 @@ def _describes(match: re.Match) -> bool:
     if re.match(rf"[\s-](?:{_PRICED})\b|-a-\w", after):
         return True
     article = re.search(r"(?i)\b(?:an?|another|every|each)\s$", before)
-    return bool(article and re.match(rf"\s(?!(?:{_NO_NOUN})\b)[a-z]", after))
+    return bool(article and re.match(_NOUN, after))
 
 
 def money_behind(match: re.Match) -> str | None:
     """A match of MONEY_BEHIND in words, or None where three capitals are no currency."""
     if match[3] not in CURRENCIES:
         return None
-    return amount_words(match[3], match[1], match[2])
+    amount = match[1]
+    # "1.234 €": who writes the euro behind parts thousands by a dot, and no price has thousandths.
+    if not match[2] and match[3] not in _AMERICAN and re.fullmatch(r"[1-9]\d{0,2}\.\d{3}", amount):
+        amount = amount.replace(".", "")
+    return amount_words(match[3], amount, match[2])
 
 
 def _american(amount: str) -> str:

@@ -41,6 +41,7 @@ _UNIT_DOT = re.compile(UNIT_DOT)
 # Emoji, marks, and the ornaments between two scenes of a book.
 _NO_READING = re.compile(rf"{EMOJI}|[*•·⁂~†‡®™]+|(?:[#=+]\s*){{3,}}")
 _ZONE_OF_REGION = re.compile(r"\s+(?:Time|Standard|Daylight|time)\b|\s*(?:[^\w\s]|$)")
+_DOTTED_ZONE = re.compile(r"\s+((?:[A-Z]\.){2,4})")  # "E.S.T."
 _NEXT_WORD = re.compile(r"\s+[\"'“‘«‹(\[*_¿¡]*([\w'’]+)")
 
 
@@ -66,7 +67,9 @@ def ends_sentence(word: str, after: str) -> bool:
         return False
     if key in OFTEN_LAST:
         # "5 p.m. Monday", "5 p.m. EST": the day and the zone go with the time.
-        beside = first.lower() in _DATES or first in ZONES
+        dotted = _DOTTED_ZONE.match(after)
+        zone = dotted[1].replace(".", "") if dotted else first
+        beside = first.lower() in _DATES or zone in ZONES
         if first in REGIONS:  # "5 p.m. Pacific", and not "5 p.m. Pacific islands"
             beside = _ZONE_OF_REGION.match(after[following.end() :]) is not None
         return key not in CLOCK or not beside

@@ -19,6 +19,13 @@ EMOJI = (
     "(?:(?:[\U0001f1e6-\U0001f1ff\U0001f300-\U0001faff⌚⌛⏩-⏬⏰⏳◽◾☔☕♈-♓♿⚓⚡⚪⚫⚽⚾⛄⛅⛎⛔⛪⛲⛳⛵⛺⛽✅✊✋✨❌❎❓-❕❗➕-➗➰➿"
     "⬛⬜⭐⭕]|[\u203c-\u3299]\ufe0f)[\ufe0e\ufe0f]?\u200d?)+"
 )
+# "12.345", "3,5", "10:30", "12 345" and "U.S.A.": cut at their signs they would be other numbers,
+# and letters with pauses between. Our rules for English write them as words before.
+_WHOLE = re.compile(
+    r"(?<![\w.,:])\d+(?:[.,:]\d+)+(?!\w)"
+    r"|(?<![\w.,:])(?<!\d\s)\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:[.,]\d+)?(?!\w|\s\d)"
+    r"|(?<![\w.])[^\W\d_](?:\.[^\W\d_])+(?!\w)\.?"
+)
 # They are not seen, nor spoken; some stand inside words (a soft hyphen), so they go before the cut.
 _UNSEEN = str.maketrans({char: None for char in "\u00ad\u2060\ufeff\u200e\u200f\ufe0e\ufe0f"})
 
@@ -101,7 +108,25 @@ def cut(text: str) -> list[str]:
     straight = re.sub(r"(?<!\w)–|–(?!\w)", "—", unicodedata.normalize("NFC", straight))
     found: list[str] = []
     unknown: dict[str, None] = {}
-    for inside, group in itertools.groupby(straight, in_word):
+    place = 0
+    for whole in _WHOLE.finditer(straight):
+        _cut_plain(straight[place : whole.start()], found, unknown)
+        word, after = re.sub(r"\s", "", whole[0]), straight[whole.end() :].lstrip()
+        # Before a capital the last dot ends a sentence, else it is the abbreviation's ("z.B. das").
+        ends = word.endswith(".") and (not after or after[0].isupper())
+        found += [word.rstrip("."), "."] if ends else [word]
+        place = whole.end()
+    _cut_plain(straight[place:], found, unknown)
+    if unknown:
+        raise SpeechError(
+            f"signs that cannot be read: {' '.join(unknown)}; write them as words, or drop them"
+        )
+    return found
+
+
+def _cut_plain(text: str, found: list[str], unknown: dict[str, None]) -> None:
+    """Append the words and pauses of a text to `found`, and its other signs to `unknown`."""
+    for inside, group in itertools.groupby(text, in_word):
         if inside:
             found.append("".join(group))
             continue
@@ -110,8 +135,3 @@ def cut(text: str) -> list[str]:
                 found.append(char)
             elif not (char.isspace() or char in SILENT or unicodedata.category(char) == "Cf"):
                 unknown[char] = None
-    if unknown:
-        raise SpeechError(
-            f"signs that cannot be read: {' '.join(unknown)}; write them as words, or drop them"
-        )
-    return found

@@ -38,6 +38,15 @@ def test_espeak_reads_words_and_a_lexicon_goes_before():
     ]
 
 
+def test_numbers_and_abbreviations_stay_whole_where_espeak_reads_them():
+    reader = TokenReader("de", "espeak", {})
+    text = "12.345 und 3,5 um 10:30, z.B. 12 345 in den U.S.A. Im Jahr 1998."
+    words = "12.345 und 3,5 um 10:30 | z.b. 12345 in den u.s.a | im jahr 1998 |"
+    assert [word or "|" for word, _ in reader.spoken(text)][1:] == words.split()
+    # "zwölftausend...", not twelve, a pause and 345.
+    assert "".join(dict(reader.spoken("12.345"))["12.345"]).startswith("tsvˈœlftˈaʊzənt")
+
+
 def test_what_cannot_be_read():
     reader = TokenReader("de", "characters", {})
     with pytest.raises(UtteranceError, match="signs that cannot be read: ☃"):

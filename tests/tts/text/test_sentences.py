@@ -40,6 +40,7 @@ TEXTS = [
     "It is 3 yd. of cloth, 5 mi. away, 4 km. from here, 10 sq. ft. of it, 2 fl. oz. of that.",
     "Sales of €2,5 Mio. a year, 3 Mrd. € in all. | It weighs 5 kg. | €5 each.",
     "At 5 p.m. EST on Friday, 3 a.m. GMT, 2 p.m. Eastern time. | At 5 p.m. | Et tu.",
+    "At 5 p.m. E.S.T. on Friday. | At 6 p.m. E.S.T. | We left. | At 5 p.m. | E. Smith came.",
     "At 5 p.m. | Central banks met. | It ended at 6 p.m. Pacific.",
     "It is 5 kg. | 3 men carried it. | I ran 5 km. | 10 of us did. | It has 5 GB. | 2 TB is more.",
     "It was in the 1980s. | 20 years later it cost $5m. | 3 people paid. | Add 5 lb. 3 oz. of it.",
