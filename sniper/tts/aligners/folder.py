@@ -4,7 +4,7 @@
 OUT/TextGrid/ID.TextGrid   one an utterance
 OUT/align.json             settings, written first
 OUT/align.jsonl            the journal: a line an utterance, appended as they are finished
-OUT/TextGrid.corrected/    TextGrids that somebody corrected, before others took their place
+OUT/TextGrid.corrected/    TextGrids of somebody's hand, before others took their place
 OUT/report.md, OUT/alignment.png
 """
 
@@ -116,7 +116,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.kept = 0  # TextGrids that were corrected by hand, and gave way to others
+        self.kept = 0  # TextGrids that are not as we wrote them, and gave way to others
         self.outcomes: dict[str, Outcome] = {}
         journal = path / JOURNAL
         for line in journal.read_bytes().splitlines() if journal.is_file() else []:
@@ -154,25 +154,27 @@ class Folder:
         return 2 * same > len(aligned) or not aligned
 
     def make_way(self, name: str) -> None:
-        """What to do before an utterance is aligned anew: a TextGrid that somebody corrected is
+        """What to do before an utterance is aligned: a TextGrid that somebody made or corrected is
         kept, and what the journal says of it no longer counts.
         """
-        self._keep_corrected(name)
+        self._keep_somebodys(name)
+        # Else a run that is killed between a TextGrid and its line would leave one that looks like
+        # somebody's.
         if name in self.outcomes:
-            # Else a run that is killed between a TextGrid and its line would leave one that looks
-            # corrected.
             empty = {"fingerprint": "", "content": "", "written": ""}
             self._append(replace(self.outcomes[name], **empty))
+        else:
+            self._append(Outcome(name, ""), {"id": name, "fingerprint": "", "remarks": []})
 
     def add(self, outcome: Outcome) -> None:
         """Append an outcome to the journal; it is in the kernel's hands when this returns."""
         if outcome.problem:
-            self._keep_corrected(outcome.id)
+            self._keep_somebodys(outcome.id)
             self.textgrid(outcome.id).unlink(missing_ok=True)  # of an earlier text
         self._append(outcome)
 
     def keep(self, path: Path, name: str) -> None:
-        """Move a corrected TextGrid to where nothing replaces it."""
+        """Move somebody's TextGrid to where nothing replaces it."""
         target, number = self.path / CORRECTED / f"{name}.TextGrid", 1
         while target.exists():  # an earlier correction
             number += 1
@@ -183,24 +185,30 @@ class Folder:
 
     def clear(self) -> None:
         """Remove what an alignment wrote, and nothing else."""
-        for name in self.outcomes:
-            self._keep_corrected(name)
+        folder = self.path / TEXTGRIDS
+        there = sorted(folder.rglob("*.TextGrid"))
+        for path in there:
+            self._keep_somebodys(path.relative_to(folder).as_posix().removesuffix(".TextGrid"))
         (self.path / SETTINGS).unlink(missing_ok=True)
         self._journal.truncate(0)
         self.outcomes.clear()
         shutil.rmtree(self.path / "learned", ignore_errors=True)
-        for textgrid in (self.path / TEXTGRIDS).rglob("*.TextGrid"):
-            textgrid.unlink()
+        for path in there:
+            path.unlink(missing_ok=True)
 
-    def _keep_corrected(self, name: str) -> None:
+    def _keep_somebodys(self, name: str) -> None:
+        """Keep a TextGrid that we did not write, or that is no longer as we wrote it."""
         outcome, path = self.outcomes.get(name), self.textgrid(name)
-        if outcome is None or not outcome.written or not path.is_file():
+        if not path.is_file():
             return
-        if checksum(path) != outcome.written:
+        # What had a problem got none from us. Without a fingerprint it was about to be aligned.
+        if outcome is None or (outcome.problem and outcome.fingerprint):
+            self.keep(path, name)
+        elif outcome.written and checksum(path) != outcome.written:
             self.keep(path, name)
 
-    def _append(self, outcome: Outcome) -> None:
-        line = json.dumps(asdict(outcome), ensure_ascii=False) + "\n"
+    def _append(self, outcome: Outcome, data: dict | None = None) -> None:
+        line = json.dumps(data or asdict(outcome), ensure_ascii=False) + "\n"
         # A newline before it ends whatever line a crash cut short.
         self._journal.write(b"\n" + line.encode())
         self._journal.flush()
@@ -266,8 +274,8 @@ def open_folder(
             folder.close()
             if folder.kept:
                 warnings.warn(
-                    f"TextGrids that were corrected by hand gave way to others: {folder.kept}, "
-                    f"kept in {path / CORRECTED}",
+                    "TextGrids that were made or corrected by hand gave way to others: "
+                    f"{folder.kept}, kept in {path / CORRECTED}",
                     stacklevel=1,
                 )
 

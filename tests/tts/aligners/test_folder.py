@@ -62,8 +62,7 @@ def test_outcomes_survive_a_line_that_was_cut(tmp_path):
 
 def test_a_textgrid_of_an_earlier_text_goes(tmp_path):
     with open_folder(tmp_path, {"align": "x"}, force=False) as folder:
-        folder.textgrid("a").parent.mkdir()
-        folder.textgrid("a").write_text("")
+        put(folder, "a")
         folder.add(Outcome("a", "2", problem="no word"))
         assert not folder.textgrid("a").exists()
 
@@ -81,8 +80,9 @@ def test_other_settings_damage_and_force(tmp_path):
     with pytest.raises(SpeechError, match="align.json is damaged; --force"):
         with open_folder(tmp_path, {"align": "x"}, force=False):
             pass
-    with open_folder(tmp_path, {"align": "y"}, force=True) as folder:
-        assert folder.outcomes == {} and not folder.textgrid("a").exists()
+    with pytest.warns(UserWarning, match="gave way to others: 1, kept"):
+        with open_folder(tmp_path, {"align": "y"}, force=True) as folder:
+            assert folder.outcomes == {} and not folder.textgrid("a").exists()
     assert (tmp_path / "TextGrid/notes.txt").exists(), "not ours"
 
 
@@ -225,6 +225,33 @@ def test_what_was_corrected_by_hand_is_kept(tmp_path):
         "c.TextGrid": "by hand",
     }
     assert (tmp_path / JOURNAL).read_bytes() == b""
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_textgrids_that_no_journal_names_are_kept(tmp_path, force):
+    """Of a journal that is lost, or made by hand where there could be none."""
+    with open_folder(tmp_path, {"align": "x"}, force=False) as folder:
+        folder.add(Outcome("mute", "1", problem="silent"))
+        for name in ("anna/a", "mute", "b"):
+            folder.textgrid(name).parent.mkdir(parents=True, exist_ok=True)
+            folder.textgrid(name).write_text(f"{name} by hand")
+        assert folder.is_done("mute", of(mute="1")), "prepare takes it"
+    with pytest.warns(UserWarning, match=f"gave way to others: 3, kept in .*{CORRECTED}$"):
+        with open_folder(tmp_path, {"align": "x"}, force) as folder:
+            folder.make_way("anna/a")
+            folder.make_way("mute")
+            folder.add(Outcome("b", "1", problem="no word"))
+    assert not list((tmp_path / "TextGrid").rglob("*.TextGrid"))
+    for name in ("anna/a", "mute", "b"):
+        assert (tmp_path / CORRECTED / f"{name}.TextGrid").read_text() == f"{name} by hand"
+    # Killed when the first TextGrid was written: the next run finds nothing of anybody's.
+    with open_folder(tmp_path, {"align": "x"}, force=False) as folder:
+        folder.make_way("new")
+        folder.textgrid("new").write_text("of the aligner")
+    with open_folder(tmp_path, {"align": "x"}, force=False) as folder:
+        assert not folder.is_done("new", of(new="1"))
+        folder.make_way("new")
+        assert folder.kept == 0
 
 
 def test_corrections_of_shares_are_gathered(tmp_path):
