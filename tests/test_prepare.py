@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -528,6 +529,54 @@ def test_files_that_changed_after_a_finished_preparation_are_named(corpus, tmp_p
     (corpus / "TextGrid" / "a.TextGrid").unlink()
     assert main(arguments) == 2 and "1 gone (a)." in capsys.readouterr().err
     assert main([*arguments, "--force"]) == 0 and main(arguments) == 0
+
+
+def test_a_corpus_that_was_moved_is_the_same(corpus, tmp_path, capsys, monkeypatch):
+    from sniper.tts.corpus import build
+
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    arguments = ["ljspeech", "--out", str(out), "--quiet", "--workers", "1", "--root"]
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "finish", lambda *_: 1 / 0)  # it is stopped when all is analysed
+        with pytest.raises(ZeroDivisionError):
+            main([*arguments, str(corpus)])
+    shutil.copytree(corpus, moved, copy_function=shutil.copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "analyze_all", lambda rest, *_: iter([1 / 0] if rest else []))
+        assert main([*arguments, str(moved)]) == 0, "nothing is analysed again"
+    before = contents(out)
+    assert main([*arguments, str(corpus)]) == 0 and contents(out) == before
+    assert "was prepared already" in capsys.readouterr().out
+    # Elsewhere a size and a time say nothing.
+    wav = corpus / "wavs" / "a.wav"
+    at, sound = wav.stat().st_mtime_ns, soundfile.read(wav)
+    soundfile.write(wav, sound[0][::-1], sound[1])
+    os.utime(wav, ns=(at, at))
+    os.utime(moved / "wavs" / "a.wav", ns=(at, at))
+    assert main([*arguments, str(corpus)]) == 2
+    assert (
+        "other recordings or alignments: 1 changed (a); corpus.root is" in capsys.readouterr().err
+    )
+    # With other texts it is another corpus, whose folder is named.
+    with (corpus / "metadata.csv").open("a") as file:
+        file.write("new|line\n")
+    assert main([*arguments, str(corpus)]) == 2
+    assert f"corpus.root is '{moved}' there, '{corpus}' now" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_unfinished_work_of_another_corpus_is_refused(corpus, tmp_path, capsys, monkeypatch):
+    from sniper.tts.corpus import build
+
+    out, other = tmp_path / "out", tmp_path / "other"
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare_ljspeech(corpus, out, workers=1, progress=False)
+    add_utterance(other, "a", ["again"])
+    with pytest.raises(SpeechError, match=f"corpus.root is '{corpus}' there, '{other}' now"):
+        prepare_ljspeech(other, out, workers=1, progress=False)
+    assert prepare_ljspeech(corpus, out, workers=1, progress=False).fresh
 
 
 def test_a_file_that_changes_during_the_analysis_is_another_afterwards(

@@ -302,17 +302,21 @@ def gather(parts: Sequence[Path], out: Path, order: Sequence[str]) -> None:
         marks = {name: outcome.fingerprint for name, outcome in outcomes.items()}
         sources = Sources(marks, lambda name: outcomes[name].content)
         whole = stack.enter_context(open_folder(out, settings, force=False, sources=sources))
+        todo = []
         for name, outcome in outcomes.items():
-            source, target = where[name].textgrid(name), whole.textgrid(name)
             # What a share has begun anew and not finished is aligned with the whole.
-            if whole.is_done(name, sources) or not (outcome.problem or source.is_file()):
-                continue
-            if not outcome.problem:
-                whole.make_way(name)
+            is_there = outcome.problem or where[name].textgrid(name).is_file()
+            if is_there and not whole.is_done(name, sources):
+                todo.append(name)
+        for name in todo:
+            whole.make_way(name)
+        for name in todo:
+            if not outcomes[name].problem:
+                target = whole.textgrid(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 # With its time, by which a prepared corpus knows its files.
-                shutil.copy2(source, target)
-            whole.add(outcome)
+                shutil.copy2(where[name].textgrid(name), target)
+            whole.add(outcomes[name])
         for part in parts:
             # The shares are removed when they have been put together.
             for path in sorted((part / CORRECTED).rglob("*.TextGrid")):

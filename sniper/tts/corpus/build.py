@@ -17,7 +17,7 @@ from sniper.tts.corpus.corpus import Corpus, find_textgrids, fingerprint
 from sniper.tts.corpus.dataset import CORPUS, SPLITS, CorpusInfo, read_corpus_json
 from sniper.tts.corpus.features import Prosody, compute_prosody, compute_statistics
 from sniper.tts.corpus.health import Census
-from sniper.tts.corpus.sources import entry_of, refuse_other_sources, state_of
+from sniper.tts.corpus.sources import content_of, entry_of, refuse_other_sources, state_of
 from sniper.tts.corpus.splits import Entry, read_entries, split, split_sizes, write_split
 from sniper.tts.corpus.verify import damaged
 from sniper.tts.corpus.workfile import Records, WorkFile, features_of, remove_work
@@ -36,6 +36,7 @@ from sniper.tts.text.text import PAUSE, Frontend, LexiconFrontend, Vocabulary
 FORMAT_VERSION = 1
 _WORK = "prepare.work"
 _TEXTGRIDS = "corpus.textgrids"
+_PLACES = ("root", "textgrids")
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,14 @@ def find_finished(
         return None
     try:
         found = read_corpus_json(path)
-        refuse_other_settings(out, found["settings"], plan.settings())
+        there, now = found["settings"], plan.settings()
+        # A corpus that was moved or copied: what is in its files counts, where that is known.
+        moved = read is not None and found.get("sources") and _differ_in_place(there, now)
+        refuse_other_settings(out, now if moved else there, now)
         if read is not None:
             corpus = read()
-            refuse_other_sources(out, found.get("sources"), corpus)
+            places = "; ".join(_differences(there, now).values()) if moved else ""
+            refuse_other_sources(out, found.get("sources"), corpus, places)
             _refuse_other_language(out, found["frontend"], corpus)
         prepared = _prepared(out, found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -165,25 +170,31 @@ def _prepared(out: Path, found: dict) -> Prepared:
 
 def refuse_other_settings(out: Path, there: dict, now: dict) -> None:
     """Raise OtherSettings with the differences, one after the other, where there are any."""
+    if differences := _differences(there, now):
+        only_words = [*differences] == ["lexicon_sha256"] and now["lexicon_sha256"] is not None
+        cheaper = ", or add its words with python -m sniper.prepare lexicon" if only_words else ""
+        raise OtherSettings(
+            f"{out} was prepared with other settings: {'; '.join(differences.values())}. Choose "
+            f"another --out, or make it anew with --force{cheaper}"
+        )
+
+
+def _differences(there: dict, now: dict) -> dict[str, str]:
+    """What two settings say otherwise, by the name that they say it of."""
     flat_there, flat_now = _flatten(there), _flatten(now)
     if _same_textgrids(flat_there, flat_now):
         flat_there[_TEXTGRIDS] = flat_now[_TEXTGRIDS]
-    names = sorted(
-        name
-        for name in flat_there.keys() | flat_now.keys()
+    return {
+        name: f"{name} is {flat_there.get(name)!r} there, {flat_now.get(name)!r} now"
+        for name in sorted(flat_there.keys() | flat_now.keys())
         if flat_there.get(name) != flat_now.get(name)
-    )
-    if names:
-        differences = "; ".join(
-            f"{name} is {flat_there.get(name)!r} there, {flat_now.get(name)!r} now"
-            for name in names
-        )
-        only_words = names == ["lexicon_sha256"] and flat_now["lexicon_sha256"] is not None
-        cheaper = ", or add its words with python -m sniper.prepare lexicon" if only_words else ""
-        raise OtherSettings(
-            f"{out} was prepared with other settings: {differences}. Choose another --out, or make "
-            f"it anew with --force{cheaper}"
-        )
+    }
+
+
+def _differ_in_place(there: dict, now: dict) -> bool:
+    """Whether settings differ in where the corpus and its TextGrids lie, and in nothing else."""
+    places = {name: now["corpus"][name] for name in _PLACES if name in now["corpus"]}
+    return there != now and {**there, "corpus": {**there["corpus"], **places}} == now
 
 
 def _same_textgrids(there: dict, now: dict) -> bool:
@@ -254,14 +265,17 @@ def build(
         begun = work.settings.get("corpus")
         if isinstance(begun, dict):
             begun.pop("metadata_sha256", None)  # in work of earlier versions
-        refuse_other_settings(out, work.settings, plan.analysis_settings())
+        there, now = work.settings, plan.analysis_settings()
+        # A corpus that was moved or copied since: most of what was done is of its files.
+        moved = "corpus" in there and _differ_in_place(there, now) and _is_of(work, corpus)
+        refuse_other_settings(out, now if moved else there, now)
         if corpus.utterances:
             # A split that is too large is refused before the long analysis, although more
             # utterances may drop out in it.
             split_sizes(len(corpus.utterances), plan.valid, plan.test)
         # Taken before the analysis: a file that changes meanwhile is another at the next look.
         states = {u.id: state_of(u) for u in corpus.utterances}
-        positions = analyze_rest(corpus, plan.features, work, workers, progress)
+        positions = analyze_rest(corpus, plan.features, work, workers, progress, moved)
         prepared = finish(corpus, plan, out, work, positions, states, frontend, lexicon, speech)
     except NothingUsable:
         # What was wrong will be mended before the next run, which must look again.
@@ -274,17 +288,38 @@ def build(
 
 
 def analyze_rest(
-    corpus: Corpus, config: FeatureConfig, work: WorkFile, workers: int, progress: bool
+    corpus: Corpus,
+    config: FeatureConfig,
+    work: WorkFile,
+    workers: int,
+    progress: bool,
+    moved: bool = False,
 ) -> list[int]:
     """Analyses what `work` does not hold yet; gives the positions in it of the corpus' utterances,
     in its order.
 
-    Work counts by id and fingerprint, never by place: files may come, go or change in between.
+    Work counts by id and fingerprint, never by its number: files may come, go or change in between.
+
+    Args:
+        moved: the corpus lies elsewhere now: work counts by what is in the files, too.
     """
     # Taken before the analysis: a file that changes meanwhile is looked at again.
     keys = {u.id: fingerprint(u) for u in corpus.utterances}
-    held = {(record.id, record.fingerprint): index for index, record in enumerate(work)}
-    rest = [u for u in corpus.utterances if (u.id, keys[u.id]) not in held]
+    held, contents = {}, {}
+    for index, record in enumerate(work):
+        held[record.id, record.fingerprint] = index
+        contents.setdefault(record.id, {})[record.text, record.content] = index
+    rest = []
+    for utterance in corpus.utterances:
+        key = utterance.id, keys[utterance.id]
+        if key in held:
+            continue
+        there = contents.get(utterance.id) if moved else None
+        same = there and there.get((utterance.text, content_of(utterance)))
+        if same is None:
+            rest.append(utterance)
+        else:
+            held[key] = same
     # A generator: each record is on disk before the next one comes, and a kill loses one at most.
     records = analyze_all(rest, config, workers)
     total = len(corpus.utterances)
@@ -292,6 +327,14 @@ def analyze_rest(
         held[record.id, keys[record.id]] = len(work)
         work.append(replace(record, fingerprint=keys[record.id]))
     return [held[u.id, keys[u.id]] for u in corpus.utterances]
+
+
+def _is_of(work: WorkFile, corpus: Corpus) -> bool:
+    """Whether most of what was analysed is there unchanged, wherever it lies."""
+    known = {u.id: u for u in corpus.utterances}
+    records = [record for record in work if record.content]
+    same = sum(r.id in known and r.content == content_of(known[r.id]) for r in records)
+    return 2 * same > len(records)
 
 
 def _speakers(entries: list[Entry], work: Records) -> dict[str, Prosody]:

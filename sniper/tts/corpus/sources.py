@@ -35,7 +35,7 @@ def entry_of(state: str, content: str) -> str:
     return f"{state} = {content}"
 
 
-def refuse_other_sources(out: Path, there: Any, corpus: Corpus) -> None:
+def refuse_other_sources(out: Path, there: Any, corpus: Corpus, moved: str = "") -> None:
     """Compare what a preparation was made from with what lies there now.
 
     Args:
@@ -43,6 +43,7 @@ def refuse_other_sources(out: Path, there: Any, corpus: Corpus) -> None:
         there: `entry_of` each utterance by its id; None from earlier versions, which is taken on
             trust.
         corpus: as it is read now.
+        moved: where it lay and lies now, if that is elsewhere: there sizes and times say nothing.
 
     Raises:
         SpeechError: utterances have changed, come or gone; names some of each.
@@ -58,11 +59,12 @@ def refuse_other_sources(out: Path, there: Any, corpus: Corpus) -> None:
         found = known.pop(utterance.id, None)
         if found is None:
             changes["new"].append(utterance.id)
-        elif state_of(utterance) != found[0] and content_of(utterance) != found[1]:
+        elif (moved or state_of(utterance) != found[0]) and content_of(utterance) != found[1]:
             changes["changed"].append(utterance.id)
     changes["gone"] = list(known)
     if any(changes.values()):
-        listed = "; ".join(_list(names, what) for what, names in changes.items() if names)
+        found = [_list(names, what) for what, names in changes.items() if names]
+        listed = "; ".join([*found, moved] if moved else found)
         raise SpeechError(
             f"{out} was prepared from other recordings or alignments: {listed}. Choose another "
             "--out, or make it anew with --force"
