@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,22 @@ def with_home(path: str) -> str:
     """
     home = path == "~" or path.startswith("~/")
     return os.path.expanduser(path) if home else path
+
+
+def named(folder: Path, name: str) -> Path:
+    """The file `name` of a folder, however its accents are encoded there: macOS may take é apart
+    into e and a mark (NFD) where a list of files has one letter (NFC).
+
+    Returns:
+        Where it is, or `folder / name` where there is none.
+    """
+    path = folder / name
+    if not name.isascii() and not os.path.lexists(path):
+        for form in ("NFC", "NFD"):
+            other = folder / unicodedata.normalize(form, name)
+            if os.path.lexists(other):
+                return other
+    return path
 
 
 @contextlib.contextmanager

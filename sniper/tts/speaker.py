@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -284,6 +285,10 @@ class Speaker:
         if speaker is None:
             return names[0] if names else None
         if speaker not in names:
+            # Accents may be encoded in two ways: é, or e and a mark.
+            spelled = {unicodedata.normalize("NFC", name): name for name in names}
+            if found := spelled.get(unicodedata.normalize("NFC", speaker)):
+                return found
             near = get_close_matches(speaker, names, n=5) or names[:5]
             of = "" if len(near) == len(names) else f" among its {len(names)}"
             others = f"{', '.join(near)}{of}" if names else "none with a name"

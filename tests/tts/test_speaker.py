@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -200,3 +202,10 @@ def test_broken_weights(speaker: Speaker, part: str):
             p.fill_(math.nan)
     with pytest.raises(SpeechError, match="weights are broken"):
         Speaker(broken, speaker.info).speak(TEXT)
+
+
+def test_a_name_with_accents_is_found_however_they_are_encoded():
+    composed, apart = (unicodedata.normalize(form, "José") for form in ("NFC", "NFD"))
+    for there, asked in ((composed, apart), (apart, composed)):
+        model = SimpleNamespace(info=SimpleNamespace(speakers={"anna": None, there: None}))
+        assert Speaker.who(model, asked) == there  # pyright: ignore

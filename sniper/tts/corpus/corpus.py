@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from sniper.tts.corpus.alignment import (
 )
 from sniper.tts.corpus.layouts import Line, Listing, list_others
 from sniper.tts.errors import SpeechError, UtteranceError
-from sniper.tts.files import refuse_utf16
+from sniper.tts.files import named, refuse_utf16
 
 # How far below their folder TextGrids are looked for: a part of LibriTTS, speaker, chapter.
 _DEEP = 3
@@ -125,7 +126,7 @@ def _read_lines(
             "with lines like id|text"
         ) from error
     refuse_utf16(content, path)
-    entries: dict[str, tuple[str, str]] = {}
+    entries: dict[str, tuple[str, str, str]] = {}
     problems = []
     seconds, thirds = set(), set()
     for number, line in enumerate(content.split(b"\n"), start=1):
@@ -143,9 +144,9 @@ def _read_lines(
             if len(texts) == 2 and all(texts):
                 seconds.add(texts[0])
                 thirds.add(texts[1])
-            if name in entries:
+            if _composed(name) in entries:
                 raise UtteranceError(f"the id {name} came before; only its first line is used")
-            entries[name] = (text, speaker)
+            entries[_composed(name)] = (name, text, speaker)
         except UtteranceError as error:
             problems.append((f"{path.name}:{number}", str(error)))
     if 1 < len(seconds) <= len(thirds) / 4:
@@ -156,7 +157,7 @@ def _read_lines(
             f"({some}) before {len(thirds)} different texts; speakers belong in the last column, "
             "id|text|speaker, with --speakers column"
         )
-    return [(name, *rest) for name, rest in entries.items()], problems
+    return list(entries.values()), problems
 
 
 def _id_of(name: str, root: Path) -> str:
@@ -179,7 +180,8 @@ def _metadata_line(line: bytes, column: bool) -> tuple[str, ...]:
         raise UtteranceError(
             f"expected id|text{more} or id|text|normalized{more}, got {len(fields)} fields"
         )
-    speaker = fields.pop() if column else ""
+    # Composed, or one person whose name is encoded in two ways would be two speakers.
+    speaker = _composed(fields.pop()) if column else ""
     check_id(fields[0])
     if column and not speaker:
         raise UtteranceError(f"{fields[0]} has no speaker in its last column")
@@ -213,8 +215,8 @@ def list_utterances(root: Path, speakers: str = "none") -> Listing:
         if speakers == "folder" and not folder:
             problems.append((name, "its id has no folder that could name its speaker"))
             continue
-        who = folder if speakers == "folder" else speaker
-        lines.append(Line(name, text, wavs / f"{name}.wav", who))
+        who = _composed(folder) if speakers == "folder" else speaker
+        lines.append(Line(name, text, named(wavs, f"{name}.wav"), who))
     return Listing(lines, problems)
 
 
@@ -240,15 +242,17 @@ def read_corpus(
     """
     listing = list_utterances(root, speakers)
     problems = list(listing.problems)
-    folder = _textgrid_folder(root, textgrids)
+    folder, ids = _textgrid_folder(root, textgrids), [line.id for line in listing.lines]
     aligned: dict[str, Alignment] | dict[str, Path]
     ambiguous: dict[str, list[Path]] = {}
     if folder is None:
-        aligned, unusable = read_alignments(root / ALIGNMENTS)
+        by_id, unusable = read_alignments(root / ALIGNMENTS)
+        spelled = {_composed(name): there for name, there in by_id.items()}
+        aligned = {n: spelled[_composed(n)] for n in ids if _composed(n) in spelled}
         problems += unusable
         missing = f"it has no usable line in {ALIGNMENTS}"
     else:
-        aligned, ambiguous = _textgrids_of(folder, [line.id for line in listing.lines])
+        aligned, ambiguous = _textgrids_of(folder, ids)
         missing = f"no TextGrid for it in {folder}"
     utterances = []
     for line in listing.lines:
@@ -275,20 +279,25 @@ def _textgrids_of(
     folder: Path, ids: Iterable[str]
 ) -> tuple[dict[str, Path], dict[str, list[Path]]]:
     """The TextGrid of each id that has one, and those between which nothing decides."""
-    exact = {name: folder / f"{name}.TextGrid" for name in ids}
+    exact = {name: named(folder, f"{name}.TextGrid") for name in ids}
     found = {name: path for name, path in exact.items() if os.path.isfile(path)}
     if len(found) == len(exact):
         return found, {}
     # MFA puts the files into folders of speakers and chapters: what is none's by its path belongs
     # to whoever has its name. `rglob` would follow no link to a folder.
-    taken, named = set(found.values()), {}
+    taken, paths_of = set(found.values()), {}
     everywhere = (folder.glob("*/" * deep + "*.TextGrid") for deep in range(_DEEP + 1))
     for path in sorted(itertools.chain.from_iterable(everywhere)):
         if path not in taken and CORRECTED not in path.relative_to(folder).parts:
-            named.setdefault(path.name.removesuffix(".TextGrid"), []).append(path)
-    named = {name: paths for name, paths in named.items() if name in exact and name not in found}
-    found |= {name: paths[0] for name, paths in named.items()}
-    return found, {name: paths for name, paths in named.items() if len(paths) > 1}
+            paths_of.setdefault(_composed(path.name.removesuffix(".TextGrid")), []).append(path)
+    of = {name: paths_of.get(_composed(name), []) for name in exact if name not in found}
+    found |= {name: paths[0] for name, paths in of.items() if paths}
+    return found, {name: paths for name, paths in of.items() if len(paths) > 1}
+
+
+def _composed(name: str) -> str:
+    """One name for what file systems and editors encode in two ways."""
+    return unicodedata.normalize("NFC", name)
 
 
 def has_alignments(root: Path) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sniper.tts.errors import SpeechError
-from sniper.tts.files import refuse_utf16
+from sniper.tts.files import named, refuse_utf16
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def find_recording(root: Path, name: str) -> Path | None:
 
     Without the listing, which reads the texts of all utterances.
     """
-    there = root / "wavs" / f"{name}.wav"
+    there = named(root / "wavs", f"{name}.wav")
     if there.is_file():
         return there
     safe = glob.escape(name)

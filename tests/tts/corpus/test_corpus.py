@@ -3,11 +3,14 @@
 
 import json
 import re
+import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from sniper.tts.corpus.corpus import fingerprint, read_corpus, read_metadata, synthesis_voice
+from sniper.tts.corpus.layouts import find_recording
 from sniper.tts.errors import SpeechError
 
 
@@ -68,6 +71,34 @@ def test_textgrids_are_found(tmp_path, folder):
     assert utterance.alignment == tmp_path / folder / "a.TextGrid"
     assert utterance.wav == tmp_path / "wavs" / "a.wav" and utterance.text == "one"
     assert corpus.problems[0][0] == "b" and "no TextGrid" in corpus.problems[0][1]
+
+
+@pytest.mark.parametrize("here, there", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_encoded_in_two_ways(tmp_path, here, there):
+    """macOS takes them apart in names of files; nothing is lost where a list does not."""
+    listed, on_disk = (unicodedata.normalize(form, "émile/é_1") for form in (here, there))
+    for path in (f"wavs/{on_disk}.wav", f"TextGrid/{on_disk}.TextGrid"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    (tmp_path / "metadata.csv").write_text(f"{listed}|one\n{on_disk}|two\n", encoding="utf-8")
+    corpus = read_corpus(tmp_path, speakers="folder")
+    (utterance,) = corpus.utterances
+    assert (utterance.id, utterance.text) == (listed, "one")
+    assert utterance.wav == tmp_path / f"wavs/{on_disk}.wav"
+    assert utterance.alignment == tmp_path / f"TextGrid/{on_disk}.TextGrid"
+    assert utterance.speaker == unicodedata.normalize("NFC", "émile")
+    assert [where for where, _ in corpus.problems] == ["metadata.csv:2"]
+    assert find_recording(tmp_path, listed) == utterance.wav
+    # TextGrids in folders of speakers and chapters, and lines of alignments.jsonl.
+    (tmp_path / "metadata.csv").write_text(f"{listed.split('/')[1]}|one\n", encoding="utf-8")
+    (utterance,) = read_corpus(tmp_path).utterances
+    assert utterance.alignment == tmp_path / f"TextGrid/{on_disk}.TextGrid"
+    shutil.rmtree(tmp_path / "TextGrid")
+    line = {"phones": ["h"], "starts": [0], "samples": 9, "sample_rate": 22050}
+    line["id"] = on_disk.split("/")[1]
+    (tmp_path / "alignments.jsonl").write_text(json.dumps(line) + "\n")
+    (utterance,) = read_corpus(tmp_path).utterances
+    assert utterance.id == listed.split("/")[1]
 
 
 def test_textgrids_elsewhere(tmp_path):
