@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 
 def path_argument(text: str) -> Path:
@@ -206,6 +206,7 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = _tell_or_press
     warnings.formatwarning = _in_a_line
+    argparse.ArgumentParser.print_help = _print_help
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
@@ -245,6 +246,11 @@ def _in_a_line(message, category, filename: str, *place) -> str:
     if filename.startswith(_PACKAGE):
         return f"warning: {message}\n"
     return _with_place(message, category, filename, *place)
+
+
+def _print_help(parser: argparse.ArgumentParser, file: TextIO | None = None) -> None:
+    # argparse's own keeps to itself that it could not be written.
+    print(parser.format_help(), end="", file=file)
 
 
 def _forget_output() -> None:

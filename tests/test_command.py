@@ -219,8 +219,11 @@ def test_a_reader_that_has_gone_is_no_traceback():
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_full_disk_behind_the_output_is_named(buffered: bool):
     """Also where it shows at the end alone, after argparse's."""
-    for main in ("print('x' * 10**5) or 0", "sys.exit(print('x') or 0)"):
-        program = f"import sys; from sniper.command import exit_with; exit_with(lambda: {main})"
+    usage = "argparse.ArgumentParser().parse_args(['--help'])"
+    for main in ("print('x' * 10**5) or 0", "sys.exit(print('x') or 0)", usage):
+        program = (
+            f"import argparse, sys; from sniper.command import exit_with; exit_with(lambda: {main})"
+        )
         with open("/dev/full", "w") as full:
             done = subprocess.run(
                 [sys.executable, "-c", program],
