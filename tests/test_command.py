@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from sniper.command import exit_with, is_of_output, path_argument, reader_has_gone
+from sniper.tts.files import for_shell
 
 # The interpreter's own start is not ours, nor are the modules of its library that a command's first
 # lines import, which take a second on a busy machine. All else is imported under `exit_with`.
@@ -250,6 +252,12 @@ def test_a_path_that_no_shell_has_read(monkeypatch: pytest.MonkeyPatch):
     for nothing in ("", " "):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a path, got"):
             path_argument(nothing)
+
+
+@pytest.mark.parametrize("path", ["~", "~/a b", "~anna", "-x", "a/~", "$HOME", "/a"])
+def test_a_path_in_a_command_is_taken_for_itself(path: str):
+    (word,) = shlex.split(for_shell(Path(path)))
+    assert path_argument(word) == Path(path) and not word.startswith(("~", "-"))
 
 
 def test_whether_a_reader_has_gone(monkeypatch: pytest.MonkeyPatch):

@@ -33,7 +33,7 @@ from sniper.tts.audio.vocoder import Vocoder, load_vocoder
 from sniper.tts.corpus.dataset import CORPUS, FeatureDataset
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
-from sniper.tts.files import in_the_way
+from sniper.tts.files import for_shell, in_the_way
 from sniper.tts.processes import held_signals
 
 # Changing these does not change what is learned, or only for how long. That the data are the same
@@ -472,6 +472,6 @@ def _finish(trainer: Trainer, valid: FeatureDataset) -> None:
     print(f"all in {run}/: sample.wav mel.png loss.png config.yaml checkpoints/ tensorboard/")
     who = speaker.who() if len(speaker.info.speakers) > 1 else None
     of = f" --speaker {shlex.quote(who)}" if who else ""
-    where = f"--checkpoint {shlex.quote(str(run))}{of}"
+    where = f"--checkpoint {for_shell(run)}{of}"
     print(f'speak:      python -m sniper.synthesize {where} "Some text." -o out.wav')
-    print(f"follow:     tensorboard --logdir {shlex.quote(str(run))}/tensorboard")
+    print(f"follow:     tensorboard --logdir {for_shell(run)}/tensorboard")

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import shlex
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
@@ -27,6 +28,13 @@ def with_home(path: str) -> str:
     """
     home = path == "~" or path.startswith("~/")
     return os.path.expanduser(path) if home else path
+
+
+def for_shell(path: Path) -> str:
+    """A path as a word of a command that a shell and our commands take for this path."""
+    text = str(path)
+    # Quotes keep a shell from looking for the home folder, and not `with_home`.
+    return shlex.quote(f"./{text}" if text.startswith(("~", "-")) else text)
 
 
 def named(folder: Path, name: str) -> Path:
