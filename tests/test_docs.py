@@ -163,3 +163,10 @@ def test_mkdocs_builds_the_site(tmp_path):
     page = (tmp_path / "evidence/index.html").read_text(encoding="utf-8")
     (picture,) = re.findall(r'src="([^"]+loss\.png)"', page)
     assert (tmp_path / "evidence" / picture).resolve().is_file()
+
+
+def test_the_torch_that_is_installed_first_is_one_that_is_taken():
+    """Else the next line of the guide would put another in its place."""
+    (asked,) = re.findall(r"pip install 'torch(<[\d.]+)'", (DOCS / "index.md").read_text())
+    (taken,) = re.findall(r'"torch>=[\d.]+,(<[\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert asked == taken
