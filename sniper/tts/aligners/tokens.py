@@ -68,7 +68,11 @@ class TokenReader:
         return self._found[word]
 
     def _espeak(self, word: str) -> tuple[str, ...]:
-        from sniper.tts.text.espeak import espeak
+        from sniper.tts.text.espeak import word_phones
 
-        clauses = espeak().clauses(word, self.language)
-        return tuple(phone for clause in clauses for phone in clause.phones)
+        if phones := word_phones(word, self.language):
+            return phones
+        raise UtteranceError(
+            f"espeak-ng's voice {self.language} cannot read the word {word!r}: write it in letters "
+            "that it knows, or give it a pronunciation with --lexicon"
+        )

@@ -126,6 +126,8 @@ def _read_lines(
             "with lines like id|text"
         ) from error
     refuse_utf16(content, path)
+    if b"\n" not in content:  # as spreadsheets once ended lines on a Mac
+        content = content.replace(b"\r", b"\n")
     entries: dict[str, tuple[str, str, str]] = {}
     problems = []
     seconds, thirds = set(), set()

@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import threading
+import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
@@ -305,3 +306,53 @@ def has_espeak() -> bool:
     except SpeechError:
         return False
     return True
+
+
+def word_phones(word: str, voice: str) -> tuple[str, ...]:
+    """espeak-ng's phonemes of a word; none where the voice does not know its letters: it then says
+    what they are ("Chinese letter, Chinese letter"), or nothing, which nobody would read.
+
+    Raises:
+        SpeechError: no such voice.
+    """
+    found = _phones(word, voice)
+    heard = f" {_bare(found)} "
+    # Marks have no sound of their own, and are named by themselves where they are read in words.
+    marks = (_said_of(char, voice) for char in dict.fromkeys(word) if not char.isalpha())
+    named = any(name and f" {name} " in heard for name in marks)
+    return () if named or unknown_letters(word, voice) else found
+
+
+def unknown_letters(text: str, voice: str) -> list[str]:
+    """Letters of a text that a voice does not know, each once."""
+    return [char for char in dict.fromkeys(text) if char.isalpha() and _said_of(char, voice)]
+
+
+@functools.lru_cache(maxsize=100_000)
+def _said_of(letter: str, voice: str) -> str:
+    """What a voice says of each letter of a script that it does not know; "" of all others."""
+    script, kind = _script(letter)
+    if script in ("", "LATIN", "COMBINING") or kind not in "LM":
+        return ""
+    near = [chr(max(0, ord(letter) + step)) for step in (0, 3, -3, 7, -7, 12, -12, 20, -20)]
+    same = [char for char in near if _script(char) == (script, kind)][:5]
+    heard = [_bare(_phones(char, voice)).split() for char in same]
+    common = 0
+    while len({tuple(sounds[: common + 1]) for sounds in heard}) == 1 and common < len(heard[0]):
+        common += 1
+    # Over all voices and scripts, letters that are read have none in common, others four and more.
+    return " ".join(heard[0][:common]) if len(heard) > 2 and common >= 4 else ""
+
+
+def _script(letter: str) -> tuple[str, str]:
+    """The first word of a sign's name, and the kind that it is of: a letter, a mark."""
+    return unicodedata.name(letter, "").partition(" ")[0], unicodedata.category(letter)[0]
+
+
+def _phones(text: str, voice: str) -> tuple[str, ...]:
+    return tuple(phone for clause in espeak().clauses(text, voice) for phone in clause.phones)
+
+
+def _bare(phones: tuple[str, ...]) -> str:
+    """Phonemes without their stress, which depends on what stands around them."""
+    return " ".join(re.sub("[ˈˌ]", "", phone) for phone in phones)

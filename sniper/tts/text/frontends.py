@@ -78,11 +78,18 @@ class EspeakFrontend:
     kind: str = field(default="espeak", init=False)
 
     def phones(self, text: str) -> list[str]:
-        """Tokens of a text; raises SpeechError where it holds no word."""
-        from sniper.tts.text.espeak import espeak
+        """Tokens of a text; raises SpeechError where it holds no word, or letters that the voice
+        does not know.
+        """
+        from sniper.tts.text.espeak import espeak, unknown_letters
 
         # For other languages espeak-ng has its own rules for numbers; ours know English alone.
         words = normalize_english(text) if self.voice.startswith("en") else text
+        if unknown := unknown_letters(words, self.voice):
+            raise SpeechError(
+                f"espeak-ng's voice {self.voice} does not know the letters {' '.join(unknown)} in "
+                f"the text {text!r:.200}"
+            )
         clauses = espeak().clauses(words, self.voice)
         if not clauses:
             raise SpeechError(f"no known phoneme in the text {text!r}")

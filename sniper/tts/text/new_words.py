@@ -8,7 +8,7 @@ from functools import cached_property
 
 from sniper.tts.errors import SpeechError
 from sniper.tts.text.arpabet import PHONES, from_ipa, plain_letters
-from sniper.tts.text.espeak import espeak, has_espeak
+from sniper.tts.text.espeak import has_espeak, word_phones
 from sniper.tts.text.ipa import IpaPhones
 from sniper.tts.text.text import (
     EOS,
@@ -137,13 +137,15 @@ class Guess:
         if not self._has_espeak:
             return [], []
         if self._frontend.language is not None:
-            return _spoken(word, self._frontend.language), []
+            return list(word_phones(word, self._frontend.language)), []
         if plain_letters(word) is None:
             return [], []
         if self._is_arpabet:
-            heard = _spoken(word, "en-us")
+            heard = list(word_phones(word, "en-us"))
             return from_ipa(heard) or [], [phone for phone in heard if from_ipa([phone]) is None]
-        return self._ipa(_spoken(word, self._ipa.voice)) if self._ipa.is_english else ([], [])
+        if not self._ipa.is_english:
+            return [], []
+        return self._ipa(list(word_phones(word, self._ipa.voice)))
 
     # Asked late, since most texts hold no such word.
     @cached_property
@@ -162,8 +164,3 @@ class Guess:
     def _is_arpabet(self) -> bool:
         own = set(self._vocabulary.symbols) - {PAD, EOS, PAUSE, SPOKEN_NOISE}
         return {phone.rstrip("012") for phone in own} <= PHONES
-
-
-def _spoken(word: str, voice: str) -> list[str]:
-    """espeak-ng's phonemes of a word."""
-    return [phone for clause in espeak().clauses(word, voice) for phone in clause.phones]

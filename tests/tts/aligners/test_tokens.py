@@ -51,5 +51,7 @@ def test_what_cannot_be_read():
     reader = TokenReader("de", "characters", {})
     with pytest.raises(UtteranceError, match="signs that cannot be read: ☃"):
         reader.spoken("ein ☃")
+    with pytest.raises(UtteranceError, match="voice ja cannot read the word '日本'"):
+        TokenReader("ja", "espeak", {}).spoken("日本 です")
     with pytest.raises(UtteranceError, match="no word"):
         reader.spoken("?!")

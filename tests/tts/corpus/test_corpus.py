@@ -24,6 +24,13 @@ def test_metadata_with_two_and_three_fields(tmp_path):
     assert problems == []
 
 
+def test_lines_that_end_as_on_an_old_mac(tmp_path):
+    """As one line they would be id|text|normalised text, with somebody else's text."""
+    path = tmp_path / "metadata.csv"
+    path.write_bytes(b"a|one\rb|two\r")
+    assert read_metadata(path) == ([("a", "one"), ("b", "two")], [])
+
+
 def test_bad_lines_are_named_and_the_rest_is_read(tmp_path):
     path = tmp_path / "metadata.csv"
     path.write_bytes(b"a|one\nno bar\n|no id\nb|\na|again\nc|caf\xe9\nd|1|2|3\ne|good\n")

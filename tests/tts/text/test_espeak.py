@@ -11,7 +11,8 @@ import pytest
 from sniper.tts.audio.config import FeatureConfig
 from sniper.tts.corpus.features import frame_durations
 from sniper.tts.errors import SpeechError
-from sniper.tts.text.espeak import PAUSES, clean_text, espeak
+from sniper.tts.text.espeak import PAUSES, clean_text, espeak, unknown_letters, word_phones
+from sniper.tts.text.frontends import EspeakFrontend
 from sniper.tts.text.grammar import demo_sentences
 
 ODD_TEXTS = [
@@ -82,6 +83,27 @@ def test_a_voice_has_the_name_of_its_language_too():
     british = espeak().clauses("bird hair", "en-gb")
     assert british == espeak().clauses("bird hair", "en") != espeak().clauses("bird hair", "en-us")
     assert espeak().clauses("jour", "fr-fr")[0].phones == ("ʒ", "ˈu", "ʁ")
+
+
+def test_letters_that_a_voice_does_not_know_are_not_read_by_their_script():
+    """It would say "Chinese letter, Chinese letter", and a corpus be aligned with that."""
+    assert unknown_letters("水をマレーシアから", "ja") == ["水"]
+    assert unknown_letters("das привет λ é", "de") == list("привет")
+    # In the second the points alone are not known, and the voice spells the word.
+    for voice, word in (("ja", "日本"), ("he", "שָׁלוֹם"), ("ko", "國")):
+        assert word_phones(word, voice) == ()
+    known = (
+        "ja マレーシア がっこう cmn 你好 ko 책을 ru привет he שלום hi किताबें ar كِتَابٌ de λ fa کتاب‌ها"
+    )
+    for entry in known.split(" "):
+        if entry.isascii():
+            voice = entry
+        else:
+            assert word_phones(entry, voice), entry
+    with pytest.raises(
+        SpeechError, match="voice en-us does not know the letters 你 好 in the text"
+    ):
+        EspeakFrontend("en-us").phones("Hello 你好.")
 
 
 def test_errors_are_said():
