@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from sniper.tts.audio.config import FeatureConfig
-from sniper.tts.audio.reading import read_audio
+from sniper.tts.audio.reading import full_scale, read_audio
 from sniper.tts.errors import UtteranceError, require
 
 # Neighbouring samples at full scale: a loud recording touches it, a clipped one stays there.
 _CLIPPED_RUN = 3
-_FULL_SCALE = 0.999
 _CLIPPED_SHARE = 1e-3
 _LONG_SECONDS = 30.0
 
@@ -39,21 +38,22 @@ def read_speech(wav: Path, config: FeatureConfig) -> tuple[np.ndarray, int, list
         remarks.append(f"lasts {seconds:.0f} s")
     # Read once more as the file has it: resampling rounds off what clipping has cut flat.
     raw, _ = soundfile.read(wav, dtype="float32", always_2d=True)
-    share = clipped_share(raw)
+    share = clipped_share(raw, full_scale(wav))
     if share > _CLIPPED_SHARE:
         remarks.append(f"clipped: {share:.1%} of its samples are at full scale")
     # Resampling can pass full scale a little.
     return np.clip(samples, -1.0, 1.0), rate, remarks
 
 
-def clipped_share(samples: np.ndarray) -> float:
+def clipped_share(samples: np.ndarray, full: float = 0.999) -> float:
     """Share of samples in runs at the largest amplitude of the file, near or above full scale.
 
     Args:
         samples: `[n, channels]`.
+        full: what counts as full scale.
     """
-    full = np.abs(samples) >= _FULL_SCALE
-    if len(full) < _CLIPPED_RUN:
+    high = np.abs(samples) >= full
+    if len(high) < _CLIPPED_RUN:
         return 0.0
-    runs = np.lib.stride_tricks.sliding_window_view(full, _CLIPPED_RUN, axis=0).all(axis=-1)
-    return float(runs.sum() / full.size)
+    runs = np.lib.stride_tricks.sliding_window_view(high, _CLIPPED_RUN, axis=0).all(axis=-1)
+    return float(runs.sum() / high.size)

@@ -21,6 +21,9 @@ MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_SAMPLE = 4.0
 # Nobody says more in one breath; a whole chapter would fill the memory before it is refused.
 MAX_SECONDS = 600.0
+# The largest sample that a format has: 1 is beyond what any whole number stands for, and A-law and
+# μ-law end well below it.
+_LARGEST = {"PCM_U8": 0.99, "PCM_S8": 0.99, "ALAW": 0.98, "ULAW": 0.98}
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,13 @@ def read_sound(path: Path, config: FeatureConfig) -> Sound:
         mono = require("soxr").resample(mono, rate, config.sample_rate, quality="VHQ")
     # Once more, since the check before reading believed the header.
     _refuse_short(path, len(mono), config)
+    return Sound(mono, rate, peak, float((size >= full_scale(path)).mean()))
+
+
+def full_scale(path: Path) -> float:
+    """From which size on a sample of a sound file is as large as its format allows."""
     # Not 1: the highest 16-bit sample is 32767 / 32768.
-    return Sound(mono, rate, peak, float((size >= 0.999).mean()))
+    return _LARGEST.get(require("soundfile").info(path).subtype, 0.999)
 
 
 def _unreadable(path: Path, error: Exception) -> UtteranceError:

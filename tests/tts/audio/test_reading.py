@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from sniper.tts.aligners.audio import read_speech
 from sniper.tts.audio import FeatureConfig, read_audio
+from sniper.tts.audio.reading import read_sound
 from sniper.tts.errors import UtteranceError
 
 
@@ -131,3 +133,15 @@ def test_lengths_that_lead_nowhere(tmp_path):
         path.write_bytes(data)
         with pytest.raises(UtteranceError, match="it holds no audio"):
             read_audio(path, FeatureConfig())
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "ALAW", "ULAW", "FLOAT"])
+def test_clipping_is_seen_in_every_format(tmp_path, subtype):
+    """Of which the largest sample is 0.98 in telephone's."""
+    path = tmp_path / "loud.wav"
+    soundfile.write(path, np.clip(3 * np.sin(np.arange(4000) / 30), -1, 1), 22050, subtype=subtype)
+    assert read_sound(path, FeatureConfig()).clipped > 0.7
+    _, _, remarks = read_speech(path, FeatureConfig())
+    assert remarks and "clipped" in remarks[0]
+    soundfile.write(path, 0.9 * np.sin(np.arange(4000) / 30), 22050, subtype=subtype)
+    assert read_sound(path, FeatureConfig()).clipped == 0
