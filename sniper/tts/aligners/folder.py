@@ -4,6 +4,7 @@
 OUT/TextGrid/ID.TextGrid   one an utterance
 OUT/align.json             settings, written first
 OUT/align.jsonl            the journal: a line an utterance, appended as they are finished
+OUT/align.begun            ids that are about to have their first TextGrid, while that is so
 OUT/TextGrid.corrected/    TextGrids of somebody's hand, before others took their place
 OUT/report.md, OUT/alignment.png
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +27,7 @@ from sniper.tts.errors import FolderInUse, OtherSettings, SpeechError
 from sniper.tts.files import checksum, write_json
 from sniper.tts.locks import only_one
 
-SETTINGS, JOURNAL = ALIGN_SETTINGS, "align.jsonl"
+SETTINGS, JOURNAL, BEGUN = ALIGN_SETTINGS, "align.jsonl", "align.begun"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class Folder:
                 data["remarks"] = tuple(data["remarks"])
                 self.outcomes[data["id"]] = Outcome(**data)
         self._journal = journal.open("ab")
+        begun = path / BEGUN
+        self._begun = set(begun.read_bytes().split(b"\n") if begun.is_file() else ())
 
     def textgrid(self, name: str) -> Path:
         """Where an utterance's TextGrid is, or is to be."""
@@ -164,7 +168,9 @@ class Folder:
             empty = {"fingerprint": "", "content": "", "written": ""}
             self._append(replace(self.outcomes[name], **empty))
         else:
-            self._append(Outcome(name, ""), {"id": name, "fingerprint": "", "remarks": []})
+            self._begun.add(os.fsencode(name))
+            with (self.path / BEGUN).open("ab") as file:
+                file.write(os.fsencode(name) + b"\n")
 
     def add(self, outcome: Outcome) -> None:
         """Append an outcome to the journal; it is in the kernel's hands when this returns."""
@@ -192,6 +198,8 @@ class Folder:
         (self.path / SETTINGS).unlink(missing_ok=True)
         self._journal.truncate(0)
         self.outcomes.clear()
+        self._begun.clear()
+        (self.path / BEGUN).unlink(missing_ok=True)
         shutil.rmtree(self.path / "learned", ignore_errors=True)
         for path in there:
             path.unlink(missing_ok=True)
@@ -199,7 +207,7 @@ class Folder:
     def _keep_somebodys(self, name: str) -> None:
         """Keep a TextGrid that we did not write, or that is no longer as we wrote it."""
         outcome, path = self.outcomes.get(name), self.textgrid(name)
-        if not path.is_file():
+        if not path.is_file() or (outcome is None and os.fsencode(name) in self._begun):
             return
         # What had a problem got none from us. Without a fingerprint it was about to be aligned.
         if outcome is None or (outcome.problem and outcome.fingerprint):
@@ -207,8 +215,8 @@ class Folder:
         elif outcome.written and checksum(path) != outcome.written:
             self.keep(path, name)
 
-    def _append(self, outcome: Outcome, data: dict | None = None) -> None:
-        line = json.dumps(data or asdict(outcome), ensure_ascii=False) + "\n"
+    def _append(self, outcome: Outcome) -> None:
+        line = json.dumps(asdict(outcome), ensure_ascii=False) + "\n"
         # A newline before it ends whatever line a crash cut short.
         self._journal.write(b"\n" + line.encode())
         self._journal.flush()
@@ -217,6 +225,8 @@ class Folder:
     def close(self) -> None:
         """Close the journal."""
         self._journal.close()
+        if self._begun <= {b"", *(os.fsencode(name) for name in self.outcomes)}:
+            (self.path / BEGUN).unlink(missing_ok=True)
 
 
 def begun_with(path: Path) -> dict:
@@ -302,21 +312,17 @@ def gather(parts: Sequence[Path], out: Path, order: Sequence[str]) -> None:
         marks = {name: outcome.fingerprint for name, outcome in outcomes.items()}
         sources = Sources(marks, lambda name: outcomes[name].content)
         whole = stack.enter_context(open_folder(out, settings, force=False, sources=sources))
-        todo = []
         for name, outcome in outcomes.items():
+            source, target = where[name].textgrid(name), whole.textgrid(name)
             # What a share has begun anew and not finished is aligned with the whole.
-            is_there = outcome.problem or where[name].textgrid(name).is_file()
-            if is_there and not whole.is_done(name, sources):
-                todo.append(name)
-        for name in todo:
-            whole.make_way(name)
-        for name in todo:
-            if not outcomes[name].problem:
-                target = whole.textgrid(name)
+            if whole.is_done(name, sources) or not (outcome.problem or source.is_file()):
+                continue
+            if not outcome.problem:
+                whole.make_way(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 # With its time, by which a prepared corpus knows its files.
-                shutil.copy2(where[name].textgrid(name), target)
-            whole.add(outcomes[name])
+                shutil.copy2(source, target)
+            whole.add(outcome)
         for part in parts:
             # The shares are removed when they have been put together.
             for path in sorted((part / CORRECTED).rglob("*.TextGrid")):

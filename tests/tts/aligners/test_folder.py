@@ -252,6 +252,9 @@ def test_textgrids_that_no_journal_names_are_kept(tmp_path, force):
         assert not folder.is_done("new", of(new="1"))
         folder.make_way("new")
         assert folder.kept == 0
+        for name in ("new", "anna/a", "mute"):
+            put(folder, name)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".jsonl", "", ".corrected"}
 
 
 def test_corrections_of_shares_are_gathered(tmp_path):
