@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn
 
 
 def path_argument(text: str) -> Path:
@@ -206,7 +206,7 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     signal.signal(signal.SIGINT, interrupt)
     sys.unraisablehook = _tell_or_press
     warnings.formatwarning = _in_a_line
-    argparse.ArgumentParser.print_help = _print_help
+    argparse.ArgumentParser.print_help = _print_help  # pyright: ignore[reportAttributeAccessIssue]
     try:
         for stream in (sys.stdout, sys.stderr):
             stream.reconfigure(errors="backslashreplace")  # pyright: ignore
@@ -248,7 +248,7 @@ def _in_a_line(message, category, filename: str, *place) -> str:
     return _with_place(message, category, filename, *place)
 
 
-def _print_help(parser: argparse.ArgumentParser, file: TextIO | None = None) -> None:
+def _print_help(parser: argparse.ArgumentParser, file: Any = None) -> None:
     # argparse's own keeps to itself that it could not be written.
     print(parser.format_help(), end="", file=file)
 
