@@ -133,6 +133,7 @@ def test_every_callable_says_what_it_takes_gives_and_raises(name):
 
 
 NAN = float("nan")
+NOT_FLOATING = [torch.ones(3, dtype=dtype) for dtype in (torch.long, torch.bool, torch.cfloat)]
 
 
 def net() -> nn.Sequential:
@@ -369,18 +370,19 @@ BAD: dict[str, list[Callable[[], Any]]] = {
         *[lambda v=v: attend(q=v) for v in ("q", torch.ones(3, 8), torch.ones(2, 3, 8))],
         *[lambda v=v: attend(k=v) for v in ("k", torch.ones(1, 4, 8), torch.ones(1, 3, 6))],
         *[lambda v=v: attend(q=torch.ones(1, 3, 8).to(v)) for v in (torch.half, "meta")],
+        *[lambda v=v: attend(*[v.expand(1, 3, 3)] * 3, 1) for v in NOT_FLOATING],
         *[lambda v=v: attend(heads=v) for v in (0, 3, "2", 2.0)],
         *[lambda v=v: attend(key_mask=v) for v in ("m", torch.ones(1, 3), torch.ones(3) > 0)],
         *[lambda v=v: attend(dropout_p=v) for v in ("p", 1.0, -0.1, NAN)],
     ],
     "sniper.ops.dropout": [
         *[lambda v=v: ops.dropout(torch.ones(3), v) for v in (1.5, -0.1, NAN, "0.5", None)],
-        *[lambda v=v: ops.dropout(v, 0.5) for v in (None, [1.0], 3)],
+        *[lambda v=v: ops.dropout(v, 0.5) for v in (None, [1.0], 3, *NOT_FLOATING)],
     ],
     "sniper.ops.cast_once": [lambda v=v: ops.cast_once(v) for v in (None, "x", 3.0)],
     "sniper.ops.relu_dropout": [
         *[lambda v=v: ops.relu_dropout(torch.ones(3), v) for v in (1.5, -0.1, NAN, "0.5", None)],
-        *[lambda v=v: ops.relu_dropout(v, 0.5) for v in (None, [1.0], 3)],
+        *[lambda v=v: ops.relu_dropout(v, 0.5) for v in (None, [1.0], 3, *NOT_FLOATING)],
     ],
     "sniper.ops.use_backend": [
         lambda v=v: ops.use_backend(v).__enter__() for v in ("cuda", None, 3, ["dense"])

@@ -20,7 +20,7 @@ from sniper.ops.backends.cpu import attention as cpu
 from sniper.ops.backends.cpu.launch import empty
 from sniper.ops.backends.triton import attention as triton
 from sniper.ops.dropout import draw_seed
-from sniper.ops.geometry import check_share, check_tensor, columns_of
+from sniper.ops.geometry import check_floating, check_share, check_tensor, columns_of
 from sniper.ops.operation import operation
 from sniper.ops.sdpa import scaled_dot_product
 from sniper.ops.transforms import transformed
@@ -46,7 +46,8 @@ def attention(
         `[B, T, C]`.
 
     Raises:
-        ValueError: shapes that do not fit together, or `dropout_p` outside [0, 1).
+        ValueError: shapes that do not fit together, values that are not floating-point numbers, or
+            `dropout_p` outside [0, 1).
     """
     _check(q, k, v, heads, key_mask, dropout_p)
     ours = q.dtype == torch.float32 and elementwise.takes_on_cpu(q) and not transformed()
@@ -93,6 +94,7 @@ def _check(
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         kinds = ", ".join(f"{t.dtype} on {t.device}" for t in (q, k, v))
         raise ValueError(f"attention: expected q, k, v of one dtype and device, got {kinds}")
+    check_floating("q, k, v", q)
     if q.dim() != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2]:
         shapes = ", ".join(str(list(t.shape)) for t in (q, k, v))
         raise ValueError(f"attention: expected q, k, v [B, T, C] that fit together, got {shapes}")

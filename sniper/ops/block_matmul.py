@@ -23,6 +23,7 @@ from sniper.ops.geometry import (
     Geometry,
     as_matrix,
     as_weight,
+    check_floating,
     check_geometry,
     check_share,
     check_tensor,
@@ -124,8 +125,7 @@ def _check_kinds(x, weight, bias, layout, geometry, relu_dropout) -> None:
     check_geometry(geometry)
     if relu_dropout is not None:
         check_share("relu_dropout", relu_dropout)
-    if not x.is_floating_point():
-        raise ValueError(f"x: expected floating-point values, got {x.dtype}")
+    check_floating("x", x)
     taps, wanted = layout.shape[1], layout.weight_shape(weight.dim())
     if weight.shape != wanted or geometry.taps != taps:
         raise ValueError(

@@ -18,7 +18,7 @@ from sniper.ops.backend import sum_dtype
 from sniper.ops.backends import elementwise
 from sniper.ops.backends.cpu import elementwise as cpu
 from sniper.ops.backends.triton import elementwise as triton
-from sniper.ops.geometry import check_share, check_tensor
+from sniper.ops.geometry import check_floating, check_share, check_tensor
 from sniper.ops.operation import operation
 from sniper.ops.transforms import transformed
 
@@ -35,11 +35,13 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         A tensor of x's shape.
 
     Raises:
-        ValueError: x is no tensor, or p outside [0, 1].
+        ValueError: x is no tensor, or not of floating-point numbers where something is dropped, or
+            p outside [0, 1].
     """
     _check(x, p)
     if not training or p == 0:
         return x
+    check_floating("x", x)
     # p = 1 has no finite scale; torch defines the result as zeros.
     if p == 1 or not elementwise.takes_on_cpu(x) or transformed():
         return F.dropout(x, p)
@@ -58,9 +60,10 @@ def relu_dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         A tensor of x's shape.
 
     Raises:
-        ValueError: x is no tensor, or p outside [0, 1].
+        ValueError: x is no tensor, or not of floating-point numbers, or p outside [0, 1].
     """
     _check(x, p)
+    check_floating("x", x)
     p = p if training else 0.0
     if p == 1 or not elementwise.takes(x) or transformed():
         return F.dropout(F.relu(x), p)

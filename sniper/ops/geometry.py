@@ -121,6 +121,16 @@ def check_tensor(name: str, value: object) -> None:
         raise ValueError(f"{name}: expected a tensor, got {value!r:.80}")
 
 
+def check_floating(name: str, value: Tensor) -> None:
+    """Refuses whole, boolean and complex numbers.
+
+    Raises:
+        ValueError: names expected and got.
+    """
+    if not value.is_floating_point():
+        raise ValueError(f"{name}: expected floating-point values, got {value.dtype}")
+
+
 def check_share(name: str, value: object, below_one: bool = False) -> None:
     """Refuses what is no number in [0, 1], or [0, 1).
 
