@@ -13,10 +13,11 @@ on its distance from somewhere. What comes from there fills pruned blocks too, a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sniper.ops.geometry import as_matrix, is_matrix
@@ -85,8 +86,8 @@ class _GradientMask:
 
 
 def mask_gradient(weight: Tensor, layout: BlockLayout | None) -> None:
-    """From now on what others than its layer add to the gradient of a weight is masked; a weight
-    that has no gradient of its own (frozen, computed of others) is left alone.
+    """From now on what others than its layer add to the gradient of a weight is masked, also of one
+    that is frozen and trained later; one that is computed of others is left alone.
 
     Args:
         weight: `[N, K]` or `[N, C, taps]`.
@@ -100,10 +101,30 @@ def mask_gradient(weight: Tensor, layout: BlockLayout | None) -> None:
             return
         handle.remove()
         del _masks[weight]
-    if layout is not None and weight.requires_grad and weight.is_leaf:
+    # Nothing can be trained that has no fractions, or was made in inference mode.
+    trainable = weight.is_leaf and weight.is_floating_point() and not weight.is_inference()
+    if layout is not None and trainable:
         hook = _GradientMask()
         hook.follow(layout)
-        _masks[weight] = hook, weight.register_hook(hook)
+        _masks[weight] = hook, hook_gradient(weight, hook)
+
+
+def hook_gradient(p: Tensor, hook: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """`p.register_hook`, also of a leaf that is frozen: nobody says when it is trained again.
+
+    Args:
+        p: a leaf.
+        hook: of its gradient.
+
+    Returns:
+        What removes it.
+    """
+    trained = p.requires_grad
+    p.requires_grad_(True)
+    try:
+        return p.register_hook(hook)
+    finally:
+        p.requires_grad_(trained)
 
 
 @contextlib.contextmanager

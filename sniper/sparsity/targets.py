@@ -17,7 +17,7 @@ from sniper.layers.ddp_buckets import make_buckets_anew
 from sniper.layers.masked import BlockMaskedLayer, no_replicas
 from sniper.layers.selection import check_whole_parameters, left_out_by_type
 from sniper.layers.zeros import keep_zeros
-from sniper.ops.gradients import mask_gradient
+from sniper.ops.gradients import hook_gradient, mask_gradient
 from sniper.ops.layout import BlockLayout
 from sniper.ops.rebuild import Change, rebuild
 from sniper.sparsity.blocks import expand_blocks
@@ -225,7 +225,7 @@ class ElementTargets:
         self._hooks: dict[str, RemovableHandle] = {}
         if mask_gradients:
             for name, p in params.items():
-                self._hooks[name] = p.register_hook(self._gradient_hook(name))
+                self._hooks[name] = hook_gradient(p, self._gradient_hook(name))
         else:
             self._hooks[""] = model.register_forward_pre_hook(self._before_forward)
         # Behind every step, since a loss need not call the model itself: Lightning's training_step
@@ -246,7 +246,7 @@ class ElementTargets:
             self.parameters[name] = p
             if name in self._hooks:
                 self._hooks[name].remove()
-                self._hooks[name] = p.register_hook(self._gradient_hook(name))
+                self._hooks[name] = hook_gradient(p, self._gradient_hook(name))
             if self._prunes(name):
                 self._zero(name)
 

@@ -558,6 +558,17 @@ def test_what_others_give_to_a_masked_weight_is_masked_wherever_it_went():
     assert torch.equal(grad(layer), torch.full((4, 4), 2.0))
 
 
+def test_what_others_give_is_masked_of_a_weight_that_was_frozen_when_its_mask_came():
+    layer = BlockSparseLinear(4, 4, block_size=2)
+    layer.weight.requires_grad_(False)
+    layer.set_block_mask(torch.tensor([[True, False], [False, True]]))
+    assert not layer.weight.requires_grad
+    layer.weight.requires_grad_(True)
+    (layer(torch.ones(1, 4)).sum() + layer.weight.sum()).backward()
+    blocks = torch.eye(2).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    assert torch.equal(layer.weight.grad, 2 * blocks)
+
+
 def test_whoever_fills_pruned_blocks_later_is_noticed():
     layer = BlockSparseLinear(4, 4, block_size=2)
     layer.set_block_mask(torch.tensor([[True, False], [False, True]]))

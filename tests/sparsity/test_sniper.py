@@ -844,6 +844,19 @@ def test_weights_that_were_assigned_are_masked(size: int | None):
     torch.testing.assert_close(moved[active], -0.1 * factor * model[0].weight.grad[active])
 
 
+def test_weights_that_are_assigned_while_frozen_are_masked_once_they_are_trained():
+    model = nn.Linear(32, 32)
+    sniper = Sniper(model, {0: 0.5}, block_size=None, lr_scale=None)
+    sniper.score([torch.randn(8, 32)], lambda m, b: m(b).square().mean())
+    sniper.step(0)
+    model.requires_grad_(False)
+    model.load_state_dict(model.state_dict(), assign=True)
+    sniper.step(0)
+    model.requires_grad_(True)
+    model.weight.sum().backward()
+    assert torch.equal(model.weight.grad != 0, sniper.masks()["weight"])
+
+
 def test_a_model_that_was_densified_under_its_sniper_is_told():
     model = nn.Sequential(nn.Linear(32, 32))
     sniper = Sniper(model, {0: 0.5}, block_size=16)
