@@ -20,6 +20,7 @@ __all__ = [
     "RanksDiffer",
     "check_same",
     "checksum",
+    "found_by_all",
     "lost_if_fails",
     "several",
     "smallest",
@@ -99,6 +100,20 @@ def check_same(what: str, value: int, device: torch.device) -> None:
             f"{what}: expected the same on every rank, got {got}: "
             "start every rank from the same weights, seed, configuration and checkpoint"
         )
+
+
+def found_by_all(found: Sequence[str], names: Sequence[str], like: Tensor) -> list[str]:
+    """Those of the names that every rank has found.
+
+    Args:
+        found: by this rank.
+        names: the same on every rank.
+        like: lies on the device of the model.
+    """
+    flags = like.detach().new_tensor([name in found for name in names], dtype=torch.float32)
+    sum_over_ranks([flags])
+    world = dist.get_world_size()
+    return [name for name, count in zip(names, flags.tolist(), strict=True) if count == world]
 
 
 def smallest(value: int, device: torch.device) -> int:

@@ -146,6 +146,7 @@ class Sniper:
             self._targets = BlockTargets(model, params)
         self._scheduled: MaskStages | None = None  # the masks of every stage
         self._init: dict[str, Tensor] = {}
+        self._left_dense: list[str] = []  # since the model reads these weights itself
         self._rates = RateFactors()
         self._warned: set[str] = set()
         self.mask_block_size = block_size  # that the masks were chosen with
@@ -234,7 +235,11 @@ class Sniper:
             torch.no_grad(),
         ):
             # The model reads these weights itself: a layer that is not called cannot skip anything.
-            read = [name for name in uncalled() if gradients[name].any()]
+            # Which layers are called may depend on the batch (experts, layer drop).
+            lost = uncalled()
+            if distributed.several():
+                lost = distributed.found_by_all(lost, list(params), next(iter(params.values())))
+            read = [name for name in lost if gradients[name].any()]
             if read:
                 self._leave_dense(read)
                 params = self._targets.parameters
@@ -255,6 +260,7 @@ class Sniper:
 
     def _leave_dense(self, names: list[str]) -> None:
         self._targets.leave_dense(names)
+        self._left_dense += names
         warnings.warn(
             f"Sniper: {', '.join(names)} {'is' if len(names) == 1 else 'are'} left dense: the "
             "model uses the weight without calling the layer",
@@ -589,8 +595,8 @@ class Sniper:
         self._rates.set({p: scales[n] for n, p in self._targets.parameters.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks of all stages as packed bits, the position in the schedule, and initial values
-        still to be restored.
+        """Masks of all stages as packed bits, the position in the schedule, initial values still to
+        be restored, and what was left dense.
 
         Only tensors, numbers, strings and dictionaries: `torch.load(weights_only=True)` reads it.
         """
@@ -602,6 +608,7 @@ class Sniper:
             "shapes": shapes,
             "masks": None if self._scheduled is None else pack(self._scheduled.masks),
             "init": dict(self._init),
+            "left_dense": list(self._left_dense),
         }
 
     @torch.no_grad()
@@ -617,7 +624,8 @@ class Sniper:
                 masks for a sparsity of the schedule, a mask that is missing, or a parameter that is
                 no longer in the model.
 
-        Warns where `restore_init` finds no initial values in it.
+        Warns where `restore_init` finds no initial values in it, and of layers that it leaves dense
+        as `score` does.
         """
         self._check_attached("load_state_dict")
         self._follow()
@@ -631,7 +639,14 @@ class Sniper:
             )
         params = self._targets.parameters
         check_state(state, {n: tuple(p.shape) for n, p in params.items()}, self.schedule)
+        # What was found by scoring, which is not done again. Single weights are masked whoever
+        # reads them.
+        blocks = self.block_size is not None
+        read = [n for n in state.get("left_dense", ()) if blocks and n in params]
+        params = {n: p for n, p in params.items() if n not in read}
         _check_complete(state, params, self.block_size)
+        if read:
+            self._leave_dense(read)
         if self.new_weights.restore_init:
             self._warn_of_initial_values(state)
         device = next(iter(params.values())).device

@@ -46,6 +46,9 @@ def check_state(
             f"sniper state: expected parameters such as {next(iter(shapes))}, "
             f"got {next(iter(state['shapes']), None)}"
         )
+    left = state.get("left_dense", [])  # earlier versions do not say
+    if not isinstance(left, list) or not all(isinstance(name, str) for name in left):
+        raise ValueError(f"sniper state: expected names in left_dense, got {left!r:.80}")
     if state["masks"] is None:
         return
     position = state["sparsity"]

@@ -22,6 +22,17 @@ def make_sniper(block_size: int | None) -> Sniper:
     return Sniper(model, SCHEDULE, block_size=block_size)
 
 
+class Experts(nn.Module):
+    """A layer of several is called, as the batch says."""
+
+    def __init__(self):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(2))
+
+    def forward(self, x: Tensor, which: int) -> Tensor:
+        return self.experts[which](x)
+
+
 def batch(seed: int) -> Tensor:
     return torch.randn(8, 32, generator=torch.Generator().manual_seed(seed))
 
@@ -67,6 +78,13 @@ def one_process(rank: int, folder: str) -> None:
     other = make_sniper(16 if rank else None)
     found["other parameters"] = refusal(lambda: other.score([batch(0)], loss_fn))
 
+    experts = Sniper(Experts(), {0: 0.5}, block_size=16, lr_scale=None)
+    with torch.no_grad():
+        for p in experts.model.parameters():
+            p.fill_(0.1)
+    experts.score([batch(rank)], lambda m, x: m(x, rank).square().sum())
+    found["each calls its expert"] = list(experts.densities())
+
     halves = [torch.full((3, 2), 1.0 + rank), torch.full((5,), 2.0**rank, dtype=torch.bfloat16)]
     halves.append(torch.arange(4.0).view(2, 2).t() * (rank + 1))
     distributed.sum_over_ranks(halves)
@@ -111,6 +129,13 @@ def test_a_rank_without_batches_stops_every_rank(found):
     assert {f["no batches"] for f in found} == {
         "ValueError: batches: expected at least one batch on every rank to score on, got none"
     }
+
+
+def test_a_layer_that_some_rank_calls_is_masked_on_all(found):
+    """Where it was found uncalled on the others, it was left dense there alone."""
+    assert [f["each calls its expert"] for f in found] == [
+        ["experts.0.weight", "experts.1.weight"]
+    ] * 2
 
 
 def test_ranks_that_prune_other_parameters_stop(found):

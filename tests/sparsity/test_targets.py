@@ -192,6 +192,23 @@ def test_a_weight_that_is_read_without_a_call_is_left_dense():
     assert sniper.densities() == {"called.weight": 0.5} and model.read.weight.all()
 
 
+def test_what_was_left_dense_is_left_dense_by_whoever_takes_its_state_up():
+    sniper = Sniper(ReadsItsWeight(), {0: 0.5, 1: 0.0}, block_size=16, lr_scale=None)
+    with pytest.warns(UserWarning, match="read.weight is left dense"):
+        sniper.score([torch.randn(4, 32)], lambda m, x: m(x).square().sum())
+    sniper.step(0)
+    for _ in range(2):  # it says so in its own state, too
+        resumed = Sniper(ReadsItsWeight(), {0: 0.5, 1: 0.0}, block_size=16, lr_scale=None)
+        with pytest.warns(UserWarning, match="read.weight is left dense"):
+            resumed.load_state_dict(sniper.state_dict())
+        assert resumed.densities() == sniper.densities() == {"called.weight": 0.5}
+        assert type(resumed.model.read) is nn.Linear and resumed.model.read.weight.all()
+        sniper = resumed
+    weights = Sniper(ReadsItsWeight(), {0: 0.5, 1: 0.0}, block_size=None, lr_scale=None)
+    weights.load_state_dict(sniper.state_dict())
+    assert weights.densities()["called.weight"] == 0.5 and weights.densities()["read.weight"] == 1
+
+
 def test_a_layer_that_no_batch_reaches_keeps_its_mask():
     model = ReadsItsWeight()
     model.forward = lambda x: model.called(x)
