@@ -132,14 +132,14 @@ def weight_norm_parts(model: nn.Module) -> set[int]:
     return {id(p) for p in found if p is not None}
 
 
-def left_out_by_type(model: nn.Module) -> set[int]:
-    """Ids of the parameters that normalisation layers and embeddings hold themselves, also where
-    another module shares them.
+def left_out_by_type(model: nn.Module) -> dict[int, str]:
+    """By id, the kind of what holds a parameter, for those that normalisation layers and embeddings
+    hold themselves, also where another module shares them.
     """
     return {
-        id(p)
+        id(p): kind
         for module in model.modules()
-        if kind_left_out(module)
+        if (kind := kind_left_out(module))
         for p in module._parameters.values()
         if p is not None
     }

@@ -28,6 +28,7 @@ class Described(Protocol):
     def reached(self) -> float: ...
     def densities(self) -> dict[str, float]: ...
     def masked_parameters(self) -> dict[str, nn.Parameter]: ...
+    def left_out(self) -> dict[str, str]: ...
     def lr_scales(self) -> dict[str, float]: ...
     def masks(self) -> dict[str, Tensor]: ...
 
@@ -41,7 +42,7 @@ def one_line(snip: Described) -> str:
 
 
 def summary(snip: Described) -> str:
-    """A headline, the schedule, and a row for each masked parameter."""
+    """A headline, the schedule, a row for each masked parameter, and what is left dense."""
     densities, factors = snip.densities(), snip.lr_scales()
     sizes = {name: p.shape for name, p in snip.masked_parameters().items()}
     masked = sum(shape.numel() for shape in sizes.values())
@@ -58,6 +59,11 @@ def summary(snip: Described) -> str:
         f"masked: {masked:,} of {total:,} parameters, in {len(sizes)} tensors",
         *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
     ]
+    left_out = snip.left_out()
+    if left_out:
+        width = max(map(len, left_out))
+        lines.append("left dense:")
+        lines += [f"{name:{width}}  {reason}".strip() for name, reason in left_out.items()]
     return "\n".join(lines)
 
 

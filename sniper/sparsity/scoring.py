@@ -44,16 +44,8 @@ def prunable_parameters(
     check_whole_parameters(check_module(model))
     patterns = check_patterns("exclude", exclude)
     check_matched("exclude", model, patterns)
-    # By identity: a tied embedding is left out under each of its names.
-    by_type = left_out_by_type(model) | weight_norm_parts(model)
-    params = {
-        name: p
-        for name, p in model.named_parameters()
-        if p.requires_grad
-        and not p.is_complex()
-        and id(p) not in by_type
-        and excluded_by(patterns, names_of(name)) is None
-    }
+    left_out = why_left_out(model, patterns)
+    params = {name: p for name, p in model.named_parameters() if name not in left_out}
     if not params:
         raise ValueError(
             "model: expected parameters to prune, got none: no trainable parameter is left to "
@@ -69,6 +61,30 @@ def prunable_parameters(
     if devices == ["meta"]:
         raise ValueError("model: expected one with values, got one on the meta device")
     return params
+
+
+def why_left_out(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
+    """Why parameters are never pruned, by name; the others may be.
+
+    Args:
+        model: any module.
+        patterns: as `prunable_parameters` takes them.
+    """
+    # By identity: a tied embedding is left out under each of its names.
+    kinds, parts = left_out_by_type(model), weight_norm_parts(model)
+    found: dict[str, str] = {}
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            found[name] = "frozen"
+        elif p.is_complex():
+            found[name] = "complex weights"
+        elif id(p) in kinds:
+            found[name] = f"left out by its type: {kinds[id(p)]}"
+        elif id(p) in parts:
+            found[name] = "a part of weight norm"
+        elif pattern := excluded_by(patterns, names_of(name)):
+            found[name] = f"excluded by {pattern!r}"
+    return found
 
 
 def saliency(

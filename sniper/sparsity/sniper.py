@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sniper.layers import sparsify
+from sniper.layers import SparsifyReport, sparsify
 from sniper.layers.masked import check_block_size
 from sniper.layers.selection import EXCLUDE, check_patterns, check_whole_parameters
 from sniper.ops.layout import BlockLayout
@@ -35,7 +35,12 @@ from sniper.sparsity.optimizer import (
     start_anew,
 )
 from sniper.sparsity.schedule import SparsitySchedule, check_sparsity, is_number
-from sniper.sparsity.scoring import check_some, prunable_parameters, summed_gradients
+from sniper.sparsity.scoring import (
+    check_some,
+    prunable_parameters,
+    summed_gradients,
+    why_left_out,
+)
 from sniper.sparsity.state import STATE_VERSION, check_state, pack, unpack
 from sniper.sparsity.targets import BlockTargets, ElementTargets
 
@@ -141,9 +146,11 @@ class Sniper:
         self.growth, self.prune = growth, prune
         if self.block_size is None:
             self._targets = ElementTargets(model, params, mask_gradients=not paper_exact)
+            self._left_out = why_left_out(model, exclude)
         else:
-            sparsify(model, self.block_size, exclude=exclude)
+            report = sparsify(model, self.block_size, exclude=exclude)
             self._targets = BlockTargets(model, params)
+            self._left_out = _layers_left_out(report, why_left_out(model, exclude))
         self._scheduled: MaskStages | None = None  # the masks of every stage
         self._init: dict[str, Tensor] = {}
         self._left_dense: list[str] = []  # since the model reads these weights itself
@@ -261,9 +268,10 @@ class Sniper:
     def _leave_dense(self, names: list[str]) -> None:
         self._targets.leave_dense(names)
         self._left_dense += names
+        reason = "the model uses the weight without calling the layer"
+        self._left_out |= {name.rpartition(".")[0]: reason for name in names}
         warnings.warn(
-            f"Sniper: {', '.join(names)} {'is' if len(names) == 1 else 'are'} left dense: the "
-            "model uses the weight without calling the layer",
+            f"Sniper: {', '.join(names)} {'is' if len(names) == 1 else 'are'} left dense: {reason}",
             stacklevel=3,
         )
 
@@ -448,8 +456,9 @@ class Sniper:
         return {name: self._targets.copy_mask(name) for name in self._targets.parameters}
 
     def summary(self) -> str:
-        """A table of what is in force: the stage, what was asked for and what is reached, and by
-        parameter its shape, density and factor on the learning rate.
+        """A table of what is in force: the stage, what was asked for and what is reached, by
+        parameter its shape, density and factor on the learning rate, and what is left dense and
+        why.
 
         Returns:
             Several lines of text, for `print`.
@@ -512,6 +521,10 @@ class Sniper:
         """
         if self.paper_exact:
             self._targets.zero_pruned()
+
+    def left_out(self) -> dict[str, str]:
+        """Why it leaves things dense, by name: layers, or with `block_size=None` parameters."""
+        return dict(self._left_out)
 
     def densities(self) -> dict[str, float]:
         """Share of active weights by parameter name, in [0, 1]."""
@@ -690,6 +703,15 @@ def _check_kind(what: str, value: object, kinds: tuple[type, ...]) -> None:
     if not isinstance(value, kinds):
         names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
         raise ValueError(f"{what}: expected {names}, got {value!r}")
+
+
+def _layers_left_out(report: SparsifyReport, parameters: Mapping[str, str]) -> dict[str, str]:
+    """Why layers are left dense, by name: as `sparsify` says, or since their weight is left out."""
+    reasons = {
+        m.name: m.reason or parameters.get(f"{m.name}.weight" if m.name else "weight", "")
+        for m in report.modules
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _check_free(params: Mapping[str, nn.Parameter]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -64,6 +65,36 @@ def test_the_summary():
         "parameter  shape  density  learning rate",
         "0.weight   64x32  0.250    x 3.00",
         "2.weight   32x64  0.250    x 3.00",
+    ]
+
+
+def test_the_summary_says_what_is_left_dense_and_why():
+    """Also what the default of `exclude` leaves out by its name, which is no embedding."""
+    model = nn.ModuleDict(
+        {
+            "embed_out": nn.Linear(16, 16),
+            "frozen": nn.Linear(16, 16).requires_grad_(False),
+            "odd": nn.Linear(16, 7),
+            "table": nn.Embedding(16, 16),
+            "taken": nn.Linear(16, 16),
+        }
+    )
+    blocks = Sniper(copy.deepcopy(model), SCHEDULE, block_size=8).summary().splitlines()
+    assert blocks[4:] == [
+        "taken.weight  16x16  1.000    x 1.00",
+        "left dense:",
+        "embed_out  excluded by 'embed'",
+        "frozen     frozen",
+        "odd        7 x 16 does not divide by 8",
+        "table      left out by its type: embedding",
+    ]
+    weights = Sniper(model, SCHEDULE, block_size=None).summary().splitlines()
+    assert weights[-5:] == [
+        "embed_out.weight  excluded by 'embed'",
+        "embed_out.bias    excluded by 'embed'",
+        "frozen.weight     frozen",
+        "frozen.bias       frozen",
+        "table.weight      left out by its type: embedding",
     ]
 
 
