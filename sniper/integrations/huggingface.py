@@ -7,10 +7,11 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,8 @@ class SniperCallback(SniperSettings, TrainerCallback):
 
     Args:
         schedule, score_batches, loss_fn, exchange, options: see `SniperSettings`. Without
-            `loss_fn` the loss is the one in the model's output: a callback does not see the
-            Trainer, so a `compute_loss_func`, an overridden `compute_loss` or label smoothing has
-            to be given as `loss_fn` too.
+            `loss_fn` the loss is the Trainer's own, where it has one (`compute_loss_func`, an
+            overridden `compute_loss`, label smoothing), else the one in the model's output.
         resume_from: folder of the checkpoint that is resumed, where it lies outside
             `args.output_dir`.
 
@@ -88,7 +88,8 @@ class SniperCallback(SniperSettings, TrainerCallback):
         elif new:
             model.train()  # as the Trainer does before each step
             batches = _batches(train_dataloader, args.device)
-            self.attached.score(islice(batches, self.score_batches), self.loss_fn or _models_loss)
+            loss_fn = self.loss_fn or _trainers_loss(args.device) or _models_loss
+            self.attached.score(islice(batches, self.score_batches), loss_fn)
         self.check_start(self._epoch, resumed=state.global_step > 0)
         if self.exchange is not None and args.parallel_mode == ParallelMode.DISTRIBUTED:
             self.compress(_ddp_around(model))
@@ -156,12 +157,42 @@ def _trainer_saves() -> bool:
     afterwards.
     """
     saving = Trainer.save_model.__code__, Trainer._save.__code__
-    frame = sys._getframe()
+    return any(frame.f_code in saving for frame in _callers())
+
+
+def _callers() -> Iterator[FrameType]:
+    """Who is being run, from the innermost function outwards: the Trainer shows itself to nobody
+    whom it calls.
+    """
+    frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code in saving:
-            return True
+        yield frame
         frame = frame.f_back
-    return False
+
+
+def _trainers_loss(device: torch.device) -> Callable[[nn.Module, Any], Tensor] | None:
+    """What the Trainer that calls computes from the model's output itself; None: it takes the
+    model's loss.
+    """
+    found = (frame.f_locals.get("self") for frame in _callers())
+    trainer = next((each for each in found if isinstance(each, Trainer)), None)
+    if trainer is None:
+        return None
+    overridden = getattr(trainer.compute_loss, "__func__", None) is not Trainer.compute_loss
+    own = trainer.compute_loss_func is not None or trainer.label_smoother is not None
+    if not own and not overridden:
+        return None
+    take = trainer.get_batch_samples  # earlier versions ask for no device
+    where = [device] if "device" in inspect.signature(take).parameters else []
+
+    def loss_fn(model: nn.Module, batch: Any) -> Tensor:
+        _, count = take(iter([batch]), 1, *where)  # by which such a loss may divide
+        with trainer.compute_loss_context_manager():
+            # A copy: labels are taken out of it.
+            loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=count)
+        return cast(Tensor, loss)  # outputs come with it only where they are asked for
+
+    return loss_fn
 
 
 def _ddp_around(model: nn.Module) -> DistributedDataParallel | None:

@@ -370,7 +370,8 @@ def _why_not(
         return f"left out by its type: {left_out}"
     if not any(fnmatch.fnmatchcase(name, pattern) for pattern in include):
         return "not included"
-    if pattern := excluded_by(exclude, (name, f"{name}.weight" if name else "weight")):
+    pattern = excluded_by(exclude, (name, f"{name}.weight" if name else "weight"))
+    if pattern is not None:  # an empty one fits every name
         return f"excluded by {pattern!r}"
     if _is_transposed_linear(module):
         return "its weight is transposed, [in, out]"

@@ -82,7 +82,7 @@ def why_left_out(model: nn.Module, patterns: Sequence[str]) -> dict[str, str]:
             found[name] = f"left out by its type: {kinds[id(p)]}"
         elif id(p) in parts:
             found[name] = "a part of weight norm"
-        elif pattern := excluded_by(patterns, names_of(name)):
+        elif (pattern := excluded_by(patterns, names_of(name))) is not None:
             found[name] = f"excluded by {pattern!r}"
     return found
 

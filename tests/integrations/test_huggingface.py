@@ -408,6 +408,32 @@ def test_a_state_dict_that_nobody_saves_is_of_the_weights_themselves(tmp_path):
     assert_same(load_file(tmp_path / "end" / "model.safetensors"), model.state_dict())
 
 
+class HalfLoss(HFTrainer):
+    """Overrides the loss, as Hugging Face's documents say."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return model(inputs["x"])["y"][:, :16].square().mean()
+
+
+@pytest.mark.parametrize("way", ["compute_loss_func", "compute_loss", "label smoothing"])
+def test_weights_are_scored_by_the_trainers_own_loss(tmp_path, way):
+    def half(outputs, labels, num_items_in_batch=None):
+        assert labels.shape == (4, 32) and int(num_items_in_batch) > 0
+        return outputs["y"][:, :16].square().mean()
+
+    callback = make_callback(score_batches=2)
+    trainer = make_trainer(tmp_path, callback, num_train_epochs=1)
+    if way == "compute_loss_func":
+        trainer.compute_loss_func = half
+    elif way == "compute_loss":
+        trainer.__class__ = HalfLoss
+    else:
+        trainer.label_smoother = lambda outputs, labels, **_: half(outputs, labels, 1)
+    trainer.train()
+    masks = callback.sniper.masks(0.7)["second.weight"]
+    assert masks[:1].any() and not masks[1:].any()  # the loss does not depend on the second half
+
+
 def test_a_loss_of_the_trainers_own_has_to_be_given(tmp_path):
     class Plain(Regression):
         def forward(self, x):

@@ -128,6 +128,8 @@ def test_include_and_exclude():
     assert sparsify(net(), B, exclude=["*_out"]).taken == ("encoder", "decoder")
     report = sparsify(net(), B, include=["dec*"], exclude=["out"])
     assert [m.reason for m in report.modules] == ["not included", "", "excluded by 'out'"]
+    with pytest.raises(ValueError, match="encoder: excluded by ''"):
+        sparsify(net(), B, exclude=[""])  # fits every name
     for kwargs in ({"include": "dec*"}, {"exclude": "dec"}):
         with pytest.raises(ValueError, match="expected a sequence of patterns"):
             sparsify(net(), B, **kwargs)
