@@ -25,6 +25,7 @@ except ImportError as missing:
         ) from missing
 
 from sniper.integrations.callback import SniperSettings, refuse
+from sniper.sparsity.distributed import several, smallest
 
 __all__ = ["SniperCallback"]
 
@@ -113,16 +114,25 @@ class SniperCallback(SniperSettings, Callback):  # pyright: ignore[reportGeneral
 
 class _Scoring:
     """The loss of `training_step`, in the precision of the run; 0 where that returns None, by which
-    Lightning skips a batch.
+    Lightning skips a batch, in a single process.
     """
 
     def __init__(self, trainer: Trainer):
         self._trainer, self._count, self._skipped = trainer, 0, 0
 
     def checked(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """The batches, and an error behind them if all of them were skipped."""
+        """The batches, and an error behind them if all of them were skipped; with several processes
+        if one of them was.
+        """
         yield from batches
-        if self._skipped and self._skipped == self._count:
+        if several():
+            # On all alike, or those without an error would wait for this one.
+            if smallest(-self._skipped, self._trainer.lightning_module.device) < 0:
+                raise ValueError(
+                    "SniperCallback: expected training_step to return a loss for every batch on "
+                    "every rank, got None for some: with several processes Lightning skips none"
+                )
+        elif self._skipped and self._skipped == self._count:
             raise self._no_loss(None)
 
     @staticmethod

@@ -39,6 +39,13 @@ class Module(lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
+class Skips(Module):
+    """On one of the two ranks no batch has a loss."""
+
+    def training_step(self, batch, batch_idx):
+        return None if dist.get_rank() else super().training_step(batch, batch_idx)
+
+
 class Watch(Callback):
     """The masks in force and what was sent, at the end of each epoch."""
 
@@ -68,10 +75,11 @@ def fit(
     ckpt_path: Path | None = None,
     devices: int = 2,
     data: torch.Tensor = data(),  # noqa: B008
+    kind: type[Module] = Module,
     **options: Any,
 ) -> dict[str, Any]:
     torch.manual_seed(0)
-    module, callback = Module(), SniperCallback(SCHEDULE, block_size=16, **options)
+    module, callback = kind(), SniperCallback(SCHEDULE, block_size=16, **options)
     watch = Watch(callback)
     saver = ModelCheckpoint(folder / name, "{epoch}", save_top_k=-1)
     trainer = lightning.Trainer(
@@ -102,6 +110,10 @@ def main() -> None:
     dist.barrier()  # rank 0 writes the checkpoints
     path = folder / "packed" / "epoch=1.ckpt"
     found["resumed"] = fit(folder, "resumed", path, exchange=torch.float32)
+    try:
+        fit(folder, "skips", kind=Skips)
+    except ValueError as error:
+        found["skips"] = str(error)
     torch.save(found, folder / f"{dist.get_rank()}.pt")
 
 

@@ -246,8 +246,15 @@ def assert_same(a: dict, b: dict) -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_rank_whose_batches_are_skipped_in_scoring_stops_both(two_ranks):
+    for found in two_ranks:
+        assert "a loss for every batch on every rank, got None for some" in found["skips"]
+
+
 def test_two_ranks_have_one_model(two_ranks):
     for name, found in two_ranks[0].items():
+        if name == "skips":
+            continue
         other = two_ranks[1][name]
         assert_same(found["weights"], other["weights"])
         assert len(found["masks"]) == (2 if name == "resumed" else 4)
