@@ -13,6 +13,8 @@ import torch
 from gpu_kernels import Row, device_of, wait
 from torch import Tensor, nn
 
+from sniper.ops.layout import weight_mask
+
 SPARSITY = 0.8
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
 DRY: dict[str, Any] = {"hidden_size": 32, "speech_decoder_postnet_layers": 1}
@@ -64,7 +66,7 @@ def _masked_dense(model: nn.Module, masked: nn.Module, names: tuple[str, ...]) -
     for name in names:
         layer = cast(Any, masked.get_submodule(name))
         weight = cast(nn.Parameter, dense.get_submodule(name).weight)
-        mask = layer.layout.element_mask().permute(0, 2, 1).reshape(weight.shape)
+        mask = weight_mask(layer.layout, weight.dim())
         weight.data *= mask
         weight.register_hook(lambda grad, mask=mask: grad * mask.to(grad.device))
     return dense

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sniper import Sniper, densify, sparsify
 from sniper.layers import SparsifyReport
+from sniper.ops.layout import weight_mask
 
 BLOCK = 16
 
@@ -198,7 +199,7 @@ def check_against_masked_dense(
     for name in report.taken:
         layer, plain = model.get_submodule(name), dense.get_submodule(name)
         layer.set_block_mask(torch.rand(layer.block_mask_shape) < 0.4)
-        mask = layer.layout.element_mask().permute(0, 2, 1).reshape(layer.weight.shape)
+        mask = weight_mask(layer.layout, layer.weight.dim())
         plain.weight.data *= mask
         plain.weight.register_hook(lambda grad, mask=mask: grad * mask)
     sides = [(m, torch.optim.SGD(m.parameters(), lr=1e-2, momentum=0.9)) for m in (model, dense)]

@@ -15,6 +15,7 @@ from sniper.layers import zeros
 from sniper.ops import gradients
 from sniper.ops.backends import CPU
 from sniper.ops.geometry import as_matrix
+from sniper.ops.layout import weight_mask
 from sniper.optim import Adam, AdamW
 
 OPTIONS = [
@@ -82,7 +83,7 @@ def test_equals_torchs_adam(options, density):
     train(theirs, torch.optim.Adam(theirs.parameters(), lr=3e-3, fused=True, **options), 30)
     assert_close(weights(ours), weights(theirs))
     for layer in (ours.conv, ours.linear):
-        mask = layer.layout.element_mask().permute(0, 2, 1).reshape(layer.weight.shape)
+        mask = weight_mask(layer.layout, layer.weight.dim())
         assert not layer.weight[~mask].any()
 
 
