@@ -85,7 +85,7 @@ class SniperCallback(SniperSettings, TrainerCallback):
         self._epoch = _first_epoch(args, state, train_dataloader)
         if state.global_step > 0:
             self.attached.load_state_dict(self._saved(args, state))
-        elif new:
+        elif not self.attached.scored:  # nor by an earlier call, in which that failed
             model.train()  # as the Trainer does before each step
             batches = _batches(train_dataloader, args.device)
             loss_fn = self.loss_fn or _trainers_loss(args.device) or _models_loss

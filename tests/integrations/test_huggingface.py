@@ -336,6 +336,16 @@ def test_a_loss_function_of_the_users_own(tmp_path):
     assert seen == [True, True]
 
 
+def test_a_training_whose_scoring_failed_begins_again(tmp_path):
+    callback = make_callback(loss_fn=lambda model, batch: model(**batch)["loss"].detach())
+    trainer = make_trainer(tmp_path, callback, num_train_epochs=1)
+    with pytest.raises(ValueError, match="expected a loss with a graph"):
+        trainer.train()
+    callback.loss_fn = None
+    trainer.train()
+    assert callback.sniper.sparsity == 0.7
+
+
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> list[dict]:
     """What each of two processes has found."""
