@@ -59,12 +59,26 @@ def summary(snip: Described) -> str:
         f"masked: {masked:,} of {total:,} parameters, in {len(sizes)} tensors",
         *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
     ]
+    unmoved = _still_zero(snip)
+    if unmoved:
+        active = sum(round(d * sizes[name].numel()) for name, d in densities.items())
+        lines.insert(3, f"still 0: {unmoved:,} of {active:,} active weights")
     left_out = snip.left_out()
     if left_out:
         width = max(map(len, left_out))
         lines.append("left dense:")
         lines += [f"{name:{width}}  {reason}".strip() for name, reason in left_out.items()]
     return "\n".join(lines)
+
+
+def _still_zero(snip: Described) -> int:
+    """How many active weights are exactly 0, as those are that came back and had no gradient."""
+    densities, found = snip.densities(), 0
+    for name, p in snip.masked_parameters().items():
+        pruned = p.numel() - round(densities[name] * p.numel())
+        # With `paper_exact` an update may have moved pruned ones.
+        found += max(int((p.detach() == 0).sum()) - pruned, 0)
+    return found
 
 
 def stage(snip: Described) -> str:

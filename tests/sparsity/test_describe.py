@@ -68,6 +68,19 @@ def test_the_summary():
     ]
 
 
+def test_the_summary_counts_active_weights_that_are_still_zero():
+    """As behind a ReLU with a bias below 0, whose unit had all of its inputs pruned."""
+    snip = make(cap=Following(0.0), lr_scale=None)
+    score(snip)
+    snip.step(0)
+    assert "still 0" not in snip.summary()
+    snip.step(4)  # all at once come back, at 0
+    assert snip.summary().splitlines()[3] == "still 0: 3,072 of 4,096 active weights"
+    with torch.no_grad():
+        snip.model[0].weight.fill_(1.0)
+    assert snip.summary().splitlines()[3] == "still 0: 1,536 of 4,096 active weights"
+
+
 def test_the_summary_says_what_is_left_dense_and_why():
     """Also what the default of `exclude` leaves out by its name, which is no embedding."""
     model = nn.ModuleDict(
