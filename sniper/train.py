@@ -7,7 +7,7 @@
     torchrun --nproc_per_node=8 -m sniper.train --config ljspeech-sniper    # on 8 GPUs
 
 The same command again resumes where the run stood. Exit status: 0 finished, 1 stopped by an error,
-2 wrong arguments, settings or data, 130 stopped by Ctrl-C or SIGTERM (saved).
+2 wrong arguments, settings or data, 130 stopped by Ctrl-C, SIGTERM or SIGHUP (saved).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m sniper.train",
         description="Train FastSpeech2 with SNIPER; the same command again resumes.",
         epilog="Exit status: 0 finished, 1 stopped by an error, 2 wrong arguments, settings or "
-        "data, 130 stopped by Ctrl-C or SIGTERM (saved).",
+        "data, 130 stopped by Ctrl-C, SIGTERM or SIGHUP (saved).",
     )
     parser.add_argument(
         "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of: {presets}"
@@ -69,7 +69,7 @@ def _main(argv: list[str] | None) -> int:
 
     ranks = ALONE
     try:
-        # From here on, so that SIGTERM during a long preparation ends as Ctrl-C does.
+        # From here on, so that SIGTERM and SIGHUP during a long preparation end as Ctrl-C does.
         with signals(interrupt), joined(ending) as ranks:
             init = [as_override("init", options.init)] if options.init is not None else []
             # --init comes last, so that it wins over an `init=` among the overrides.

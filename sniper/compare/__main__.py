@@ -10,7 +10,7 @@
 The same command again does what is left: finished runs stay, stopped and killed ones go on where
 they were. Exit status: 0 complete (arms that diverged are part of the result), 1 a run failed or
 the report lacks one, 2 wrong arguments, settings or data or a missing package, 130 stopped by
-Ctrl-C or SIGTERM (saved).
+Ctrl-C, SIGTERM or SIGHUP (saved).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "same command again does what is left.",
         epilog="Exit status: 0 complete (arms that diverged are part of the result), 1 a run "
         "failed or the report lacks one, 2 wrong arguments, settings or data or a missing package, "
-        "130 stopped by Ctrl-C or SIGTERM (saved).",
+        "130 stopped by Ctrl-C, SIGTERM or SIGHUP (saved).",
     )
     parser.add_argument(
         "--config", default="demo", metavar="NAME_OR_PATH", help=f"a YAML file or one of {matrices}"

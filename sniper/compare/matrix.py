@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from sniper.compare.worker import (
 )
 from sniper.training import checkpoint
 from sniper.training.config import Config, ConfigError, differences, dump, from_dict
+from sniper.training.run import signals
 from sniper.training.settings import parse
 from sniper.tts.errors import FolderInUse
 from sniper.tts.locks import only_one
@@ -163,8 +164,8 @@ def execute(
 ) -> Outcome:
     """Trains and measures what is not done yet, `jobs` processes at a time.
 
-    A run that diverges or fails does not keep the others from going on. On Ctrl-C or SIGTERM the
-    running ones save and stop; should this process be killed, they notice and do the same.
+    A run that diverges or fails does not keep the others from going on. Asked to stop, the running
+    ones save and end; should this process be killed, they notice and do the same.
 
     Args:
         truth: folder for the held-out sentences.
@@ -177,7 +178,7 @@ def execute(
     waiting = [run for run in runs if not _done(run, sentences, train)]
     clock = _Clock(runs, [run for run in runs if run not in waiting])
     running: dict[subprocess.Popen, Run] = {}
-    with _stopping(outcome, running), clock:
+    with signals(lambda: _stop(outcome, running)), clock:
         while running or (waiting and not outcome.stopped):
             while waiting and len(running) < jobs and not outcome.stopped:
                 run = waiting.pop(0)
@@ -185,7 +186,10 @@ def execute(
                 if owner:
                     say(f"{run}: left to others, {owner}")
                     continue
-                running[_start(run, truth, train, sentences)] = run
+                process = _start(run, truth, train, sentences)
+                running[process] = run
+                if outcome.stopped:  # while it was started, and could not be told
+                    process.terminate()
                 clock.begins(run)
                 say(f"{run}: {'is measured' if run.trained() else 'begins'}")
             # Looking, not waiting for one process: several run, and progress is read from their
@@ -340,19 +344,8 @@ class _Clock:
         self._bar.update(at - self._bar.n)
 
 
-@contextlib.contextmanager
-def _stopping(outcome: Outcome, running: dict[subprocess.Popen, Run]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the runs save, the second kills them."""
-
-    def stop(*_: object) -> None:
-        for process in running:
-            process.kill() if outcome.stopped else process.terminate()
-        outcome.stopped = True
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, stop) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+def _stop(outcome: Outcome, running: Iterable[subprocess.Popen]) -> None:
+    """The first time lets the runs save, the second kills them."""
+    for process in running:
+        process.kill() if outcome.stopped else process.terminate()
+    outcome.stopped = True

@@ -93,13 +93,14 @@ def _work(options: argparse.Namespace) -> int:
         _forget_lost_training(folder)
         started = time.time()
         try:
-            with open_run(config) as trainer:
+            # The matrix, the life line and a scheduler may each say that it is to stop.
+            with open_run(config, relayed=True) as trainer:
                 trainer.fit()
         except NotFinite as error:
             print(f"diverged: {error}", file=sys.stderr)
             _record(folder, "diverged", str(error), started)
             return 0
-        # Ctrl-C and SIGTERM too: the seconds up to here count as the run's own.
+        # Being stopped too: the seconds up to here count as the run's own.
         except BaseException:
             _record(folder, "stopped", "", started)
             raise

@@ -27,6 +27,7 @@ from sniper.tts.corpus.dataset import BucketBatchSampler, FeatureDataset, Item, 
 from sniper.tts.corpus.parts import BatchParts, Part, collate_part
 from sniper.tts.corpus.shapes import StaticShapes
 from sniper.tts.errors import SpeechError
+from sniper.tts.processes import STOP_SIGNALS
 
 _OPEN_FILES = 65536
 
@@ -222,8 +223,7 @@ def grouped(loader: Iterable[Batch], count: int, size: int) -> Iterator[list[Bat
     """The micro-batches of one update each; the last may have fewer."""
     group: list[Batch] = []
     # A worker that has not yet put its signals aside would answer Ctrl-C as the trainer does.
-    numbers = {signal.SIGINT, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         batches = iter(loader)
     finally:
@@ -278,9 +278,9 @@ def _collate(shapes: StaticShapes | None, items: Sequence[Item] | Part) -> Batch
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    # Ctrl-C and a job scheduler's SIGTERM reach the whole process group; the parent needs its
-    # workers until it has saved, and they end with it.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Ctrl-C, a job scheduler's SIGTERM and a closed terminal's SIGHUP reach the whole process
+    # group; the parent needs its workers until it has saved, and they end with it.
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

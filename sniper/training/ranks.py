@@ -30,6 +30,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from sniper.sparsity.distributed import RankLost, lost_if_fails
 from sniper.training.settings import ConfigError
+from sniper.tts.processes import STOP_SIGNALS
 
 T = TypeVar("T")
 Told = Callable[[BaseException], tuple[str, int]]
@@ -359,9 +360,9 @@ def _quiet(quiet: bool) -> Iterator[None]:
 
 
 def _ignore_signals() -> None:
-    """Ctrl-C and SIGTERM do nothing any more: this process ends by itself."""
+    """Nothing stops this process any more: it ends by itself."""
     with contextlib.suppress(ValueError):  # not in the main thread
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 

@@ -34,7 +34,7 @@ from sniper.tts.corpus.dataset import CORPUS, FeatureDataset
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
 from sniper.tts.files import for_shell, in_the_way
-from sniper.tts.processes import held_signals
+from sniper.tts.processes import STOP_SIGNALS, held_signals
 
 # Changing these does not change what is learned, or only for how long. That the data are the same
 # wherever they lie, the trainer checks by their statistics; masks are carried over to other blocks.
@@ -65,7 +65,9 @@ OF_EACH_RANK = ("train.workers", "train.threads", "data.workers")
 
 
 @contextlib.contextmanager
-def open_run(config: Config, fresh: bool = False, ranks: Ranks = ALONE) -> Iterator[Trainer]:
+def open_run(
+    config: Config, fresh: bool = False, ranks: Ranks = ALONE, relayed: bool = False
+) -> Iterator[Trainer]:
     """What `config` describes, made ready: `with open_run(config) as trainer: trainer.fit()`.
 
     Prepares the data, takes up what the output folder holds, and writes the results when the block
@@ -75,6 +77,8 @@ def open_run(config: Config, fresh: bool = False, ranks: Ranks = ALONE) -> Itera
     Args:
         fresh: delete what the output folder holds of an earlier run.
         ranks: this process and those that train with it; rank 0 alone writes and prints.
+        relayed: whoever started this process passes signals on, so that one may come twice: the
+            second does not stop at once.
 
     Raises:
         SpeechError, ConfigError, CheckpointError, NotFinite, OutOfMemory, LoadingFailed,
@@ -91,12 +95,12 @@ def open_run(config: Config, fresh: bool = False, ranks: Ranks = ALONE) -> Itera
     folder = Path(config.output)
     if not ranks.first:
         trainer, _, _ = _take_up(config, folder, fresh, ranks)
-        with signals(lambda: _stop_soon(trainer)):
+        with signals(lambda: _stop_soon(trainer, relayed)):
             yield trainer
         return
     with _made(folder), only_run(folder):
         trainer, valid, vocoder = _take_up(config, folder, fresh, ranks)
-        with _observed(trainer, valid, vocoder), signals(lambda: _stop_soon(trainer)):
+        with _observed(trainer, valid, vocoder), signals(lambda: _stop_soon(trainer, relayed)):
             yield trainer
         _finish(trainer, valid)
 
@@ -428,10 +432,21 @@ def ends_sparse(config: Config) -> str | None:
 
 @contextlib.contextmanager
 def signals(act: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM do `act`."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    """Ctrl-C, SIGTERM and SIGHUP do `act`; where SIGHUP is ignored, as under nohup, it stays so."""
+    asked = False
+
+    def handle(number: int, _: object) -> None:
+        nonlocal asked
+        # When a terminal is closed both the shell and the system say so, and that somebody closes
+        # it while a run that they have stopped is saved is no second wish either.
+        if number != signal.SIGHUP or not asked:
+            asked = True
+            act()
+
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored]
     # Kept to be put back: whoever calls us from a program of their own has handlers.
-    before = [signal.signal(number, lambda *_: act()) for number in numbers]
+    before = [signal.signal(number, handle) for number in numbers]
     try:
         yield
     finally:
@@ -439,18 +454,21 @@ def signals(act: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _stop_soon(trainer: Trainer) -> None:
-    """Finishes the update and saves; the second time stops at once."""
-    ranks = trainer.ranks
-    # Of several ranks each gets it from the terminal, and once more from whoever has started them,
-    # who also knows how to stop at once.
-    if trainer.stop and not ranks.several:
+def _stop_soon(trainer: Trainer, relayed: bool) -> None:
+    """Finishes the update and saves; the second time stops at once, unless signals are `relayed`:
+    then it comes from the terminal or the scheduler, and once more from whoever has started this
+    process, who also knows how to stop at once.
+    """
+    relayed = relayed or trainer.ranks.several
+    if trainer.stop and not relayed:
         raise KeyboardInterrupt
-    if not trainer.stop and ranks.first:
-        more = b"" if ranks.several else b"; once more stops at once"
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nstopping after this update" + more + b"\n")
-    trainer.stop = True
+    told, trainer.stop = trainer.stop, True
+    if not told and trainer.ranks.first:
+        more = b"" if relayed else b"; once more stops at once"
+        # Not print: the signal may have come in the middle of one. What showed it may be gone: a
+        # terminal that was closed, or `tee`, which Ctrl-C ends too.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this update" + more + b"\n")
 
 
 def _finish(trainer: Trainer, valid: FeatureDataset) -> None:

@@ -22,6 +22,9 @@ from sniper.tts.errors import SpeechError
 # Forking a process that has run torch can deadlock its threads.
 SPAWN = multiprocessing.get_context("spawn")
 
+# Ctrl-C, a scheduler's or the system's wish, and a terminal or connection that is closed.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @contextlib.contextmanager
 def without_main_module() -> Iterator[None]:
@@ -46,7 +49,7 @@ def without_main_module() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM count when this ends, not in it.
+    """Ctrl-C, SIGTERM and SIGHUP count when this ends, not in it.
 
     For calls into libraries that swallow what a handler raises, and fail with an error of their own
     or end the process.
@@ -60,7 +63,7 @@ def held_signals() -> Iterator[None]:
     # By a handler and not by a mask: a mask is one thread's, and the system gives a signal to any
     # other thread of torch's, whereupon Python runs the handler in this one.
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) is not None:  # one that is not Python's cannot be put back
                 before[number] = signal.signal(number, lambda number, _: caught.append(number))
         yield

@@ -67,6 +67,20 @@ def test_what_others_are_at_is_left_to_them(matrix_file: Path, tmp_path: Path, m
     assert {p.name for p in run.folder.iterdir()} <= {LOCK}  # no run.yaml, no result
 
 
+def test_stopped_while_a_run_is_started(matrix_file: Path, tmp_path: Path, monkeypatch):
+    """It cannot be told before it is there, and would train to its end."""
+    (run, *_) = plan(load_matrix(str(matrix_file)), tmp_path, threads=1)
+    said: list[str] = []
+
+    def start(*_: object) -> subprocess.Popen:
+        signal.raise_signal(signal.SIGTERM)
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(9)"])
+
+    monkeypatch.setattr("sniper.compare.matrix._start", start)
+    assert execute([run], tmp_path / "truth", say=said.append).stopped
+    assert "block seed 0: killed by SIGTERM; the same command goes on with it" in said[-1]
+
+
 def in_use(folder: Path) -> subprocess.Popen:
     """A process that works in a folder until it is told to end."""
     program = "import sys, pathlib; from sniper.tts.locks import only_one\n"

@@ -193,7 +193,7 @@ def test_signals_to_the_group_leave_workers_alive(demo_corpus: Path):
     loader = iter(make_loader(dataset, batches, 1, pin_memory=False))
     ids = [next(loader).ids]
     (worker,) = loader._workers
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(worker.pid, number)
     ids += [batch.ids for batch in loader]
     batches.seek(0)

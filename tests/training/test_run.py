@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +24,16 @@ from sniper.ops.selfcheck import Verdict
 from sniper.training import checkpoint
 from sniper.training.config import Config, from_dict
 from sniper.training.files import only_run
+from sniper.training.ranks import ALONE
 from sniper.training.restore import saved_progress
-from sniper.training.run import _how_batches_are_shared, _what_runs, ends_sparse, open_run
+from sniper.training.run import (
+    _how_batches_are_shared,
+    _stop_soon,
+    _what_runs,
+    ends_sparse,
+    open_run,
+    signals,
+)
 from sniper.training.settings import ConfigError
 from sniper.training.trainer import Trainer
 from sniper.tts.locks import LOCK
@@ -165,6 +177,55 @@ def test_a_lost_index_and_what_others_keep(demo_corpus: Path, tmp_path: Path):
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
     for mine in (folder / "notes", tmp_path / "tensorboard" / "mine"):
         assert (mine / "a.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def hang_up() -> Iterator[None]:
+    """SIGHUP as in a terminal, however these tests were started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_once(hang_up: None):
+    """Shell and system each send SIGHUP, and who closes a terminal while a run that they have
+    stopped is saved has not asked twice.
+    """
+    asked: list[str] = []
+    with signals(lambda: asked.append("once")):
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+        assert len(asked) == 1
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert len(asked) == 3
+    with signals(lambda: asked.append("again")):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGHUP)
+    assert asked[3:] == ["again"]
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_a_closed_terminal_is_ignored_under_nohup(hang_up: None):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals(lambda: pytest.fail("stopped")):
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_a_run_stops_where_nobody_can_read_that_it_does(monkeypatch: pytest.MonkeyPatch):
+    """The terminal is closed, or Ctrl-C has ended the `tee` behind a pipe as well."""
+
+    def gone(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("sniper.training.run.os.write", gone)
+    trainer = SimpleNamespace(stop=False, ranks=ALONE)
+    _stop_soon(trainer, relayed=False)
+    assert trainer.stop
+    _stop_soon(trainer, relayed=True)
+    with pytest.raises(KeyboardInterrupt):
+        _stop_soon(trainer, relayed=False)
 
 
 def on_a_gpu(**settings) -> SimpleNamespace:
