@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import multiprocessing
+import multiprocessing.queues
 import multiprocessing.util  # its handler at exit must be registered before ours
 import os
 import re
@@ -15,9 +16,11 @@ import resource
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Sampler
 
 from sniper.training.progress import LoadingFailed
@@ -30,6 +33,7 @@ from sniper.tts.errors import SpeechError
 from sniper.tts.processes import STOP_SIGNALS
 
 _OPEN_FILES = 65536
+_FEW_OPEN_FILES = 32  # of a trainer or a worker: two batches that wait, pipes, logs
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -192,7 +196,7 @@ def make_loader(
     """
     if workers:
         _end_workers_at_exit()
-        _allow_open_files()
+        _allow_open_files(workers)
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -201,7 +205,7 @@ def make_loader(
         pin_memory=pin_memory,
         # Starting a worker imports torch again, which takes longer than an epoch of a small corpus.
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_begin_worker,
         # A loader seeds its workers from a generator at each epoch. From the global one that would
         # change dropout after a resume in the middle of an epoch.
         generator=torch.Generator().manual_seed(0),
@@ -246,6 +250,13 @@ def loading_error(error: Exception, path: Path) -> Exception | None:
         path: of the data, for the message.
     """
     text = str(error)
+    if os.strerror(errno.EMFILE) in text:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return LoadingFailed(
+            f"{path}: the batches of an update need more open files than the {most} that this "
+            "process may have; the same command continues with a larger `ulimit -n`, or with "
+            "train.workers=0, which needs none"
+        )
     if found := re.match(r"Caught (\w+) in DataLoader worker process", text):
         reason = text.rpartition(f"{found[1]}: ")[2].strip()
         if isinstance(error, SpeechError):
@@ -261,13 +272,6 @@ def loading_error(error: Exception, path: Path) -> Exception | None:
             "of shared memory (/dev/shm); the same command continues from the last checkpoint, "
             "with train.workers=0 without such processes"
         )
-    if os.strerror(errno.EMFILE) in text:
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return LoadingFailed(
-            f"{path}: the batches of an update need more open files than the {most} that this "
-            "process may have; the same command continues with a larger `ulimit -n`, or with "
-            "train.workers=0, which needs none"
-        )
     return None
 
 
@@ -277,24 +281,42 @@ def _collate(shapes: StaticShapes | None, items: Sequence[Item] | Part) -> Batch
     return collate(items) if shapes is None else shapes.pad(collate(items))
 
 
-def _leave_signals_to_parent(worker: int) -> None:
+def _begin_worker(worker: int) -> None:
     # Ctrl-C, a job scheduler's SIGTERM and a closed terminal's SIGHUP reach the whole process
     # group; the parent needs its workers until it has saved, and they end with it.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    # A batch that cannot be sent, for want of open files or of shared memory, would be dropped with
+    # a traceback, and the trainer would wait for it for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # pyright: ignore
 
 
-def _allow_open_files() -> None:
+def _send_error(queue: multiprocessing.queues.Queue, error: Exception, message: Any) -> None:
+    """Called in the thread that could not send `message`, the number of a batch and the batch."""
+    queue.put((message[0], ExceptionWrapper(where="in DataLoader worker process")))
+
+
+def _allow_open_files(workers: int) -> None:
     """Lets this process open more files than the usual 1024, where it may.
 
     A batch that a worker has loaded is eight of them while it is held, as all batches of an update
     are.
+
+    Raises:
+        ConfigError: there are too few even to start with.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     enough = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < enough:
         with contextlib.suppress(OSError, ValueError):  # a system may allow less than it says
             resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
+    # A worker that can accept no connection says so without end, and nobody else would.
+    least, most = _FEW_OPEN_FILES * (1 + workers), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if most != resource.RLIM_INFINITY and most < least:
+        raise ConfigError(
+            f"train.workers: {workers} expects at least {least} open files, got {most} that this "
+            "process may have; raise `ulimit -n`, or take train.workers=0, which needs none"
+        )
 
 
 @functools.cache

@@ -187,6 +187,17 @@ def test_workers_may_hold_many_batches(demo_corpus: Path):
     assert raised == (hard if 0 <= hard < 65536 else 65536, hard)
 
 
+def test_too_few_open_files_for_workers(demo_corpus: Path, monkeypatch: pytest.MonkeyPatch):
+    """They would tell of it without end, or have the trainer wait for ever."""
+    dataset = FeatureDataset(demo_corpus / "train.safetensors")
+    monkeypatch.setattr("sniper.training.data.resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("sniper.training.data.resource.getrlimit", lambda _: (24, 24))
+    make_loader(dataset, [[0]], 0, pin_memory=False)
+    few = "train.workers: 2 expects at least 96 open files, got 24 .*`ulimit -n`.*train.workers=0"
+    with pytest.raises(ConfigError, match=few):
+        make_loader(dataset, [[0]], 2, pin_memory=False)
+
+
 def test_signals_to_the_group_leave_workers_alive(demo_corpus: Path):
     dataset = FeatureDataset(demo_corpus / "train.safetensors")
     batches = train_batches(dataset, 1300, 40, seed=0)
@@ -254,6 +265,11 @@ def _damaged():
     raise SpeechError("train.safetensors is damaged (why); prepare it again")
 
 
+def _open_no_more_files():
+    # Only sending the batch, which shares memory, needs more; Python's queue would drop the batch.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
 @pytest.mark.parametrize(
     ("harm", "kind", "said"),
     [
@@ -261,13 +277,15 @@ def _damaged():
         (_damaged, SpeechError, "train.safetensors is damaged (why); prepare it again"),
         (lambda: os.kill(os.getpid(), signal.SIGKILL), LoadingFailed, "has died (DataLoader wor"),
         (lambda: os._exit(3), LoadingFailed, "has died (DataLoader worker (pid"),
+        (_open_no_more_files, LoadingFailed, "with a larger `ulimit -n`"),
     ],
-    ids=["exception", "damage", "killed", "exited"],
+    ids=["exception", "damage", "killed", "exited", "open files"],
 )
 def test_a_workers_end_is_one_line(demo_corpus: Path, harm, kind, said):
     dataset = Failing(demo_corpus / "train.safetensors")
     dataset.harm = harm
     loader = make_loader(dataset, [[0, 1], [2, 3]], 1, pin_memory=False)
+    loader.timeout = 60.0  # where nothing is said
     with pytest.raises(Exception) as raised:
         list(loader)
     end_workers(loader)
