@@ -293,7 +293,7 @@ def test_nan_and_a_full_disk_exit_with_1(
     assert _main(config_file) == 1
     said = _error(capsys)
     assert "not finite in epoch 2, after 7 updates, with the utterances demo-000" in said
-    assert "last good checkpoint: " in said and "step-00000005" in said
+    assert "last checkpoint: " in said and "step-00000005, with a validation loss of " in said
 
 
 def test_settings_may_stand_on_both_sides_of_an_option(

@@ -143,6 +143,7 @@ def _command(*words: str) -> str:
 def _main(options: argparse.Namespace, words: Sequence[str]) -> int:
     from sniper.compare.arms import load_matrix
     from sniper.compare.matrix import plan, refuse_changes, share_of
+    from sniper.compare.worker import of_a_comparison
     from sniper.training.checkpoint import CheckpointError
     from sniper.training.settings import ConfigError, as_override
     from sniper.tts.errors import FolderInUse, SpeechError
@@ -182,7 +183,7 @@ def _main(options: argparse.Namespace, words: Sequence[str]) -> int:
     except (ConfigError, SpeechError, CheckpointError, OSError) as error:
         if is_of_output(error):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {of_a_comparison(error)}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 2

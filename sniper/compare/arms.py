@@ -27,7 +27,7 @@ from typing import Any
 
 from sniper.compare.claims import Claim, read_claim
 from sniper.training.config import Config, ConfigError, flat, load, settings_of
-from sniper.training.settings import as_override, parse
+from sniper.training.settings import as_override, parse, read_text
 from sniper.tts.files import with_home
 
 MATRICES = Path(__file__).parent / "matrices"
@@ -173,12 +173,8 @@ def _read(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         built_in = ", ".join(sorted(p.stem for p in MATRICES.glob("*.yaml")))
         raise ConfigError(f"--config: expected a matrix ({built_in}) or a file, got {name!r}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
     # By the reader of the settings, which refuses a key that is there twice.
-    data = parse(text, str(path))
+    data = parse(read_text(path), str(path))
     if not isinstance(data, dict) or "arms" not in data:
         raise ConfigError(f"{path}: expected a mapping with `config` and `arms`")
     known = {"title", "config", "settings", "seeds", "reference", "arms", "claims"}

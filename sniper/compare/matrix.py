@@ -34,7 +34,7 @@ from sniper.compare.worker import (
 from sniper.training import checkpoint
 from sniper.training.config import Config, ConfigError, differences, dump, from_dict
 from sniper.training.run import signals
-from sniper.training.settings import parse
+from sniper.training.settings import parse, read_text
 from sniper.tts.errors import FolderInUse
 from sniper.tts.locks import only_one
 
@@ -136,7 +136,7 @@ def refuse_changes(runs: Sequence[Run]) -> None:
 
 def _begun(path: Path) -> Config:
     """The settings of a run.yaml, of older versions too."""
-    return from_dict(parse(path.read_text(encoding="utf-8"), str(path)))
+    return from_dict(parse(read_text(path), str(path)))
 
 
 @dataclass

@@ -16,7 +16,7 @@ from sniper.compare import bootstrap, claims, rates, timing
 from sniper.compare.arms import Arm, Matrix
 from sniper.compare.evaluate import METRICS, SPOKEN, read_evaluation, read_words
 from sniper.compare.matrix import Run, epochs_of
-from sniper.compare.worker import read_result, status
+from sniper.compare.worker import of_a_comparison, read_result, status
 from sniper.training import checkpoint
 from sniper.tts.corpus.dataset import FeatureDataset
 
@@ -78,7 +78,7 @@ def read_run(run: Run) -> dict[str, Any]:
         if checkpoint.exists(run.folder):
             progress = checkpoint.load_meta(run.folder)["progress"]
     except (checkpoint.CheckpointError, KeyError) as error:
-        how, message = "damaged", str(error)  # the others' report does not wait for it
+        how, message = "damaged", of_a_comparison(error)  # the others' report does not wait for it
     history = progress.get("history", [])
     if how == "trained" and not progress:
         how, message = "damaged", f"{run.folder} has no checkpoint any more"

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -66,9 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         LoadingFailed,
         OSError,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        said = of_a_comparison(error)
+        print(f"error: {said}", file=sys.stderr)
         with contextlib.suppress(OSError):  # it may be this very file that cannot be written
-            _record(options.run, "failed", str(error))
+            _record(options.run, "failed", said)
         return 1
     except (Interrupted, KeyboardInterrupt):
         return 130
@@ -224,6 +226,15 @@ def _commit() -> str | None:
             check=True,
         ).stdout.strip()
     return None
+
+
+# What helps in a training by itself, and `compare` has no option for.
+_FRESH = re.compile("use another output=FOLDER, or --fresh to start anew|start anew with --fresh")
+
+
+def of_a_comparison(error: Exception) -> str:
+    """The message of a run's error, with what helps in a comparison."""
+    return _FRESH.sub("delete the run's folder to train it anew", str(error))
 
 
 def _stop_with_parent() -> None:

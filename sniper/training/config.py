@@ -32,6 +32,7 @@ from sniper.training.settings import (
     put,
     read,
     refuse_both,
+    show,
 )
 from sniper.training.validation import (
     PathText,
@@ -40,7 +41,6 @@ from sniper.training.validation import (
     field_at,
     is_text,
     kinds,
-    show,
     validate,
 )
 from sniper.tts.audio.config import FeatureConfig

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from sniper.tts.files import with_home
+from sniper.tts.errors import SpeechError
+from sniper.tts.files import refuse_utf16, with_home
 
 PRESETS = Path(__file__).parents[1] / "configs"
 
@@ -42,15 +43,33 @@ def read(name_or_path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
             raise ConfigError(expected)
         if str(path) in seen:
             raise ConfigError(f"config: {path} is based on itself")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigError(f"config: {path} cannot be read: {error}") from None
-    data = parse(text, str(path))
+    data = parse(read_text(path), str(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping, got {type(data).__name__}")
+        raise ConfigError(f"{path}: expected a mapping, got {show(data)}")
     base = data.pop("base", None)
     refuse_both(data, str(path))
     return data if base is None else laid_over(read(str(base), (*seen, str(path))), data)
+
+
+def read_text(path: Path) -> str:
+    """What a file of settings says.
+
+    Raises:
+        ConfigError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        data = path.read_bytes()
+        refuse_utf16(data, path)
+        return data.decode("utf-8")
+    except SpeechError as error:
+        raise ConfigError(f"config: {error}") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"config: {path} is not UTF-8 (line {line}): save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"config: {path} cannot be read: {error}") from None
 
 
 def parse(text: str, where: str) -> Any:
@@ -119,6 +138,21 @@ def _parts(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         return [part for pair in node.value for part in pair]
     return node.value if isinstance(node, yaml.SequenceNode) else []
+
+
+# As YAML writes them.
+_WORDS = {None: "null", True: "true", False: "false"}
+
+
+def show(value: Any) -> str:
+    """A value in an error's text, however large it is."""
+    if value is None or isinstance(value, bool):
+        return _WORDS[value]
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
 _TAG = "tag:yaml.org,2002:"

@@ -544,11 +544,14 @@ class Trainer:
             # After the exchange all ranks have NaN; the loss that was the first is the cause.
             _, bad = min(self.ranks.gather((first, bad)))
             progress = self.progress
-            last = checkpoint.find(self.run) if checkpoint.exists(self.run) else "none was saved"
+            last = str(checkpoint.find(self.run)) if checkpoint.exists(self.run) else "none"
+            if progress.history:  # what was saved may be finite and worth nothing
+                loss = progress.history[-1]["valid"]["total"]
+                last += f", with a validation loss of {loss:.4g} ({progress.best_loss:.4g} at best)"
             raise NotFinite(
                 f"the loss or its gradient is not finite in epoch {progress.epoch + 1}, after "
                 f"{progress.update} updates, with the utterances {', '.join(bad[0])}; "
-                f"last good checkpoint: {last}"
+                f"last checkpoint: {last}"
             )
 
     def _too_large(self, error: Exception) -> str:

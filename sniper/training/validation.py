@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from sniper.training.settings import ConfigError
+from sniper.training.settings import ConfigError, show
 from sniper.tts.files import with_home
 
 
@@ -160,15 +160,16 @@ def is_text(annotation: Any) -> bool:
     return kind is str
 
 
+# In the words of docs/settings.md: who writes YAML need not know Python's.
 _TYPES = {
-    "int_type": "int",
-    "int_from_float": "int",
-    "float_type": "float",
-    "bool_type": "bool",
-    "string_type": "str",
-    "list_type": "list",
-    "tuple_type": "list",
-    "dict_type": "dict",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
     "model_type": "a mapping",
     "finite_number": "a finite number",
 }
@@ -198,15 +199,6 @@ def _fault(cls: type[BaseModel], error: dict[str, Any], where: str) -> str:
     elif kind in ("missing", "too_long", "too_short") and field is not None:
         expected = f"a list of {len(typing.get_args(kinds(field.annotation)[0]))}"
     return f"{name}: expected {expected or error['msg']}, got {show(error['input'])}"
-
-
-def show(value: Any) -> str:
-    """A value in an error's text, however large it is."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of thousands of digits"
-    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def unknown(key: Any, known: Iterable[str], where: str) -> str:

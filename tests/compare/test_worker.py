@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -15,9 +17,21 @@ from comparing import Compared, until
 from speech import tiny
 
 from sniper.compare import files
-from sniper.compare.worker import _record, forget_failure, machine, main, read_result, status
-from sniper.training.config import dump
+from sniper.compare.worker import (
+    _record,
+    forget_failure,
+    machine,
+    main,
+    of_a_comparison,
+    read_result,
+    status,
+)
+from sniper.training import checkpoint
+from sniper.training.checkpoint import Checkpoint, CheckpointError
+from sniper.training.config import ConfigError, dump
 from sniper.training.progress import Interrupted
+from sniper.training.restore import refuse_other_speech
+from sniper.tts.corpus.dataset import load_corpus_info
 
 
 def test_a_finished_run_says_how_it_went(compared: Compared):
@@ -96,6 +110,27 @@ def test_a_clock_that_is_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     _record(tmp_path, "trained", "", started=900.0)
     result = read_result(tmp_path)
     assert result["spans"] == [[400.0, 500.0], [900.0, 900.0]] and result["wall_seconds"] == 100.0
+
+
+def test_advice_is_what_compare_has(demo_corpus: Path, tmp_path: Path):
+    """Of its runs' errors: there is no --fresh, and a run's folder is not chosen."""
+    run = tmp_path / "seed-0"
+    (run / "checkpoints/step-00000001").mkdir(parents=True)
+    (run / "checkpoints/step-00000001/meta.json").write_text("{}")
+    info = load_corpus_info(demo_corpus)
+    saved = Checkpoint(run, {}, {}, {"speech": json.loads(json.dumps(info.to_json()))})
+    other = dataclasses.replace(info, features=dataclasses.replace(info.features, f_min=1.0))
+    calls = (
+        lambda: checkpoint.exists(run),
+        lambda: checkpoint.read_meta(run / "checkpoints/step-00000001"),
+        lambda: refuse_other_speech(saved, other, run),
+    )
+    for call in calls:
+        with pytest.raises((CheckpointError, ConfigError), match="--fresh") as error:
+            call()
+        said = of_a_comparison(error.value)
+        assert said.endswith("delete the run's folder to train it anew"), said
+        assert "--fresh" not in said and "output=" not in said
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[1]", "null", '{"sta'])

@@ -536,7 +536,7 @@ def _batch_of(trainer: Trainer, number: int, epoch: int = 0) -> list[str]:
     return [ids[i] for i in list(trainer._batches)[number]]
 
 
-def test_nan_names_the_utterances_and_the_last_good_checkpoint(demo_corpus: Path, tmp_path: Path):
+def test_nan_names_the_utterances_and_the_last_checkpoint(demo_corpus: Path, tmp_path: Path):
     run = tmp_path / "run"
     config = tiny(demo_corpus, run, train={"checkpoint_minutes": 0})
     ids = _batch_of(make_trainer(config), 3)
@@ -547,7 +547,7 @@ def test_nan_names_the_utterances_and_the_last_good_checkpoint(demo_corpus: Path
     said = str(error.value)
     assert f"with the utterances {', '.join(ids)};" in said
     assert "in epoch 1, after 3 updates" in said
-    assert said.endswith(f"last good checkpoint: {run}/checkpoints/step-00000003")
+    assert said.endswith(f"last checkpoint: {run}/checkpoints/step-00000003")
     saved = checkpoint.load(run)
     assert saved.meta["progress"]["update"] == 3
     assert all(t.isfinite().all() for t in saved.weights.values())
@@ -555,11 +555,23 @@ def test_nan_names_the_utterances_and_the_last_good_checkpoint(demo_corpus: Path
     assert fit(tiny(demo_corpus, run, train={"epochs": 1})).progress.epoch == 1
 
 
+def test_a_last_checkpoint_that_is_worth_little_is_not_called_good(
+    demo_corpus: Path, tmp_path: Path
+):
+    """Weights that have run away are finite for a while, and saved."""
+    trainer = fit(tiny(demo_corpus, tmp_path / "run", train={"epochs": 1}))
+    trainer.progress.history[0]["valid"]["total"] = 1.5e20
+    trainer.progress.best_loss = 3.25
+    trainer._unchecked.append((["a", "b"], torch.tensor(float("nan"))))
+    with pytest.raises(NotFinite, match=r"a, b; last .* loss of 1\.5e\+20 \(3\.25 at best\)$"):
+        trainer._check_finite()
+
+
 def test_nan_while_scoring_and_in_validation(demo_corpus: Path, tmp_path: Path):
     config = tiny(demo_corpus, tmp_path / "run")
     first = _batch_of(make_trainer(config), 0)
     bad = _poisoned(demo_corpus, tmp_path / "scoring", "train", first[0])
-    with pytest.raises(NotFinite, match=f"{first[0]}.*last good checkpoint: none was saved"):
+    with pytest.raises(NotFinite, match=f"{first[0]}.*; last checkpoint: none$"):
         make_trainer(tiny(bad, tmp_path / "run")).fit()
     held_out = FeatureDataset(demo_corpus / "valid.safetensors").ids[1]
     bad = _poisoned(demo_corpus, tmp_path / "valid", "valid", held_out)
