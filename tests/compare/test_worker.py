@@ -116,7 +116,7 @@ def test_advice_is_what_compare_has(demo_corpus: Path, tmp_path: Path):
     """Of its runs' errors: there is no --fresh, and a run's folder is not chosen."""
     run = tmp_path / "seed-0"
     (run / "checkpoints/step-00000001").mkdir(parents=True)
-    (run / "checkpoints/step-00000001/meta.json").write_text("{}")
+    (run / "checkpoints/step-00000001/meta.json").write_text("{")
     info = load_corpus_info(demo_corpus)
     saved = Checkpoint(run, {}, {}, {"speech": json.loads(json.dumps(info.to_json()))})
     other = dataclasses.replace(info, features=dataclasses.replace(info.features, f_min=1.0))
