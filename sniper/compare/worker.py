@@ -162,8 +162,9 @@ def _forget_lost_training(folder: Path) -> None:
     from sniper.compare.evaluate import EVALUATION
     from sniper.training import checkpoint
 
-    if status(folder) == "trained" and not checkpoint.exists(folder):
-        print(f"{folder} was trained and has no checkpoint any more: it is trained anew")
+    # Of one that has failed, too: its message may have been to remove them.
+    if read_result(folder)["wall_seconds"] and not checkpoint.exists(folder):
+        print(f"{folder} was begun before and has no checkpoint any more: it is trained anew")
         for name in (RESULT, EVALUATION):
             (folder / name).unlink(missing_ok=True)
 

@@ -73,7 +73,9 @@ def test_a_fault_of_ours_is_recorded_as_what_it_is(compared: Compared, tmp_path:
     assert read_result(tmp_path) == {**before, "status": "stopped", "message": "", "spans": []}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sniper.compare.worker._stop_with_parent", lambda: None)
-        patch.setattr(import_module("sniper.training.run"), "open_run", lambda config: 1 // 0)
+        patch.setattr(
+            import_module("sniper.training.run"), "open_run", lambda config, relayed: 1 // 0
+        )
         assert main([str(tmp_path), "--truth", str(tmp_path / "truth")]) == 1
     assert "Traceback" in capsys.readouterr().err
     result = read_result(tmp_path)
@@ -82,16 +84,18 @@ def test_a_fault_of_ours_is_recorded_as_what_it_is(compared: Compared, tmp_path:
     assert result["message"].endswith(f"see {tmp_path}/log.txt")
 
 
-def test_a_run_whose_checkpoints_are_gone_is_trained_anew(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("how", ["trained", "stopped", "failed"])
+def test_a_run_whose_checkpoints_are_gone_is_trained_anew(tmp_path: Path, monkeypatch, how: str):
     """What is known of the lost training, its time and what was measured, is not the new one's."""
     run = tmp_path / "run"
     files.write_text(run / "run.yaml", dump(tiny(tmp_path / "corpus", run)))
-    lost = {"status": "trained", "message": "", "wall_seconds": 5.0, "spans": [[1.0, 6.0]]}
+    lost = {"status": how, "message": "", "wall_seconds": 5.0, "spans": [[1.0, 6.0]]}
     files.write_json(run / "result.json", lost)
     files.write_json(run / "evaluation.json", {})
     found: list[str] = []
 
-    def open_run(config: object) -> None:
+    def open_run(config: object, relayed: bool) -> None:
+        assert relayed  # the matrix says it too, and a second signal must not stop at once
         found.extend(path.name for path in run.iterdir())
         raise Interrupted
 
