@@ -18,6 +18,10 @@ from instruction_sets import instruction_sets
 
 from sniper import _C
 
+# Tests start hundreds of processes: each would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # What takes a minute or more, the longest first. It begins first, so that no process is left with
 # one of them at the end, while the other has nothing to do.
 LONG = (

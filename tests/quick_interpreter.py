@@ -3,17 +3,20 @@
 
 It no longer checks every integer sum and product for overflow, from which shapes of tests are far.
 It exchanges Triton's language once a launch, not once more at each call of a function in a kernel.
+What a shape is to types and tensors is made once, and operands of one shape are left as they are.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 interpreter.interpreter_builder.options = replace(
@@ -30,6 +33,49 @@ def numpy_type(dtype: Any) -> Any:
     if name not in numpy_types:
         numpy_types[name] = look_up(dtype.scalar)
     return numpy_types[name]
+
+
+@functools.cache
+def of_a_type(sizes: tuple[int, ...]) -> tuple[Any, int, str]:
+    """The shape, number of elements and name of a block's type, checked by Triton."""
+    block = tl.block_type.__new__(tl.block_type)
+    make_block(block, tl.int1, list(sizes))
+    return block.shape, block.numel, str(block.shape)
+
+
+@functools.cache
+def of_a_tensor(sizes: tuple[int, ...]) -> tuple[Any, Any]:
+    """Its shape and number of elements."""
+    return tl.tuple([tl.constexpr(size) for size in sizes]), tl.constexpr(math.prod(sizes))
+
+
+make_block, equal = tl.block_type.__init__, tl.dtype.__eq__
+broadcast = TritonSemantic.broadcast_impl_value
+
+
+def block(self: Any, element_ty: Any, shape: Any) -> None:
+    self.element_ty = element_ty
+    sizes = tuple(s.value if isinstance(s, tl.constexpr) else s for s in shape)
+    self.shape, self.numel, text = of_a_type(sizes)
+    self.name = f"<{text}, {element_ty}>"
+
+
+def tensor(self: Any, handle: Any, type: Any) -> None:
+    self.handle, self.type, self.dtype = handle, type, type.scalar
+    self.shape, self.numel = of_a_tensor(tuple(type.shape) if type.is_block() else ())
+
+
+def equal_blocks(self: Any, other: Any) -> bool:
+    if not isinstance(other, tl.block_type):
+        return False
+    return self.shape.values == other.shape.values and self.element_ty == other.element_ty
+
+
+def broadcast_others(self: Any, lhs: Any, rhs: Any) -> Any:
+    a, b = lhs.type, rhs.type
+    if a.is_block() == b.is_block() and (not a.is_block() or a.shape.values == b.shape.values):
+        return lhs, rhs
+    return broadcast(self, lhs, rhs)
 
 
 # The modules in which the launch that runs has exchanged the language.
@@ -60,6 +106,10 @@ def call_in_a_kernel(self: Any, *args: Any, **kwargs: Any) -> Any:
         raise interpreter.InterpreterError(repr(problem)) from problem
 
 
+tl.dtype.__eq__ = lambda self, other: self is other or equal(self, other)
+tl.block_type.__init__, tl.block_type.__eq__ = block, equal_blocks
+tl.tensor.__init__ = tensor
+TritonSemantic.broadcast_impl_value = broadcast_others
 interpreter._get_np_dtype = numpy_type
 interpreter._patch_lang = exchange_at_launch
 interpreter.InterpretedFunction.__call__ = call_in_a_kernel

@@ -36,7 +36,8 @@ def test_kernels_in_the_interpreter(group, request):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(
         [*command, *flags],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        # Plugins that nothing there uses take seconds to load.
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         cwd=HERE.parents[1],
