@@ -145,7 +145,8 @@ def survives(mutant: Mutant) -> bool:
             done = subprocess.run(
                 [*command, "-p", "no:cacheprovider"],
                 cwd=ROOT,
-                env=os.environ | {"SNIPER_CUDA_SHIM": str(module)},
+                env=os.environ
+                | {"SNIPER_CUDA_SHIM": str(module), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
                 capture_output=True,
                 text=True,
                 timeout=150,
