@@ -34,20 +34,25 @@ SPARSITIES = re.compile(r"epoch (\d+): sparsity (\d+)%")
 OUTSIDE = {"huggingface_trainer": "transformers", "lightning_callback": "lightning"}
 
 
-def run(name: str, folder: Path, *arguments: str) -> str:
-    """What an example prints, run in an empty folder on one thread."""
-    if name in OUTSIDE:
-        pytest.importorskip(OUTSIDE[name])
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES[name]), *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "SNIPER_CACHE_DIR": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Runs an example as its command does, in an empty folder; gives what it prints. It is in this
+    process, which has loaded torch: six processes would load it six times.
+    """
+
+    def run(name: str, *arguments: str) -> str:
+        if name in OUTSIDE:
+            pytest.importorskip(OUTSIDE[name])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("SNIPER_CACHE_DIR", str(tmp_path / "cache"))
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLES[name]), *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES[name]), run_name="__main__")
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    return run
 
 
 def sparsities(out: str) -> list[int]:
@@ -117,9 +122,9 @@ def test_real_speech(tmp_path, capsys):
         example["main"](["--out", str(tmp_path / "x"), "--packages", str(tmp_path)])
 
 
-def test_own_loop(tmp_path):
+def test_own_loop(run, tmp_path):
     save = ["--width", "256", "--batches", "10", "--save", "loop.pt"]
-    out = run("own_loop", tmp_path, "--epochs", "6", *save)
+    out = run("own_loop", "--epochs", "6", *save)
     assert (tmp_path / "loop.pt").is_file()
     assert near(sparsities(out), [80, 80, 40, 40, 0, 0])
     losses = [float(x) for x in re.findall(r"held-out loss ([\d.]+)", out)]
@@ -150,9 +155,9 @@ def test_own_loop_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""  # it has finished already
 
 
-def test_own_model(tmp_path):
+def test_own_model(run):
     sizes = ["--width", "128", "--layers", "1", "--batches", "6", "--length", "32"]
-    out = run("own_model", tmp_path, "--epochs", "3", *sizes)
+    out = run("own_model", "--epochs", "3", *sizes)
     assert re.search(r"encoder\.layers\.0\.linear1 .* block-sparse, 64", out)
     assert re.search(r"head .* excluded", out)
     assert re.search(r"encoder\.layers\.0\.linear1 +0\.\d+ +(cpu|dense)", out)  # explain's table
@@ -160,8 +165,8 @@ def test_own_model(tmp_path):
     assert out.endswith("the weights load into the plain model\n")
 
 
-def test_digits(tmp_path):
-    out = run("digits", tmp_path, "--epochs", "10")
+def test_digits(run):
+    out = run("digits", "--epochs", "10")
     assert near(sparsities(out), [80, 80, 40, 40, 20, 20, 10, 10, 0, 0])
     assert float(re.findall(r"held-out digits ([\d.]+)%", out)[-1]) > 90
 
@@ -183,9 +188,9 @@ def test_examples_run_on_a_gpu(name, capsys):
     assert torch.cuda.max_memory_allocated() > 0
 
 
-def test_huggingface_trainer(tmp_path):
+def test_huggingface_trainer(run, tmp_path):
     sizes = ["--hidden", "128", "--utterances", "8", "--output", "run"]
-    out = run("huggingface_trainer", tmp_path, "--epochs", "3", *sizes)
+    out = run("huggingface_trainer", "--epochs", "3", *sizes)
     assert sparsities(out) == [80, 40, 0]
     assert re.search(r"training loss \d+\.\d+, \d+ parameters were masked", out)
     assert (tmp_path / "run/checkpoint-3/sniper.pt").is_file()
@@ -236,8 +241,8 @@ def test_serve_answers_over_the_network(trained_run, tmp_path):
     assert "Traceback" not in log.read_text()
 
 
-def test_lightning_callback(tmp_path):
-    out = run("lightning_callback", tmp_path, "--epochs", "3", "--width", "128")
+def test_lightning_callback(run):
+    out = run("lightning_callback", "--epochs", "3", "--width", "128")
     assert sparsities(out) == [80, 40, 0]
     losses = [float(x) for x in re.findall(r"loss ([\d.]+)", out)]
     assert losses[-1] < losses[0]
