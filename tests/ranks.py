@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,11 +41,6 @@ def together(rank: int, size: int, port: int) -> Iterator[Ranks]:
     with joined(lambda error: (f"{type(error).__name__}: {error}", 1)) as ranks:
         ranks.connect(torch.device("cpu"), 1.0)
         yield ranks
-
-
-def spawn(work: Callable[..., None], size: int, *args: Any) -> None:
-    """Runs `work(rank, *args)` in so many processes."""
-    torch.multiprocessing.spawn(work, args, nprocs=size)
 
 
 class Recorder(Observer):

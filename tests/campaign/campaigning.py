@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import multiprocessing
 import os
 import random
 import re
@@ -25,16 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import FORK
 from speech import everything
 
 from sniper.tts.locks import LOCK
 
 # What a run may leave beside its results, whatever happened to it.
 TRACES = re.compile(r"(^|/)(lock|\.lock|tensorboard(/.*)?)$")
-_FORK = multiprocessing.get_context("forkserver")
-# The last is what the first optimizer would import, for seconds.
-_PRELOAD = ["sniper.train", "sniper.training.run", "sniper.training.report", "torch._dynamo"]
-_FORK.set_forkserver_preload(_PRELOAD)
 
 
 def seeded(*name: object) -> random.Random:
@@ -300,7 +296,7 @@ def started(
     words = list(map(str, arguments))
     keep = {k: v for k, v in os.environ.items() if k.startswith(("SNIPER_", "OMP_"))}
     keep.update(environment or {})
-    process = _FORK.Process(target=_child, args=(command, words, str(log), keep, before))
+    process = FORK.Process(target=_child, args=(command, words, str(log), keep, before))
     process.start()
     try:
         yield process

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import io
 import itertools
-import multiprocessing
 import os
 import pickle
 import subprocess
@@ -16,6 +15,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from processes import FORK
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
@@ -462,9 +462,8 @@ def data_parallel(rank: int, folder: str) -> None:
 
 
 def test_data_parallel_on_two_processes(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
     processes = [
-        spawn.Process(target=data_parallel, args=(rank, str(tmp_path))) for rank in range(2)
+        FORK.Process(target=data_parallel, args=(rank, str(tmp_path))) for rank in range(2)
     ]
     for process in processes:
         process.start()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import spawn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -98,6 +99,7 @@ def one_process(rank: int, folder: str) -> None:
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {}
+    gc.freeze()  # what was imported is not looked at each time
     for name, shard in SHARD.items():
         for block_size in (16, None):
             for when in (before, after):
@@ -110,7 +112,7 @@ def one_process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("sharded")
-    torch.multiprocessing.spawn(one_process, (str(folder),), nprocs=2)
+    spawn(one_process, 2, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

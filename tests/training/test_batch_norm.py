@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import spawn
 from torch import Tensor, nn
 
 from sniper.training.batch_norm import (
@@ -77,7 +78,7 @@ def one_process(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict]:
     folder = tmp_path_factory.mktemp("norms")
-    torch.multiprocessing.spawn(one_process, (str(folder),), nprocs=3)
+    spawn(one_process, 3, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(3)]
 
 
@@ -138,7 +139,7 @@ def _recorded(rank: int, folder: str) -> None:
 
 @pytest.mark.gpu
 def test_recorded_as_a_graph_it_exchanges_by_nccl(tmp_path: Path):
-    torch.multiprocessing.spawn(_recorded, (str(tmp_path),), nprocs=1)
+    spawn(_recorded, 1, str(tmp_path))
 
 
 def test_half_precision_comes_out_as_it_went_in(found):

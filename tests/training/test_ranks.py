@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import environment, free_port, spawn, together, train
+from processes import spawn
+from ranks import environment, free_port, together, train
 from simulated import SimulatedRecorder
 from speech import command, differences, everything, tiny
 
 from sniper.ops import gradients
 from sniper.sparsity.distributed import checksum
+from sniper.train import main as train_command
 from sniper.training import checkpoint, ranks
 from sniper.training.config import Config, dump, from_dict
 from sniper.training.data import train_batches
@@ -354,23 +356,29 @@ exit_with(lambda: train.main(sys.argv[1:]))
 """
 
 
+def _through(rank: int, folder: str, port: int) -> None:
+    """What torchrun would start, were nothing to go wrong."""
+    os.environ.update(environment(rank, 2, port))
+    with Path(f"{folder}/said-{rank}").open("w") as said, contextlib.redirect_stdout(said):
+        assert train_command(["--config", f"{folder}/through.yaml", "--fresh"]) == 0
+
+
 def test_killed_rank_is_started_again_and_the_bits_are_the_same(demo_corpus: Path, tmp_path: Path):
     """By torchrun, with dropout and --fresh; other ranks neither hang nor print."""
     (tmp_path / "killed.py").write_text(KILLED)
-    runs = {"through": ["-m", "sniper.train"], "killed": [str(tmp_path / "killed.py")]}
-    for name, program in runs.items():
-        settings = tmp_path / f"{name}.yaml"
-        settings.write_text(dump(tiny(demo_corpus, tmp_path / name)))
-        line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-        line += [f"--master_port={free_port()}", "--max-restarts=1", *program]
-        line += ["--config", str(settings), "--fresh"]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(line, capture_output=True, text=True, timeout=240, env=env)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(
-            "2 ranks: updates of at most 1,300 padded frames, 650 on each"
-        ) == (1 if name == "through" else 2)
-        assert done.stdout.count("sample.wav says") == 1
+    for name in ("through", "killed"):
+        (tmp_path / f"{name}.yaml").write_text(dump(tiny(demo_corpus, tmp_path / name)))
+    spawn(_through, 2, str(tmp_path), free_port())
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    line += [f"--master_port={free_port()}", "--max-restarts=1", str(tmp_path / "killed.py")]
+    line += ["--config", str(tmp_path / "killed.yaml"), "--fresh"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == 0, done.stderr
+    said = "".join((tmp_path / f"said-{rank}").read_text() for rank in range(2))
+    for out, starts in ((said, 1), (done.stdout, 2)):
+        line = "2 ranks: updates of at most 1,300 padded frames, 650 on each"
+        assert out.count(line) == starts and out.count("sample.wav says") == 1
     assert differences(everything(tmp_path / "killed"), everything(tmp_path / "through")) == []
 
 
