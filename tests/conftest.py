@@ -18,18 +18,28 @@ from instruction_sets import instruction_sets
 
 from sniper import _C
 
-# Tests start hundreds of processes: each would compile the package anew.
+# Tests start hundreds of processes. Each would compile the package anew where none may be written,
+# and beside another of pytest's wait for a second core by spinning, longer than it computes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What takes a minute or more, the longest first. It begins first, so that no process is left with
-# one of them at the end, while the other has nothing to do.
+# What takes about a minute or more, the longest first. It begins first, so that no process is left
+# with one of them at the end, while the other has nothing to do.
 LONG = (
     "tests/compare/",
     "tests/kernels/test_interpreter.py",
+    "tests/training/test_trainer.py",
     "tests/ops/test_selfcheck.py",
+    "tests/training/test_ranks.py",
     "tests/test_bench.py",
+    "tests/integrations/test_huggingface.py",
+    "tests/csrc/test_cuda.py",
     "tests/test_packaging.py",
+    "tests/campaign/test_ranks_apart.py",
+    "tests/test_train.py",
+    "tests/test_synthesize.py",
     "tests/test_examples.py",
 )
 
