@@ -33,8 +33,11 @@ def test_microbenchmarks_run(tmp_path):
     """One of a kind, each once and untimed."""
     chosen = "(test_pass or test_layer) and 256-256-5 and 0.2 or relu_dropout or element_masks"
     options = ("-q", "--benchmark-disable", "-p", "no:cacheprovider", "-k", chosen)
+    # No plugin but the one that it needs: others take seconds to load.
+    only = ("-p", "pytest_benchmark.plugin")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(ROOT / "bench"), *options],
+        [sys.executable, "-m", "pytest", str(ROOT / "bench"), *only, *options],
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -61,6 +61,15 @@ case "$*" in
 esac
 """
 UNOPTIMISED = "-DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0"
+# Has CMake compile the sources with pybind11's headers as one: those headers take most of the time.
+TOGETHER = """
+function(bindings_together)
+  file(GLOB bindings ${CMAKE_SOURCE_DIR}/csrc/bind*.cpp)
+  set_source_files_properties(${bindings} PROPERTIES UNITY_GROUP bindings)
+  set_target_properties(_C PROPERTIES UNITY_BUILD ON UNITY_BUILD_MODE GROUP)
+endfunction()
+cmake_language(DEFER CALL bindings_together)
+"""
 COMPLAINT = "error: #error -- unsupported GNU version!"
 
 
@@ -87,7 +96,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     nvcc = script(tmp_path_factory.mktemp("cuda") / "nvcc", REFUSING_NVCC)
     # Every source is compiled, none is optimised, which would take four times as long: what is in
     # this wheel is called, not timed, and the checkout's own build is the optimised one.
-    options = f"{os.environ.get('CMAKE_ARGS', '')} {UNOPTIMISED}"
+    together = tmp_path_factory.mktemp("cmake") / "together.cmake"
+    together.write_text(TOGETHER)
+    options = f"{os.environ.get('CMAKE_ARGS', '')} {UNOPTIMISED} -DCMAKE_PROJECT_INCLUDE={together}"
     environment = {"SNIPER_CUDA": "auto", "CUDACXX": str(nvcc), "CMAKE_ARGS": options}
     said = run(sys.executable, "-m", "build", "--outdir", out, source, cwd=out, **environment)
     (sdist,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
