@@ -14,9 +14,9 @@ HERE = Path(__file__).parent
 # A process for each would load torch and Triton eleven times; one for all would keep one core.
 FILES = {
     "products": ("test_product.py", "test_wgrad.py", "test_wiring.py"),
-    "attention": ("test_attention_kernels.py",),
-    "elementwise": (
+    "others": (
         "test_adam_kernels.py",
+        "test_attention_kernels.py",
         "test_batch_norm_kernels.py",
         "test_elementwise.py",
         "test_loss_kernels.py",
