@@ -75,9 +75,7 @@ class EspnetStep:
         try:
             # It says on stdout what it does without, where steps are asked for and answered.
             with contextlib.redirect_stdout(sys.stderr):
-                from espnet2.tts.fastspeech2 import (  # pyright: ignore[reportMissingImports]
-                    FastSpeech2,
-                )
+                from espnet2.tts.fastspeech2 import FastSpeech2
         except ImportError as error:
             raise SystemExit(
                 f"--espnet: expected ESPnet, got {error}; pip install --no-deps espnet typeguard"

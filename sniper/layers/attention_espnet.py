@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from espnet.nets.pytorch_backend.transformer import (  # pyright: ignore[reportMissingImports]
-    attention as espnet,
-)
+from espnet.nets.pytorch_backend.transformer import attention as espnet
 from torch import Tensor, nn
 
 from sniper.layers.dropout import drop_rate
