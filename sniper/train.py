@@ -61,8 +61,9 @@ def _main(argv: list[str] | None) -> int:
 
     from sniper.training.config import load
     from sniper.training.ranks import ALONE, Ended, joined, restarts
-    from sniper.training.run import open_run, signals
+    from sniper.training.run import open_run
     from sniper.training.settings import as_override
+    from sniper.tts.processes import signals
 
     def ending(error: BaseException) -> tuple[str, int]:
         return _ending(error, ranks.name, options.fresh)

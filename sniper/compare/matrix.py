@@ -33,10 +33,10 @@ from sniper.compare.worker import (
 )
 from sniper.training import checkpoint
 from sniper.training.config import Config, ConfigError, differences, dump, from_dict
-from sniper.training.run import signals
 from sniper.training.settings import parse, read_text
 from sniper.tts.errors import FolderInUse
 from sniper.tts.locks import only_one
+from sniper.tts.processes import signals
 
 # Where things lie, and what does not touch the training.
 _MAY_DIFFER = ("name", "output", "sample_text", "vocoder")

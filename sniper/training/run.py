@@ -7,9 +7,8 @@ import contextlib
 import hashlib
 import os
 import shlex
-import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from sniper.tts.corpus.dataset import CORPUS, FeatureDataset
 from sniper.tts.corpus.prepare import prepare_demo, prepare_ljspeech
 from sniper.tts.errors import SpeechError
 from sniper.tts.files import for_shell, in_the_way
-from sniper.tts.processes import STOP_SIGNALS, held_signals
+from sniper.tts.processes import held_signals, signals
 
 # Changing these does not change what is learned, or only for how long. That the data are the same
 # wherever they lie, the trainer checks by their statistics; masks are carried over to other blocks.
@@ -428,30 +427,6 @@ def ends_sparse(config: Config) -> str | None:
     else:
         why = "the schedule does not come down to 0"
     return f"note: training ends {left:.0%} sparse: {why}"
-
-
-@contextlib.contextmanager
-def signals(act: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C, SIGTERM and SIGHUP do `act`; where SIGHUP is ignored, as under nohup, it stays so."""
-    asked = False
-
-    def handle(number: int, _: object) -> None:
-        nonlocal asked
-        # When a terminal is closed both the shell and the system say so, and that somebody closes
-        # it while a run that they have stopped is saved is no second wish either.
-        if number != signal.SIGHUP or not asked:
-            asked = True
-            act()
-
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored]
-    # Kept to be put back: whoever calls us from a program of their own has handlers.
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _stop_soon(trainer: Trainer, relayed: bool) -> None:

@@ -48,6 +48,30 @@ def without_main_module() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def signals(act: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP do `act`; where SIGHUP is ignored, as under nohup, it stays so."""
+    asked = False
+
+    def handle(number: int, _: object) -> None:
+        nonlocal asked
+        # When a terminal is closed both the shell and the system say so, and that somebody closes
+        # it while a run that they have stopped is saved is no second wish either.
+        if number != signal.SIGHUP or not asked:
+            asked = True
+            act()
+
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = [n for n in STOP_SIGNALS if n != signal.SIGHUP or not ignored]
+    # Kept to be put back: whoever calls us from a program of their own has handlers.
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def held_signals() -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP count when this ends, not in it.
 
