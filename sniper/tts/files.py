@@ -37,6 +37,11 @@ def for_shell(path: Path) -> str:
     return shlex.quote(f"./{text}" if text.startswith(("~", "-")) else text)
 
 
+def composed(name: str) -> str:
+    """One name for what file systems and editors encode in two ways: é, or e and a mark."""
+    return unicodedata.normalize("NFC", name)
+
+
 def named(folder: Path, name: str) -> Path:
     """The file `name` of a folder, however its accents are encoded there: macOS may take é apart
     into e and a mark (NFD) where a list of files has one letter (NFC).

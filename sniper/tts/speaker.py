@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from sniper.tts.audio.vocoder import GriffinLim, Vocoder
 from sniper.tts.audio.writing import gain_of, limit_peak, peak_of
 from sniper.tts.corpus.dataset import CorpusInfo
 from sniper.tts.errors import SpeechError
+from sniper.tts.files import composed
 from sniper.tts.model.fastspeech2 import FastSpeech2
 from sniper.tts.text.new_words import Added, Guess, add_words
 from sniper.tts.text.ssml import Utterance, ssml_utterances
@@ -285,9 +285,8 @@ class Speaker:
         if speaker is None:
             return names[0] if names else None
         if speaker not in names:
-            # Accents may be encoded in two ways: é, or e and a mark.
-            spelled = {unicodedata.normalize("NFC", name): name for name in names}
-            if found := spelled.get(unicodedata.normalize("NFC", speaker)):
+            spelled = {composed(name): name for name in names}
+            if found := spelled.get(composed(speaker)):
                 return found
             near = get_close_matches(speaker, names, n=5) or names[:5]
             of = "" if len(near) == len(names) else f" among its {len(names)}"

@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import os
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from sniper.tts.corpus.alignment import (
 )
 from sniper.tts.corpus.layouts import Line, Listing, list_others
 from sniper.tts.errors import SpeechError, UtteranceError
-from sniper.tts.files import named, refuse_utf16
+from sniper.tts.files import composed, named, refuse_utf16
 
 # How far below their folder TextGrids are looked for: a part of LibriTTS, speaker, chapter.
 _DEEP = 3
@@ -146,9 +145,9 @@ def _read_lines(
             if len(texts) == 2 and all(texts):
                 seconds.add(texts[0])
                 thirds.add(texts[1])
-            if _composed(name) in entries:
+            if composed(name) in entries:
                 raise UtteranceError(f"the id {name} came before; only its first line is used")
-            entries[_composed(name)] = (name, text, speaker)
+            entries[composed(name)] = (name, text, speaker)
         except UtteranceError as error:
             problems.append((f"{path.name}:{number}", str(error)))
     if 1 < len(seconds) <= len(thirds) / 4:
@@ -183,7 +182,7 @@ def _metadata_line(line: bytes, column: bool) -> tuple[str, ...]:
             f"expected id|text{more} or id|text|normalized{more}, got {len(fields)} fields"
         )
     # Composed, or one person whose name is encoded in two ways would be two speakers.
-    speaker = _composed(fields.pop()) if column else ""
+    speaker = composed(fields.pop()) if column else ""
     check_id(fields[0])
     if column and not speaker:
         raise UtteranceError(f"{fields[0]} has no speaker in its last column")
@@ -217,7 +216,7 @@ def list_utterances(root: Path, speakers: str = "none") -> Listing:
         if speakers == "folder" and not folder:
             problems.append((name, "its id has no folder that could name its speaker"))
             continue
-        who = _composed(folder) if speakers == "folder" else speaker
+        who = composed(folder) if speakers == "folder" else speaker
         lines.append(Line(name, text, named(wavs, f"{name}.wav"), who))
     return Listing(lines, problems)
 
@@ -249,8 +248,8 @@ def read_corpus(
     ambiguous: dict[str, list[Path]] = {}
     if folder is None:
         by_id, unusable = read_alignments(root / ALIGNMENTS)
-        spelled = {_composed(name): there for name, there in by_id.items()}
-        aligned = {n: spelled[_composed(n)] for n in ids if _composed(n) in spelled}
+        spelled = {composed(name): there for name, there in by_id.items()}
+        aligned = {n: spelled[composed(n)] for n in ids if composed(n) in spelled}
         problems += unusable
         missing = f"it has no usable line in {ALIGNMENTS}"
     else:
@@ -291,15 +290,10 @@ def _textgrids_of(
     everywhere = (folder.glob("*/" * deep + "*.TextGrid") for deep in range(_DEEP + 1))
     for path in sorted(itertools.chain.from_iterable(everywhere)):
         if path not in taken and CORRECTED not in path.relative_to(folder).parts:
-            paths_of.setdefault(_composed(path.name.removesuffix(".TextGrid")), []).append(path)
-    of = {name: paths_of.get(_composed(name), []) for name in exact if name not in found}
+            paths_of.setdefault(composed(path.name.removesuffix(".TextGrid")), []).append(path)
+    of = {name: paths_of.get(composed(name), []) for name in exact if name not in found}
     found |= {name: paths[0] for name, paths in of.items() if paths}
     return found, {name: paths for name, paths in of.items() if len(paths) > 1}
-
-
-def _composed(name: str) -> str:
-    """One name for what file systems and editors encode in two ways."""
-    return unicodedata.normalize("NFC", name)
 
 
 def has_alignments(root: Path) -> bool:
